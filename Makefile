@@ -1,0 +1,33 @@
+# make demo        base -> SFT -> RL phase I -> RL phase II -> table, on a laptop CPU
+# make test        the tests;  make test-full  also the slow ones
+# make assets      trains the tiny models of assets/ anew
+#
+# Each target first makes .venv (torch before everything else, so that no CUDA build is pulled in behind it);
+# a second call reinstalls nothing. PYTHON=... uses an environment of your own instead.
+
+VENV := .venv
+ifdef PYTHON
+READY :=
+else
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.installed
+endif
+
+.PHONY: demo test test-full assets plots
+demo: $(READY)
+	PYTHON=$(PYTHON) bash recipes/demo.sh
+
+test: $(READY)
+	$(PYTHON) -m pytest
+
+test-full: $(READY)
+	$(PYTHON) -m pytest -m "full or not full"
+
+assets: $(READY)
+	PYTHON=$(PYTHON) bash recipes/assets.sh
+
+$(VENV)/.installed: pyproject.toml
+	python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check ".[dev,plots]"
+	touch $@

@@ -1,0 +1,89 @@
+"""A commented frozen dataclass is the manual: its fields become flags, its source is the --help text.
+
+    @dataclass(frozen=True)
+    class Config:
+        learning_rate: float = 1e-6   # peak, after the warm-up
+
+`--learning-rate 2e-6` and `--learning_rate=2e-6` both set it; `--data A B` fills a tuple; `--dry-run` alone sets a
+bool. A preset is a dictionary of departures from the defaults; flags win over presets.
+"""
+
+import difflib
+import inspect
+import json
+import typing
+from dataclasses import asdict
+from pathlib import Path
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the flag and says what to do."""
+
+
+def parse(config_class, argv: list[str], presets: dict[str, dict] | None = None):
+    """An instance of `config_class` from command-line words. `--help` prints the manual and exits.
+
+    Raises ConfigError for an unknown flag (naming the nearest), a missing or mistyped value, a flag given twice."""
+    presets = presets or {}
+    if "--help" in argv or "-h" in argv:
+        print(manual(config_class, presets))
+        raise SystemExit(0)
+    hints = typing.get_type_hints(config_class)
+    given = {name: read_value(name, hints[name], words) for name, words in split_flags(argv, hints).items()}
+    preset = given.get("preset", "")
+    if preset and preset not in presets:
+        raise ConfigError(f"--preset {preset}: there is no such preset; choose one of {', '.join(presets)}")
+    return config_class(**{**presets.get(preset, {}), **given})
+
+
+def split_flags(argv: list[str], known) -> dict[str, list[str]]:
+    """{"data": ["a.jsonl", "b.jsonl"]} from ["--data", "a.jsonl", "b.jsonl"]."""
+    flags, name = {}, None
+    for word in argv:
+        if word.startswith("--"):
+            flag, has_value, value = word[2:].partition("=")
+            name = flag.replace("-", "_")
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+                raise ConfigError(f"unknown flag {word.split('=')[0]}; did you mean --{near[0].replace('_', '-')}?")
+            if name in flags:
+                raise ConfigError(f"--{flag} is given twice; keep one")
+            flags[name] = [value] if has_value else []
+        elif name is None:
+            raise ConfigError(f"{word!r} stands before any flag; flags look like --name value (see --help)")
+        else:
+            flags[name].append(word)
+    return flags
+
+
+def read_value(name: str, hint, words: list[str]):
+    """The words behind one flag, as a value of the field's type."""
+    flag, type_name = "--" + name.replace("_", "-"), getattr(hint, "__name__", str(hint))
+    try:
+        if typing.get_origin(hint) is tuple:
+            return tuple(typing.get_args(hint)[0](word) for word in words)
+        if hint is bool and not words:
+            return True
+        if len(words) != 1:
+            raise ConfigError(f"{flag} takes one value ({type_name}), got {len(words)}: {' '.join(words) or 'nothing'}")
+        if hint is bool:
+            return {"true": True, "false": False}[words[0].lower()]
+        return hint(words[0])
+    except (ValueError, KeyError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{flag} takes a value of type {type_name}, got {' '.join(words)!r}") from None
+
+
+def manual(config_class, presets: dict[str, dict]) -> str:
+    """The module's docstring, the dataclass as it stands in the source, and the presets."""
+    module = inspect.getmodule(config_class)
+    lines = [(module.__doc__ or "").strip(), "", inspect.getsource(config_class).rstrip()]
+    for name, settings in presets.items():
+        lines += ["", f"--preset {name}:  " + "  ".join(f"--{k.replace('_', '-')} {v}" for k, v in settings.items())]
+    return "\n".join(lines)
+
+
+def save(config, path: Path) -> None:
+    """The resolved configuration as JSON: what ran, not what was asked for."""
+    path.write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,59 @@
+"""Accuracy with its interval, and pass@k, from scored samples."""
+
+from collections.abc import Sequence
+from math import comb, sqrt
+
+from .curriculum import bucket
+from .records import Example, Group
+from .rewards import Score, score_all
+
+
+def answer_examples(generator, tokenizer, examples: Sequence[Example], n: int, **sampling) -> tuple[
+        list[Group], list[list[str]], list[list[Score]]]:
+    """Sample `n` answers to each example and score them: groups, texts, scores."""
+    groups = generator.sample([e.prompt_ids for e in examples], n=n, eos_ids=tokenizer.eos_ids,
+                              keys=[e.id for e in examples], **sampling)
+    texts = [[tokenizer.decode(c.ids) for c in group.completions] for group in groups]
+    return groups, texts, score_all(texts, examples)
+
+
+def accuracy(scores: Sequence[Sequence[Score]]) -> float:
+    """Mean reward over all samples of all questions."""
+    return sum(mean_rewards(scores)) / len(scores)
+
+
+def mean_rewards(scores: Sequence[Sequence[Score]]) -> list[float]:
+    """The mean reward of each question's samples."""
+    return [sum(s.reward for s in question) / len(question) for question in scores]
+
+
+def interval(rate: float, num_questions: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a rate over independent questions. Several samples of one question are not
+    independent; counted as one, they leave the interval wider than need be, never too narrow.
+
+    >>> low, high = interval(0.5, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.404, 0.596)
+    """
+    centre = rate + z * z / (2 * num_questions)
+    spread = z * sqrt(rate * (1 - rate) / num_questions + z * z / (4 * num_questions**2))
+    scale = 1 + z * z / num_questions
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """The chance that at least one of k samples drawn without replacement is right (unbiased; Chen et al. 2021).
+
+    >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 0, 4)
+    (0.25, 0.5, 0.0)
+    """
+    return 1 - comb(num_samples - num_correct, k) / comb(num_samples, k)
+
+
+def by_bucket(examples: Sequence[Example], scores: Sequence[Sequence[Score]], lengths: Sequence[int]
+              ) -> dict[str, list[Sequence[Score]]]:
+    """{length bucket: scores of its questions}, shortest first; buckets without a question are left out."""
+    found = {}
+    for example, question in sorted(zip(examples, scores), key=lambda pair: pair[0].length):
+        found.setdefault(bucket(example.length, lengths), []).append(question)
+    return found

@@ -1,0 +1,40 @@
+"""The life of a run: its directory, its exit code, and one clear sentence instead of a traceback."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from . import config as configuration
+from .config import ConfigError
+from .kvcache import OutOfBlocks
+from .records import DataError
+from .weights import ModelError
+
+DONE, BAD_DATA, MISSING_INPUT, INTERNAL, IO_ERROR, BAD_CONFIG = 0, 65, 66, 70, 74, 78
+EXIT_CODES = {ConfigError: BAD_CONFIG, DataError: BAD_DATA, ModelError: BAD_DATA, FileNotFoundError: MISSING_INPUT,
+              OutOfBlocks: BAD_CONFIG, OSError: IO_ERROR}
+
+
+def start(main: Callable, config_class, presets: dict[str, dict] | None = None, argv: list[str] | None = None) -> int:
+    """Parse the flags, call main(config), return the exit code. What a user can mend is told in one sentence."""
+    try:
+        main(configuration.parse(config_class, sys.argv[1:] if argv is None else argv, presets))
+        return DONE
+    except tuple(EXIT_CODES) as error:
+        print(error, file=sys.stderr)
+        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def open_directory(config) -> Path | None:
+    """RUNS_DIR/NAME with the resolved config.json in it; None for a dry run. A directory that holds a run is refused."""
+    if config.dry_run:
+        return None
+    directory = Path(config.runs_dir) / config.name
+    if (directory / "config.json").exists():
+        raise ConfigError(f"{directory} already holds a run; choose another --name, or remove it first")
+    directory.mkdir(parents=True, exist_ok=True)
+    configuration.save(config, directory / "config.json")
+    return directory

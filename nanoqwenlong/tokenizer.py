@@ -1,0 +1,92 @@
+"""Text to token ids and back, with transformers' tokenizer and chat template of the model directory.
+
+A document may contain anything, `<|im_end|>` and `</think>` included. So template and text are encoded apart: the chat
+template is rendered once around two placeholders and cut there; its pieces are encoded with the special tokens, while
+document and question go through a second tokenizer that has none. (transformers' `split_special_tokens=True` is not
+enough: it still turns `</think>` into one token where the tokenizer lists it as added but not special.)
+"""
+
+import json
+from pathlib import Path
+
+from .weights import ModelError
+
+# QwenLong-L1, Table 1; document and question are stripped.
+PROMPT = ('Please read the following text and answer the question below.\n\n<text>\n{document}\n</text>\n\n{question}'
+          '\n\nFormat your response as follows: "Therefore, the answer is (insert answer here)".')
+DOCUMENT, QUESTION = "\ue000document\ue000", "\ue000question\ue000"           # placeholders no template contains
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
+         "added_tokens.json", "vocab.json", "merges.txt", "generation_config.json")
+
+
+class Tokenizer:
+    """The tokenizer of a model directory. Ids in, ids out; sampled ids are never encoded again."""
+
+    def __init__(self, directory: str | Path):
+        """Raises ModelError if the directory has no fast tokenizer, no chat template or no end token."""
+        import tokenizers
+        from transformers import AutoTokenizer
+        directory = Path(directory)
+        if not (directory / "tokenizer.json").is_file():
+            raise ModelError(f"{directory} has no tokenizer.json; save the model's tokenizer there (a fast one)")
+        try:
+            self.hf = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        except Exception as error:                   # transformers and tokenizers raise many kinds, also bare Exception
+            raise ModelError(f"{directory}: the tokenizer cannot be loaded: {error}") from None
+        if not self.hf.chat_template:
+            raise ModelError(f"{directory}: the tokenizer has no chat template (chat_template.jinja)")
+        self.files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
+        self.eos_ids = self._end_tokens(directory)
+
+        plain = json.loads(self.hf.backend_tokenizer.to_str())
+        plain |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        self.plain = tokenizers.Tokenizer.from_str(json.dumps(plain))
+        self.special_ids = frozenset(self.hf.get_added_vocab().values())
+        self.pieces = self._template_pieces(directory)
+        self.vocab_size = max(self.hf.get_vocab().values()) + 1
+
+    def _end_tokens(self, directory: Path) -> tuple[int, ...]:
+        ends = json.loads(self.files.get("generation_config.json", b"{}")).get("eos_token_id")
+        ends = {*(ends if isinstance(ends, list) else [ends]), self.hf.eos_token_id} - {None}
+        if not ends:
+            raise ModelError(f"{directory}: neither tokenizer nor generation_config.json names an end token")
+        return tuple(sorted(ends))
+
+    def _template_pieces(self, directory: Path) -> tuple[list[int], list[int], list[int]]:
+        content = PROMPT.format(document=DOCUMENT, question=QUESTION)
+        text = self.hf.apply_chat_template([{"role": "user", "content": content}], tokenize=False,
+                                           add_generation_prompt=True)
+        if text.count(DOCUMENT) != 1 or text.count(QUESTION) != 1:
+            raise ModelError(f"{directory}: the chat template does not show the user's text exactly once")
+        before, rest = text.split(DOCUMENT)
+        between, after = rest.split(QUESTION)
+        return tuple(self.hf.encode(piece, add_special_tokens=False) for piece in (before, between, after))
+
+    def encode(self, text: str) -> list[int]:
+        """Plain text: whatever it says, no special token comes out."""
+        ids = self.plain.encode(text, add_special_tokens=False).ids
+        if not self.special_ids.isdisjoint(ids):
+            raise ModelError("this tokenizer's vocabulary spells a special token out of plain text; it cannot be used")
+        return ids
+
+    def encode_response(self, text: str) -> list[int]:
+        """A response as the model would write it: `<think>` and `</think>` are tokens, the end token closes it."""
+        return [*self.hf.encode(text, add_special_tokens=False), self.hf.eos_token_id]
+
+    def prompt(self, document_ids: list[int], question_ids: list[int]) -> list[int]:
+        """One user turn in the paper's template, ready for the answer."""
+        before, between, after = self.pieces
+        return [*before, *document_ids, *between, *question_ids, *after]
+
+    def decode(self, ids) -> str:
+        """The text of `ids` up to the first end token; `</think>` stays, whatever the tokenizer flags it as."""
+        ids = list(ids)
+        end = next((place for place, token in enumerate(ids) if token in self.eos_ids), len(ids))
+        return self.hf.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """The files of the source directory, byte for byte."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        for name, content in self.files.items():
+            (Path(directory) / name).write_bytes(content)
