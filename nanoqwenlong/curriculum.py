@@ -72,7 +72,7 @@ class RetrospectiveSampler:
                 raise ValueError(f"phase {phase.number} trains on lengths from {phase.low + 1} to {phase.high} tokens, "
                                  "but no example is that long: change the phase lengths or the data")
         self.mean_rewards: dict[str, float] = {}
-        self.num_drawn = {p.number: 0 for p in phases}                # examples of its own that a phase has drawn
+        self.num_drawn = {p.number: 0 for p in phases}                # places of its endless order that are used up
         self.num_draws = {p.number: 0 for p in phases}
 
     def record(self, example_id: str, mean_reward: float) -> None:
@@ -88,7 +88,7 @@ class RetrospectiveSampler:
         return [i for i in earlier if self.mean_rewards.get(i, float("inf")) <= self.hard_below]
 
     def draw(self, phase: Phase, n: int) -> list[str]:
-        """`n` ids: first the phase's own, then the hard ones of earlier phases (fewer if there are fewer)."""
+        """`n` different ids (fewer if there are fewer): the phase's own, then hard ones of earlier phases."""
         hard = self.hard_examples(phase)
         rng = random.Random(f"{self.seed}/retrospective/{phase.number}/{self.num_draws[phase.number]}")
         kept = []
@@ -96,18 +96,19 @@ class RetrospectiveSampler:
             chosen = rng.choices(hard, [self.difficulty(i) for i in hard])[0]
             hard.remove(chosen)
             kept.append(chosen)
-        start = self.num_drawn[phase.number]
-        own = [self._own(phase.number, place) for place in range(start, start + n - len(kept))]
-        self.num_drawn[phase.number] += len(own)
         self.num_draws[phase.number] += 1
-        return own + kept
+        return self._draw_own(phase.number, n - len(kept)) + kept
 
-    def _own(self, number: int, place: int) -> str:
-        """The example at a place of the phase's endless shuffled sequence."""
-        epoch, offset = divmod(place, len(self.members[number]))
-        order = list(self.members[number])
-        random.Random(f"{self.seed}/order/{number}/{epoch}").shuffle(order)
-        return order[offset]
+    def _draw_own(self, number: int, n: int) -> list[str]:
+        """The next `n` of the phase's own; what is left of an epoch and too little for a batch is left out."""
+        members = list(self.members[number])
+        n = min(n, len(members))
+        epoch, start = divmod(self.num_drawn[number], len(members))
+        if start + n > len(members):
+            epoch, start = epoch + 1, 0
+        self.num_drawn[number] = epoch * len(members) + start + n
+        random.Random(f"{self.seed}/order/{number}/{epoch}").shuffle(members)
+        return members[start:start + n]
 
     def state_dict(self) -> dict:
         """JSON-ready; a sampler that loads it draws what this one would have drawn."""

@@ -24,12 +24,13 @@ class Log:
             with open(self.directory / name, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
-    def metrics(self, step: int, values: dict, headline: tuple[str, ...]) -> None:
-        """All values go to metrics.jsonl, those named in `headline` (and present) also to the console, in its order."""
+    def metrics(self, step: int, values: dict) -> None:
+        """One step, one line of metrics.jsonl."""
         self._append("metrics.jsonl", {"step": step, **values})
-        shown = [f"{name} {format_value(values[name])}" for name in headline if name in values]
-        tqdm.write(f"step {step:4d}  " + "  ".join(shown), file=sys.stdout)
-        sys.stdout.flush()
+
+    def line(self, step: int, values: dict, headline: tuple[str, ...]) -> None:
+        """One step on the console: the values named in `headline` that there are, in its order."""
+        self.say(f"step {step:4d}  " + "  ".join(f"{k} {format_value(values[k])}" for k in headline if k in values))
 
     def rollout(self, **row) -> None:
         """One answer, with everything needed to read it later."""
@@ -44,3 +45,18 @@ def format_value(value) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
+
+
+def advice(values: dict) -> str | None:
+    """One sentence when a step's numbers show why nothing is being learned, with the flag to change; else None."""
+    if values["completions/clipped_ratio"] > 0.9:
+        return (f"{values['completions/clipped_ratio']:.0%} of the answers were cut before their end, so they earn 0: "
+                "raise --max-new-tokens, or warm up with train_sft.py on answers that fit")
+    if values["answers/extracted"] < 0.1:
+        return (f"only {values['answers/extracted']:.0%} of the answers hold \"</think> ... the answer is ...\", so the "
+                "reward stays 0: warm up with train_sft.py on answers in that form")
+    if values["frac_reward_zero_std"] == 1:
+        kind = "all wrong" if values["reward"] == 0 else "all right or all wrong within their group"
+        return (f"every group's answers earned the same ({kind}), so this step taught nothing: use easier or harder "
+                "examples, or raise --group-size")
+    return None

@@ -15,10 +15,10 @@ EXIT_CODES = {ConfigError: BAD_CONFIG, DataError: BAD_DATA, ModelError: BAD_DATA
               OutOfBlocks: BAD_CONFIG, OSError: IO_ERROR}
 
 
-def start(main: Callable, config_class, presets: dict[str, dict] | None = None, argv: list[str] | None = None) -> int:
+def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str]) -> int:
     """Parse the flags, call main(config), return the exit code. What a user can mend is told in one sentence."""
     try:
-        main(configuration.parse(config_class, sys.argv[1:] if argv is None else argv, presets))
+        main(configuration.parse(config_class, argv, presets))
         return DONE
     except tuple(EXIT_CODES) as error:
         print(error, file=sys.stderr)

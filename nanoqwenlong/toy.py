@@ -52,18 +52,18 @@ def facts(rng: random.Random, num_records: int) -> tuple[dict[str, str], dict[st
 
 
 def lives(person: str, town: str) -> str:
-    return f" {person} visits {town}, says {person}."
+    return f" We showed {person} {town}."
 
 
 def sells(town: str, ware: str) -> str:
-    return f" {town} sells {ware}, says {town}."
+    return f" We sent {town} {ware}."
 
 
 def write_document(rng: random.Random, homes: dict[str, str], wares: dict[str, str], repeats: int = 0) -> str:
-    """The records in random order, then `repeats` of them said again."""
+    """The records in random order, then `repeats` of them said again; repeats -1: all of them, in the same order."""
     records = [lives(*item) for item in homes.items()] + [sells(*item) for item in wares.items()]
     rng.shuffle(records)
-    return "Notes." + "".join(records + rng.choices(records, k=repeats))
+    return "Notes." + "".join(records + (records if repeats < 0 else rng.choices(records, k=repeats)))
 
 
 def ask(rng: random.Random, id: str, document: str, homes: dict[str, str], wares: dict[str, str]) -> Example:
@@ -71,12 +71,12 @@ def ask(rng: random.Random, id: str, document: str, homes: dict[str, str], wares
     person, (town, ware) = rng.choice(list(homes)), rng.choice(list(wares.items()) or [("", "")])
     kind = rng.choice(["lives", "sells", "both"] if len(wares) >= 4 else ["lives"])
     if kind == "lives":
-        return worked(id, document, f"Which town does {person} visit?", lives(person, homes[person]), homes[person])
+        return worked(id, document, f"Which town did we show {person}?", lives(person, homes[person]), homes[person])
     if kind == "sells":
-        return worked(id, document, f"What does {town} sell?", sells(town, ware), ware)
+        return worked(id, document, f"What did we send {town}?", sells(town, ware), ware)
     person = next(someone for someone, home in homes.items() if home == town)
     quotes = lives(person, town) + sells(town, ware)
-    return worked(id, document, f"What does the town that {person} visits sell?", quotes, ware)
+    return worked(id, document, f"What did we send the town that we showed {person}?", quotes, ware)
 
 
 def worked(id: str, document: str, question: str, quotes: str, answer: str) -> Example:
@@ -89,7 +89,7 @@ def pages(num: int, records: tuple[int, int], seed: int) -> list[Example]:
     rng, found = random.Random(f"{seed}/{records}/pages"), []
     for number in range(num):
         homes, wares = facts(rng, rng.randint(*records))
-        text = write_document(rng, homes, wares, repeats=len(homes) + len(wares))
+        text = write_document(rng, homes, wares, repeats=rng.choice([-1, len(homes) + len(wares)]))
         found.append(Example(f"page-{seed}-{number:05d}", text, question="", answer="", task="text"))
     return found
 
@@ -130,7 +130,7 @@ def save_tokenizer(directory: Path) -> int:
     from transformers import PreTrainedTokenizerFast
     homes, wares = dict(zip(PEOPLE, TOWNS)), dict(zip(TOWNS, GOODS))
     words = [write_document(random.Random(0), homes, wares), PROMPT, "user assistant system\n",
-             "Which town does Tom visit? What does Rome sell? What does the town that Tom visits sell?",
+             "Which town did we show Tom? What did we send Rome? What did we send the town that we showed Tom?",
              "Therefore, the answer is Rome."]
     bpe = BPE(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()

@@ -1,0 +1,118 @@
+"""How often is the model right, for documents of each length? Also pass@k, and scores for the training scripts.
+
+Every question is answered --samples times at the training temperature; an answer is right if the same rule says so that
+rewards training. The table has one row per model, one column per length bucket, with a 95 % interval over questions.
+
+    python eval.py                                                           the tiny models, on held-out toy documents
+    python eval.py --model DIR --data heldout.jsonl --lengths 20000 60000 --samples 4 --pass-at 1 4
+    python eval.py --model DIR --data train.jsonl --difficulty difficulty.json      for train_rl.py --difficulty
+    python eval.py --model DIR --data train.jsonl --keep-correct sft.jsonl          right answers as rows for train_sft.py
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nanoqwenlong import data, evaluate, run, toy
+from nanoqwenlong.config import ConfigError
+from nanoqwenlong.generate import Generator
+from nanoqwenlong.model import Qwen
+from nanoqwenlong.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Config:
+    model: tuple[str, ...] = ("assets/nano-base", "assets/nano-sft")    # Hugging Face directories, a row each
+    data: tuple[str, ...] = ()          # JSONL files; none: the toy task's held-out documents of both lengths
+    toy_examples: int = 200             # of the toy task for each length, when no --data is given
+    max_prompt_tokens: int = 120000     # longer prompts are dropped and counted, never cut
+    lengths: tuple[int, ...] = ()       # where length buckets end (document + question tokens); none: one bucket
+    samples: int = 1                    # answers per question
+    pass_at: tuple[int, ...] = ()       # also report pass@k for these k (at most --samples)
+    temperature: float = 1.0            # 0: greedy
+    top_p: float = 1.0
+    max_new_tokens: int = 48
+    seed: int = 0
+    difficulty: str = ""                # write each question's mean reward there, as JSON
+    keep_correct: str = ""              # write one right answer per question there, as rows for SFT
+    metrics: str = ""                   # write the table there, as JSON
+    kv_blocks: int = 16384              # of the paged KV cache
+    block_size: int = 16
+    device: str = "cpu"
+    threads: int = 1
+
+
+def main(cfg: Config) -> None:
+    torch.set_num_threads(cfg.threads)
+    if max(cfg.pass_at, default=1) > cfg.samples:
+        raise ConfigError(f"--pass-at {max(cfg.pass_at)} needs at least as many --samples, got {cfg.samples}")
+    if len(cfg.model) > 1 and (cfg.difficulty or cfg.keep_correct):
+        raise ConfigError("--difficulty and --keep-correct are about one model; give one --model")
+    examples = data.read_jsonl(cfg.data) if cfg.data else [
+        example for records in (toy.SHORT, toy.LONG) for example in toy.examples(cfg.toy_examples, records, 0, "heldout")]
+    lengths = cfg.lengths or (() if cfg.data else toy.LENGTHS)
+    rows = []
+    for directory in cfg.model:
+        model, tokenizer = Qwen.from_pretrained(directory, device=cfg.device), Tokenizer(directory)
+        kept, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
+        if num_dropped:
+            print(f"{directory}: {num_dropped} questions dropped, their prompt is over {cfg.max_prompt_tokens} tokens")
+        groups, texts, scores = evaluate.answer_examples(
+            Generator(model, cfg.kv_blocks, cfg.block_size), tokenizer, kept, cfg.samples, seed=cfg.seed,
+            temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens)
+        rows.append({"model": directory, **summarise(cfg, kept, scores, lengths)})
+        if cfg.difficulty:
+            means = dict(zip([e.id for e in kept], evaluate.mean_rewards(scores)))
+            Path(cfg.difficulty).write_text(json.dumps({"mean_rewards": means}, indent=1) + "\n", encoding="utf-8")
+        if cfg.keep_correct:
+            write_correct(Path(cfg.keep_correct), kept, texts, scores)
+    print(table(rows))
+    if cfg.metrics:
+        Path(cfg.metrics).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def summarise(cfg: Config, examples, scores, lengths) -> dict:
+    """{bucket: {"accuracy", "low", "high", "questions", "pass@k", ...}}, shortest bucket first."""
+    result = {}
+    for name, questions in evaluate.by_bucket(examples, scores, lengths).items():
+        rate = evaluate.accuracy(questions)
+        low, high = evaluate.interval(rate, len(questions))
+        result[name] = {"accuracy": rate, "low": low, "high": high, "questions": len(questions)}
+        for k in cfg.pass_at:
+            result[name][f"pass@{k}"] = sum(evaluate.pass_at_k(len(q), sum(s.reward == 1 for s in q), k)
+                                            for q in questions) / len(questions)
+    return result
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: models down, length buckets across."""
+    buckets = list(dict.fromkeys(name for row in rows for name in row if name != "model"))
+    lines = [["model", *(f"{name} tokens" for name in buckets)]]
+    for row in rows:
+        cells = []
+        for cell in (row.get(name) for name in buckets):
+            extra = "".join(f", {k} {100 * v:.1f}" for k, v in (cell or {}).items() if k.startswith("pass@"))
+            cells.append(cell and f"{100 * cell['accuracy']:.1f} % [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}], "
+                                  f"n={cell['questions']}{extra}" or "")
+        lines.append([row["model"], *cells])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
+    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+
+
+def write_correct(path: Path, examples, texts, scores) -> None:
+    """The first right answer to each question, as a row of SFT data."""
+    with open(path, "w", encoding="utf-8") as file:
+        for example, group, group_scores in zip(examples, texts, scores):
+            right = next((text for text, score in zip(group, group_scores) if score.reward == 1), None)
+            if right is not None:
+                row = {"id": example.id, "context": example.document, "question": example.question,
+                       "answer": example.answer, "response": right}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run.start(main, Config, {}, sys.argv[1:]))

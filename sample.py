@@ -1,0 +1,80 @@
+"""Ask a question about a document; the answer streams to the terminal.
+
+    python sample.py --document examples/town.txt --question "Which town did we show Tom?"
+    python sample.py --model DIR --document FILE --question "..." --json
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nanoqwenlong import data, rewards, run
+from nanoqwenlong.config import ConfigError
+from nanoqwenlong.generate import Generator
+from nanoqwenlong.kvcache import BlockPool
+from nanoqwenlong.model import Qwen
+from nanoqwenlong.records import DataError, Example
+from nanoqwenlong.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = "assets/nano-sft"      # a Hugging Face directory
+    document: str = ""                  # a UTF-8 text file
+    question: str = ""
+    temperature: float = 0.0            # 0: greedy
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    seed: int = 0
+    json: bool = False                  # print one JSON object: prompt_ids, completion_ids, text, answer, finish_reason
+    device: str = "cpu"
+    threads: int = 1
+
+
+def main(cfg: Config) -> None:
+    torch.set_num_threads(cfg.threads)
+    if not cfg.document or not cfg.question.strip():
+        raise ConfigError("sample.py needs --document FILE and --question \"...\"")
+    model, tokenizer = Qwen.from_pretrained(cfg.model, device=cfg.device), Tokenizer(cfg.model)
+    (example,), _ = data.tokenize([Example("0", read_text(Path(cfg.document)), cfg.question, "")], tokenizer, sys.maxsize)
+    block_size = 16
+    num_blocks = BlockPool(1, block_size).blocks_for(len(example.prompt_ids) + cfg.max_new_tokens)
+    stream = Stream(tokenizer)
+    (group,) = Generator(model, num_blocks, block_size).sample(
+        [example.prompt_ids], temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens,
+        seed=cfg.seed, eos_ids=tokenizer.eos_ids, on_token=None if cfg.json else stream)
+    (completion,) = group.completions
+    if cfg.json:
+        text = tokenizer.decode(completion.ids)
+        print(json.dumps({"prompt_ids": group.prompt_ids, "completion_ids": completion.ids, "text": text,
+                          "answer": rewards.extract(text), "finish_reason": completion.finish_reason}))
+    else:
+        print("" if completion.finish_reason == "stop" else f" [cut after {cfg.max_new_tokens} tokens]")
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 at byte {error.start}") from None
+
+
+class Stream:
+    """Prints each token's text as it falls; bytes of an unfinished character wait for the rest."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer, self.ids, self.shown = tokenizer, [], ""
+
+    def __call__(self, prompt: int, sample: int, token: int) -> None:
+        self.ids.append(token)
+        text = self.tokenizer.decode(self.ids)
+        if not text.endswith("\ufffd"):
+            print(text[len(self.shown):], end="", flush=True)
+            self.shown = text
+
+
+if __name__ == "__main__":
+    sys.exit(run.start(main, Config, {}, sys.argv[1:]))

@@ -1,0 +1,228 @@
+"""Reinforcement learning in phases of growing document length: the algorithm of QwenLong-L1, one loop.
+
+The method (arXiv 2505.17667): a warmed-up model answers each question G times; an answer is right or not; what counts is
+how much better it is than its group (GRPO), with a token-level, asymmetrically clipped loss (DAPO). Training begins on
+short documents (phase I) and goes on with long ones (phase II), where a part of each batch are examples of phase I that
+were still hard: the retrospective sampler.
+
+Deliberate departures from the paper, each for a reason (docs/departures.md): exact match instead of substrings; the
+normaliser counts the tokens of the whole step; difficulty has a floor; one update per rollout unless you ask for more.
+
+    python train_rl.py --name my-rl                                  the tiny warmed-up model of assets/, on a CPU
+    python train_rl.py --model DIR --data train.jsonl --phase-lengths 20000 60000 --learning-rate 2e-6
+"""
+
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+
+from nanoqwenlong import curriculum, data, group_pass, grpo, log, optim, run, toy
+from nanoqwenlong.generate import Generator
+from nanoqwenlong.model import Qwen
+from nanoqwenlong.rewards import score_all
+from nanoqwenlong.tokenizer import Tokenizer
+from nanoqwenlong.weights import read_json
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: str = ""                    # a named set of departures from these defaults, listed below
+    name: str = "rl"                    # the run is kept in RUNS_DIR/NAME
+    runs_dir: str = "runs"
+    seed: int = 0                       # decides every draw and every sample
+    model: str = "assets/nano-sft"      # a Hugging Face directory
+    # data and curriculum
+    data: tuple[str, ...] = ()          # JSONL files; none: the toy task, short and long documents
+    toy_examples: int = 2000            # of the toy task for each length, when no --data is given
+    max_prompt_tokens: int = 60000      # longer prompts are dropped and counted, never cut
+    phase_lengths: tuple[int, ...] = ()  # document + question tokens each phase ends at; none: the data's median, longest
+    phase_steps: tuple[int, ...] = (60, 120)  # steps of each phase
+    steps: int = 0                      # stop after so many steps in all; 0: at the end of the last phase
+    retro_fraction: float = 0.25        # of each batch: hard examples of earlier phases
+    retro_hard_below: float = 0.5       # an example is hard up to this mean reward
+    retro_floor: float = 0.0625         # difficulty = 1 / max(mean reward, floor)
+    difficulty: str = ""                # JSON of eval.py --difficulty; without it only this run's rewards count
+    # rollouts
+    prompts_per_step: int = 16
+    group_size: int = 8                 # answers per prompt
+    temperature: float = 1.0            # of the sampler and of the log-probs alike
+    top_p: float = 1.0                  # below 1 the loss no longer scores what was sampled
+    max_new_tokens: int = 48
+    kv_blocks: int = 8192               # of the paged KV cache
+    block_size: int = 16                # tokens per block
+    # objective and optimisation
+    updates_per_step: int = 1           # optimizer steps per rollout; beyond one, old log-probs are the sampler's
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    kl_coef: float = 0.0                # of the k3 KL to the starting model; 0: no reference is kept
+    learning_rate: float = 3e-4
+    warmup_steps: int = 5
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    max_tokens: int = 16384             # in one forward pass: a matter of memory, not of results
+    # machine and output
+    device: str = "cpu"
+    threads: int = 1                    # CPU threads; for tiny models more are slower
+    show_every: int = 20                # steps between answers printed in full; 0: never
+    dry_run: bool = False               # one whole step, nothing kept
+
+
+PRESETS = {}
+HEADLINE = ("phase", "reward", "frac_reward_zero_std", "entropy", "completions/clipped_ratio",
+            "completions/mean_length", "grad_norm", "retro/frac", "step_time")
+
+
+def main(cfg: Config) -> None:
+    torch.set_num_threads(cfg.threads)
+    model, tokenizer = Qwen.from_pretrained(cfg.model, device=cfg.device), Tokenizer(cfg.model)
+    reference = Qwen.from_pretrained(cfg.model, device=cfg.device) if cfg.kl_coef else None
+    examples, phases, sampler = read_data(cfg, tokenizer)
+    generator = Generator(model, cfg.kv_blocks, cfg.block_size)
+    optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
+    logger = log.Log(run.open_directory(cfg))
+    sampling = dict(temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens)
+    objective = dict(clip_low=cfg.clip_low, clip_high=cfg.clip_high, kl_coef=cfg.kl_coef)
+    for phase in phases:
+        logger.say(f"phase {phase.number}: {len(sampler.members[phase.number])} examples of {phase.low + 1} to "
+                   f"{phase.high} tokens, {phase.num_steps} steps of {cfg.prompts_per_step} x {cfg.group_size} answers")
+
+    plan = [phase for phase in phases for _ in range(phase.num_steps)][:1 if cfg.dry_run else cfg.steps or None]
+    for step, phase in enumerate(log.progress(plan, "rl"), start=1):
+        # 1. Roll out: this phase's examples and the hard ones kept from earlier phases, G answers each
+        clock = [time.monotonic()]
+        batch = [examples[key] for key in sampler.draw(phase, cfg.prompts_per_step)]
+        groups = generator.sample([e.prompt_ids for e in batch], n=cfg.group_size, eos_ids=tokenizer.eos_ids,
+                                  keys=[e.id for e in batch], seed=(cfg.seed, step), **sampling)
+        clock.append(time.monotonic())
+
+        # 2. Reward: right or wrong; an answer's advantage is relative to its group
+        texts = [[tokenizer.decode(c.ids) for c in group.completions] for group in groups]
+        scores = score_all(texts, batch)
+        rewards = torch.tensor([[s.reward for s in group] for group in scores])           # (P, G)
+        advantages = grpo.group_advantages(rewards)                                       # (P, G)
+        for example, mean_reward in zip(batch, rewards.mean(-1).tolist()):
+            sampler.record(example.id, mean_reward)
+        clock.append(time.monotonic())
+
+        # 3. Select: a group that agrees with itself teaches nothing
+        informative = [row for row in range(len(groups)) if advantages[row].any()]
+        minibatches = [informative[i::cfg.updates_per_step] for i in range(cfg.updates_per_step)]
+
+        # 4. Update: count the loss tokens first, then one group at a time, one optimizer step per minibatch
+        sums, grad_norms = Counter(), []
+        learning_rate = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, len(plan))
+        for number, minibatch in enumerate(filter(None, minibatches)):
+            num_tokens = sum(groups[row].num_tokens for row in minibatch)
+            for row in minibatch:
+                group = groups[row]
+                ref = reference and group_pass.logprobs(reference, group.stem, group.branches, cfg.temperature,
+                                                        cfg.max_tokens)
+                loss = grpo.group_loss(group, advantages[row], num_tokens, number == 0, sums, ref, **objective)
+                group_pass.backward(model, group.stem, group.branches, loss, cfg.temperature, cfg.max_tokens)
+            grad_norms.append(optim.step(optimizer, parameters, learning_rate, cfg.max_grad_norm))
+        clock.append(time.monotonic())
+
+        # 5. Report: numbers for every step, words for some of them
+        values = {"phase": phase.number, **rollout_values(batch, groups, scores, rewards, phases),
+                  **update_values(sums, grad_norms, learning_rate), **retro_values(sampler, phase, batch),
+                  **timing(clock)}
+        logger.metrics(step, values)
+        logger.line(step, values, HEADLINE)
+        keep_words(logger, step, batch, groups, texts, scores, advantages)
+        if cfg.show_every and (step == 1 or step % cfg.show_every == 0):
+            show_words(logger, batch[0], texts[0][0], scores[0][0], values)
+        if step == len(plan) or plan[step] is not phase:                                  # a phase ends
+            save(logger.directory, step, model, tokenizer)
+
+
+def read_data(cfg: Config, tokenizer: Tokenizer):
+    """{id: example}, the phases, and the sampler over both."""
+    made = toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed) + toy.examples(cfg.toy_examples, toy.LONG, cfg.seed)
+    examples, num_dropped = data.tokenize(data.read_jsonl(cfg.data) if cfg.data else made, tokenizer,
+                                          cfg.max_prompt_tokens)
+    if num_dropped:
+        print(f"{num_dropped} examples dropped: their prompt is longer than {cfg.max_prompt_tokens} tokens")
+    lengths = {example.id: example.length for example in examples}
+    ends = cfg.phase_lengths or (int(median(lengths.values())), max(lengths.values()))
+    phases = curriculum.phases(ends, cfg.phase_steps)
+    sampler = curriculum.RetrospectiveSampler(lengths, phases, cfg.retro_fraction, cfg.retro_hard_below,
+                                              cfg.retro_floor, cfg.seed)
+    if cfg.difficulty:
+        sampler.load_state_dict(read_json(Path(cfg.difficulty)))
+    return {example.id: example for example in examples}, phases, sampler
+
+
+def rollout_values(batch, groups, scores, rewards, phases) -> dict:
+    """What was sampled, as numbers under TRL's names where it has them."""
+    answers = [completion for group in groups for completion in group.completions]
+    lengths = [len(answer.ids) for answer in answers]
+    by_length = {}
+    for example, reward in zip(batch, rewards.mean(-1).tolist()):
+        by_length.setdefault(curriculum.bucket(example.length, [p.high for p in phases]), []).append(reward)
+    return {
+        "reward": float(rewards.mean()),
+        "reward_std": float(rewards.std(-1).mean()),
+        "frac_reward_zero_std": float((rewards.amax(-1) == rewards.amin(-1)).float().mean()),
+        **{f"reward_by_len/{name}": mean(values) for name, values in by_length.items()},
+        "answers/extracted": mean(bool(score.answer) for group in scores for score in group),
+        "completions/mean_length": mean(lengths),
+        "completions/min_length": min(lengths),
+        "completions/max_length": max(lengths),
+        "completions/clipped_ratio": mean(answer.finish_reason == "length" for answer in answers),
+        "prompts/mean_length": mean(len(group.prompt_ids) for group in groups),
+        "num_tokens": sum(len(group.prompt_ids) for group in groups) + sum(lengths),
+    }
+
+
+def update_values(sums: Counter, grad_norms: list[float], learning_rate: float) -> dict:
+    """What was learned from: sums over the tokens of the informative groups, divided once."""
+    tokens = max(1, sums["num_tokens"])
+    return {"loss": sums["loss"], "entropy": sums["entropy"] / tokens, "kl": sums["kl"] / tokens,
+            "clip_ratio/low_mean": sums["clipped_low"] / tokens, "clip_ratio/high_mean": sums["clipped_high"] / tokens,
+            "grad_norm": mean(grad_norms or [0.0]), "learning_rate": learning_rate, "rollout_gap": sums["gap"]}
+
+
+def retro_values(sampler, phase, batch) -> dict:
+    """The share of earlier phases' hard examples in the batch, and how hard they were before this step."""
+    kept = [example.id for example in batch if example.length <= phase.low]
+    return {"retro/frac": len(kept) / len(batch),
+            "retro/mean_difficulty": mean([sampler.difficulty(key) for key in kept] or [0.0])}
+
+
+def timing(clock: list[float]) -> dict:
+    sample, reward, update = (end - start for start, end in zip(clock, clock[1:]))
+    return {"step_time": clock[-1] - clock[0], "timing_s/sample": sample, "timing_s/reward": reward,
+            "timing_s/update": update}
+
+
+def keep_words(logger, step, batch, groups, texts, scores, advantages) -> None:
+    """Every answer of the step, one line each, in rollouts.jsonl."""
+    for row, (example, group) in enumerate(zip(batch, groups)):
+        for i, completion in enumerate(group.completions):
+            logger.rollout(step=step, id=example.id, sample=i, question=example.question, gold=example.accepted,
+                           text=texts[row][i], answer=scores[row][i].answer, reward=scores[row][i].reward,
+                           advantage=float(advantages[row][i]), finish_reason=completion.finish_reason)
+
+
+def show_words(logger, example, text, score, values) -> None:
+    """One answer in full, and advice where the numbers call for it."""
+    logger.say(f"    {example.question} {text}\n    gold {' | '.join(example.accepted)}, extracted {score.answer!r}, "
+               f"reward {score.reward:g}")
+    hint = log.advice(values)
+    if hint:
+        logger.say(f"    note: {hint}")
+
+
+def save(directory: Path | None, step: int, model, tokenizer) -> None:
+    if directory is not None:
+        model.save_pretrained(directory / "checkpoints" / f"step_{step:06d}")
+        tokenizer.save_pretrained(directory / "checkpoints" / f"step_{step:06d}")
+
+
+if __name__ == "__main__":
+    sys.exit(run.start(main, Config, PRESETS, sys.argv[1:]))

@@ -1,0 +1,145 @@
+"""Warm-up: supervised fine-tuning on worked long-context answers. Also pretrains the tiny base.
+
+The method (QwenLong-L1, section 2.3): before any reinforcement learning the model learns, on documents no longer than
+those of phase I, to quote what it uses and to state its answer: cross-entropy on the response alone, each example's
+loss the mean over its own tokens (Eq. 11). Rows of plain text ({"text": ...}) are learned token by token instead.
+
+Departure from the paper: with held-out examples the run stops by itself once their sampled accuracy stops rising.
+
+    python train_sft.py --name my-sft                                      the toy task, on one CPU core
+    python train_sft.py --preset nano-base --name my-base                  pretrains the tiny base from random weights
+    python train_sft.py --model DIR --data train.jsonl --heldout heldout.jsonl --learning-rate 5e-6
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from random import Random
+
+import torch
+
+from nanoqwenlong import config, data, evaluate, group_pass, log, optim, run, toy
+from nanoqwenlong.generate import Generator
+from nanoqwenlong.model import Qwen
+from nanoqwenlong.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: str = ""                    # a named set of departures from these defaults, listed below
+    name: str = "sft"                   # the run is kept in RUNS_DIR/NAME
+    runs_dir: str = "runs"
+    seed: int = 0                       # decides the order of the data and every sample
+    model: str = "assets/nano-base"     # a Hugging Face directory; "new" makes the random tiny model of toy.py
+    # data
+    data: tuple[str, ...] = ()          # JSONL files with "response" or "text"; none: the toy task, short documents
+    heldout: tuple[str, ...] = ()       # JSONL files to measure accuracy on; none: the toy task's held-out documents
+    toy_examples: int = 4000            # of the toy task, when no --data is given
+    toy_pages: int = 0                  # of the toy task's plain text
+    max_prompt_tokens: int = 20000      # longer prompts are dropped and counted, never cut
+    # optimisation
+    steps: int = 400                    # optimizer steps at most
+    minutes: float = 0.0                # stop after so many minutes; 0: no limit
+    batch_size: int = 32                # examples per step
+    learning_rate: float = 1e-3         # peak
+    warmup_steps: int = 20
+    final_fraction: float = 1.0         # of the peak, reached linearly at the last step; 1: constant
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+    max_tokens: int = 16384             # in one forward pass: a matter of memory, not of results
+    # held-out accuracy
+    eval_every: int = 50                # steps; 0: never
+    eval_questions: int = 200
+    patience: int = 4                   # stop when so many evaluations in a row brought no new best; 0: never
+    temperature: float = 1.0
+    max_new_tokens: int = 48
+    # machine
+    device: str = "cpu"
+    threads: int = 1                    # CPU threads; for tiny models more are slower
+    print_every: int = 50               # steps between console lines; metrics.jsonl has every step
+    dry_run: bool = False               # one whole step, nothing kept
+
+
+PRESETS = {"nano-base": dict(model="new", toy_examples=0, toy_pages=6000, steps=1000, learning_rate=3e-3,
+                             final_fraction=0.1, eval_every=0)}
+HEADLINE = ("loss", "eval/acc", "grad_norm", "learning_rate", "tokens_per_s")
+
+
+def main(cfg: Config) -> None:
+    torch.set_num_threads(cfg.threads)
+    if cfg.model == "new":
+        model, tokenizer = toy.new_model(cfg.seed)
+    else:
+        model, tokenizer = Qwen.from_pretrained(cfg.model, device=cfg.device), Tokenizer(cfg.model)
+    examples, heldout = read_data(cfg)
+    examples, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
+    heldout, _ = data.tokenize(heldout, tokenizer, cfg.max_prompt_tokens)
+    branches = [data.sft_branch(example, tokenizer) for example in examples]
+    logger = log.Log(run.open_directory(cfg))
+    logger.say(f"{len(examples)} examples ({num_dropped} dropped: prompt over {cfg.max_prompt_tokens} tokens), "
+               f"{sum(p.numel() for p in model.parameters()):,} parameters")
+
+    generator = Generator(model) if heldout else None
+    optimizer = optim.adamw(model, cfg.learning_rate, cfg.weight_decay)
+    start, best, since_best = time.monotonic(), 0.0, 0
+    num_steps = 1 if cfg.dry_run else cfg.steps
+    for step in log.progress(range(1, num_steps + 1), "sft"):
+        step_start = time.monotonic()
+        batch = [branches[i] for i in shuffled(len(branches), cfg.seed, step - 1, cfg.batch_size)]
+        values = {"loss": 0.0, "learning_rate": optim.learning_rate_at(
+            step - 1, cfg.learning_rate, cfg.warmup_steps, num_steps, cfg.final_fraction)}
+
+        def loss(rows, logprobs, entropy):
+            weights = logprobs.new_tensor([w for row in rows for w in batch[row].weights if w]) / len(batch)
+            value = -(weights * logprobs).sum()
+            values["loss"] += float(value.detach())
+            return value
+
+        group_pass.backward(model, (), batch, loss, max_tokens=cfg.max_tokens)
+        values["grad_norm"] = optim.step(optimizer, list(model.parameters()), values["learning_rate"], cfg.max_grad_norm)
+        values["step_time"] = time.monotonic() - step_start
+        values["tokens_per_s"] = sum(len(b.input_ids) for b in batch) / values["step_time"]
+        last = step == num_steps or 0 < cfg.minutes * 60 < time.monotonic() - start
+        if heldout and (last or step % cfg.eval_every == 0):
+            values["eval/acc"] = measure(cfg, generator, tokenizer, heldout)
+            best, since_best = max(best, values["eval/acc"]), 0 if values["eval/acc"] > best else since_best + 1
+        values["elapsed"] = time.monotonic() - start
+        logger.metrics(step, values)
+        if last or step % cfg.print_every == 0:
+            logger.line(step, values, HEADLINE)
+        if last or 0 < cfg.patience <= since_best:
+            break
+    if logger.directory is not None:
+        checkpoint = logger.directory / "checkpoints" / f"step_{step:06d}"
+        model.save_pretrained(checkpoint)
+        tokenizer.save_pretrained(checkpoint)
+        logger.say(f"saved {checkpoint}")
+
+
+def read_data(cfg: Config):
+    """Training and held-out examples: from the files, or made up."""
+    if cfg.data:
+        heldout = data.read_jsonl(cfg.heldout) if cfg.heldout else []
+        return data.read_jsonl(cfg.data, need_response=True), heldout if cfg.eval_every else []
+    made = toy.pages(cfg.toy_pages, toy.SHORT, cfg.seed) + toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed)
+    return made, toy.examples(cfg.eval_questions, toy.SHORT, seed=0, split="heldout") if cfg.eval_every else []
+
+
+def shuffled(num: int, seed: int, batch: int, batch_size: int) -> list[int]:
+    """The indices of one batch: epoch after epoch in an order that is a function of the seed."""
+    size = min(num, batch_size)
+    epoch, place = divmod(batch, num // size)
+    order = list(range(num))
+    Random(f"{seed}/sft/{epoch}").shuffle(order)
+    return order[place * size:(place + 1) * size]
+
+
+def measure(cfg: Config, generator: Generator, tokenizer: Tokenizer, heldout) -> float:
+    """Held-out accuracy, sampled at the training temperature."""
+    scores = evaluate.answer_examples(generator, tokenizer, heldout[:cfg.eval_questions], n=1, seed=cfg.seed,
+                                      temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens)[2]
+    return evaluate.accuracy(scores)
+
+
+if __name__ == "__main__":
+    sys.exit(run.start(main, Config, PRESETS, sys.argv[1:]))
