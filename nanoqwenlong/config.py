@@ -61,6 +61,9 @@ def read_value(name: str, hint, words: list[str]):
     flag, type_name = "--" + name.replace("_", "-"), getattr(hint, "__name__", str(hint))
     try:
         if typing.get_origin(hint) is tuple:
+            type_name = f"{typing.get_args(hint)[0].__name__} (one or more)"
+            if not words:
+                raise ConfigError(f"{flag} takes one or more values, got nothing")
             return tuple(typing.get_args(hint)[0](word) for word in words)
         if hint is bool and not words:
             return True

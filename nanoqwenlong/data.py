@@ -31,7 +31,7 @@ def read_jsonl(paths: Sequence[str | Path], need_response: bool = False) -> list
                 continue
             where = f"{path}:{number}"
             try:
-                example = parse_row(row, str(number), need_response)
+                example = parse_row(row, str(number) if len(paths) == 1 else f"{path}:{number}", need_response)
                 if example.id in seen:
                     raise DataError(f'"id" {example.id!r} was used before, at {seen[example.id]}; ids must be unique')
                 seen[example.id] = where
@@ -117,6 +117,8 @@ def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int) -> 
         prompt = document if example.task == "text" else tokenizer.prompt(document, question)
         if len(prompt) <= max_prompt_tokens:
             kept.append(replace(example, prompt_ids=tuple(prompt), length=len(document) + len(question)))
+    if examples and not kept:
+        raise DataError(f"all {len(examples)} prompts are longer than {max_prompt_tokens} tokens")
     return kept, len(examples) - len(kept)
 
 
@@ -124,7 +126,7 @@ def sft_branch(example: Example, tokenizer) -> Branch:
     """The whole sequence as one branch of an empty stem. Targets share a weight of 1: the loss of an example is the
     mean over its response (QwenLong-L1, Eq. 11); plain text is learned token by token."""
     if example.task == "text":
-        ids, num_targets = (*example.prompt_ids, tokenizer.hf.eos_token_id), len(example.prompt_ids)
+        ids, num_targets = (*example.prompt_ids, tokenizer.eos_id), len(example.prompt_ids)
     else:
         response = tokenizer.encode_response(example.response)
         ids, num_targets = (*example.prompt_ids, *response), len(response)

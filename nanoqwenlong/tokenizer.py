@@ -9,7 +9,7 @@ enough: it still turns `</think>` into one token where the tokenizer lists it as
 import json
 from pathlib import Path
 
-from .weights import ModelError
+from .weights import ModelError, read_json
 
 # QwenLong-L1, Table 1; document and question are stripped.
 PROMPT = ('Please read the following text and answer the question below.\n\n<text>\n{document}\n</text>\n\n{question}'
@@ -38,6 +38,7 @@ class Tokenizer:
             raise ModelError(f"{directory}: the tokenizer has no chat template (chat_template.jinja)")
         self.files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
         self.eos_ids = self._end_tokens(directory)
+        self.eos_id = self.eos_ids[0] if self.hf.eos_token_id is None else self.hf.eos_token_id
 
         plain = json.loads(self.hf.backend_tokenizer.to_str())
         plain |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
@@ -47,7 +48,8 @@ class Tokenizer:
         self.vocab_size = max(self.hf.get_vocab().values()) + 1
 
     def _end_tokens(self, directory: Path) -> tuple[int, ...]:
-        ends = json.loads(self.files.get("generation_config.json", b"{}")).get("eos_token_id")
+        path = directory / "generation_config.json"
+        ends = read_json(path).get("eos_token_id") if path.is_file() else None
         ends = {*(ends if isinstance(ends, list) else [ends]), self.hf.eos_token_id} - {None}
         if not ends:
             raise ModelError(f"{directory}: neither tokenizer nor generation_config.json names an end token")
@@ -55,8 +57,11 @@ class Tokenizer:
 
     def _template_pieces(self, directory: Path) -> tuple[list[int], list[int], list[int]]:
         content = PROMPT.format(document=DOCUMENT, question=QUESTION)
-        text = self.hf.apply_chat_template([{"role": "user", "content": content}], tokenize=False,
-                                           add_generation_prompt=True)
+        try:
+            text = self.hf.apply_chat_template([{"role": "user", "content": content}], tokenize=False,
+                                               add_generation_prompt=True)
+        except Exception as error:                   # Jinja's and whatever a template does
+            raise ModelError(f"{directory}: the chat template does not render: {error}") from None
         if text.count(DOCUMENT) != 1 or text.count(QUESTION) != 1:
             raise ModelError(f"{directory}: the chat template does not show the user's text exactly once")
         before, rest = text.split(DOCUMENT)
@@ -72,7 +77,7 @@ class Tokenizer:
 
     def encode_response(self, text: str) -> list[int]:
         """A response as the model would write it: `<think>` and `</think>` are tokens, the end token closes it."""
-        return [*self.hf.encode(text, add_special_tokens=False), self.hf.eos_token_id]
+        return [*self.hf.encode(text, add_special_tokens=False), self.eos_id]
 
     def prompt(self, document_ids: list[int], question_ids: list[int]) -> list[int]:
         """One user turn in the paper's template, ready for the answer."""

@@ -27,6 +27,7 @@ TOWNS = """Oslo Bern Rome Lima Cairo Delhi Paris Tokyo Quito Minsk Sofia Dublin 
 Kyoto Osaka Perth Miami Dallas Boston Malmo Porto Basel Genoa Lyon Nice Ghent""".split()
 GOODS = """tea salt wool corn silk rice fish milk wine rope coal iron gold clay soap wax oats figs nuts plums beans
 honey paper glass paint shoes hats drums lamps boats bread cheese""".split()
+MENTIONS = 16
 SHORT, LONG = (4, 8), (16, 28)                                       # records in a document of either length
 
 
@@ -59,11 +60,10 @@ def sells(town: str, ware: str) -> str:
     return f" We sent {town} {ware}."
 
 
-def write_document(rng: random.Random, homes: dict[str, str], wares: dict[str, str], repeats: int = 0) -> str:
-    """The records in random order, then `repeats` of them said again; repeats -1: all of them, in the same order."""
+def write_document(rng: random.Random, homes: dict[str, str], wares: dict[str, str], mentions: int = 0) -> str:
+    """The records in random order, each once; or `mentions` records drawn with replacement."""
     records = [lives(*item) for item in homes.items()] + [sells(*item) for item in wares.items()]
-    rng.shuffle(records)
-    return "Notes." + "".join(records + (records if repeats < 0 else rng.choices(records, k=repeats)))
+    return "Notes." + "".join(rng.choices(records, k=mentions) if mentions else rng.sample(records, len(records)))
 
 
 def ask(rng: random.Random, id: str, document: str, homes: dict[str, str], wares: dict[str, str]) -> Example:
@@ -89,7 +89,7 @@ def pages(num: int, records: tuple[int, int], seed: int) -> list[Example]:
     rng, found = random.Random(f"{seed}/{records}/pages"), []
     for number in range(num):
         homes, wares = facts(rng, rng.randint(*records))
-        text = write_document(rng, homes, wares, repeats=rng.choice([-1, len(homes) + len(wares)]))
+        text = write_document(rng, homes, wares, mentions=MENTIONS)
         found.append(Example(f"page-{seed}-{number:05d}", text, question="", answer="", task="text"))
     return found
 

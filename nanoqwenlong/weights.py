@@ -50,7 +50,7 @@ class ModelConfig:
     def from_json(source: dict, where: str) -> "ModelConfig":
         """Raises ModelError (prefixed with `where`) for a model that our forward would not compute exactly."""
         kind = source.get("model_type")
-        if kind not in ARCHITECTURES:
+        if not isinstance(kind, str) or kind not in ARCHITECTURES:
             raise ModelError(f"{where}: model_type is {kind!r}; this project runs {' and '.join(ARCHITECTURES)}")
         named = source.get("architectures") or [ARCHITECTURES[kind]]
         if named != [ARCHITECTURES[kind]]:
@@ -59,7 +59,7 @@ class ModelConfig:
         try:
             hf = AutoConfig.for_model(**{k: v for k, v in source.items() if k != "auto_map"})
         except Exception as error:               # transformers validates with many exception types
-            raise ModelError(f"{where}: transformers refuses it: {error}") from None
+            raise ModelError(f"{where}: transformers refuses it: {' '.join(str(error).split())}") from None
         rope = hf.rope_parameters
         if rope.get("rope_type", "default") != "default":
             raise ModelError(f"{where}: rope type {rope['rope_type']!r} is not supported; only 'default' is")
@@ -67,6 +67,10 @@ class ModelConfig:
             raise ModelError(f"{where}: use_sliding_window is true; only full attention is supported")
         if hf.hidden_act != "silu":
             raise ModelError(f"{where}: hidden_act is {hf.hidden_act!r}; only 'silu' is supported")
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                     "num_key_value_heads"):
+            if getattr(hf, name) < 1:
+                raise ModelError(f"{where}: {name} is {getattr(hf, name)}; it must be at least 1")
         H, K = hf.num_attention_heads, hf.num_key_value_heads
         if H % K:
             raise ModelError(f"{where}: num_attention_heads ({H}) is not a multiple of num_key_value_heads ({K})")
@@ -126,7 +130,7 @@ def read_tensors(directory: str | Path, expected: dict[str, torch.Size], optiona
         if tuple(piece.get_shape()) != tuple(shape):
             raise ModelError(f"{directory}: {name} has shape {tuple(piece.get_shape())}, config.json asks for "
                              f"{tuple(shape)}")
-        if not piece.get_dtype().startswith(("F", "BF")):
+        if piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
             raise ModelError(f"{directory}: {name} is stored as {piece.get_dtype()}; weights must be floating point")
     for name in expected:
         yield name, found[name].get_tensor(name)

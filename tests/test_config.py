@@ -1,0 +1,186 @@
+"""Flags, presets, --help; exit codes, and the directory of a run."""
+
+import json
+from dataclasses import FrozenInstanceError, dataclass
+
+import pytest
+
+from nanoqwenlong import config, run
+from nanoqwenlong.config import ConfigError, parse
+from nanoqwenlong.kvcache import OutOfBlocks
+from nanoqwenlong.records import DataError
+from nanoqwenlong.weights import ModelError
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: str = ""
+    name: str = "run"                   # a word about the name
+    runs_dir: str = "runs"
+    steps: int = 10
+    learning_rate: float = 1e-3
+    data: tuple[str, ...] = ()
+    ends: tuple[int, ...] = (1, 2)
+    dry_run: bool = False
+    shuffle: bool = True
+
+
+PRESETS = {"tiny": {"steps": 3, "learning_rate": 0.5, "ends": (7,)}, "big": {"steps": 1000}}
+
+
+def read(words: str) -> Config:
+    return parse(Config, words.split(), PRESETS)
+
+
+@pytest.mark.parametrize("words, field, value", [
+    ("", "steps", 10),
+    ("--steps 7", "steps", 7),
+    ("--steps=7", "steps", 7),
+    ("--steps -7", "steps", -7),
+    ("--steps=-7", "steps", -7),
+    ("--learning-rate 2e-6", "learning_rate", 2e-6),
+    ("--learning_rate=2e-6", "learning_rate", 2e-6),
+    ("--learning-rate -1", "learning_rate", -1.0),
+    ("--name 5", "name", "5"),
+    ("--name=a=b", "name", "a=b"),
+    ("--name a=b=c", "name", "a=b=c"),
+    ("--name=--steps", "name", "--steps"),
+    ("--name=", "name", ""),
+    ("--data a.jsonl b=c.jsonl", "data", ("a.jsonl", "b=c.jsonl")),
+    ("--data=a.jsonl --steps 1", "data", ("a.jsonl",)),
+    ("--ends 20000 60000", "ends", (20000, 60000)),
+    ("--ends -1", "ends", (-1,)),
+    ("--dry-run", "dry_run", True),
+    ("--dry-run --steps 1", "dry_run", True),
+    ("--dry_run false", "dry_run", False),
+    ("--shuffle=False", "shuffle", False),
+    ("--shuffle TRUE", "shuffle", True),
+])
+def test_a_flag_sets_a_field_of_its_type_and_no_other(words, field, value):
+    found = read(words)
+    assert getattr(found, field) == value and type(getattr(found, field)) is type(value)
+    changed = {name for name in vars(found) if getattr(found, name) != getattr(Config(), name)}
+    assert changed <= {field, "steps"}
+
+
+@pytest.mark.parametrize("words, named", [
+    ("--step 7", ["--step", "did you mean --steps?"]),
+    ("--leaning-rate=3", ["--leaning-rate", "did you mean --learning-rate?"]),
+    ("--zzz", ["--zzz", "did you mean --"]),
+    ("--", ["did you mean --"]),
+    ("--steps", ["--steps", "int", "nothing"]),
+    ("--steps --dry-run", ["--steps", "int", "nothing"]),
+    ("--name", ["--name", "str"]),
+    ("--data", ["--data"]),
+    ("--data --dry-run", ["--data"]),
+    ("--steps 1 2", ["--steps", "1 2"]),
+    ("--steps many", ["--steps", "int", "'many'"]),
+    ("--steps 1.5", ["--steps", "int", "'1.5'"]),
+    ("--steps=", ["--steps", "int"]),
+    ("--learning-rate fast", ["--learning-rate", "float", "'fast'"]),
+    ("--ends 1 two", ["--ends", "int", "'1 two'"]),
+    ("--dry-run maybe", ["--dry-run", "bool", "'maybe'"]),
+    ("--steps 1 --steps 2", ["--steps", "twice"]),
+    ("--learning-rate 1 --learning_rate=1", ["learning", "rate", "twice"]),
+    ("7 --steps 1", ["'7'", "before any flag"]),
+    ("-x", ["'-x'"]),
+    ("--preset huge", ["--preset", "huge", "tiny", "big"]),
+])
+def test_a_flag_that_cannot_be_used_is_named(words, named):
+    with pytest.raises(ConfigError) as error:
+        read(words)
+    assert all(name in str(error.value) for name in named) and "\n" not in str(error.value), str(error.value)
+
+
+def test_flags_win_over_presets_and_presets_over_defaults_in_any_order():
+    for words in ("--preset tiny --steps 5", "--steps 5 --preset tiny"):
+        found = read(words)
+        assert (found.preset, found.steps, found.learning_rate, found.ends, found.name) == (
+            "tiny", 5, 0.5, (7,), "run")
+    assert read("--preset=big").steps == 1000 and read("").steps == 10
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        read("").steps = 3
+
+
+@pytest.mark.parametrize("words", ["--help", "-h", "--nonsense 3 --help"])
+def test_help_is_the_source_with_its_comments_and_the_presets(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        read(words)
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert 'name: str = "run"                   # a word about the name' in shown and __doc__.strip() in shown
+    assert "--preset tiny:" in shown and "--learning-rate 0.5" in shown
+
+
+def test_the_resolved_config_is_saved_as_json(tmp_path):
+    config.save(read("--preset tiny --data a b --name ü"), tmp_path / "config.json")
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) == {
+        "preset": "tiny", "name": "ü", "runs_dir": "runs", "steps": 3, "learning_rate": 0.5, "data": ["a", "b"],
+        "ends": [7], "dry_run": False, "shuffle": True}
+
+
+# The life of a run
+
+@pytest.mark.parametrize("error, code", [
+    (None, 0),
+    (DataError("d.jsonl:3: it is bad"), 65),
+    (ModelError("config.json: it is bad"), 65),
+    (FileNotFoundError("d.jsonl is not there"), 66),
+    (OSError(28, "No space left on device"), 74),
+    (PermissionError(13, "Permission denied"), 74),
+    (ConfigError("--steps is bad"), 78),
+    (OutOfBlocks("raise --kv-blocks"), 78),
+    (KeyboardInterrupt(), 130),
+])
+def test_what_a_user_can_mend_is_one_sentence_and_a_code(error, code, capsys):
+    def main(cfg):
+        if error:
+            raise error
+        assert cfg.steps == 4
+
+    assert run.start(main, Config, PRESETS, ["--steps", "4"]) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.strip() == ("interrupted" if code == 130 else str(error or ""))
+
+
+def test_bad_flags_exit_78_before_main_and_help_exits_0(capsys):
+    assert run.start(pytest.fail, Config, PRESETS, ["--step", "4"]) == 78
+    assert "did you mean --steps?" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        run.start(pytest.fail, Config, PRESETS, ["--help"])
+    assert stop.value.code == 0
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError, RuntimeError, AssertionError])
+def test_a_bug_of_ours_keeps_its_traceback(error):
+    def main(cfg):
+        raise error("ours")
+
+    with pytest.raises(error):
+        run.start(main, Config, PRESETS, [])
+
+
+def test_a_new_run_directory_holds_the_resolved_config(tmp_path):
+    cfg = Config(name="a", runs_dir=str(tmp_path / "deep" / "runs"), steps=3)
+    directory = run.open_directory(cfg)
+    assert directory == tmp_path / "deep" / "runs" / "a" and [p.name for p in directory.iterdir()] == ["config.json"]
+    assert json.loads((directory / "config.json").read_text())["steps"] == 3
+
+
+def test_a_directory_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path):
+    directory = run.open_directory(Config(name="a", runs_dir=str(tmp_path)))
+    (directory / "metrics.jsonl").write_text("precious\n")
+    before = {path: path.read_bytes() for path in directory.iterdir()}
+    with pytest.raises(ConfigError, match="--name") as error:
+        run.open_directory(Config(name="a", runs_dir=str(tmp_path), steps=99))
+    assert str(directory) in str(error.value)
+    assert {path: path.read_bytes() for path in directory.iterdir()} == before
+
+
+def test_a_dry_run_makes_no_directory(tmp_path):
+    assert run.open_directory(Config(name="a", runs_dir=str(tmp_path / "runs"), dry_run=True)) is None
+    assert list(tmp_path.iterdir()) == []

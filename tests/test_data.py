@@ -1,0 +1,300 @@
+"""What a row may be, what is said about one that cannot be used, and the lengths and weights made of it."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanoqwenlong import data, run
+from nanoqwenlong.data import read_jsonl, sft_branch, tokenize
+from nanoqwenlong.records import DataError, Example
+
+ROOT = Path(__file__).resolve().parent.parent
+GOOD = {"id": "a", "context": "Tom lives in Oslo.", "question": "Where?", "answer": "Oslo"}
+
+
+def row(**changes) -> str:
+    """GOOD with some fields set; a value of ... removes one."""
+    return json.dumps({k: v for k, v in {**GOOD, **changes}.items() if v is not ...})
+
+
+def write(path: Path, *rows: str | bytes, end: bytes = b"\n") -> Path:
+    path.write_bytes(b"".join((r.encode() if isinstance(r, str) else r) + end for r in rows))
+    return path
+
+
+def read(tmp_path: Path, *rows: str | bytes, **options) -> list[Example]:
+    return read_jsonl([write(tmp_path / "d.jsonl", *rows)], **options)
+
+
+# Rows that can be used
+
+@pytest.mark.parametrize("line, expected", [
+    (row(), Example("a", "Tom lives in Oslo.", "Where?", "Oslo")),
+    (row(context=..., document="Tom."), Example("a", "Tom.", "Where?", "Oslo")),
+    (row(answer=["Oslo", "oslo"]), Example("a", "Tom lives in Oslo.", "Where?", ("Oslo", "oslo"))),
+    (row(answer=["Oslo"]), Example("a", "Tom lives in Oslo.", "Where?", ("Oslo",))),
+    (row(id=7), Example("7", "Tom lives in Oslo.", "Where?", "Oslo")),
+    (row(response="<think></think> Oslo."), Example("a", "Tom lives in Oslo.", "Where?", "Oslo",
+                                                    response="<think></think> Oslo.")),
+    (row(extra={"anything": [None, 1.5]}), Example("a", "Tom lives in Oslo.", "Where?", "Oslo")),
+    ('{"id": "t", "text": "Rain fell."}', Example("t", "Rain fell.", "", "", task="text")),
+    (row(context="one\u2028two\x85three\x0bfour\0 \u202e👩\u200d🚀"),
+     Example("a", "one\u2028two\x85three\x0bfour\0 \u202e👩\u200d🚀", "Where?", "Oslo")),
+    ('{"id": "a", "context": "one\u2028two\x85three", "question": "Where?", "answer": "Oslo"}',
+     Example("a", "one\u2028two\x85three", "Where?", "Oslo")),
+    (row(context=" spaces stay \n"), Example("a", " spaces stay \n", "Where?", "Oslo")),
+])
+def test_a_good_row(line, expected, tmp_path):
+    assert read(tmp_path, line) == [expected]
+
+
+def test_a_missing_id_is_the_number_of_the_line(tmp_path):
+    assert [e.id for e in read(tmp_path, row(id=...), "", row(), "  ", row(id=...))] == ["1", "a", "5"]
+
+
+def test_files_without_ids_can_be_read_together(tmp_path):
+    paths = [write(tmp_path / name, row(id=...), row(id=...)) for name in ("x.jsonl", "y.jsonl")]
+    assert len({example.id for example in read_jsonl(paths)}) == 4
+
+
+def test_files_are_read_in_order_with_bom_and_crlf(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{row(id='x')}\r\n\r\n{row(id='y')}\r\n".encode())
+    other = write(tmp_path / "y.jsonl", row(id="z"), end=b"")                  # no newline at its end
+    assert [e.id for e in read_jsonl([tmp_path / "x.jsonl", str(other)])] == ["x", "y", "z"]
+
+
+def test_supervised_fine_tuning_needs_responses(tmp_path):
+    assert read(tmp_path, row(response="yes"), need_response=True)[0].response == "yes"
+    with pytest.raises(DataError, match='d.jsonl:2: the field "response" is missing'):
+        read(tmp_path, row(response="yes"), row(id="b"), need_response=True)
+
+
+# Rows that cannot; each stands on line 2 and its message names what is listed
+
+BAD = {
+    "no context": (row(context=...), ['"context"', "missing"]),
+    "no question": (row(question=...), ['"question"', "missing"]),
+    "no answer": (row(answer=...), ['"answer"', "missing"]),
+    "empty object": ("{}", ['"context"', "missing"]),
+    "empty context": (row(context=""), ['"context"', "empty"]),
+    "empty document": (row(context=..., document=""), ['"document"', "empty"]),
+    "blank question": (row(question=" \t\n"), ['"question"', "empty"]),
+    "blank answer": (row(answer="\u3000"), ['"answer"', "empty"]),
+    "empty text": ('{"text": ""}', ['"text"', "empty"]),
+    "no accepted answer": (row(answer=[]), ['"answer"']),
+    "one of the answers is blank": (row(answer=["Oslo", " "]), ['"answer"', "empty"]),
+    "one of the answers is a number": (row(answer=["Oslo", 4]), ['"answer"', "a number"]),
+    "answer is a number": (row(answer=4), ['"answer"', "a number"]),
+    "answer is a boolean": (row(answer=True), ['"answer"', "a boolean"]),
+    "answer is null": (row(answer=None), ['"answer"', "null"]),
+    "answer is an object": (row(answer={"text": "Oslo"}), ['"answer"', "an object"]),
+    "context is null": (row(context=None), ['"context"', "null"]),
+    "context is a list": (row(context=["Tom"]), ['"context"', "a list"]),
+    "question is a number": (row(question=1.5), ['"question"', "a number"]),
+    "response is null": (row(response=None), ['"response"', "null"]),
+    "id is null": (row(id=None), ['"id"', "null"]),
+    "id is a boolean": (row(id=True), ['"id"', "a boolean"]),
+    "id is empty": (row(id=""), ['"id"', "empty"]),
+    "id is a fraction": (row(id=1.5), ['"id"', "a number"]),
+    "id was used": (row(id="first"), ['"id"', "'first'", "d.jsonl:1"]),
+    "a key twice": ('{"context": "x", "question": "y", "answer": "z", "answer": "w"}', ['"answer"', "twice"]),
+    "half a surrogate pair": (row().replace("Tom", "\\ud83d"), ['"context"', "surrogate"]),
+    "half a pair in an answer": (row(answer=["Oslo", "\udc00"]), ['"answer"', "surrogate"]),
+    "NaN": ('{"context": "x", "question": "y", "answer": NaN}', ["NaN"]),
+    "Infinity in a field nobody reads": (row(score=float("-inf")), ["-Infinity"]),
+    "cut": (row()[:-9], ["JSON", "column"]),
+    "two objects on a line": (row() + row(), ["JSON", f"column {len(row()) + 1}"]),
+    "a comma too many": (row()[:-1] + ",}", ["JSON", "column"]),
+    "single quotes": ("{'context': 'x'}", ["JSON", "column 2"]),
+    "an object over several lines": ("{", ["JSON", "one line"]),
+    "a list": ("[]", ["a list"]),
+    "a string": ('"row"', ["a string"]),
+    "null": ("null", ["null"]),
+    "not UTF-8": (row().encode()[:14] + b"\xff" + row().encode()[14:], ["UTF-8", "byte 14"]),
+    "UTF-16": (row().encode("utf-16"), ["UTF-8", "byte 0"]),
+    "absurd nesting": ("[" * 100_000, ["JSON"]),
+    "absurd nesting of objects": ('{"a":' * 100_000, ["JSON"]),
+    "a number of 5,000 digits": (row(id=...)[:-1] + f', "id": {"9" * 5000}}}', ["JSON", "digit"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_row_is_refused_with_file_line_and_field(case, tmp_path):
+    line, named = BAD[case]
+    with pytest.raises(DataError) as error:
+        read(tmp_path, row(id="first"), line, row(id="last"))
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / 'd.jsonl'}:2: ") and "\n" not in message and len(message) < 400
+    assert all(name in message for name in named), message
+
+
+def test_all_bad_rows_are_listed_up_to_twenty_and_the_others_counted(tmp_path):
+    for num_bad, last in ((1, ":2: "), (20, ":40: "), (21, "and 1 more"), (30, "and 10 more")):
+        rows = [line for i in range(num_bad) for line in (row(id=i), "{")]
+        with pytest.raises(DataError) as error:
+            read(tmp_path, *rows)
+        lines = str(error.value).split("\n")
+        assert len(lines) == min(num_bad, 20) + (num_bad > 20) and last in lines[-1]
+        assert [f":{2 * i + 2}: " in line for i, line in enumerate(lines[:20])] == [True] * min(num_bad, 20)
+
+
+def test_bad_rows_of_several_files_are_listed_together(tmp_path):
+    write(tmp_path / "x.jsonl", "{"), write(tmp_path / "y.jsonl", row(), row())
+    with pytest.raises(DataError) as error:
+        read_jsonl([tmp_path / "x.jsonl", tmp_path / "y.jsonl"])
+    first, second = str(error.value).split("\n")
+    assert "x.jsonl:1" in first and "y.jsonl:2" in second and "y.jsonl:1" in second
+
+
+def test_no_file_and_no_rows(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.jsonl"):
+        read_jsonl([tmp_path / "nowhere.jsonl"])
+    for content in (b"", b"\n\n", b"\xef\xbb\xbf", b" \r\n"):
+        (tmp_path / "empty.jsonl").write_bytes(content)
+        with pytest.raises(DataError, match="empty.jsonl"):
+            read_jsonl([tmp_path / "empty.jsonl"])
+
+
+# Lengths and weights, with a tokenizer of one id per character
+
+class Characters:
+    """Ids are code points; the template puts 1 before, 2 between, 3 and 4 after; 0 ends a response."""
+
+    class hf:
+        eos_token_id = 0
+
+    eos_id = 0
+
+    def __init__(self):
+        self.encoded = []
+
+    def encode(self, text):
+        self.encoded.append(text)
+        return [ord(char) for char in text]
+
+    def prompt(self, document_ids, question_ids):
+        return [1, *document_ids, 2, *question_ids, 3, 4]
+
+    def encode_response(self, text):
+        return [*map(ord, text), 0]
+
+
+AB, C = (ord("a"), ord("b")), ord("c")
+
+
+def test_prompts_and_lengths():
+    """length counts document and question, without the template around them; both are stripped."""
+    [example], dropped = tokenize([Example("x", " ab\n", "c ", "z")], Characters(), 100)
+    assert example.prompt_ids == (1, *AB, 2, C, 3, 4) and example.length == 3 and dropped == 0
+    [page], _ = tokenize([Example("t", "ab", "", "", task="text")], Characters(), 100)
+    assert page.prompt_ids == AB and page.length == 2
+
+
+@pytest.mark.parametrize("limit, kept", [(7, ["x"]), (8, ["x", "y"]), (1000, ["x", "y", "z"])])
+def test_overlong_prompts_are_dropped_and_counted_never_cut(limit, kept):
+    examples = [Example("x", "ab", "c", "?"), Example("y", "abb", "c", "?"), Example("z", "a" * 300, "c", "?")]
+    found, dropped = tokenize(examples, Characters(), limit)
+    assert [e.id for e in found] == kept and dropped == 3 - len(kept)
+    assert all(len(e.prompt_ids) == e.length + 4 and e.length == len(e.document) + 1 for e in found)
+
+
+def test_equal_documents_are_encoded_once():
+    tokenizer = Characters()
+    tokenize([Example(str(i), "ab", f"q{i}", "?") for i in range(5)], tokenizer, 100)
+    assert tokenizer.encoded.count("ab") == 1 and len(tokenizer.encoded) == 6
+
+
+def test_sft_weighs_the_response_alone_with_a_sum_of_one():
+    """prompt 1 a 2 c 3 4, response "bb" and the end: three targets of 1/3."""
+    [example], _ = tokenize([Example("x", "a", "c", "?", response="bb")], Characters(), 100)
+    branch = sft_branch(example, Characters())
+    assert branch.input_ids == (1, 97, 2, 99, 3, 4, 98, 98)
+    assert branch.target_ids == (97, 2, 99, 3, 4, 98, 98, 0)
+    assert branch.weights == (0, 0, 0, 0, 0, 1 / 3, 1 / 3, 1 / 3) and branch.num_targets == 3
+
+
+def test_plain_text_is_learned_token_by_token():
+    [page], _ = tokenize([Example("t", "abc", "", "", task="text")], Characters(), 100)
+    branch = sft_branch(page, Characters())
+    assert branch.input_ids == (97, 98, 99) and branch.target_ids == (98, 99, 0) and branch.weights == (1 / 3,) * 3
+
+
+# The file we ship, and the whole way through a script
+
+def squeeze(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def test_the_licence_questions_are_answered_by_their_texts():
+    examples, licence = read_jsonl([ROOT / "examples/licence_qa.jsonl"]), (ROOT / "LICENSE").read_text()
+    assert len(examples) == 20
+    for example in examples:
+        assert squeeze(example.accepted[0]) in squeeze(example.document), example.id
+        assert example.document in licence, example.id
+    assert all(len(e.document) < len(licence) for e in examples[:10])
+    assert all(e.document == licence for e in examples[10:])
+
+
+SCRIPTS = ["train_rl", "train_sft", "eval"]
+
+
+def start(script: str, *words: str) -> int:
+    """The script's own last line, in this process."""
+    module = importlib.import_module(script)
+    return run.start(module.main, module.Config, getattr(module, "PRESETS", {}), list(words))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_say_one_sentence_per_bad_row_and_exit_65(script, toy_directory, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    bad = write(tmp_path / "bad.jsonl", row(answer=None), row(response="yes"), "{", row(context=" ", id="c"))
+    assert start(script, "--model", str(toy_directory), "--data", str(bad)) == run.BAD_DATA == 65
+    lines = capsys.readouterr().err.strip().split("\n")
+    assert [line.split(": ")[0] for line in lines] == [f"{bad}:{number}" for number in (1, 3, 4)]
+    assert {p.name for p in tmp_path.iterdir()} == {"bad.jsonl"}               # no run directory was begun
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_exit_65_when_every_prompt_is_too_long(script, toy_directory, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    long = write(tmp_path / "long.jsonl", row(response="yes"), row(id="b", response="yes"))
+    words = ["--model", str(toy_directory), "--data", str(long), "--max-prompt-tokens", "5"]
+    if script != "eval":
+        words.append("--dry-run")
+    assert start(script, *words) == 65
+    message = capsys.readouterr().err.strip()
+    assert "5" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_exit_66_when_a_file_is_not_there(script, toy_directory, tmp_path, capsys):
+    assert start(script, "--model", str(toy_directory), "--data", str(tmp_path / "nowhere.jsonl")) == 66
+    assert "nowhere.jsonl" in capsys.readouterr().err
+    assert start(script, "--model", str(tmp_path / "nomodel")) == 66
+    assert "nomodel" in capsys.readouterr().err
+
+
+def test_supervised_fine_tuning_on_fewer_examples_than_a_batch(toy_directory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = write(tmp_path / "few.jsonl", row(response="yes"), row(id="b", response="no"))
+    assert start("train_sft", "--model", str(toy_directory), "--data", str(few), "--eval-every", "0", "--dry-run") == 0
+
+
+@pytest.mark.full
+def test_a_bad_file_through_a_real_process(toy_directory, tmp_path):
+    bad = write(tmp_path / "bad.jsonl", row(answer=None), "{")
+    words = ["--model", str(toy_directory), "--data", str(bad), "--dry-run"]
+    done = subprocess.run([sys.executable, "train_rl.py", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 65 and "Traceback" not in done.stderr
+    assert done.stderr.strip().split("\n") == [
+        f'{bad}:1: "answer" should be a string, it is null',
+        f"{bad}:2: not JSON at column 2: Expecting property name enclosed in double quotes; "
+        "a row is one JSON object on one line"]
+
+
+def test_the_number_shown_is_the_number_documented():
+    assert data.SHOWN == 20

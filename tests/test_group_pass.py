@@ -1,0 +1,204 @@
+"""The micro-batched pass over stem and branches against autograd on each whole sequence (float64)."""
+
+import random
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from nanoqwenlong import group_pass
+from nanoqwenlong.records import Branch
+from tiny_qwen import VOCAB, random_ids, tiny_qwen
+
+EVERYTHING = 10**6
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_qwen()
+
+
+def branch(num_inputs: int, seed: int, weights=None) -> Branch:
+    ids = tuple(random_ids(num_inputs + 1, seed))
+    return Branch(ids[:-1], ids[1:], weights or (1.0,) * num_inputs)
+
+
+STEM = random_ids(11, seed=40)
+BRANCHES = [branch(5, 1), branch(1, 2), branch(9, 3), branch(4, 4, (0.0, 1.0, 0.0, 1.0)), branch(9, 5)]
+
+
+def plain(model, stem, branches, temperature):
+    """For each branch (logprobs, entropy) of its weighted targets, one whole sequence at a time."""
+    found = []
+    for b in branches:
+        logits = model.logits(torch.tensor([*stem, *b.input_ids]))[len(stem):] / temperature
+        rows = torch.tensor([i for i, weight in enumerate(b.weights) if weight], dtype=torch.long)
+        logprobs = logits.log_softmax(-1)[rows]
+        found.append((logprobs.gather(-1, torch.tensor(b.target_ids)[rows, None])[:, 0],
+                      -(logprobs.exp() * logprobs).sum(-1)))
+    return found
+
+
+def branch_loss(row: int, logprobs, entropy):
+    """Neither linear nor alike for two branches."""
+    return ((row + 1) * logprobs.exp() + logprobs * 0.1 * row - 0.3 * entropy.square()).sum()
+
+
+def oracle(model, stem, branches, temperature=1.0):
+    model.zero_grad()
+    values = plain(model, stem, branches, temperature)
+    sum(branch_loss(row, *pair) for row, pair in enumerate(values)).backward()
+    return [v.detach() for v, _ in values], gradient(model)
+
+
+def gradient(model) -> dict:
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def ours(model, stem, branches, names=None, **options):
+    """The same loss through group_pass; names: which loss each branch gets (its row if not given)."""
+    model.zero_grad()
+    seen = []
+
+    def loss(rows, logprobs, entropy):
+        parts = [branches[row].num_targets for row in rows]
+        assert logprobs.shape == entropy.shape == (sum(parts),)
+        seen.append(list(rows))
+        return sum(branch_loss(row if names is None else names[row], lp, e)
+                   for row, lp, e in zip(rows, logprobs.split(parts), entropy.split(parts)))
+
+    group_pass.backward(model, stem, branches, loss, **options)
+    assert [row for rows in seen for row in rows] == list(range(len(branches)))
+    return gradient(model)
+
+
+def assert_equal_gradients(a: dict, b: dict, bar: float = 1e-12, floor: float = 0.0) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert (a[name] - b[name]).abs().max() <= bar * (b[name].abs().max() + floor), name
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("kind, tied", [("qwen2", True), ("qwen3", False)])
+def test_values_and_gradients_equal_plain_autograd(kind, tied, temperature):
+    model = tiny_qwen(kind, seed=2, tie_word_embeddings=tied)
+    values, expected = oracle(model, STEM, BRANCHES, temperature)
+    assert all(g.any() for g in expected.values())
+    assert_equal_gradients(ours(model, STEM, BRANCHES, temperature=temperature), expected)
+    found = group_pass.logprobs(model, STEM, BRANCHES, temperature=temperature)
+    for a, b in zip(found, values, strict=True):
+        assert not a.requires_grad and (a - b).abs().max() <= 1e-12
+
+
+def test_the_size_of_a_microbatch_does_not_change_the_gradient(model):
+    expected = ours(model, STEM, BRANCHES, max_tokens=EVERYTHING)
+    for max_tokens in (1, 16, 28, 29, 47, 48, 64):
+        assert_equal_gradients(ours(model, STEM, BRANCHES, max_tokens=max_tokens), expected)
+        found = group_pass.logprobs(model, STEM, BRANCHES, max_tokens=max_tokens)
+        assert [len(values) for values in found] == [b.num_targets for b in BRANCHES] == [5, 1, 9, 2, 9]
+
+
+def test_microbatches_keep_to_the_limit_and_lose_nothing():
+    rng = random.Random(0)
+    for _ in range(300):
+        stem, branches = [1] * rng.randint(0, 6), [branch(rng.randint(1, 9), 0) for _ in range(rng.randint(0, 7))]
+        max_tokens = rng.randint(1, 40)
+        found = list(group_pass.microbatches(stem, branches, max_tokens))
+        assert [row for rows in found for row in rows] == list(range(len(branches)))
+        size = [sum(len(stem) + len(branches[row].input_ids) for row in rows) for rows in found]
+        assert all(tokens <= max_tokens or len(rows) == 1 for rows, tokens in zip(found, size))
+        for rows, tokens, after in zip(found, size, found[1:]):                # and none is cut short
+            assert tokens + len(stem) + len(branches[after[0]].input_ids) > max_tokens
+
+
+def test_the_order_of_the_branches_does_not_change_the_gradient(model):
+    expected = ours(model, STEM, BRANCHES)
+    order = [3, 0, 4, 2, 1]
+    again = ours(model, STEM, [BRANCHES[i] for i in order], names=order, max_tokens=40)
+    assert_equal_gradients(again, expected)
+
+
+def test_gradients_are_added_to_what_is_there(model):
+    once = ours(model, STEM, BRANCHES)
+    group_pass.backward(model, STEM, BRANCHES, lambda rows, lp, e: sum(
+        branch_loss(row, *pair) for row, pair in zip(rows, zip(*(
+            x.split([BRANCHES[r].num_targets for r in rows]) for x in (lp, e))))))
+    assert_equal_gradients(gradient(model), {name: 2 * g for name, g in once.items()})
+
+
+def test_where_the_stem_ends_does_not_matter(model):
+    """An empty stem, and the same sequences with the stem's tokens as context in each branch."""
+    longer = [Branch((*STEM, *b.input_ids), (*[0] * len(STEM), *b.target_ids), (*[0.0] * len(STEM), *b.weights))
+              for b in BRANCHES]
+    values, expected = oracle(model, [], longer)
+    assert_equal_gradients(ours(model, [], longer, max_tokens=30), expected)
+    assert_equal_gradients(ours(model, STEM, BRANCHES), expected)
+    for a, b in zip(group_pass.logprobs(model, [], longer), values, strict=True):
+        assert (a - b).abs().max() <= 1e-12
+
+
+def test_a_target_of_weight_zero_is_context_only(model):
+    """Its id is never looked at (one beyond the vocabulary would raise), its input still matters."""
+    b = Branch((3, 4, 5, 6), (VOCAB + 99, 5, VOCAB + 99, 7), (0.0, 1.0, 0.0, 1.0))
+    (first,) = group_pass.logprobs(model, STEM, [b])
+    assert first.shape == (2,)
+    (other,) = group_pass.logprobs(model, STEM, [b._replace(input_ids=(30, 4, 5, 6))])
+    assert (first - other).abs().min() > 1e-6
+
+
+def test_branches_that_are_context_only_give_no_values_and_no_gradient(model):
+    """Also when one is all that a micro-batch holds."""
+    context = branch(3, 9, (0.0, 0.0, 0.0))
+    assert [len(v) for v in group_pass.logprobs(model, STEM, [context, BRANCHES[0]], max_tokens=1)] == [0, 5]
+    model.zero_grad()
+    group_pass.backward(model, STEM, [context], lambda rows, logprobs, entropy: logprobs.sum())
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_no_branches_at_all(model):
+    assert group_pass.logprobs(model, STEM, []) == []
+    group_pass.backward(model, STEM, [], None)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_supervised_loss_equals_transformers_cross_entropy(kind, tmp_path):
+    """Stem empty, many branches, prompt tokens of weight 0: labels of -100 and right padding over there (fp32)."""
+    from transformers import AutoModelForCausalLM
+    model = tiny_qwen(kind, torch.float32)
+    model.save_pretrained(tmp_path)
+    hf = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    texts, prompt_lengths = [random_ids(n, seed=n) for n in (9, 14, 6, 20)], (4, 1, 3, 12)
+    ids, labels = torch.zeros(4, 20, dtype=torch.long), torch.full((4, 20), -100)
+    for row, (text, start) in enumerate(zip(texts, prompt_lengths)):
+        ids[row, :len(text)] = torch.tensor(text)
+        labels[row, start:len(text)] = torch.tensor(text[start:])
+    mask = torch.arange(20)[None] < torch.tensor([[len(text)] for text in texts])
+    theirs = hf(input_ids=ids, attention_mask=mask.long(), labels=labels).loss
+    theirs.backward()
+
+    branches = [Branch(tuple(t[:-1]), tuple(t[1:]), (0.0,) * (start - 1) + (1.0,) * (len(t) - start))
+                for t, start in zip(texts, prompt_lengths)]
+    num_tokens, losses = sum(b.num_targets for b in branches), []
+
+    def loss(rows, logprobs, entropy):
+        losses.append(-logprobs.sum() / num_tokens)
+        return losses[-1]
+
+    group_pass.backward(model, (), branches, loss, max_tokens=25)
+    assert len(losses) == 2 and abs(sum(losses) - theirs) <= 1e-6
+    expected = dict(hf.named_parameters())
+    for name, parameter in model.named_parameters():
+        grad = expected[name].grad
+        assert (parameter.grad - grad).abs().max() <= 1e-6 * max(1, grad.abs().max()), name
+
+
+token = st.integers(0, VOCAB - 1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(stem=st.lists(token, max_size=6), max_tokens=st.integers(1, 40), branches=st.lists(
+    st.lists(st.tuples(token, token, st.sampled_from((0.0, 1.0))), min_size=1, max_size=6), min_size=1, max_size=4))
+def test_any_family_equals_plain_autograd(model, stem, branches, max_tokens):
+    branches = [Branch(*zip(*[(0, 1, 1.0), *b])) for b in branches]            # each has a target
+    _, expected = oracle(model, stem, branches)
+    assert_equal_gradients(ours(model, stem, branches, max_tokens=max_tokens), expected, floor=1.0)

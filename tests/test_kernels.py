@@ -1,0 +1,262 @@
+"""linear_logprob against float64, grpo_loss against known answers and its own promises."""
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from kernels import grpo_loss, linear_logprob
+
+F64 = torch.float64
+
+
+# linear_logprob
+
+def inputs(N, C=16, V=61, dtype=F64, seed=0, scale=1.0):
+    g = torch.Generator().manual_seed(seed)
+    hidden, weight = torch.randn(N, C, generator=g, dtype=F64), torch.randn(V, C, generator=g, dtype=F64) * scale
+    return hidden.to(dtype), weight.to(dtype), torch.randint(V, (N,), generator=g)
+
+
+def plain(hidden, weight, targets, temperature, dtype=F64):
+    """log_softmax and gather of the whole logits, in `dtype`: values, and gradients of a loss that uses both."""
+    h, w = hidden.detach().to(dtype).requires_grad_(), weight.detach().to(dtype).requires_grad_()
+    logprobs = (h @ w.T / temperature).log_softmax(-1)
+    return backward(logprobs.gather(-1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1), h, w)
+
+
+def ours(hidden, weight, targets, temperature, **options):
+    h, w = hidden.detach().clone().requires_grad_(), weight.detach().clone().requires_grad_()
+    return backward(*linear_logprob(h, w, targets, temperature, **options), h, w)
+
+
+def backward(values, entropy, h, w):
+    places = torch.arange(1, len(values) + 1)
+    (values.sin() * places + 0.5 * entropy.square()).sum().backward()
+    return values.detach(), entropy.detach(), h.grad, w.grad
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
+@pytest.mark.parametrize("N, chunk", [(1, 2048), (2, 1), (31, 8), (32, 8), (33, 8), (33, 2048)])
+def test_logprob_entropy_and_gradients_equal_log_softmax(N, chunk, temperature):
+    case = inputs(N)
+    for a, b in zip(ours(*case, temperature, chunk=chunk), plain(*case, temperature), strict=True):
+        assert a.dtype == F64 and (a - b).abs().max() <= 1e-12 * max(1.0, b.abs().max())
+
+
+@pytest.mark.parametrize("V, scale", [(2, 1.0), (1000, 1.0), (32_000, 0.5)])
+def test_float32_is_as_exact_as_torch(V, scale):
+    """Error against float64 at most that of torch's own float32, plus two units in the last place of the logits."""
+    case = inputs(24, V=V, dtype=torch.float32, scale=scale)
+    exact, torchs = plain(*case, 0.7), plain(*case, 0.7, dtype=torch.float32)
+    ulp = 2 * torch.finfo(torch.float32).eps * (case[0] @ case[1].T / 0.7).abs().max()
+    for a, b, true in zip(ours(*case, 0.7, chunk=10), torchs, exact, strict=True):
+        assert a.dtype == torch.float32
+        assert (a - true).abs().max() <= (b - true).abs().max() + ulp * max(1.0, true.abs().max())
+
+
+def test_bfloat16_inputs_give_float32_outputs():
+    hidden, weight, targets = inputs(9, dtype=torch.bfloat16)
+    logprobs, entropy, *gradients = ours(hidden, weight, targets, 1.0)
+    assert logprobs.dtype == entropy.dtype == torch.float32
+    assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in gradients)
+    exact = plain(hidden, weight, targets, 1.0)
+    assert (logprobs - exact[0]).abs().max() <= 2**-8 * (hidden.double() @ weight.double().T).abs().max() * 2
+
+
+def test_known_answers():
+    """Equal logits; two logits; one huge logit."""
+    logprobs, entropy = linear_logprob(torch.zeros(1, 3, dtype=F64), torch.ones(7, 3, dtype=F64), torch.tensor([4]))
+    assert abs(float(logprobs) + math.log(7)) <= 1e-15 and abs(float(entropy) - math.log(7)) <= 1e-15
+    weight = torch.tensor([[math.log(3)], [0.0]], dtype=F64)                   # p = 3/4, 1/4
+    logprobs, entropy = linear_logprob(torch.ones(2, 1, dtype=F64), weight, torch.tensor([0, 1]))
+    assert (logprobs - torch.tensor([0.75, 0.25], dtype=F64).log()).abs().max() <= 1e-15
+    assert abs(float(entropy[0]) - (2 * math.log(2) - 0.75 * math.log(3))) <= 1e-15
+    halved, _ = linear_logprob(torch.ones(1, 1, dtype=F64), weight, torch.tensor([0]), temperature=0.5)
+    assert abs(float(halved) - math.log(0.9)) <= 1e-15                         # p = 9/10: the logits are divided
+    weight[0] = 1e4
+    for dtype in (torch.float32, F64):
+        logprobs, entropy = linear_logprob(torch.ones(2, 1, dtype=dtype), weight.to(dtype), torch.tensor([0, 1]))
+        assert logprobs.tolist() == [0.0, -1e4] and entropy.tolist() == [0.0, 0.0]
+
+
+def test_nothing_in_nothing_out():
+    hidden, weight, targets = inputs(0)
+    logprobs, entropy = linear_logprob(hidden.requires_grad_(), weight.requires_grad_(), targets)
+    assert logprobs.shape == entropy.shape == (0,) and logprobs.dtype == F64
+    (logprobs.sum() + entropy.sum()).backward()
+    assert not weight.grad.any()
+
+
+def test_strided_inputs():
+    hidden, weight, targets = inputs(12, C=16)
+    case = hidden.T.contiguous().T, weight.repeat(1, 2)[:, ::2].contiguous()[:, :16], targets.repeat(2)[::2]
+    for a, b in zip(ours(*case, 1.0, chunk=5), plain(*case, 1.0), strict=True):
+        assert (a - b).abs().max() <= 1e-12 * max(1.0, b.abs().max())
+
+
+@pytest.mark.parametrize("wrong", [-1, 61])
+def test_targets_outside_the_vocabulary_are_refused(wrong):
+    hidden, weight, targets = inputs(3)
+    targets[1] = wrong
+    with pytest.raises((IndexError, RuntimeError)):
+        linear_logprob(hidden, weight, targets)
+
+
+def test_linear_logprob_passes_gradcheck():
+    hidden, weight, targets = inputs(5, C=3, V=7)
+    assert torch.autograd.gradcheck(lambda h, w: linear_logprob(h, w, targets, 0.8, chunk=2),
+                                    (hidden.requires_grad_(), weight.requires_grad_()), eps=1e-6, atol=1e-7)
+
+
+# grpo_loss: known answers (float64, computed apart from this project; shared/TRAPS.md 3.5)
+
+OLD = torch.tensor([-1, -2, -.5, -.7, -1.2, -3], dtype=F64)                    # two sequences of three, the last token
+NEW = OLD + torch.tensor([.1, -.4, .3, .5, -.1, 0], dtype=F64)                 # of the first being masked
+MASK = torch.tensor([1, 1, 0, 1, 1, 1], dtype=F64)
+A = 0.7071057811879616
+ADVANTAGES = torch.tensor([A, A, A, -A, -A, -A], dtype=F64)
+WEIGHTS = {"grpo": MASK / torch.tensor([4, 4, 4, 6, 6, 6]), "dapo": MASK / 5, "dr_grpo": MASK / 8}
+
+
+@pytest.mark.parametrize("name, kl_coef, expected", [
+    ("grpo", 0, 0.104925334140), ("dapo", 0, 0.251456393485), ("dr_grpo", 0, 0.157160245928),
+    ("grpo", 0.01, 0.105447809045), ("dapo", 0.01, 0.252021142393), ("dr_grpo", 0.01, 0.157513213995)])
+def test_loss_has_the_known_value(name, kl_coef, expected):
+    loss, _ = grpo_loss(NEW, OLD, ADVANTAGES, WEIGHTS[name], ref_logprobs=OLD - 0.2, kl_coef=kl_coef)
+    assert abs(float(loss) - expected) <= 1e-11
+
+
+def test_gradient_has_the_known_value():
+    new = NEW.clone().requires_grad_()
+    grpo_loss(new, OLD, ADVANTAGES, WEIGHTS["dapo"])[0].backward()
+    expected = torch.tensor([-0.156294549074, -0.094797435960, 0, 0.233164068416, 0.127963153866, 0.141421156238])
+    assert torch.allclose(new.grad, torch.tensor(expected.tolist(), dtype=F64), rtol=0, atol=1e-7)
+    exact = [-A * math.exp(.1) / 5, -A * math.exp(-.4) / 5, 0, A * math.exp(.5) / 5, A * math.exp(-.1) / 5, A / 5]
+    assert (new.grad - torch.tensor(exact, dtype=F64)).abs().max() <= 1e-15
+
+
+def test_sums_count_tokens_and_clipped_tokens():
+    log_ratio = torch.tensor([0.1, 0.3, -0.1, -0.3, 0.3, -0.3, 0.3, 0.0], dtype=F64)
+    advantages = torch.tensor([1, 1, -1, -1, -1, 1, 1, 0], dtype=F64)          # clipped: the 2nd high, the 4th low
+    weights = torch.tensor([1, 1, 1, 1, 1, 1, 0, 1], dtype=F64)                # the 7th would be, but it is masked
+    ref = torch.full((8,), 0.5, dtype=F64)
+    _, sums = grpo_loss(log_ratio, torch.zeros(8, dtype=F64), advantages, weights, ref_logprobs=ref)
+    assert (int(sums["num_tokens"]), int(sums["clipped_low"]), int(sums["clipped_high"])) == (7, 1, 1)
+    d = [0.5 - float(x) for x, w in zip(log_ratio, weights) if w]
+    assert abs(float(sums["kl"]) - sum(math.exp(x) - x - 1 for x in d)) <= 1e-12
+
+
+# grpo_loss: properties
+
+def column(size, low=-4.0, high=4.0):
+    floats = st.lists(st.floats(low, high, allow_subnormal=False), min_size=size, max_size=size)
+    return floats.map(lambda x: torch.tensor(x, dtype=F64))
+
+
+@st.composite
+def cases(draw, masked=True):
+    """(logprobs, old, advantages, weights, ref)"""
+    n = draw(st.integers(1, 8))
+    weights = draw(column(n, 0.01, 1.0))
+    if masked:
+        weights = weights * torch.tensor(draw(st.lists(st.sampled_from((0.0, 1.0)), min_size=n, max_size=n)))
+    old = draw(column(n, -8, 0))
+    return old + draw(column(n, -1, 1)), old, draw(column(n)), weights, old + draw(column(n, -1, 1))
+
+
+def value_and_gradient(logprobs, old, advantages, weights, ref=None, **options):
+    logprobs = logprobs.clone().requires_grad_()
+    loss, sums = grpo_loss(logprobs, old, advantages, weights, ref_logprobs=ref, **options)
+    loss.backward()
+    return loss.detach(), logprobs.grad, sums
+
+
+def ours_of(case, **options):
+    logprobs, old, advantages, weights, ref = case
+    return value_and_gradient(logprobs, old, advantages, weights, ref, **options)
+
+
+properties = settings(max_examples=60, deadline=None)
+
+
+@properties
+@given(cases(), st.sampled_from((torch.nan, torch.inf, -torch.inf)), st.integers(0, 4))
+def test_tokens_of_weight_zero_may_hold_anything_and_get_no_gradient(case, junk, where):
+    loss, gradient, sums = ours_of(case, kl_coef=0.1)
+    masked = case[3] == 0
+    dirty = [torch.where(masked, junk, x) if i in (where, 4 - where) and i != 3 else x for i, x in enumerate(case)]
+    again, dirty_gradient, dirty_sums = ours_of(dirty, kl_coef=0.1)
+    assert torch.equal(loss, again) and torch.equal(gradient, dirty_gradient)
+    assert all(torch.equal(sums[name], dirty_sums[name]) for name in sums)
+    assert (gradient[masked] == 0).all() and loss.isfinite()
+
+
+@properties
+@given(cases())
+def test_clipped_tokens_have_exactly_no_gradient_and_the_others_the_ratios(case):
+    logprobs, old, advantages, weights, _ = case
+    _, gradient, sums = value_and_gradient(logprobs, old, advantages, weights, clip_low=0.2, clip_high=0.28)
+    ratio = (logprobs - old).exp()
+    clipped = ((ratio > 1.28) & (advantages > 0)) | ((ratio < 0.8) & (advantages < 0))
+    assert (gradient[clipped] == 0).all()
+    assert torch.allclose(gradient, torch.where(clipped, 0.0, -weights * advantages * ratio), rtol=1e-12, atol=0)
+    assert int(sums["clipped_low"] + sums["clipped_high"]) == int((clipped & (weights != 0)).sum())
+
+
+@properties
+@given(cases())
+def test_on_policy_gradient_is_the_plain_policy_gradient(case):
+    logprobs, _, advantages, weights, _ = case
+    loss, gradient, _ = value_and_gradient(logprobs, logprobs, advantages, weights)
+    assert torch.allclose(gradient, -weights * advantages, rtol=1e-14, atol=0)
+    assert torch.allclose(loss, -(weights * advantages).sum(), rtol=1e-14, atol=1e-14)
+
+
+@properties
+@given(cases(masked=False))
+def test_kl_is_never_negative_and_zero_only_where_equal(case):
+    logprobs, old, advantages, weights, ref = case
+    for i in range(len(weights)):
+        one = [x[i:i + 1] for x in case]
+        kl = float(ours_of(one)[2]["kl"])
+        assert kl >= 0 and (kl > 0 or abs(float(ref[i] - logprobs[i])) < 1e-7)
+    assert ours_of((logprobs, old, advantages, weights, logprobs))[2]["kl"] == 0
+    with_kl, without = ours_of(case, kl_coef=0.5)[1], ours_of(case)[1]
+    derivative = 1 - (ref - logprobs).exp()
+    assert torch.allclose(with_kl - without, 0.5 * weights * derivative, rtol=1e-9, atol=1e-12)
+
+
+@properties
+@given(cases())
+def test_gradient_is_bounded_for_positive_advantages(case):
+    logprobs, old, advantages, weights, _ = case
+    _, gradient, _ = value_and_gradient(logprobs, old, advantages.abs(), weights)
+    assert (gradient.abs() <= advantages.abs() * 1.28 * weights * (1 + 1e-12)).all()
+
+
+@properties
+@given(cases(), st.integers(0, 8))
+def test_splitting_into_microbatches_does_not_change_the_sum(case, cut):
+    whole = ours_of(case, kl_coef=0.1)
+    parts = [ours_of([x[piece] for x in case], kl_coef=0.1) for piece in (slice(cut), slice(cut, None))]
+    assert torch.allclose(parts[0][0] + parts[1][0], whole[0], rtol=1e-12, atol=1e-12)
+    assert torch.equal(torch.cat([parts[0][1], parts[1][1]]), whole[1])
+    for name in whole[2]:
+        assert torch.allclose((parts[0][2][name] + parts[1][2][name]).to(F64), whole[2][name].to(F64), rtol=1e-12)
+
+
+def test_a_huge_log_ratio_stays_finite():
+    for difference in (-1000.0, 1000.0):
+        for sign in (-1.0, 1.0):
+            loss, gradient, _ = value_and_gradient(*(torch.tensor([x]) for x in (difference, 0.0, sign, 1.0, 0.0)),
+                                                   kl_coef=0.1)
+            assert loss.isfinite() and gradient.isfinite().all()
+
+
+def test_grpo_loss_passes_gradcheck():
+    """Away from the corners of clip and min."""
+    ref = OLD - 0.2
+    assert torch.autograd.gradcheck(lambda x: grpo_loss(x, OLD, ADVANTAGES, WEIGHTS["grpo"], ref_logprobs=ref,
+                                                        kl_coef=0.3)[0], NEW.clone().requires_grad_())
