@@ -3,10 +3,10 @@
 Every question is answered --samples times at the training temperature; an answer is right if the same rule says so that
 rewards training. The table has one row per model, one column per length bucket, with a 95 % interval over questions.
 
-    python eval.py                                                           the tiny models, on held-out toy documents
+    python eval.py                                                       the tiny models, on held-out toy documents
     python eval.py --model DIR --data heldout.jsonl --lengths 20000 60000 --samples 4 --pass-at 1 4
     python eval.py --model DIR --data train.jsonl --difficulty difficulty.json      for train_rl.py --difficulty
-    python eval.py --model DIR --data train.jsonl --keep-correct sft.jsonl          right answers as rows for train_sft.py
+    python eval.py --model DIR --data train.jsonl --keep-correct sft.jsonl          right answers, for train_sft.py
 """
 
 import json
@@ -51,8 +51,9 @@ def main(cfg: Config) -> None:
         raise ConfigError(f"--pass-at {max(cfg.pass_at)} needs at least as many --samples, got {cfg.samples}")
     if len(cfg.model) > 1 and (cfg.difficulty or cfg.keep_correct):
         raise ConfigError("--difficulty and --keep-correct are about one model; give one --model")
-    examples = data.read_jsonl(cfg.data) if cfg.data else [
-        example for records in (toy.SHORT, toy.LONG) for example in toy.examples(cfg.toy_examples, records, 0, "heldout")]
+    examples = data.read_jsonl(cfg.data) if cfg.data else (
+        toy.examples(cfg.toy_examples, toy.SHORT, 0, "heldout")
+        + toy.examples(cfg.toy_examples, toy.LONG, 0, "heldout"))
     lengths = cfg.lengths or (() if cfg.data else toy.LENGTHS)
     rows = []
     for directory in cfg.model:
@@ -95,8 +96,8 @@ def table(rows: list[dict]) -> str:
         cells = []
         for cell in (row.get(name) for name in buckets):
             extra = "".join(f", {k} {100 * v:.1f}" for k, v in (cell or {}).items() if k.startswith("pass@"))
-            cells.append(cell and f"{100 * cell['accuracy']:.1f} % [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}], "
-                                  f"n={cell['questions']}{extra}" or "")
+            cells.append(f"{100 * cell['accuracy']:.1f} % [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}], "
+                         f"n={cell['questions']}{extra}" if cell else "")
         lines.append([row["model"], *cells])
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]

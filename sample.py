@@ -39,7 +39,8 @@ def main(cfg: Config) -> None:
     if not cfg.document or not cfg.question.strip():
         raise ConfigError("sample.py needs --document FILE and --question \"...\"")
     model, tokenizer = Qwen.from_pretrained(cfg.model, device=cfg.device), Tokenizer(cfg.model)
-    (example,), _ = data.tokenize([Example("0", read_text(Path(cfg.document)), cfg.question, "")], tokenizer, sys.maxsize)
+    asked = Example("0", read_text(Path(cfg.document)), cfg.question, answer="")
+    (example,), _ = data.tokenize([asked], tokenizer, max_prompt_tokens=sys.maxsize)
     block_size = 16
     num_blocks = BlockPool(1, block_size).blocks_for(len(example.prompt_ids) + cfg.max_new_tokens)
     stream = Stream(tokenizer)

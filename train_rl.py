@@ -1,9 +1,9 @@
 """Reinforcement learning in phases of growing document length: the algorithm of QwenLong-L1, one loop.
 
-The method (arXiv 2505.17667): a warmed-up model answers each question G times; an answer is right or not; what counts is
-how much better it is than its group (GRPO), with a token-level, asymmetrically clipped loss (DAPO). Training begins on
-short documents (phase I) and goes on with long ones (phase II), where a part of each batch are examples of phase I that
-were still hard: the retrospective sampler.
+The method (arXiv 2505.17667): a warmed-up model answers each question G times; an answer is right or not; what counts
+is how much better it is than its group (GRPO), with a token-level, asymmetrically clipped loss (DAPO). Training begins
+on short documents (phase I) and goes on with long ones (phase II), where a part of each batch are examples of phase I
+that were still hard: the retrospective sampler.
 
 Deliberate departures from the paper, each for a reason (docs/departures.md): exact match instead of substrings; the
 normaliser counts the tokens of the whole step; difficulty has a floor; one update per rollout unless you ask for more.
@@ -40,7 +40,7 @@ class Config:
     data: tuple[str, ...] = ()          # JSONL files; none: the toy task, short and long documents
     toy_examples: int = 2000            # of the toy task for each length, when no --data is given
     max_prompt_tokens: int = 60000      # longer prompts are dropped and counted, never cut
-    phase_lengths: tuple[int, ...] = ()  # document + question tokens each phase ends at; none: the data's median, longest
+    phase_lengths: tuple[int, ...] = ()  # document + question tokens that phases end at; none: data's median, longest
     phase_steps: tuple[int, ...] = (60, 120)  # steps of each phase
     steps: int = 0                      # stop after so many steps in all; 0: at the end of the last phase
     retro_fraction: float = 0.25        # of each batch: hard examples of earlier phases

@@ -60,18 +60,18 @@ class Config:
     dry_run: bool = False               # one whole step, nothing kept
 
 
-PRESETS = {"nano-base": dict(model="new", toy_examples=0, toy_pages=6000, steps=1000, learning_rate=3e-3,
+PRESETS = {"nano-base": dict(model="new", toy_examples=0, toy_pages=6000, steps=800, learning_rate=6e-3,
                              final_fraction=0.1, eval_every=0)}
 HEADLINE = ("loss", "eval/acc", "grad_norm", "learning_rate", "tokens_per_s")
 
 
 def main(cfg: Config) -> None:
     torch.set_num_threads(cfg.threads)
+    examples, heldout = read_data(cfg)
     if cfg.model == "new":
         model, tokenizer = toy.new_model(cfg.seed)
     else:
         model, tokenizer = Qwen.from_pretrained(cfg.model, device=cfg.device), Tokenizer(cfg.model)
-    examples, heldout = read_data(cfg)
     examples, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
     heldout, _ = data.tokenize(heldout, tokenizer, cfg.max_prompt_tokens)
     branches = [data.sft_branch(example, tokenizer) for example in examples]
@@ -80,7 +80,7 @@ def main(cfg: Config) -> None:
                f"{sum(p.numel() for p in model.parameters()):,} parameters")
 
     generator = Generator(model) if heldout else None
-    optimizer = optim.adamw(model, cfg.learning_rate, cfg.weight_decay)
+    optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
     start, best, since_best = time.monotonic(), 0.0, 0
     num_steps = 1 if cfg.dry_run else cfg.steps
     for step in log.progress(range(1, num_steps + 1), "sft"):
@@ -96,7 +96,7 @@ def main(cfg: Config) -> None:
             return value
 
         group_pass.backward(model, (), batch, loss, max_tokens=cfg.max_tokens)
-        values["grad_norm"] = optim.step(optimizer, list(model.parameters()), values["learning_rate"], cfg.max_grad_norm)
+        values["grad_norm"] = optim.step(optimizer, parameters, values["learning_rate"], cfg.max_grad_norm)
         values["step_time"] = time.monotonic() - step_start
         values["tokens_per_s"] = sum(len(b.input_ids) for b in batch) / values["step_time"]
         last = step == num_steps or 0 < cfg.minutes * 60 < time.monotonic() - start
@@ -121,7 +121,7 @@ def read_data(cfg: Config):
     if cfg.data:
         heldout = data.read_jsonl(cfg.heldout) if cfg.heldout else []
         return data.read_jsonl(cfg.data, need_response=True), heldout if cfg.eval_every else []
-    made = toy.pages(cfg.toy_pages, toy.SHORT, cfg.seed) + toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed)
+    made = toy.pages(cfg.toy_pages, toy.PAGE, cfg.seed) + toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed)
     return made, toy.examples(cfg.eval_questions, toy.SHORT, seed=0, split="heldout") if cfg.eval_every else []
 
 

@@ -30,5 +30,6 @@ def _logprob(hidden, weight, targets, temperature):
     z = hidden @ weight.T                                                      # (n, V)
     z = z.to(torch.promote_types(z.dtype, torch.float32)) / temperature
     logsumexp = z.logsumexp(-1)                                                # (n,)
-    entropy = logsumexp - ((z - logsumexp[:, None]).exp() * z).sum(-1)
-    return z.gather(-1, targets[:, None])[:, 0] - logsumexp, entropy
+    z = z - logsumexp[:, None]
+    entropy = -(z.exp() * z).sum(-1)
+    return z.gather(-1, targets[:, None])[:, 0], entropy

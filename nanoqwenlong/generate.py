@@ -81,7 +81,7 @@ class Generator:
                                   f"{shared + own} blocks of {self.pool.block_size}, the pool has "
                                   f"{self.pool.num_blocks}: raise num_blocks")
             needed = own if answer.prompt == last else shared + own
-            if needed > free:
+            if not waves or needed > free:
                 waves.append([])
                 free, needed = self.pool.num_blocks, shared + own
             waves[-1].append(answer)
@@ -122,7 +122,7 @@ class Generator:
             for answer in answers:
                 answer.table = self.pool.fork(table)
             self.pool.free(table)                                              # the answers own the blocks now
-            if stem and sum(len(s) for _, s in pending) + len(stem) > self.prefill_tokens:
+            if pending and sum(len(s) for _, s in pending) + len(stem) > self.prefill_tokens:
                 self._prefill_packed(pending)
                 pending = []
             if stem:
@@ -168,7 +168,7 @@ def draw(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[T
         mass = logprobs.double().exp()
         order = None
         if top_p < 1:                                                          # smallest set of mass >= top_p
-            mass, order = mass.sort(-1, descending=True, stable=True)
+            mass, order = mass.sort(dim=-1, descending=True, stable=True)
             mass = torch.where(mass.cumsum(-1) - mass < top_p, mass, 0.0)
         cdf = mass.cumsum(-1)
         ids = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)    # first place with cdf > u

@@ -56,9 +56,11 @@ def _forward(model, stem, branches, temperature) -> tuple[Tensor, Tensor]:
     lengths = [len(stem) + len(branch.input_ids) for branch in branches]
     ids = torch.tensor([token for branch in branches for token in (*stem, *branch.input_ids)], device=model.device)
     positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])
-    targets = torch.tensor([t for b in branches for t, w in zip(b.target_ids, b.weights) if w], device=model.device)
+    targets = torch.tensor([t for b in branches for t, w in zip(b.target_ids, b.weights) if w], dtype=torch.long,
+                           device=model.device)
     wanted = torch.tensor([place for b, end in zip(branches, accumulate(lengths))
-                           for place, w in enumerate(b.weights, start=end - len(b.weights)) if w], device=model.device)
+                           for place, w in enumerate(b.weights, start=end - len(b.weights)) if w],
+                          dtype=torch.long, device=model.device)
     head = partial(_score, wanted=wanted, targets=targets, temperature=temperature)
     values, _ = model(ids, positions, Packed([0, *accumulate(lengths)]), head)
     return values

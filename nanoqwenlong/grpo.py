@@ -26,7 +26,7 @@ def group_advantages(rewards: Sequence[float] | Tensor, scale: bool = True, eps:
     std = (centred.square().sum(-1, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
     lowest = torch.where(scored, known, torch.inf).amin(-1, keepdim=True)
     highest = torch.where(scored, known, -torch.inf).amax(-1, keepdim=True)
-    alike = highest <= lowest                      # tested exactly: (r - mean) / (std + eps) is rarely 0 in floating point
+    alike = highest <= lowest                      # tested exactly: (r - mean) / (std + eps) need not be 0 in floats
     return torch.where(alike, 0.0, centred / (std + eps) if scale else centred)
 
 

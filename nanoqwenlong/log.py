@@ -1,4 +1,4 @@
-"""What a run leaves behind: one line per step on the console, everything in metrics.jsonl, the words in rollouts.jsonl."""
+"""What a run leaves behind: a line per step on the console, numbers in metrics.jsonl, words in rollouts.jsonl."""
 
 import json
 import sys
@@ -53,8 +53,8 @@ def advice(values: dict) -> str | None:
         return (f"{values['completions/clipped_ratio']:.0%} of the answers were cut before their end, so they earn 0: "
                 "raise --max-new-tokens, or warm up with train_sft.py on answers that fit")
     if values["answers/extracted"] < 0.1:
-        return (f"only {values['answers/extracted']:.0%} of the answers hold \"</think> ... the answer is ...\", so the "
-                "reward stays 0: warm up with train_sft.py on answers in that form")
+        return (f"only {values['answers/extracted']:.0%} of the answers hold \"</think> ... the answer is ...\", so "
+                "the reward stays 0: warm up with train_sft.py on answers in that form")
     if values["frac_reward_zero_std"] == 1:
         kind = "all wrong" if values["reward"] == 0 else "all right or all wrong within their group"
         return (f"every group's answers earned the same ({kind}), so this step taught nothing: use easier or harder "

@@ -132,7 +132,7 @@ class Qwen(nn.Module):
         return self.lm_head.weight.dtype
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Callable, head: Callable | None = None):
-        """ids, positions (T,) -> (head(hidden (T, C), lm_head.weight (V, C)) or None, [(k, v) each (T, K, D)] per layer).
+        """ids, positions (T,) -> head(hidden (T, C), lm_head.weight (V, C)) or None; per layer (k, v), each (T, K, D).
 
         Everything goes through this door: training, prefill, decode. What a later pass needs is returned."""
         x = self.model.embed_tokens(ids)                                       # (T, C)

@@ -51,7 +51,7 @@ def extract(text: str) -> str:
     places = [found.end() for found in re.finditer("the answer is", said, re.IGNORECASE)]
     if not ended or not places:
         return ""
-    tail = said[places[-1]:].replace("*", "").lstrip(": \t\n").split("\n")[0]
+    tail = re.sub(r"(?<![\d*])\*+|\*+(?![\d*])", "", said[places[-1]:]).lstrip(": \t\r\n").split("\n")[0]
     return tail.strip().rstrip(".").strip()
 
 
@@ -70,8 +70,8 @@ def matches(answer: str, gold: str) -> bool:
 
 def number(text: str) -> Decimal | None:
     """The value of a text that is nothing but a number: sign, thousands commas, decimals, exponent. "(5)" is 5."""
-    text = re.sub(r"^\((.*)\)$", r"\1", text.strip()).strip()
-    if not re.fullmatch(r"[+-]?(\d{1,3}(,\d{3})+|\d+)?(\.\d+)?([eE][+-]?\d{1,3})?", text, re.ASCII) or not text:
+    text = re.sub(r"^\((.*)\)$", r"\1", text.replace("−", "-").strip()).strip()
+    if not re.fullmatch(r"[+-]?(\d{1,3}(,\d{3})+|\d+)?(\.\d*)?([eE][+-]?\d{1,3})?", text, re.ASCII) or not text:
         return None
     try:
         return Decimal(text.replace(",", ""))
@@ -86,8 +86,10 @@ def normalise(text: str) -> str:
     >>> normalise("  The  Quick, 'brown' fox. "), normalise("-20.4 km"), normalise("1,000 km")
     ('quick brown fox', '-20.4 km', '1000 km')
     """
-    text = text.lower().replace("−", "-")
+    text = text.lower().translate(str.maketrans("−’‘“”", "-''\"\""))
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)                        # thousands
-    text = re.sub(r"(?<!\d)[.](?!\d)|(?<=\d)[.](?!\d)|(?<=\w)-|-(?![\d.])", " " if "-" in text else "", text)
+    text = re.sub(r"(?<=\d)[^\w\s.-](?=\d)|(?<=\w)-|-(?![\d.])", " ", text)
+    text = re.sub(r"[.](?!\d)", "", text)
     text = re.sub(r"[!\"#$%&'()*+,/:;<=>?@\[\\\]^_`{|}~]", "", text)
-    return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
+    words = text.split()
+    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)

@@ -29,7 +29,7 @@ def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str
 
 
 def open_directory(config) -> Path | None:
-    """RUNS_DIR/NAME with the resolved config.json in it; None for a dry run. A directory that holds a run is refused."""
+    """RUNS_DIR/NAME, with the resolved config.json in it; None for a dry run. One that holds a run is refused."""
     if config.dry_run:
         return None
     directory = Path(config.runs_dir) / config.name

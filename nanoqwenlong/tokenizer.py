@@ -7,6 +7,7 @@ enough: it still turns `</think>` into one token where the tokenizer lists it as
 """
 
 import json
+import re
 from pathlib import Path
 
 from .weights import ModelError, read_json
@@ -16,6 +17,8 @@ PROMPT = ('Please read the following text and answer the question below.\n\n<tex
           '\n\nFormat your response as follows: "Therefore, the answer is (insert answer here)".')
 DOCUMENT, QUESTION = "\ue000document\ue000", "\ue000question\ue000"           # placeholders no template contains
 
+THINK = ("<think>", "</think>")
+
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
          "added_tokens.json", "vocab.json", "merges.txt", "generation_config.json")
 
@@ -24,7 +27,8 @@ class Tokenizer:
     """The tokenizer of a model directory. Ids in, ids out; sampled ids are never encoded again."""
 
     def __init__(self, directory: str | Path):
-        """Raises ModelError if the directory has no fast tokenizer, no chat template or no end token."""
+        """Raises ModelError if the directory has no fast tokenizer, no chat template or no end token, or if the
+        tokenizer has ids for which the model has no embedding."""
         import tokenizers
         from transformers import AutoTokenizer
         directory = Path(directory)
@@ -46,6 +50,11 @@ class Tokenizer:
         self.special_ids = frozenset(self.hf.get_added_vocab().values())
         self.pieces = self._template_pieces(directory)
         self.vocab_size = max(self.hf.get_vocab().values()) + 1
+        if (directory / "config.json").is_file():
+            rows = read_json(directory / "config.json").get("vocab_size", self.vocab_size)
+            if self.vocab_size > rows:                               # fewer is fine: Qwen pads its embedding
+                raise ModelError(f"{directory}: the tokenizer has ids up to {self.vocab_size - 1}, the model's "
+                                 f"embedding only {rows} rows; they do not belong together")
 
     def _end_tokens(self, directory: Path) -> tuple[int, ...]:
         path = directory / "generation_config.json"
@@ -76,8 +85,12 @@ class Tokenizer:
         return ids
 
     def encode_response(self, text: str) -> list[int]:
-        """A response as the model would write it: `<think>` and `</think>` are tokens, the end token closes it."""
-        return [*self.hf.encode(text, add_special_tokens=False), self.eos_id]
+        """A response as the model would write it: `<think>` and `</think>` are tokens, all else is plain text, and the
+        end token closes it."""
+        ids = []
+        for piece in re.split("(</?think>)", text):
+            ids += self.hf.encode(piece, add_special_tokens=False) if piece in THINK else self.encode(piece)
+        return [*ids, self.eos_id]
 
     def prompt(self, document_ids: list[int], question_ids: list[int]) -> list[int]:
         """One user turn in the paper's template, ready for the answer."""

@@ -11,24 +11,26 @@ the value: a small model learns the look-up far sooner that way. Everything is a
 to the held-out split by a hash of its text, so training and held-out documents are disjoint for every seed.
 """
 
+import math
 import random
 import tempfile
 from hashlib import blake2b
 from pathlib import Path
+
+import torch
 
 from .model import Qwen
 from .records import Example
 from .tokenizer import PROMPT, Tokenizer
 from .weights import ModelConfig, write_json
 
-PEOPLE = """Tom Ann Bob Eva Jim Kim Leo Mia Ned Pia Ray Sue Ted Una Vic Zoe Abe Bea Cal Dot Eli Fay Gus Hal Ida Jan
-Ken Lou Max Nan Otto Peg""".split()
+PEOPLE = "Tom Ann Bob Eva Jim Kim Leo Mia Ned Pia Ray Sue Ted Una Vic Zoe Abe Bea Cal Dot".split()
 TOWNS = """Oslo Bern Rome Lima Cairo Delhi Paris Tokyo Quito Minsk Sofia Dublin Lagos Accra Tunis Riga Turin Leeds Milan
-Kyoto Osaka Perth Miami Dallas Boston Malmo Porto Basel Genoa Lyon Nice Ghent""".split()
-GOODS = """tea salt wool corn silk rice fish milk wine rope coal iron gold clay soap wax oats figs nuts plums beans
-honey paper glass paint shoes hats drums lamps boats bread cheese""".split()
-MENTIONS = 16
-SHORT, LONG = (4, 8), (16, 28)                                       # records in a document of either length
+Kyoto""".split()
+GOODS = "tea salt wool corn silk rice fish milk wine rope coal iron gold clay soap wax oats figs nuts plums".split()
+SHORT, LONG = (8, 12), (24, 36)                                      # records in a document of either length
+LENGTHS = (80, 200)                                                  # tokens (document + question) that bound them
+PAGE, MENTIONS = (2, 10), 16                                         # different records of a page, and how many in all
 
 
 def examples(num: int, records: tuple[int, int], seed: int, split: str = "train") -> list[Example]:
@@ -99,12 +101,12 @@ def split_of(document: str) -> str:
     return "heldout" if blake2b(document.encode(), digest_size=1).digest()[0] % 8 == 0 else "train"
 
 
-# The tiny model: an ordinary Qwen3 directory.
+# The tiny model: an ordinary Qwen2 directory.
 
-CONFIG = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 64, "intermediate_size": 192,
-          "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16,
-          "rope_theta": 10000.0, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "max_position_embeddings": 16384,
-          "initializer_range": 0.02, "hidden_act": "silu", "attention_bias": False, "dtype": "float32"}
+CONFIG = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 192,
+          "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "rope_theta": 10000.0,
+          "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 16384,
+          "initializer_range": 0.08, "hidden_act": "silu", "dtype": "float32"}
 CHAT_TEMPLATE = """{%- for message in messages -%}
 <|im_start|>{{ message['role'] }}
 {{ message['content'] }}<|im_end|>
@@ -120,8 +122,26 @@ def new_model(seed: int) -> tuple[Qwen, Tokenizer]:
     with tempfile.TemporaryDirectory() as directory:
         vocab_size = save_tokenizer(Path(directory))
         tokenizer = Tokenizer(directory)
-    config = {**CONFIG, "vocab_size": vocab_size, "eos_token_id": tokenizer.hf.eos_token_id}
-    return Qwen.random(ModelConfig.from_json(config, "toy.CONFIG"), seed), tokenizer
+    config = ModelConfig.from_json({**CONFIG, "vocab_size": vocab_size, "eos_token_id": tokenizer.eos_id}, "toy.CONFIG")
+    model = Qwen.random(config, seed)
+    with torch.no_grad():
+        model.model.embed_tokens.weight /= config.initializer_range      # std 1: a token outweighs what layers add to it
+        look_one_back(model.model.layers[0].self_attn, config)
+    return model, tokenizer
+
+
+def look_one_back(attention, config: ModelConfig, strength: float = 4.0, num_pairs: int = 4) -> None:
+    """Start head 0 as a previous-token head, by biases alone: rope turns the query's bias by one position against the
+    key's in the fastest `num_pairs` planes, so their product peaks at distance 1.
+
+    A look-up needs two layers to agree (write down what stood before, then search for it), and neither is of use
+    without the other: from random weights that stalemate outlasts the whole pretraining of a model this small."""
+    half = config.head_dim // 2
+    for plane in range(num_pairs):
+        angle = config.rope_theta ** (-2 * plane / config.head_dim)
+        attention.k_proj.bias[plane] = strength
+        attention.q_proj.bias[plane] = strength * math.cos(angle)
+        attention.q_proj.bias[plane + half] = -strength * math.sin(angle)
 
 
 def save_tokenizer(directory: Path) -> int:

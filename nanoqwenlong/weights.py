@@ -176,6 +176,8 @@ def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: Model
         if parts[-1] and sum(t.nbytes for t in parts[-1].values()) + tensor.nbytes > max_shard_bytes:
             parts.append({})
         parts[-1][name] = tensor.detach().contiguous()
+    for stale in (directory / "model.safetensors", directory / INDEX):         # of an earlier save in another form
+        stale.unlink(missing_ok=True)
     if len(parts) == 1:
         save_file(parts[0], directory / "model.safetensors", metadata={"format": "pt"})
         return

@@ -64,10 +64,12 @@ def test_every_epoch_visits_every_example_once(n):
 
 
 def test_a_rest_too_small_for_a_batch_is_left_out_and_batches_do_not_repeat():
-    s = sampler()
+    s, epochs = sampler(), set()
     for _ in range(30):
         batches = [s.draw(PHASES[0], 5), s.draw(PHASES[0], 5)]                 # 12 = 5 + 5 + 2
         assert [len(set(batch)) for batch in batches] == [5, 5] and not set(batches[0]) & set(batches[1])
+        epochs.add(tuple(batches[0] + batches[1]))
+    assert len(epochs) == 30                                                   # each in an order of its own
 
 
 def test_a_batch_larger_than_the_phase_is_the_whole_phase():

@@ -137,6 +137,18 @@ def test_gradient_has_the_known_value():
     assert (new.grad - torch.tensor(exact, dtype=F64)).abs().max() <= 1e-15
 
 
+@pytest.mark.parametrize("low, high", [(0.2, 0.28), (0.2, 0.2), (0.1, 0.5)])
+def test_the_ratio_is_clipped_at_either_end_of_its_own_range(low, high):
+    """On a grid of ratios: min(r, 1 + high) where the advantage is +1, max(r, 1 - low) where it is -1."""
+    for ratio in (0.5, 0.79, 0.81, 0.89, 0.91, 1.0, 1.19, 1.21, 1.27, 1.29, 1.49, 1.51, 3.0):
+        new, one = torch.tensor([math.log(ratio)], dtype=F64), torch.ones(1, dtype=F64)
+        for sign, expected in ((1, -min(ratio, 1 + high)), (-1, max(ratio, 1 - low))):
+            loss, sums = grpo_loss(new, 0 * one, sign * one, one, clip_low=low, clip_high=high)
+            assert abs(float(loss) - expected) <= 1e-15
+            clipped = int(sums["clipped_high"]), int(sums["clipped_low"])
+            assert clipped == (int(sign > 0 and ratio > 1 + high), int(sign < 0 and ratio < 1 - low))
+
+
 def test_sums_count_tokens_and_clipped_tokens():
     log_ratio = torch.tensor([0.1, 0.3, -0.1, -0.3, 0.3, -0.3, 0.3, 0.0], dtype=F64)
     advantages = torch.tensor([1, 1, -1, -1, -1, 1, 1, 0], dtype=F64)          # clipped: the 2nd high, the 4th low

@@ -1,0 +1,88 @@
+"""Pictures from the files of a run: python -m tools.plot runs/demo-0 [--out docs/demo.png]   (needs `pip install ".[plots]"`)
+
+Left: the mean reward of each RL step by document length (rl/metrics.jsonl), a moving average over it, the border between
+the phases. Right: held-out accuracy by document length for each model of table.json, with its 95 % interval.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+PREFIX = "reward_by_len/"
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The steps of a run, one dictionary each."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def moving_average(values: list[float], width: int) -> list[float]:
+    """Mean of the last `width` values at each place (fewer at the start)."""
+    return [sum(values[max(0, i - width + 1):i + 1]) / (i + 1 - max(0, i - width + 1)) for i in range(len(values))]
+
+
+def draw(run: Path, out: Path) -> None:
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    steps, rows = read_metrics(run / "rl/metrics.jsonl"), json.loads((run / "table.json").read_text(encoding="utf-8"))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.6), width_ratios=(3, 2))
+
+    buckets = list(dict.fromkeys(name for row in rows for name in row if name != "model"))
+    for name, colour in zip(buckets, ("tab:blue", "tab:orange", "tab:green")):
+        seen = [(s["step"], s[PREFIX + name]) for s in steps if PREFIX + name in s]
+        if seen:
+            x, y = zip(*seen)
+            left.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
+            left.plot(x, moving_average(y, 15), color=colour, label=f"documents of {name} tokens")
+    for before, after in zip(steps, steps[1:]):
+        if before["phase"] != after["phase"]:
+            left.axvline(after["step"], color="grey", linestyle="--", linewidth=0.8)
+            left.annotate(f"phase {after['phase']}", (after["step"], 0.02), xytext=(4, 0), textcoords="offset points")
+    left.set(xlabel="RL step", ylabel="mean reward of the sampled answers", ylim=(0, 1))
+    left.legend(frameon=False, loc="lower left")
+
+    width = 0.8 / len(rows)
+    for i, row in enumerate(rows):
+        cells = [row[name] for name in buckets]
+        heights = [100 * cell["accuracy"] for cell in cells]
+        spread = [[100 * (cell["accuracy"] - cell["low"]) for cell in cells],
+                  [100 * (cell["high"] - cell["accuracy"]) for cell in cells]]
+        right.bar([place + i * width for place in range(len(buckets))], heights, width * 0.9, yerr=spread, capsize=2,
+                  label=label(row["model"]), color=f"C{i + 3}")
+    right.set(ylabel="held-out accuracy, %", ylim=(0, 100), xticks=[p + 0.4 - width / 2 for p in range(len(buckets))],
+              xticklabels=[f"{name} tokens" for name in buckets])
+    right.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.22))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(out, dpi=150)
+    print(f"wrote {out}")
+
+
+def label(model: str) -> str:
+    """A short name for a model directory: its run and step, or its own name."""
+    path = Path(model)
+    return f"{path.parents[1].name} {path.name}" if path.parent.name == "checkpoints" else path.name
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.plot", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a directory with rl/metrics.jsonl and table.json, as recipes/demo.sh leaves")
+    parser.add_argument("--out", type=Path, help="the PNG (default: RUN/curve.png)")
+    args = parser.parse_args(argv)
+    try:
+        draw(args.run, args.out or args.run / "curve.png")
+    except FileNotFoundError as error:
+        print(f"{error.filename} is not there; give the directory of a finished demo", file=sys.stderr)
+        return 66
+    except ImportError:
+        print('matplotlib is not installed: pip install ".[plots]"', file=sys.stderr)
+        return 78
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
