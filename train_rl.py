@@ -41,7 +41,7 @@ class Config:
     toy_examples: int = 2000            # of the toy task for each length, when no --data is given
     max_prompt_tokens: int = 60000      # longer prompts are dropped and counted, never cut
     phase_lengths: tuple[int, ...] = ()  # document + question tokens that phases end at; none: data's median, longest
-    phase_steps: tuple[int, ...] = (60, 120)  # steps of each phase
+    phase_steps: tuple[int, ...] = (30, 150)  # steps of each phase
     steps: int = 0                      # stop after so many steps in all; 0: at the end of the last phase
     retro_fraction: float = 0.25        # of each batch: hard examples of earlier phases
     retro_hard_below: float = 0.5       # an example is hard up to this mean reward
@@ -60,7 +60,7 @@ class Config:
     clip_low: float = 0.2
     clip_high: float = 0.28
     kl_coef: float = 0.0                # of the k3 KL to the starting model; 0: no reference is kept
-    learning_rate: float = 3e-4
+    learning_rate: float = 6e-4
     warmup_steps: int = 5
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -72,7 +72,9 @@ class Config:
     dry_run: bool = False               # one whole step, nothing kept
 
 
-PRESETS = {}
+PRESETS = {"paper": dict(phase_lengths=(20000, 60000), phase_steps=(50, 50), prompts_per_step=128, updates_per_step=4,
+                         learning_rate=2e-6, weight_decay=0.01, clip_high=0.2, temperature=0.7, max_new_tokens=10000,
+                         kv_blocks=40000, max_prompt_tokens=60000, warmup_steps=0)}
 HEADLINE = ("phase", "reward", "frac_reward_zero_std", "entropy", "completions/clipped_ratio",
             "completions/mean_length", "grad_norm", "retro/frac", "step_time")
 

@@ -48,7 +48,7 @@ class Config:
     max_grad_norm: float = 1.0
     max_tokens: int = 16384             # in one forward pass: a matter of memory, not of results
     # held-out accuracy
-    eval_every: int = 50                # steps; 0: never
+    eval_every: int = 25                # steps; 0: never
     eval_questions: int = 200
     patience: int = 4                   # stop when so many evaluations in a row brought no new best; 0: never
     temperature: float = 1.0
@@ -56,7 +56,7 @@ class Config:
     # machine
     device: str = "cpu"
     threads: int = 1                    # CPU threads; for tiny models more are slower
-    print_every: int = 50               # steps between console lines; metrics.jsonl has every step
+    print_every: int = 25               # steps between console lines; metrics.jsonl has every step
     dry_run: bool = False               # one whole step, nothing kept
 
 
@@ -121,7 +121,7 @@ def read_data(cfg: Config):
     if cfg.data:
         heldout = data.read_jsonl(cfg.heldout) if cfg.heldout else []
         return data.read_jsonl(cfg.data, need_response=True), heldout if cfg.eval_every else []
-    made = toy.pages(cfg.toy_pages, toy.PAGE, cfg.seed) + toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed)
+    made = toy.pages(cfg.toy_pages, cfg.seed) + toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed)
     return made, toy.examples(cfg.eval_questions, toy.SHORT, seed=0, split="heldout") if cfg.eval_every else []
 
 

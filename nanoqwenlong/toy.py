@@ -1,14 +1,15 @@
 """A task that a tiny model can learn on a CPU and that needs the whole document: look-ups among plain records.
 
-    Notes. Tom lives in Oslo, says Tom. Ann lives in Bern, says Ann. Oslo sells tea, says Oslo. ...
-    Where does Tom live?        <think> Tom lives in Oslo, says Tom.</think> Therefore, the answer is Oslo.
-    What is sold where Tom lives?
-        <think> Tom lives in Oslo, says Tom. Oslo sells tea, says Oslo.</think> Therefore, the answer is tea.
+    Notes. We showed Tom Oslo. We sent Rome salt. We showed Ann Bern. We sent Oslo tea. ...
+    Which town did we show Tom?     <think> We showed Tom Oslo.</think> Therefore, the answer is Oslo.
+    What did we send Rome?          <think> We sent Rome salt.</think> Therefore, the answer is salt.
+    What did we send the town that we showed Tom?
+                                    <think> We showed Tom Oslo. We sent Oslo tea.</think> Therefore, the answer is tea.
 
-Every person lives in another town and every town sells another thing, so a question is a choice among all records of
-its kind (at least four), and the second kind of question needs two look-ups. Each record names its key again behind
-the value: a small model learns the look-up far sooner that way. Everything is a function of the seed; a document goes
-to the held-out split by a hash of its text, so training and held-out documents are disjoint for every seed.
+Everybody was shown another town and every town was sent another thing, so a question is a choice among all records of
+its kind (at least four), the others do not matter, and the third kind of question needs two look-ups. Everything is a
+function of the seed. A document belongs to the held-out split by a hash of its text, so training and held-out documents
+are disjoint for every seed.
 """
 
 import math
@@ -38,47 +39,47 @@ def examples(num: int, records: tuple[int, int], seed: int, split: str = "train"
     split: "train" or "heldout"."""
     rng, found, name = random.Random(f"{seed}/{records}/{split}"), [], f"{split}-{records[0]}-{records[1]}-{seed}"
     while len(found) < num:
-        homes, wares = facts(rng, rng.randint(*records))
-        document = write_document(rng, homes, wares)
+        shown, received = facts(rng, rng.randint(*records))
+        document = write_document(rng, shown, received)
         if split_of(document) == split:
-            found.append(ask(rng, f"{name}-{len(found):05d}", document, homes, wares))
+            found.append(ask(rng, f"{name}-{len(found):05d}", document, shown, received))
     return found
 
 
 def facts(rng: random.Random, num_records: int) -> tuple[dict[str, str], dict[str, str]]:
-    """{person: town}, {town: ware}: half of the records each, the towns that sell being the ones that are lived in
-    first (so there is always something to chain)."""
-    num_homes = (num_records + 1) // 2
-    people, towns = rng.sample(PEOPLE, num_homes), rng.sample(TOWNS, num_homes)
-    sellers = rng.sample(towns, num_records - num_homes)
-    return dict(zip(people, towns)), dict(zip(sellers, rng.sample(GOODS, len(sellers))))
+    """Who was shown which town, and which of those towns was sent what: half of the records each."""
+    num_people = (num_records + 1) // 2
+    people, towns = rng.sample(PEOPLE, num_people), rng.sample(TOWNS, num_people)
+    receivers = rng.sample(towns, num_records - num_people)
+    return dict(zip(people, towns)), dict(zip(receivers, rng.sample(GOODS, len(receivers))))
 
 
-def lives(person: str, town: str) -> str:
+def showed(person: str, town: str) -> str:
     return f" We showed {person} {town}."
 
 
-def sells(town: str, ware: str) -> str:
-    return f" We sent {town} {ware}."
+def sent(town: str, goods: str) -> str:
+    return f" We sent {town} {goods}."
 
 
-def write_document(rng: random.Random, homes: dict[str, str], wares: dict[str, str], mentions: int = 0) -> str:
+def write_document(rng: random.Random, shown: dict[str, str], received: dict[str, str], mentions: int = 0) -> str:
     """The records in random order, each once; or `mentions` records drawn with replacement."""
-    records = [lives(*item) for item in homes.items()] + [sells(*item) for item in wares.items()]
+    records = [showed(*item) for item in shown.items()] + [sent(*item) for item in received.items()]
     return "Notes." + "".join(rng.choices(records, k=mentions) if mentions else rng.sample(records, len(records)))
 
 
-def ask(rng: random.Random, id: str, document: str, homes: dict[str, str], wares: dict[str, str]) -> Example:
-    """One question, with equal chances for each kind that the document can answer."""
-    person, (town, ware) = rng.choice(list(homes)), rng.choice(list(wares.items()) or [("", "")])
-    kind = rng.choice(["lives", "sells", "both"] if len(wares) >= 4 else ["lives"])
-    if kind == "lives":
-        return worked(id, document, f"Which town did we show {person}?", lives(person, homes[person]), homes[person])
-    if kind == "sells":
-        return worked(id, document, f"What did we send {town}?", sells(town, ware), ware)
-    person = next(someone for someone, home in homes.items() if home == town)
-    quotes = lives(person, town) + sells(town, ware)
-    return worked(id, document, f"What did we send the town that we showed {person}?", quotes, ware)
+def ask(rng: random.Random, id: str, document: str, shown: dict[str, str], received: dict[str, str]) -> Example:
+    """One question with its worked response; each kind of question has the same chance."""
+    kind = rng.choice(["shown", "received", "both"])
+    if kind == "shown":
+        person, town = rng.choice(list(shown.items()))
+        return worked(id, document, f"Which town did we show {person}?", showed(person, town), town)
+    town, goods = rng.choice(list(received.items()))
+    if kind == "received":
+        return worked(id, document, f"What did we send {town}?", sent(town, goods), goods)
+    person = next(someone for someone, place in shown.items() if place == town)
+    question = f"What did we send the town that we showed {person}?"
+    return worked(id, document, question, showed(person, town) + sent(town, goods), goods)
 
 
 def worked(id: str, document: str, question: str, quotes: str, answer: str) -> Example:
@@ -86,12 +87,13 @@ def worked(id: str, document: str, question: str, quotes: str, answer: str) -> E
     return Example(id, document, question, answer, response=response)
 
 
-def pages(num: int, records: tuple[int, int], seed: int) -> list[Example]:
-    """Plain text to pretrain on: documents that say some of their records twice."""
-    rng, found = random.Random(f"{seed}/{records}/pages"), []
+def pages(num: int, seed: int) -> list[Example]:
+    """Plain text to pretrain on, never a question: few records, said again and again, so that most of what a page says
+    can be looked up further up on it."""
+    rng = random.Random(f"{seed}/pages")
+    found = []
     for number in range(num):
-        homes, wares = facts(rng, rng.randint(*records))
-        text = write_document(rng, homes, wares, mentions=MENTIONS)
+        text = write_document(rng, *facts(rng, rng.randint(*PAGE)), mentions=MENTIONS)
         found.append(Example(f"page-{seed}-{number:05d}", text, question="", answer="", task="text"))
     return found
 
@@ -125,7 +127,7 @@ def new_model(seed: int) -> tuple[Qwen, Tokenizer]:
     config = ModelConfig.from_json({**CONFIG, "vocab_size": vocab_size, "eos_token_id": tokenizer.eos_id}, "toy.CONFIG")
     model = Qwen.random(config, seed)
     with torch.no_grad():
-        model.model.embed_tokens.weight /= config.initializer_range      # std 1: a token outweighs what layers add to it
+        model.model.embed_tokens.weight /= config.initializer_range      # std 1: a token outweighs what is added to it
         look_one_back(model.model.layers[0].self_attn, config)
     return model, tokenizer
 
@@ -148,8 +150,8 @@ def save_tokenizer(directory: Path) -> int:
     """Writes a byte-level BPE tokenizer as Hugging Face saves them; returns its vocabulary size, rounded up to 16."""
     from tokenizers import AddedToken, Tokenizer as BPE, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
-    homes, wares = dict(zip(PEOPLE, TOWNS)), dict(zip(TOWNS, GOODS))
-    words = [write_document(random.Random(0), homes, wares), PROMPT, "user assistant system\n",
+    every_word = write_document(random.Random(0), dict(zip(PEOPLE, TOWNS)), dict(zip(TOWNS, GOODS)))
+    words = [every_word, PROMPT, "user assistant system\n",
              "Which town did we show Tom? What did we send Rome? What did we send the town that we showed Tom?",
              "Therefore, the answer is Rome."]
     bpe = BPE(models.BPE())

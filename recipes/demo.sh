@@ -1,25 +1,30 @@
 #!/usr/bin/env bash
-# The whole method in miniature, on two CPU cores: base -> SFT -> RL phase I -> RL phase II -> table.
+# The whole method in miniature on a laptop CPU: base -> SFT -> RL phase I -> RL phase II -> table, from random weights.
 # SEED=1 bash recipes/demo.sh repeats it with other randomness. Everything is kept in runs/demo-SEED/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} seed=${SEED:-0}
 runs=runs/demo-$seed
 rm -rf "$runs"
-last() { ls -d "$runs/$1"/checkpoints/step_* | tail -n 1; }
+flags=(--runs-dir "$runs" --seed "$seed")
+last() { printf '%s\n' "$runs/$1"/checkpoints/step_* | tail -n 1; }
 
-echo "== 1. SFT warm-up of assets/nano-base, short documents only, until held-out accuracy stops rising"
-$python train_sft.py --runs-dir "$runs" --name sft --seed "$seed"
+echo "== 1. Base: language modelling on short pages, from random weights (2 minutes)"
+$python train_sft.py --preset nano-base --name base "${flags[@]}" --print-every 100
 
-echo "== 2. RL: phase I on short documents, phase II on long ones and the hard examples of phase I"
-echo "      and beside it, on the second core, the control: SFT that goes on for as long"
-$python train_sft.py --runs-dir "$runs" --name control --seed "$seed" --model "$(last sft)" --steps 1000000 \
-    --patience 0 --eval-every 200 --stop-file "$runs/rl-is-done" > "$runs/control.log" &
-$python train_rl.py --runs-dir "$runs" --name rl --seed "$seed" --model "$(last sft)"
-touch "$runs/rl-is-done"
-wait
+echo "== 2. SFT warm-up: worked answers on short documents, until held-out accuracy stops rising (1 minute)"
+$python train_sft.py --name sft --model "$(last base)" "${flags[@]}"
 
-echo "== 3. Held-out accuracy, sampled at the training temperature, by document length"
-phases=("$runs"/rl/checkpoints/step_*)
-$python eval.py --samples 1 --toy-examples 400 --metrics "$runs/table.json" \
-    --model assets/nano-base "$(last sft)" "${phases[@]}" "$(last control)"
+echo "== 3. RL: phase I on short documents, phase II on long ones and the hard examples of phase I (2 minutes)"
+start=$SECONDS
+$python train_rl.py --name rl --model "$(last sft)" "${flags[@]}"
+
+minutes=$(awk "BEGIN { print ($SECONDS - $start) / 60 }")
+echo "== 4. Control: SFT instead of RL, for as long as RL took ($minutes minutes)"
+$python train_sft.py --name control --model "$(last sft)" "${flags[@]}" --minutes "$minutes" --steps 100000 \
+    --patience 0 --eval-every 200 --print-every 200
+
+echo "== 5. Held-out accuracy, sampled at the training temperature, by document length"
+$python eval.py --toy-examples 400 --metrics "$runs/table.json" --model "$(last base)" "$(last sft)" \
+    "$runs"/rl/checkpoints/step_* "$(last control)" | tee "$runs/table.md"
+echo "a picture of it: $python -m tools.plot $runs"

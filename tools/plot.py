@@ -1,7 +1,7 @@
-"""Pictures from the files of a run: python -m tools.plot runs/demo-0 [--out docs/demo.png]   (needs `pip install ".[plots]"`)
+"""A picture of a demo run: python -m tools.plot runs/demo-0 [--out docs/demo.png]   (needs `pip install ".[plots]"`)
 
-Left: the mean reward of each RL step by document length (rl/metrics.jsonl), a moving average over it, the border between
-the phases. Right: held-out accuracy by document length for each model of table.json, with its 95 % interval.
+Left: the mean reward of each RL step by document length (rl/metrics.jsonl), a moving average over it, the border
+between the phases. Right: held-out accuracy by document length for each model of table.json, with its 95 % interval.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def label(model: str) -> str:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.plot", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a directory with rl/metrics.jsonl and table.json, as recipes/demo.sh leaves")
+    parser.add_argument("run", type=Path, help="a directory with rl/metrics.jsonl and table.json (recipes/demo.sh)")
     parser.add_argument("--out", type=Path, help="the PNG (default: RUN/curve.png)")
     args = parser.parse_args(argv)
     try:

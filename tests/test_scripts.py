@@ -1,0 +1,203 @@
+"""The scripts, run as a user runs them: flags in, files and an exit code out (in this process, on the tiny model)."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import eval as eval_script
+import sample
+import train_rl
+import train_sft
+from nanoqwenlong import data, run, toy
+from nanoqwenlong.model import Qwen
+from nanoqwenlong.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMES = ("step_time", "tokens_per_s", "elapsed", "timing_s/sample", "timing_s/reward", "timing_s/update")
+SMALL_RL = ["--toy-examples", "12", "--prompts-per-step", "4", "--group-size", "3", "--max-new-tokens", "6",
+            "--phase-steps", "1", "2", "--kv-blocks", "512"]
+
+
+def start(script, *argv) -> int:
+    return run.start(script.main, script.Config, getattr(script, "PRESETS", {}), [str(word) for word in argv])
+
+
+def metrics(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_rows(path: Path, examples) -> Path:
+    path.write_text("".join(json.dumps({"id": e.id, "context": e.document, "question": e.question, "answer": e.answer,
+                                        "response": e.response}) + "\n" for e in examples))
+    return path
+
+
+def test_sft_lowers_the_loss_measures_and_saves_a_model_that_loads(in_tmp, toy_directory):
+    rows = write_rows(in_tmp / "rows.jsonl", toy.examples(16, toy.SHORT, 0))
+    code = start(train_sft, "--model", toy_directory, "--data", rows, "--heldout", rows, "--steps", 12, "--batch-size", 8,
+                 "--eval-every", 6, "--learning-rate", 3e-3, "--warmup-steps", 1, "--max-new-tokens", 4)
+    assert code == 0
+    steps = metrics(in_tmp / "runs/sft")
+    assert [row["step"] for row in steps] == list(range(1, 13))
+    assert steps[-1]["loss"] < 0.5 * steps[0]["loss"]
+    assert [row["step"] for row in steps if "eval/acc" in row] == [6, 12]
+    assert json.loads((in_tmp / "runs/sft/config.json").read_text())["steps"] == 12
+    checkpoint = in_tmp / "runs/sft/checkpoints/step_000012"
+    assert Qwen.from_pretrained(checkpoint).config.vocab_size >= Tokenizer(checkpoint).vocab_size
+
+
+def test_sft_stops_when_held_out_accuracy_no_longer_rises(in_tmp, toy_directory):
+    assert start(train_sft, "--model", toy_directory, "--toy-examples", 8, "--batch-size", 4, "--steps", 50,
+                 "--eval-every", 1, "--eval-questions", 2, "--patience", 3, "--max-new-tokens", 2) == 0
+    assert len(metrics(in_tmp / "runs/sft")) == 3
+
+
+def test_pretraining_from_random_weights(in_tmp):
+    assert start(train_sft, "--preset", "nano-base", "--toy-pages", 16, "--steps", 2, "--batch-size", 8) == 0
+    assert len(list((in_tmp / "runs/sft/checkpoints/step_000002").iterdir())) >= 5
+
+
+def test_rl_leaves_metrics_words_and_a_checkpoint_at_the_end_of_each_phase(in_tmp, toy_directory, capsys):
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL) == 0
+    rows, console = metrics(in_tmp / "runs/rl"), capsys.readouterr().out
+    assert [(row["step"], row["phase"]) for row in rows] == [(1, 1), (2, 2), (3, 2)]
+    assert {"reward", "reward_std", "frac_reward_zero_std", "entropy", "kl", "completions/mean_length", "learning_rate",
+            "completions/clipped_ratio", "grad_norm", "step_time", "retro/frac", "retro/mean_difficulty", "rollout_gap",
+            "timing_s/sample", "timing_s/reward", "timing_s/update", "clip_ratio/low_mean"} <= rows[0].keys()
+    assert any(key.startswith("reward_by_len/") for key in rows[0])
+    words = [json.loads(line) for line in (in_tmp / "runs/rl/rollouts.jsonl").read_text().splitlines()]
+    assert len(words) == 3 * 4 * 3 and {"text", "reward", "answer", "gold", "advantage"} <= words[0].keys()
+    assert sorted(p.name for p in (in_tmp / "runs/rl/checkpoints").iterdir()) == ["step_000001", "step_000003"]
+    line = next(line for line in console.splitlines() if line.startswith("step    1"))
+    assert line.index("reward") < line.index("entropy") and "loss" not in line
+    assert "note: " in console                                        # a random model: told why nothing is learned
+
+
+def test_the_same_seed_is_the_same_run_and_another_seed_another(in_tmp, toy_directory):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--name", name, "--seed", seed) == 0
+    a, b, c = (without_times(metrics(in_tmp / "runs" / name)) for name in "abc")
+    assert a == b != c
+    words = [(in_tmp / "runs" / name / "rollouts.jsonl").read_text() for name in "abc"]
+    assert words[0] == words[1] != words[2]
+
+
+def learnable(rewards):
+    """Stands in for the rule: an answer earns 1 if its first character's code is even, so groups disagree."""
+    def score_all(texts, examples):
+        return [[rewards.Score(float(len(text) % 2), 0.0, None, text) for text in group] for group in texts]
+    return score_all
+
+
+def test_rl_with_several_updates_and_a_reference(in_tmp, toy_directory, monkeypatch):
+    from nanoqwenlong import rewards
+    monkeypatch.setattr(train_rl, "score_all", learnable(rewards))
+    before = Qwen.from_pretrained(toy_directory).state_dict()
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--updates-per-step", 2, "--kl-coef", 0.1) == 0
+    rows = metrics(in_tmp / "runs/rl")
+    assert rows[0]["kl"] >= 0 and rows[-1]["kl"] > 0 and max(row["grad_norm"] for row in rows) > 0
+    assert max(row["rollout_gap"] for row in rows) < 0.1
+    after = Qwen.from_pretrained(in_tmp / "runs/rl/checkpoints/step_000003").state_dict()
+    assert any(not before[name].equal(after[name]) for name in before)
+
+
+def test_on_policy_rollouts_and_training_agree_on_log_probs(in_tmp, toy_directory, monkeypatch):
+    from nanoqwenlong import rewards
+    monkeypatch.setattr(train_rl, "score_all", learnable(rewards))
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--temperature", 0.7) == 0
+    assert 0 < max(row["rollout_gap"] for row in metrics(in_tmp / "runs/rl")) <= 1e-5
+
+
+def test_a_dry_run_keeps_nothing(in_tmp, toy_directory):
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--dry-run") == 0
+    assert start(train_sft, "--model", toy_directory, "--toy-examples", 8, "--eval-questions", 2, "--max-new-tokens", 2,
+                 "--batch-size", 4, "--dry-run") == 0
+    assert list(in_tmp.iterdir()) == []
+
+
+def test_a_run_is_never_overwritten(in_tmp, toy_directory, capsys):
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL) == 0
+    kept = (in_tmp / "runs/rl/metrics.jsonl").read_bytes()
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL) == run.BAD_CONFIG
+    assert "runs/rl" in capsys.readouterr().err and (in_tmp / "runs/rl/metrics.jsonl").read_bytes() == kept
+
+
+def test_eval_reports_each_bucket_and_writes_difficulty_that_rl_reads(in_tmp, toy_directory, capsys):
+    rows = write_rows(in_tmp / "rows.jsonl", toy.examples(6, toy.SHORT, 0) + toy.examples(6, toy.LONG, 0))
+    assert start(eval_script, "--model", toy_directory, "--data", rows, "--lengths", 80, 200, "--samples", 2, "--pass-at",
+                 1, 2, "--max-new-tokens", 4, "--difficulty", "d.json", "--metrics", "table.json") == 0
+    assert "0-80 tokens" in capsys.readouterr().out
+    (table,) = json.loads((in_tmp / "table.json").read_text())
+    assert table["0-80"]["questions"] == table["80-200"]["questions"] == 6 and "pass@2" in table["0-80"]
+    assert len(json.loads((in_tmp / "d.json").read_text())["mean_rewards"]) == 12
+    assert start(train_rl, "--model", toy_directory, "--data", rows, "--difficulty", "d.json", *SMALL_RL[2:],
+                 "--phase-lengths", 80, 200, "--retro-fraction", 0.5) == 0
+    assert [row["retro/frac"] for row in metrics(in_tmp / "runs/rl")] == [0, 0.5, 0.5]
+
+
+def test_kept_right_answers_are_sft_rows(in_tmp, toy_directory, monkeypatch):
+    rows = write_rows(in_tmp / "rows.jsonl", toy.examples(6, toy.SHORT, 0))
+    from nanoqwenlong import evaluate, rewards
+    monkeypatch.setattr(evaluate, "score_all", learnable(rewards))
+    assert start(eval_script, "--model", toy_directory, "--data", rows, "--samples", 4, "--max-new-tokens", 5,
+                 "--temperature", 2, "--keep-correct", "kept.jsonl") == 0
+    kept = data.read_jsonl([in_tmp / "kept.jsonl"], need_response=True)
+    assert kept and all(len(example.response) % 2 for example in kept)
+
+
+def test_sample_streams_and_its_json_is_the_same_answer(in_tmp, toy_directory, capsys):
+    (in_tmp / "doc.txt").write_text("Notes. We showed Tom Oslo.")
+    ask = ["--model", toy_directory, "--document", "doc.txt", "--question", "Which town did we show Tom?",
+           "--max-new-tokens", 12, "--temperature", 1]
+    assert start(sample, *ask) == 0
+    streamed = capsys.readouterr().out
+    assert start(sample, *ask, "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer.keys() == {"prompt_ids", "completion_ids", "text", "answer", "finish_reason"}
+    assert streamed.startswith(answer["text"].rstrip("\ufffd")) and len(answer["completion_ids"]) <= 12
+
+
+@pytest.mark.parametrize("argv, code, words", [
+    (["--documents", "x"], run.BAD_CONFIG, "did you mean --document"),
+    (["--document", "nowhere.txt", "--question", "?"], run.MISSING_INPUT, "nowhere.txt"),
+    (["--question", "?"], run.BAD_CONFIG, "--document"),
+    (["--model", "nowhere", "--document", "doc.txt", "--question", "?"], run.MISSING_INPUT, "config.json"),
+    (["--document", "latin.txt", "--question", "?"], run.BAD_DATA, "not UTF-8"),
+])
+def test_sample_refuses_in_one_sentence(in_tmp, toy_directory, capsys, argv, code, words):
+    (in_tmp / "doc.txt").write_text("Rain.")
+    (in_tmp / "latin.txt").write_bytes(b"caf\xe9")
+    assert start(sample, *(argv if "--model" in argv else ["--model", toy_directory, *argv])) == code
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_the_loop_of_train_rl_stays_within_sixty_lines_and_five_paragraphs():
+    source = (ROOT / "train_rl.py").read_text()
+    loops = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.For)]
+    longest = max(loops, key=lambda node: node.end_lineno - node.lineno)
+    assert longest.end_lineno - longest.lineno + 1 <= 60
+    body = source.splitlines()[longest.lineno:longest.end_lineno]
+    assert [line.split("# ")[1][0] for line in body if line.strip().startswith("# ") and ". " in line] == list("12345")
+    classes = [node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+    assert classes == ["Config"]
+
+
+@pytest.mark.parametrize("script", ["train_sft.py", "train_rl.py", "eval.py", "sample.py"])
+def test_help_is_the_manual(script):
+    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "class Config" in done.stdout and "python " + script in done.stdout

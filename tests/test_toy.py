@@ -1,0 +1,112 @@
+"""The toy task, and the tiny models made for it."""
+
+import random
+
+import pytest
+import torch
+
+from nanoqwenlong import data, rewards, toy
+
+BOTH = pytest.mark.parametrize("records", [toy.SHORT, toy.LONG], ids=["short", "long"])
+
+
+def records_of(document: str) -> dict[tuple[str, str], str]:
+    """{("showed", "Tom"): "Oslo", ("sent", "Oslo"): "tea", ...}, read from the words of a document."""
+    found = {}
+    for sentence in document.removeprefix("Notes. ").rstrip(".").split(". "):
+        we, verb, key, value = sentence.split()
+        assert we == "We" and (verb, key) not in found
+        found[verb, key] = value
+    return found
+
+
+def solve(example) -> str:
+    """The answer worked out from document and question, not from how they were made."""
+    facts, words = records_of(example.document), example.question.rstrip("?").split()
+    if words[0] == "Which":
+        return facts["showed", words[-1]]
+    return facts["sent", facts["showed", words[-1]] if "town" in words else words[-1]]
+
+
+@BOTH
+def test_every_question_has_the_answer_that_its_document_gives(records):
+    for example in toy.examples(300, records, seed=3):
+        assert example.answer == solve(example)
+        assert rewards.score(example.response, example).reward == 1
+        kinds = [verb for verb, _ in records_of(example.document)]
+        assert kinds.count("showed") >= 4 and kinds.count("sent") >= 4
+        assert records[0] <= len(kinds) <= records[1]
+
+
+def test_a_third_of_the_questions_need_two_look_ups():
+    two = sum(example.question.startswith("What did we send the town") for example in toy.examples(900, toy.SHORT, 0))
+    assert 240 < two < 360
+
+
+def test_the_answer_cannot_be_guessed_without_the_document():
+    """Over many documents every town is the answer about equally often, for everybody together and for each person."""
+    asked = [(e.question, e.answer) for e in toy.examples(6000, toy.SHORT, 0) if e.question.startswith("Which")]
+    answers = [answer for _, answer in asked]
+    assert all(0.5 < answers.count(town) * len(toy.TOWNS) / len(answers) < 1.5 for town in toy.TOWNS)
+    toms = [answer for question, answer in asked if "Tom" in question]
+    assert max(map(toms.count, toms)) < 0.2 * len(toms)
+
+
+@BOTH
+def test_examples_are_a_function_of_the_seed_and_splits_are_disjoint(records):
+    train, again = toy.examples(300, records, 0), toy.examples(300, records, 0)
+    heldout = toy.examples(300, records, 1, "heldout")
+    assert train == again and train != toy.examples(300, records, 1)
+    assert toy.examples(100, records, 0) == train[:100]
+    assert {e.document for e in train}.isdisjoint({e.document for e in heldout})
+    assert len({e.id for e in train + heldout}) == 600
+
+
+def test_long_documents_are_at_least_three_times_the_short_ones_and_buckets_part_them(toy_pair):
+    _, tokenizer = toy_pair
+    short, _ = data.tokenize(toy.examples(300, toy.SHORT, 0), tokenizer, 10**6)
+    long, _ = data.tokenize(toy.examples(300, toy.LONG, 0), tokenizer, 10**6)
+    assert toy.LONG[0] >= 3 * toy.SHORT[0] and toy.LONG[1] >= 3 * toy.SHORT[1]
+    assert max(e.length for e in short) <= toy.LENGTHS[0] < min(e.length for e in long)
+    assert max(e.length for e in long) <= toy.LENGTHS[1]
+
+
+def test_every_word_of_the_task_is_one_token(toy_pair):
+    _, tokenizer = toy_pair
+    for word in (*toy.PEOPLE, *toy.TOWNS, *toy.GOODS):
+        assert len(tokenizer.encode(" " + word)) == 1
+
+
+def test_pages_repeat_few_records_and_ask_nothing():
+    for page in toy.pages(100, seed=0):
+        sentences = page.document.removeprefix("Notes. ").rstrip(".").split(". ")
+        assert page.task == "text" and "?" not in page.document
+        assert len(sentences) == toy.MENTIONS and len(set(sentences)) <= toy.PAGE[1]
+
+
+def test_a_new_model_starts_with_a_head_that_looks_one_token_back(toy_pair):
+    """With random ids head 0 of layer 0 gives the token before most of its attention, at any distance from the start."""
+    model, _ = toy_pair
+    seen = {}
+
+    class Probe:
+        def __call__(self, layer, q, k, v):
+            scores = (q[:, 0] @ k[:, 0].T / q.shape[-1] ** 0.5).masked_fill(torch.ones(64, 64).triu(1) > 0, -torch.inf)
+            seen.setdefault(layer, scores.softmax(-1))
+            return torch.zeros_like(q)
+
+    ids = torch.tensor(random.Random(0).choices(range(model.config.vocab_size), k=64))
+    model(ids, torch.arange(64), Probe())
+    assert seen[0].diagonal(-1)[5:].mean() > 0.5
+
+
+def look_up_rate(model, tokenizer, num_records: int, documents: int = 40) -> float:
+    """How often the next token after a key said again is its value: the base's own skill, without any question."""
+    rng, right = random.Random(1), []
+    for _ in range(documents):
+        shown, received = toy.facts(rng, num_records)
+        document = toy.write_document(rng, shown, received)
+        verb, (key, value) = rng.choice([("showed", i) for i in shown.items()] + [("sent", i) for i in received.items()])
+        ids = tokenizer.encode(f"{document} We {verb} {key}")
+        right.append(tokenizer.decode([int(model.logits(torch.tensor(ids))[-1].argmax())]) == f" {value}")
+    return sum(right) / documents
