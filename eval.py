@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from nanoqwenlong import data, evaluate, run, toy
-from nanoqwenlong.config import ConfigError
+from nanoqwenlong.config import ConfigError, at_least
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.tokenizer import Tokenizer
@@ -46,6 +46,7 @@ class Config:
 
 
 def main(cfg: Config) -> None:
+    at_least(cfg, samples=1, threads=1, max_new_tokens=1, temperature=0)
     torch.set_num_threads(cfg.threads)
     if max(cfg.pass_at, default=1) > cfg.samples:
         raise ConfigError(f"--pass-at {max(cfg.pass_at)} needs at least as many --samples, got {cfg.samples}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from nanoqwenlong import data, rewards, run
-from nanoqwenlong.config import ConfigError
+from nanoqwenlong.config import ConfigError, at_least
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.kvcache import BlockPool
 from nanoqwenlong.model import Qwen
@@ -35,6 +35,7 @@ class Config:
 
 
 def main(cfg: Config) -> None:
+    at_least(cfg, threads=1, max_new_tokens=1, temperature=0)
     torch.set_num_threads(cfg.threads)
     if not cfg.document or not cfg.question.strip():
         raise ConfigError("sample.py needs --document FILE and --question \"...\"")

@@ -22,6 +22,7 @@ from statistics import mean, median
 import torch
 
 from nanoqwenlong import curriculum, data, group_pass, grpo, log, optim, run, toy
+from nanoqwenlong.config import at_least
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.rewards import score_all
@@ -44,7 +45,7 @@ class Config:
     phase_steps: tuple[int, ...] = (30, 150)  # steps of each phase
     steps: int = 0                      # stop after so many steps in all; 0: at the end of the last phase
     retro_fraction: float = 0.25        # of each batch: hard examples of earlier phases
-    retro_hard_below: float = 0.5       # an example is hard up to this mean reward
+    retro_hard_below: float = 0.75      # an example is hard up to this mean reward
     retro_floor: float = 0.0625         # difficulty = 1 / max(mean reward, floor)
     difficulty: str = ""                # JSON of eval.py --difficulty; without it only this run's rewards count
     # rollouts
@@ -80,10 +81,13 @@ HEADLINE = ("phase", "reward", "frac_reward_zero_std", "entropy", "completions/c
 
 
 def main(cfg: Config) -> None:
+    at_least(cfg, group_size=2, prompts_per_step=1, updates_per_step=1, max_new_tokens=1, steps=0, threads=1,
+             temperature=1e-3, learning_rate=0, clip_low=0, clip_high=0, kl_coef=0, max_tokens=1)
     torch.set_num_threads(cfg.threads)
-    model, tokenizer = Qwen.from_pretrained(cfg.model, device=cfg.device), Tokenizer(cfg.model)
-    reference = Qwen.from_pretrained(cfg.model, device=cfg.device) if cfg.kl_coef else None
+    tokenizer = Tokenizer(cfg.model)
     examples, phases, sampler = read_data(cfg, tokenizer)
+    model = Qwen.from_pretrained(cfg.model, device=cfg.device)
+    reference = Qwen.from_pretrained(cfg.model, device=cfg.device) if cfg.kl_coef else None
     generator = Generator(model, cfg.kv_blocks, cfg.block_size)
     optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
     logger = log.Log(run.open_directory(cfg))
@@ -144,9 +148,9 @@ def main(cfg: Config) -> None:
 
 def read_data(cfg: Config, tokenizer: Tokenizer):
     """{id: example}, the phases, and the sampler over both."""
-    made = toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed) + toy.examples(cfg.toy_examples, toy.LONG, cfg.seed)
-    examples, num_dropped = data.tokenize(data.read_jsonl(cfg.data) if cfg.data else made, tokenizer,
-                                          cfg.max_prompt_tokens)
+    examples = data.read_jsonl(cfg.data) if cfg.data else [
+        example for records in (toy.SHORT, toy.LONG) for example in toy.examples(cfg.toy_examples, records, cfg.seed)]
+    examples, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
     if num_dropped:
         print(f"{num_dropped} examples dropped: their prompt is longer than {cfg.max_prompt_tokens} tokens")
     lengths = {example.id: example.length for example in examples}
@@ -171,6 +175,7 @@ def rollout_values(batch, groups, scores, rewards, phases) -> dict:
         "reward_std": float(rewards.std(-1).mean()),
         "frac_reward_zero_std": float((rewards.amax(-1) == rewards.amin(-1)).float().mean()),
         **{f"reward_by_len/{name}": mean(values) for name, values in by_length.items()},
+        "entropy": -sum(sum(answer.logprobs) for answer in answers) / max(1, sum(lengths)),    # estimate, all tokens
         "answers/extracted": mean(bool(score.answer) for group in scores for score in group),
         "completions/mean_length": mean(lengths),
         "completions/min_length": min(lengths),
@@ -184,13 +189,13 @@ def rollout_values(batch, groups, scores, rewards, phases) -> dict:
 def update_values(sums: Counter, grad_norms: list[float], learning_rate: float) -> dict:
     """What was learned from: sums over the tokens of the informative groups, divided once."""
     tokens = max(1, sums["num_tokens"])
-    return {"loss": sums["loss"], "entropy": sums["entropy"] / tokens, "kl": sums["kl"] / tokens,
+    return {"loss": sums["loss"], "entropy_trained": sums["entropy"] / tokens, "kl": sums["kl"] / tokens,
             "clip_ratio/low_mean": sums["clipped_low"] / tokens, "clip_ratio/high_mean": sums["clipped_high"] / tokens,
             "grad_norm": mean(grad_norms or [0.0]), "learning_rate": learning_rate, "rollout_gap": sums["gap"]}
 
 
 def retro_values(sampler, phase, batch) -> dict:
-    """The share of earlier phases' hard examples in the batch, and how hard they were before this step."""
+    """The share of earlier phases' hard examples in the batch, and how hard they are by their newest rewards."""
     kept = [example.id for example in batch if example.length <= phase.low]
     return {"retro/frac": len(kept) / len(batch),
             "retro/mean_difficulty": mean([sampler.difficulty(key) for key in kept] or [0.0])}

@@ -19,6 +19,7 @@ from random import Random
 import torch
 
 from nanoqwenlong import config, data, evaluate, group_pass, log, optim, run, toy
+from nanoqwenlong.config import at_least
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.tokenizer import Tokenizer
@@ -60,12 +61,13 @@ class Config:
     dry_run: bool = False               # one whole step, nothing kept
 
 
-PRESETS = {"nano-base": dict(model="new", toy_examples=0, toy_pages=6000, steps=800, learning_rate=6e-3,
-                             final_fraction=0.1, eval_every=0)}
+PRESETS = {"nano-base": dict(model="new", toy_examples=0, toy_pages=12000, steps=1500, learning_rate=6e-3,
+                             final_fraction=0.2, eval_every=0)}
 HEADLINE = ("loss", "eval/acc", "grad_norm", "learning_rate", "tokens_per_s")
 
 
 def main(cfg: Config) -> None:
+    at_least(cfg, steps=1, batch_size=1, threads=1, eval_every=0, learning_rate=0, max_tokens=1, temperature=0)
     torch.set_num_threads(cfg.threads)
     examples, heldout = read_data(cfg)
     if cfg.model == "new":

@@ -78,6 +78,19 @@ def read_value(name: str, hint, words: list[str]):
         raise ConfigError(f"{flag} takes a value of type {type_name}, got {' '.join(words)!r}") from None
 
 
+def at_least(config, **minimums: float) -> None:
+    """Raises ConfigError for the first setting below its minimum (NaN counts as below).
+
+    >>> from types import SimpleNamespace
+    >>> at_least(SimpleNamespace(group_size=1), group_size=2)
+    Traceback (most recent call last):
+    nanoqwenlong.config.ConfigError: --group-size must be at least 2, got 1
+    """
+    for name, minimum in minimums.items():
+        if not getattr(config, name) >= minimum:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {minimum}, got {getattr(config, name)}")
+
+
 def manual(config_class, presets: dict[str, dict]) -> str:
     """The module's docstring, the dataclass as it stands in the source, and the presets."""
     module = inspect.getmodule(config_class)

@@ -10,6 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
+class CurriculumError(ValueError):
+    """Phases or a sampler that cannot be; the message says which setting to change."""
+
+
 @dataclass(frozen=True)
 class Phase:
     """Examples of length in (low, high] for a number of steps.
@@ -27,8 +31,8 @@ class Phase:
 def phases(lengths: Sequence[int], steps: Sequence[int]) -> list[Phase]:
     """Phase k from L_{k-1} (0 at first) to L_k = lengths[k - 1]."""
     if len(lengths) != len(steps) or not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
-        raise ValueError(f"phases need rising lengths and as many step counts, got lengths {tuple(lengths)} and steps "
-                         f"{tuple(steps)}")
+        raise CurriculumError(f"phases need rising lengths and as many step counts, got lengths {tuple(lengths)} and "
+                              f"steps {tuple(steps)}")
     return [Phase(k + 1, low, high, num) for k, (low, high, num) in enumerate(zip((0, *lengths), lengths, steps))]
 
 
@@ -64,13 +68,13 @@ class RetrospectiveSampler:
     def __init__(self, lengths: Mapping[str, int], phases: Sequence[Phase], fraction: float = 0.25,
                  hard_below: float = 0.5, floor: float = 1 / 16, seed: int = 0):
         if not 0 <= fraction < 1 or floor <= 0:
-            raise ValueError(f"the sampler needs 0 <= fraction < 1 and floor > 0, got {fraction} and {floor}")
+            raise CurriculumError(f"the sampler needs 0 <= fraction < 1 and floor > 0, got {fraction} and {floor}")
         self.phases, self.fraction, self.hard_below, self.floor, self.seed = phases, fraction, hard_below, floor, seed
         self.members = {p.number: [i for i, n in lengths.items() if p.low < n <= p.high] for p in phases}
         for phase in phases:
             if not self.members[phase.number]:
-                raise ValueError(f"phase {phase.number} trains on lengths from {phase.low + 1} to {phase.high} tokens, "
-                                 "but no example is that long: change the phase lengths or the data")
+                raise CurriculumError(f"phase {phase.number} trains on lengths from {phase.low + 1} to {phase.high} "
+                                      "tokens, but no example is that long: change the phase lengths or the data")
         self.mean_rewards: dict[str, float] = {}
         self.num_drawn = {p.number: 0 for p in phases}                # places of its endless order that are used up
         self.num_draws = {p.number: 0 for p in phases}
@@ -92,7 +96,7 @@ class RetrospectiveSampler:
         hard = self.hard_examples(phase)
         rng = random.Random(f"{self.seed}/retrospective/{phase.number}/{self.num_draws[phase.number]}")
         kept = []
-        for _ in range(min(round(self.fraction * n), len(hard))):     # without repeats within a batch
+        for _ in range(min(int(self.fraction * n + 0.5), len(hard))):     # without repeats within a batch
             chosen = rng.choices(hard, [self.difficulty(i) for i in hard])[0]
             hard.remove(chosen)
             kept.append(chosen)

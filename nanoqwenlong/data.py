@@ -75,11 +75,12 @@ def parse_row(row: bytes, default_id: str, need_response: bool = False) -> Examp
 
 
 def _unique_keys(pairs):
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    fields = {}
+    for key, value in pairs:
+        if key in fields:
             raise DataError(f'the key "{key}" stands twice in the row')
-    return dict(pairs)
+        fields[key] = value
+    return fields
 
 
 def _refuse_constant(name):

@@ -18,7 +18,7 @@ def answer_examples(generator, tokenizer, examples: Sequence[Example], n: int, *
 
 
 def accuracy(scores: Sequence[Sequence[Score]]) -> float:
-    """Mean reward over all samples of all questions."""
+    """The mean over questions of their samples' mean reward."""
     return sum(mean_rewards(scores)) / len(scores)
 
 

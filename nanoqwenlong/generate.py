@@ -22,6 +22,10 @@ from .records import Completion, Group
 Tensor = torch.Tensor
 
 
+class SamplingError(ValueError):
+    """Settings that nothing can be sampled with; the message names them."""
+
+
 @dataclass
 class Answer:
     """One answer while it grows."""
@@ -36,7 +40,11 @@ class Answer:
 
 
 class Generator:
-    """Samples from a model with a paged KV cache of `num_blocks` blocks of `block_size` tokens."""
+    """Samples from a model with a paged KV cache of `num_blocks` blocks of `block_size` tokens.
+
+    Cache, attention and draw give each answer the same bits in any batch. The matrix products of the layers are the
+    library's: some (MKL's, for fewer than four rows) round differently with the number of rows, so log-probs agree
+    between batches to that rounding (1e-15 in float64) and tokens unless a draw falls into it."""
 
     def __init__(self, model, num_blocks: int = 4096, block_size: int = 16, prefill_tokens: int = 16384):
         c = model.config
@@ -54,10 +62,10 @@ class Generator:
         A completion ends with the first id in `eos_ids` ("stop") or after `max_new_tokens` ("length"). Its log-probs
         are of the full vocabulary at `temperature` (1 when greedy), whatever `top_p` cut off. `keys` names each prompt
         (its position if not given). `on_token(prompt_index, sample_index, id)` sees every token as it falls.
-        Raises OutOfBlocks if the pool could not hold a single answer, ValueError for unusable arguments."""
+        Raises OutOfBlocks if the pool could not hold a single answer, SamplingError for unusable settings."""
         if n < 1 or max_new_tokens < 0 or temperature < 0 or not 0 < top_p <= 1 or not all(map(len, prompts)):
-            raise ValueError(f"sample needs n >= 1 (got {n}), max_new_tokens >= 0 ({max_new_tokens}), temperature >= 0 "
-                             f"({temperature}), 0 < top_p <= 1 ({top_p}) and no empty prompt")
+            raise SamplingError(f"sampling needs n >= 1 (got {n}), max_new_tokens >= 0 ({max_new_tokens}), temperature "
+                                f">= 0 ({temperature}), 0 < top_p <= 1 ({top_p}) and no empty prompt")
         keys = list(range(len(prompts))) if keys is None else list(keys)
         answers = [Answer(p, i, uniforms(seed, keys[p], i)) for p in range(len(prompts)) for i in range(n)]
         for wave in self._waves(answers, prompts, max_new_tokens):
@@ -150,8 +158,9 @@ class Generator:
         return self.model(ids, positions, attend, head=F.linear)[0]
 
 
-def uniforms(seed, key, sample: int) -> Iterator[float]:
+def uniforms(seed: int | Sequence[int], key: str | int, sample: int) -> Iterator[float]:
     """Endless numbers in [0, 1) that depend on nothing but the three names."""
+    seed = [int(part) for part in (seed if isinstance(seed, Sequence) else [seed])]
     digest = blake2b(repr((seed, key, sample)).encode(), digest_size=16).digest()
     rng = random.Random(int.from_bytes(digest, "big"))
     while True:
@@ -172,6 +181,5 @@ def draw(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[T
             mass = torch.where(mass.cumsum(-1) - mass < top_p, mass, 0.0)
         cdf = mass.cumsum(-1)
         ids = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)    # first place with cdf > u
-        ids = ids.clamp_max((cdf < cdf[:, -1:]).sum(-1, keepdim=True))         # rounding must not reach mass 0
         ids = (ids if order is None else order.gather(-1, ids))[:, 0]
     return ids, logprobs.gather(-1, ids[:, None])[:, 0]

@@ -6,13 +6,15 @@ from pathlib import Path
 
 from . import config as configuration
 from .config import ConfigError
+from .curriculum import CurriculumError
+from .generate import SamplingError
 from .kvcache import OutOfBlocks
 from .records import DataError
 from .weights import ModelError
 
 DONE, BAD_DATA, MISSING_INPUT, INTERNAL, IO_ERROR, BAD_CONFIG = 0, 65, 66, 70, 74, 78
 EXIT_CODES = {ConfigError: BAD_CONFIG, DataError: BAD_DATA, ModelError: BAD_DATA, FileNotFoundError: MISSING_INPUT,
-              OutOfBlocks: BAD_CONFIG, OSError: IO_ERROR}
+              CurriculumError: BAD_CONFIG, SamplingError: BAD_CONFIG, OutOfBlocks: BAD_CONFIG, OSError: IO_ERROR}
 
 
 def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str]) -> int:
