@@ -62,7 +62,7 @@ def main(cfg: Config) -> None:
         kept, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
         if num_dropped:
             print(f"{directory}: {num_dropped} questions dropped, their prompt is over {cfg.max_prompt_tokens} tokens")
-        groups, texts, scores = evaluate.answer_examples(
+        texts, scores = evaluate.answer_examples(
             Generator(model, cfg.kv_blocks, cfg.block_size), tokenizer, kept, cfg.samples, seed=cfg.seed,
             temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens)
         rows.append({"model": directory, **summarise(cfg, kept, scores, lengths)})

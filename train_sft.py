@@ -139,7 +139,7 @@ def shuffled(num: int, seed: int, batch: int, batch_size: int) -> list[int]:
 def measure(cfg: Config, generator: Generator, tokenizer: Tokenizer, heldout) -> float:
     """Held-out accuracy, sampled at the training temperature."""
     scores = evaluate.answer_examples(generator, tokenizer, heldout[:cfg.eval_questions], n=1, seed=cfg.seed,
-                                      temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens)[2]
+                                      temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens)[1]
     return evaluate.accuracy(scores)
 
 

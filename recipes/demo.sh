@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole method in miniature on a laptop CPU: base -> SFT -> RL phase I -> RL phase II -> table, from random weights.
+# The whole method in miniature on a laptop CPU: base -> SFT -> RL phase I -> RL phase II -> table.
+# It starts from assets/nano-base, which `make assets` trains from random weights with the same train_sft.py.
 # SEED=1 bash recipes/demo.sh repeats it with other randomness. Everything is kept in runs/demo-SEED/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,22 +10,19 @@ rm -rf "$runs"
 flags=(--runs-dir "$runs" --seed "$seed")
 last() { printf '%s\n' "$runs/$1"/checkpoints/step_* | tail -n 1; }
 
-echo "== 1. Base: language modelling on short pages, from random weights (2 minutes)"
-$python train_sft.py --preset nano-base --name base "${flags[@]}" --print-every 100
+echo "== 1. SFT warm-up of assets/nano-base: short documents, until held-out accuracy stops rising (1 minute)"
+$python train_sft.py --name sft "${flags[@]}"
 
-echo "== 2. SFT warm-up: worked answers on short documents, until held-out accuracy stops rising (1 minute)"
-$python train_sft.py --name sft --model "$(last base)" "${flags[@]}"
-
-echo "== 3. RL: phase I on short documents, phase II on long ones and the hard examples of phase I (2 minutes)"
+echo "== 2. RL: phase I on short documents, phase II on long ones and the hard examples of phase I (2 minutes)"
 start=$SECONDS
 $python train_rl.py --name rl --model "$(last sft)" "${flags[@]}"
 
 minutes=$(awk "BEGIN { print ($SECONDS - $start) / 60 }")
-echo "== 4. Control: SFT instead of RL, for as long as RL took ($minutes minutes)"
+echo "== 3. Control: SFT instead of RL, for as long as RL took ($minutes minutes)"
 $python train_sft.py --name control --model "$(last sft)" "${flags[@]}" --minutes "$minutes" --steps 100000 \
     --patience 0 --eval-every 200 --print-every 200
 
-echo "== 5. Held-out accuracy, sampled at the training temperature, by document length"
-$python eval.py --toy-examples 400 --metrics "$runs/table.json" --model "$(last base)" "$(last sft)" \
+echo "== 4. Held-out accuracy, sampled at the training temperature, by document length"
+$python eval.py --toy-examples 400 --metrics "$runs/table.json" --model assets/nano-base "$(last sft)" \
     "$runs"/rl/checkpoints/step_* "$(last control)" | tee "$runs/table.md"
 echo "a picture of it: $python -m tools.plot $runs"

@@ -74,8 +74,8 @@ def test_answer_examples_decodes_and_scores_in_order():
                     for key, prompt in zip(keys, prompts)]
 
     examples = [Example("a", "", "", "5", prompt_ids=(5,)), Example("b", "", "", "8", prompt_ids=(7,))]
-    groups, texts, scores = evaluate.answer_examples(Generator(), Tokenizer(), examples, n=2, seed=3)
-    assert [g.key for g in groups] == ["a", "b"] and texts[1][1] == "</think> the answer is 8"
+    texts, scores = evaluate.answer_examples(Generator(), Tokenizer(), examples, n=2, seed=3)
+    assert texts[1][1] == "</think> the answer is 8"
     assert evaluate.mean_rewards(scores) == [0.5, 0.5] and [s.answer for s in scores[0]] == ["5", "6"]
 
 

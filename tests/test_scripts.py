@@ -129,6 +129,22 @@ def test_a_dry_run_keeps_nothing(in_tmp, toy_directory):
     assert list(in_tmp.iterdir()) == []
 
 
+def test_a_dry_run_on_a_real_document(in_tmp, capsys):
+    """The committed model cannot read English: the reward is 0, and the script says why."""
+    assert start(train_rl, "--model", ROOT / "assets/nano-sft", "--data", ROOT / "examples/licence_qa.jsonl",
+                 "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "step    1" in out and "note: " in out and list(in_tmp.iterdir()) == []
+
+
+def test_settings_that_make_no_sense_are_refused_in_one_sentence(in_tmp, toy_directory, capsys):
+    for argv in (["--group-size", 1], ["--learning-rate", "nan"], ["--phase-lengths", 80], ["--phase-lengths", 5, 9],
+                 ["--kv-blocks", 2], ["--top-p", 2], ["--max-prompt-tokens", 3], ["--retro-fraction", 1]):
+        code = start(train_rl, "--model", toy_directory, "--toy-examples", 12, "--dry-run", *argv)
+        error = capsys.readouterr().err
+        assert code in (run.BAD_CONFIG, run.BAD_DATA) and error.count("\n") == 1 and "Traceback" not in error, argv
+
+
 def test_a_run_is_never_overwritten(in_tmp, toy_directory, capsys):
     assert start(train_rl, "--model", toy_directory, *SMALL_RL) == 0
     kept = (in_tmp / "runs/rl/metrics.jsonl").read_bytes()

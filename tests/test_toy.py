@@ -1,11 +1,16 @@
 """The toy task, and the tiny models made for it."""
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
 
-from nanoqwenlong import data, rewards, toy
+from nanoqwenlong import data, evaluate, rewards, toy
+from nanoqwenlong.generate import Generator
+from nanoqwenlong.model import Qwen
+from nanoqwenlong.tokenizer import Tokenizer
 
 BOTH = pytest.mark.parametrize("records", [toy.SHORT, toy.LONG], ids=["short", "long"])
 
@@ -110,3 +115,40 @@ def look_up_rate(model, tokenizer, num_records: int, documents: int = 40) -> flo
         ids = tokenizer.encode(f"{document} We {verb} {key}")
         right.append(tokenizer.decode([int(model.logits(torch.tensor(ids))[-1].argmax())]) == f" {value}")
     return sum(right) / documents
+
+
+# The committed models
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+
+def load(name: str):
+    return Qwen.from_pretrained(ASSETS / name), Tokenizer(ASSETS / name)
+
+
+def test_the_base_looks_things_up_in_short_documents_and_less_surely_in_long_ones():
+    model, tokenizer = load("nano-base")
+    short, long = (look_up_rate(model, tokenizer, records) for records in (toy.SHORT[1], toy.LONG[1]))
+    assert short >= 0.9 and long <= short - 0.05
+
+
+def test_the_warmed_up_model_answers_short_questions_far_better_than_long_ones():
+    model, tokenizer = load("nano-sft")
+    rates = []
+    for records in (toy.SHORT, toy.LONG):
+        asked, _ = data.tokenize(toy.examples(60, records, seed=5, split="heldout"), tokenizer, 10**6)
+        _, scores = evaluate.answer_examples(Generator(model), tokenizer, asked, n=1, max_new_tokens=48)
+        rates.append(evaluate.accuracy(scores))
+    assert rates[0] >= 0.85 and rates[1] <= rates[0] - 0.2
+
+
+@pytest.mark.parametrize("name", ["nano-base", "nano-sft"])
+def test_assets_are_ordinary_hugging_face_directories_and_small(name):
+    import transformers
+    hf = transformers.AutoModelForCausalLM.from_pretrained(ASSETS / name, attn_implementation="eager")
+    text = transformers.AutoTokenizer.from_pretrained(ASSETS / name)
+    ids = torch.tensor([text.encode("Notes. We showed Tom Oslo. We sent Oslo tea.")])
+    model, _ = load(name)
+    assert (hf(ids).logits - model.logits(ids)).abs().max() <= 1e-5
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*")) <= 4 * 10**6
+    assert json.loads((ASSETS / name / "made_by.json").read_text())["seed"] == 0
