@@ -103,6 +103,17 @@ def split_of(document: str) -> str:
     return "heldout" if blake2b(document.encode(), digest_size=1).digest()[0] % 8 == 0 else "train"
 
 
+def look_up_rate(model: Qwen, tokenizer: Tokenizer, num_records: int, num_documents: int = 100) -> float:
+    """How often the likeliest token after a key said again is its value: a base's own skill, without any question."""
+    rng, num_right = random.Random("look-ups"), 0
+    for _ in range(num_documents):
+        shown, received = facts(rng, num_records)
+        verb, (key, value) = rng.choice([("showed", i) for i in shown.items()] + [("sent", i) for i in received.items()])
+        ids = torch.tensor(tokenizer.encode(f"{write_document(rng, shown, received)} We {verb} {key}"))
+        num_right += tokenizer.decode([int(model.logits(ids)[-1].argmax())]) == f" {value}"
+    return num_right / num_documents
+
+
 # The tiny model: an ordinary Qwen2 directory.
 
 CONFIG = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 192,

@@ -105,18 +105,6 @@ def test_a_new_model_starts_with_a_head_that_looks_one_token_back(toy_pair):
     assert seen[0].diagonal(-1)[5:].mean() > 0.5
 
 
-def look_up_rate(model, tokenizer, num_records: int, documents: int = 40) -> float:
-    """How often the next token after a key said again is its value: the base's own skill, without any question."""
-    rng, right = random.Random(1), []
-    for _ in range(documents):
-        shown, received = toy.facts(rng, num_records)
-        document = toy.write_document(rng, shown, received)
-        verb, (key, value) = rng.choice([("showed", i) for i in shown.items()] + [("sent", i) for i in received.items()])
-        ids = tokenizer.encode(f"{document} We {verb} {key}")
-        right.append(tokenizer.decode([int(model.logits(torch.tensor(ids))[-1].argmax())]) == f" {value}")
-    return sum(right) / documents
-
-
 # The committed models
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -128,7 +116,7 @@ def load(name: str):
 
 def test_the_base_looks_things_up_in_short_documents_and_less_surely_in_long_ones():
     model, tokenizer = load("nano-base")
-    short, long = (look_up_rate(model, tokenizer, records) for records in (toy.SHORT[1], toy.LONG[1]))
+    short, long = (toy.look_up_rate(model, tokenizer, records) for records in (toy.SHORT[1], toy.LONG[1]))
     assert short >= 0.9 and long <= short - 0.05
 
 
