@@ -10,6 +10,7 @@ rewards training. The table has one row per model, one column per length bucket,
 """
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +47,16 @@ class Config:
 
 
 def main(cfg: Config) -> None:
-    at_least(cfg, samples=1, threads=1, max_new_tokens=1, temperature=0)
+    at_least(cfg, samples=1, threads=1, max_new_tokens=1, temperature=0, toy_examples=1, kv_blocks=1, block_size=1)
     torch.set_num_threads(cfg.threads)
-    if max(cfg.pass_at, default=1) > cfg.samples:
-        raise ConfigError(f"--pass-at {max(cfg.pass_at)} needs at least as many --samples, got {cfg.samples}")
+    if not all(1 <= k <= cfg.samples for k in cfg.pass_at):
+        raise ConfigError(f"--pass-at takes numbers from 1 to --samples ({cfg.samples}), got {cfg.pass_at}")
+    if list(cfg.lengths) != sorted(set(cfg.lengths)) or min(cfg.lengths, default=1) < 1:
+        raise ConfigError(f"--lengths should rise from 1 or more, got {cfg.lengths}")
     if len(cfg.model) > 1 and (cfg.difficulty or cfg.keep_correct):
         raise ConfigError("--difficulty and --keep-correct are about one model; give one --model")
-    examples = data.read_jsonl(cfg.data) if cfg.data else (
+    check_outputs(cfg)
+    examples = data.read_jsonl(cfg.data, need_question=True) if cfg.data else (
         toy.examples(cfg.toy_examples, toy.SHORT, 0, "heldout")
         + toy.examples(cfg.toy_examples, toy.LONG, 0, "heldout"))
     lengths = cfg.lengths or (() if cfg.data else toy.LENGTHS)
@@ -62,7 +66,7 @@ def main(cfg: Config) -> None:
         kept, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
         if num_dropped:
             print(f"{directory}: {num_dropped} questions dropped, their prompt is over {cfg.max_prompt_tokens} tokens")
-        texts, scores = evaluate.answer_examples(
+        groups, texts, scores = evaluate.answer_examples(
             Generator(model, cfg.kv_blocks, cfg.block_size), tokenizer, kept, cfg.samples, seed=cfg.seed,
             temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens)
         rows.append({"model": directory, **summarise(cfg, kept, scores, lengths)})
@@ -70,7 +74,8 @@ def main(cfg: Config) -> None:
             means = dict(zip([e.id for e in kept], evaluate.mean_rewards(scores)))
             Path(cfg.difficulty).write_text(json.dumps({"mean_rewards": means}, indent=1) + "\n", encoding="utf-8")
         if cfg.keep_correct:
-            write_correct(Path(cfg.keep_correct), kept, texts, scores)
+            num_kept = write_correct(Path(cfg.keep_correct), kept, groups, texts, scores)
+            print(f"{num_kept} of {len(kept)} questions have a right answer that ended by itself: {cfg.keep_correct}")
     print(table(rows))
     if cfg.metrics:
         Path(cfg.metrics).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -92,7 +97,7 @@ def summarise(cfg: Config, examples, scores, lengths) -> dict:
 def table(rows: list[dict]) -> str:
     """Markdown: models down, length buckets across."""
     buckets = list(dict.fromkeys(name for row in rows for name in row if name != "model"))
-    lines = [["model", *(f"{name} tokens" for name in buckets)]]
+    lines = [["model", *(name if name == "all" else f"{name} tokens" for name in buckets)]]
     for row in rows:
         cells = []
         for cell in (row.get(name) for name in buckets):
@@ -105,15 +110,28 @@ def table(rows: list[dict]) -> str:
     return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
 
 
-def write_correct(path: Path, examples, texts, scores) -> None:
-    """The first right answer to each question, as a row of SFT data."""
-    with open(path, "w", encoding="utf-8") as file:
-        for example, group, group_scores in zip(examples, texts, scores):
-            right = next((text for text, score in zip(group, group_scores) if score.reward == 1), None)
-            if right is not None:
-                row = {"id": example.id, "context": example.document, "question": example.question,
-                       "answer": example.answer, "response": right}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+def check_outputs(cfg: Config) -> None:
+    """Before any work: every output can be written, and none of them is another one or an input."""
+    names = [name for name in (cfg.difficulty, cfg.keep_correct, cfg.metrics) if name]
+    places = [Path(name).resolve() for name in (*names, *cfg.data)]
+    for place in places[:len(names)]:
+        if places.count(place) > 1:
+            raise ConfigError(f"{place} would be written over; give every output a file of its own")
+        if place.is_dir() or not os.access(place if place.exists() else place.parent, os.W_OK):
+            raise ConfigError(f"{place} cannot be written; name a file in a directory that is there")
+
+
+def write_correct(path: Path, examples, groups, texts, scores) -> int:
+    """The first right and finished answer to each question, as a row of SFT data. Returns how many there are."""
+    rows = []
+    for example, group, group_texts, group_scores in zip(examples, groups, texts, scores):
+        right = [text for text, answer, score in zip(group_texts, group.completions, group_scores)
+                 if score.reward == 1 and answer.finish_reason == "stop"]
+        if right:
+            rows.append({"id": example.id, "context": example.document, "question": example.question,
+                         "answer": example.answer, "response": right[0]})
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return len(rows)
 
 
 if __name__ == "__main__":

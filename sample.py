@@ -1,6 +1,6 @@
 """Ask a question about a document; the answer streams to the terminal.
 
-    python sample.py --document examples/town.txt --question "Which town did we show Tom?"
+    python sample.py --document examples/notes.txt --question "Which town did we show Tom?"
     python sample.py --model DIR --document FILE --question "..." --json
 """
 
@@ -40,7 +40,10 @@ def main(cfg: Config) -> None:
     if not cfg.document or not cfg.question.strip():
         raise ConfigError("sample.py needs --document FILE and --question \"...\"")
     model, tokenizer = Qwen.from_pretrained(cfg.model, device=cfg.device), Tokenizer(cfg.model)
-    asked = Example("0", read_text(Path(cfg.document)), cfg.question, answer="")
+    document = read_text(Path(cfg.document))
+    if not document.strip():
+        raise DataError(f"{cfg.document} is empty; there is nothing to ask about")
+    asked = Example("0", document, cfg.question.encode(errors="replace").decode(), answer="")
     (example,), _ = data.tokenize([asked], tokenizer, max_prompt_tokens=sys.maxsize)
     block_size = 16
     num_blocks = BlockPool(1, block_size).blocks_for(len(example.prompt_ids) + cfg.max_new_tokens)
@@ -59,7 +62,7 @@ def main(cfg: Config) -> None:
 
 def read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 at byte {error.start}") from None
 

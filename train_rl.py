@@ -25,6 +25,7 @@ from nanoqwenlong import curriculum, data, group_pass, grpo, log, optim, run, to
 from nanoqwenlong.config import at_least
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.records import DataError
 from nanoqwenlong.rewards import score_all
 from nanoqwenlong.tokenizer import Tokenizer
 from nanoqwenlong.weights import read_json
@@ -41,7 +42,8 @@ class Config:
     data: tuple[str, ...] = ()          # JSONL files; none: the toy task, short and long documents
     toy_examples: int = 2000            # of the toy task for each length, when no --data is given
     max_prompt_tokens: int = 60000      # longer prompts are dropped and counted, never cut
-    phase_lengths: tuple[int, ...] = ()  # document + question tokens that phases end at; none: data's median, longest
+    phase_lengths: tuple[int, ...] = ()  # document + question tokens that phases end at; none: the toy task's, or the
+                                        # data's median and longest
     phase_steps: tuple[int, ...] = (30, 150)  # steps of each phase
     steps: int = 0                      # stop after so many steps in all; 0: at the end of the last phase
     retro_fraction: float = 0.25        # of each batch: hard examples of earlier phases
@@ -74,7 +76,7 @@ class Config:
 
 
 PRESETS = {"paper": dict(phase_lengths=(20000, 60000), phase_steps=(50, 50), prompts_per_step=128, updates_per_step=4,
-                         learning_rate=2e-6, weight_decay=0.01, clip_high=0.2, temperature=0.7, max_new_tokens=10000,
+                         learning_rate=2e-6, retro_hard_below=0.0, weight_decay=0.01, clip_high=0.2, temperature=0.7, max_new_tokens=10000,
                          kv_blocks=40000, max_prompt_tokens=60000, warmup_steps=0)}
 HEADLINE = ("phase", "reward", "frac_reward_zero_std", "entropy", "completions/clipped_ratio",
             "completions/mean_length", "grad_norm", "retro/frac", "step_time")
@@ -82,7 +84,9 @@ HEADLINE = ("phase", "reward", "frac_reward_zero_std", "entropy", "completions/c
 
 def main(cfg: Config) -> None:
     at_least(cfg, group_size=2, prompts_per_step=1, updates_per_step=1, max_new_tokens=1, steps=0, threads=1,
-             temperature=1e-3, learning_rate=0, clip_low=0, clip_high=0, kl_coef=0, max_tokens=1)
+             temperature=1e-3, learning_rate=0, clip_low=0, clip_high=0, kl_coef=0, max_tokens=1, weight_decay=0,
+             max_grad_norm=1e-9, warmup_steps=0, show_every=0, toy_examples=1, kv_blocks=1, block_size=1,
+             retro_hard_below=0)
     torch.set_num_threads(cfg.threads)
     tokenizer = Tokenizer(cfg.model)
     examples, phases, sampler = read_data(cfg, tokenizer)
@@ -94,8 +98,9 @@ def main(cfg: Config) -> None:
     sampling = dict(temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens)
     objective = dict(clip_low=cfg.clip_low, clip_high=cfg.clip_high, kl_coef=cfg.kl_coef)
     for phase in phases:
-        logger.say(f"phase {phase.number}: {len(sampler.members[phase.number])} examples of {phase.low + 1} to "
-                   f"{phase.high} tokens, {phase.num_steps} steps of {cfg.prompts_per_step} x {cfg.group_size} answers")
+        num_examples = len(sampler.members[phase.number])
+        logger.say(f"phase {phase.number}: {num_examples} examples of {phase.low + 1} to {phase.high} tokens, "
+                   f"{phase.num_steps} steps of {min(cfg.prompts_per_step, num_examples)} x {cfg.group_size} answers")
 
     plan = [phase for phase in phases for _ in range(phase.num_steps)][:1 if cfg.dry_run else cfg.steps or None]
     for step, phase in enumerate(log.progress(plan, "rl"), start=1):
@@ -125,42 +130,62 @@ def main(cfg: Config) -> None:
         for number, minibatch in enumerate(filter(None, minibatches)):
             num_tokens = sum(groups[row].num_tokens for row in minibatch)
             for row in minibatch:
-                group = groups[row]
-                ref = reference and group_pass.logprobs(reference, group.stem, group.branches, cfg.temperature,
-                                                        cfg.max_tokens)
-                loss = grpo.group_loss(group, advantages[row], num_tokens, number == 0, sums, ref, **objective)
-                group_pass.backward(model, group.stem, group.branches, loss, cfg.temperature, cfg.max_tokens)
+                family = dict(stem=groups[row].stem, branches=groups[row].branches, temperature=cfg.temperature,
+                              max_tokens=cfg.max_tokens)
+                ref = reference and group_pass.logprobs(reference, **family)
+                loss = grpo.group_loss(groups[row], advantages[row], num_tokens, number == 0, sums, ref, **objective)
+                group_pass.backward(model, loss=loss, **family)
             grad_norms.append(optim.step(optimizer, parameters, learning_rate, cfg.max_grad_norm))
         clock.append(time.monotonic())
 
         # 5. Report: numbers for every step, words for some of them
         values = {"phase": phase.number, **rollout_values(batch, groups, scores, rewards, phases),
                   **update_values(sums, grad_norms, learning_rate), **retro_values(sampler, phase, batch),
-                  **timing(clock)}
+                  **timing(clock, groups)}
         logger.metrics(step, values)
         logger.line(step, values, HEADLINE)
         keep_words(logger, step, batch, groups, texts, scores, advantages)
         if cfg.show_every and (step == 1 or step % cfg.show_every == 0):
-            show_words(logger, batch[0], texts[0][0], scores[0][0], values)
+            show_words(logger, batch[0], texts[0][0], scores[0][0], log.advice(values))
         if step == len(plan) or plan[step] is not phase:                                  # a phase ends
-            save(logger.directory, step, model, tokenizer)
+            run.save_checkpoint(logger.directory, step, model, tokenizer)
 
 
 def read_data(cfg: Config, tokenizer: Tokenizer):
     """{id: example}, the phases, and the sampler over both."""
-    examples = data.read_jsonl(cfg.data) if cfg.data else [
+    examples = data.read_jsonl(cfg.data, need_question=True) if cfg.data else [
         example for records in (toy.SHORT, toy.LONG) for example in toy.examples(cfg.toy_examples, records, cfg.seed)]
     examples, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
     if num_dropped:
         print(f"{num_dropped} examples dropped: their prompt is longer than {cfg.max_prompt_tokens} tokens")
     lengths = {example.id: example.length for example in examples}
-    ends = cfg.phase_lengths or (int(median(lengths.values())), max(lengths.values()))
-    phases = curriculum.phases(ends, cfg.phase_steps)
+    ends, steps = cfg.phase_lengths, cfg.phase_steps
+    if not ends and not cfg.data:
+        ends = toy.LENGTHS
+    elif not ends:
+        ends = sorted({int(median(lengths.values())), max(lengths.values())})
+        steps = steps if len(ends) > 1 else (sum(steps),)                # all of one length: one phase
+    phases = curriculum.phases(ends, steps)
+    num_unused = sum(length > ends[-1] for length in lengths.values())
+    if num_unused:
+        print(f"{num_unused} examples are longer than the last phase ({ends[-1]} tokens) and are not used")
     sampler = curriculum.RetrospectiveSampler(lengths, phases, cfg.retro_fraction, cfg.retro_hard_below,
                                               cfg.retro_floor, cfg.seed)
     if cfg.difficulty:
-        sampler.load_state_dict(read_json(Path(cfg.difficulty)))
+        sampler.load_state_dict({"mean_rewards": read_difficulty(Path(cfg.difficulty), lengths)})
     return {example.id: example for example in examples}, phases, sampler
+
+
+def read_difficulty(path: Path, known) -> dict[str, float]:
+    """The mean rewards that eval.py --difficulty wrote, of examples that this run has."""
+    if not path.is_file():
+        raise FileNotFoundError(f"difficulty file {path} is not there")
+    means = read_json(path).get("mean_rewards")
+    if not isinstance(means, dict) or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in means.values()):
+        raise DataError(f'{path}: "mean_rewards" should map example ids to numbers from 0 to 1')
+    if means.keys().isdisjoint(known):
+        raise DataError(f"{path} knows none of this run's example ids; measure the same data with eval.py --difficulty")
+    return {key: value for key, value in means.items() if key in known}
 
 
 def rollout_values(batch, groups, scores, rewards, phases) -> dict:
@@ -182,7 +207,6 @@ def rollout_values(batch, groups, scores, rewards, phases) -> dict:
         "completions/max_length": max(lengths),
         "completions/clipped_ratio": mean(answer.finish_reason == "length" for answer in answers),
         "prompts/mean_length": mean(len(group.prompt_ids) for group in groups),
-        "num_tokens": sum(len(group.prompt_ids) for group in groups) + sum(lengths),
     }
 
 
@@ -201,10 +225,11 @@ def retro_values(sampler, phase, batch) -> dict:
             "retro/mean_difficulty": mean([sampler.difficulty(key) for key in kept] or [0.0])}
 
 
-def timing(clock: list[float]) -> dict:
+def timing(clock: list[float], groups) -> dict:
     sample, reward, update = (end - start for start, end in zip(clock, clock[1:]))
+    num_tokens = sum(len(group.prompt_ids) + group.num_tokens for group in groups)
     return {"step_time": clock[-1] - clock[0], "timing_s/sample": sample, "timing_s/reward": reward,
-            "timing_s/update": update}
+            "timing_s/update": update, "tokens_per_s": num_tokens / (clock[-1] - clock[0])}
 
 
 def keep_words(logger, step, batch, groups, texts, scores, advantages) -> None:
@@ -216,19 +241,12 @@ def keep_words(logger, step, batch, groups, texts, scores, advantages) -> None:
                            advantage=float(advantages[row][i]), finish_reason=completion.finish_reason)
 
 
-def show_words(logger, example, text, score, values) -> None:
+def show_words(logger, example, text, score, hint) -> None:
     """One answer in full, and advice where the numbers call for it."""
     logger.say(f"    {example.question} {text}\n    gold {' | '.join(example.accepted)}, extracted {score.answer!r}, "
                f"reward {score.reward:g}")
-    hint = log.advice(values)
     if hint:
         logger.say(f"    note: {hint}")
-
-
-def save(directory: Path | None, step: int, model, tokenizer) -> None:
-    if directory is not None:
-        model.save_pretrained(directory / "checkpoints" / f"step_{step:06d}")
-        tokenizer.save_pretrained(directory / "checkpoints" / f"step_{step:06d}")
 
 
 if __name__ == "__main__":

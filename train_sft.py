@@ -35,11 +35,11 @@ class Config:
     # data
     data: tuple[str, ...] = ()          # JSONL files with "response" or "text"; none: the toy task, short documents
     heldout: tuple[str, ...] = ()       # JSONL files to measure accuracy on; none: the toy task's held-out documents
-    toy_examples: int = 4000            # of the toy task, when no --data is given
+    toy_examples: int = 200             # of the toy task, when no --data is given: worked answers are scarce
     toy_pages: int = 0                  # of the toy task's plain text
     max_prompt_tokens: int = 20000      # longer prompts are dropped and counted, never cut
     # optimisation
-    steps: int = 400                    # optimizer steps at most
+    steps: int = 800                    # optimizer steps at most
     minutes: float = 0.0                # stop after so many minutes; 0: no limit
     batch_size: int = 32                # examples per step
     learning_rate: float = 1e-3         # peak
@@ -67,7 +67,9 @@ HEADLINE = ("loss", "eval/acc", "grad_norm", "learning_rate", "tokens_per_s")
 
 
 def main(cfg: Config) -> None:
-    at_least(cfg, steps=1, batch_size=1, threads=1, eval_every=0, learning_rate=0, max_tokens=1, temperature=0)
+    at_least(cfg, steps=1, batch_size=1, threads=1, eval_every=0, eval_questions=1, learning_rate=0, weight_decay=0,
+             max_grad_norm=1e-9, max_tokens=1, max_new_tokens=1, temperature=0, print_every=1, minutes=0, patience=0,
+             warmup_steps=0, final_fraction=0, toy_pages=0, toy_examples=0 if cfg.toy_pages else 1)
     torch.set_num_threads(cfg.threads)
     examples, heldout = read_data(cfg)
     if cfg.model == "new":
@@ -76,6 +78,7 @@ def main(cfg: Config) -> None:
         model, tokenizer = Qwen.from_pretrained(cfg.model, device=cfg.device), Tokenizer(cfg.model)
     examples, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
     heldout, _ = data.tokenize(heldout, tokenizer, cfg.max_prompt_tokens)
+    model.to(cfg.device)
     branches = [data.sft_branch(example, tokenizer) for example in examples]
     logger = log.Log(run.open_directory(cfg))
     logger.say(f"{len(examples)} examples ({num_dropped} dropped: prompt over {cfg.max_prompt_tokens} tokens), "
@@ -104,27 +107,27 @@ def main(cfg: Config) -> None:
         last = step == num_steps or 0 < cfg.minutes * 60 < time.monotonic() - start
         if heldout and (last or step % cfg.eval_every == 0):
             values["eval/acc"] = measure(cfg, generator, tokenizer, heldout)
-            best, since_best = max(best, values["eval/acc"]), 0 if values["eval/acc"] > best else since_best + 1
+            since_best = 0 if values["eval/acc"] > best or best == 0 else since_best + 1
+            best = max(best, values["eval/acc"])
         values["elapsed"] = time.monotonic() - start
         logger.metrics(step, values)
         if last or step % cfg.print_every == 0:
             logger.line(step, values, HEADLINE)
-        if last or 0 < cfg.patience <= since_best:
+        if 0 < cfg.patience <= since_best:
+            logger.say(f"stopped: {since_best} evaluations without a better accuracy than {best:.3f}")
             break
-    if logger.directory is not None:
-        checkpoint = logger.directory / "checkpoints" / f"step_{step:06d}"
-        model.save_pretrained(checkpoint)
-        tokenizer.save_pretrained(checkpoint)
-        logger.say(f"saved {checkpoint}")
+        if last:
+            break
+    run.save_checkpoint(logger.directory, step, model, tokenizer)
 
 
 def read_data(cfg: Config):
     """Training and held-out examples: from the files, or made up."""
-    if cfg.data:
-        heldout = data.read_jsonl(cfg.heldout) if cfg.heldout else []
-        return data.read_jsonl(cfg.data, need_response=True), heldout if cfg.eval_every else []
-    made = toy.pages(cfg.toy_pages, cfg.seed) + toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed)
-    return made, toy.examples(cfg.eval_questions, toy.SHORT, seed=0, split="heldout") if cfg.eval_every else []
+    train = data.read_jsonl(cfg.data, need_response=True) if cfg.data else (
+        toy.pages(cfg.toy_pages, cfg.seed) + toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed))
+    heldout = data.read_jsonl(cfg.heldout, need_question=True) if cfg.heldout else (
+        [] if cfg.data else toy.examples(cfg.eval_questions, toy.SHORT, 1, "heldout"))
+    return train, heldout if cfg.eval_every else []
 
 
 def shuffled(num: int, seed: int, batch: int, batch_size: int) -> list[int]:
@@ -139,7 +142,7 @@ def shuffled(num: int, seed: int, batch: int, batch_size: int) -> list[int]:
 def measure(cfg: Config, generator: Generator, tokenizer: Tokenizer, heldout) -> float:
     """Held-out accuracy, sampled at the training temperature."""
     scores = evaluate.answer_examples(generator, tokenizer, heldout[:cfg.eval_questions], n=1, seed=cfg.seed,
-                                      temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens)[1]
+                                      temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens)[2]
     return evaluate.accuracy(scores)
 
 

@@ -45,7 +45,8 @@ def split_flags(argv: list[str], known) -> dict[str, list[str]]:
             name = flag.replace("-", "_")
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-                raise ConfigError(f"unknown flag {word.split('=')[0]}; did you mean --{near[0].replace('_', '-')}?")
+                hint = f"did you mean --{near[0].replace('_', '-')}?" if near else "--help lists them all"
+                raise ConfigError(f"unknown flag {word.split('=')[0]}; {hint}")
             if name in flags:
                 raise ConfigError(f"--{flag} is given twice; keep one")
             flags[name] = [value] if has_value else []
@@ -79,7 +80,7 @@ def read_value(name: str, hint, words: list[str]):
 
 
 def at_least(config, **minimums: float) -> None:
-    """Raises ConfigError for the first setting below its minimum (NaN counts as below).
+    """Raises ConfigError for the first setting that is below its minimum, infinite or NaN.
 
     >>> from types import SimpleNamespace
     >>> at_least(SimpleNamespace(group_size=1), group_size=2)
@@ -87,7 +88,7 @@ def at_least(config, **minimums: float) -> None:
     nanoqwenlong.config.ConfigError: --group-size must be at least 2, got 1
     """
     for name, minimum in minimums.items():
-        if not getattr(config, name) >= minimum:
+        if not minimum <= getattr(config, name) < float("inf"):
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {minimum}, got {getattr(config, name)}")
 
 

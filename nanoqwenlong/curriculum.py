@@ -30,8 +30,9 @@ class Phase:
 
 def phases(lengths: Sequence[int], steps: Sequence[int]) -> list[Phase]:
     """Phase k from L_{k-1} (0 at first) to L_k = lengths[k - 1]."""
-    if len(lengths) != len(steps) or not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
-        raise CurriculumError(f"phases need rising lengths and as many step counts, got lengths {tuple(lengths)} and "
+    if len(lengths) != len(steps) or not lengths or list(lengths) != sorted(set(lengths)) or (
+            lengths[0] < 1 or min(steps) < 1):
+        raise CurriculumError(f"phases need rising lengths and a step count for each, got lengths {tuple(lengths)} and "
                               f"steps {tuple(steps)}")
     return [Phase(k + 1, low, high, num) for k, (low, high, num) in enumerate(zip((0, *lengths), lengths, steps))]
 
@@ -39,15 +40,15 @@ def phases(lengths: Sequence[int], steps: Sequence[int]) -> list[Phase]:
 def bucket(length: int, lengths: Sequence[int]) -> str:
     """The name of the phase interval a length falls into, as metrics spell it.
 
-    >>> bucket(100, (100, 300)), bucket(101, (100, 300)), bucket(999, (100, 300))
-    ('0-100', '100-300', '300-')
+    >>> bucket(100, (100, 300)), bucket(101, (100, 300)), bucket(999, (100, 300)), bucket(7, ())
+    ('0-100', '100-300', '300+', 'all')
     """
     low = 0
     for high in lengths:
         if length <= high:
             return f"{low}-{high}"
         low = high
-    return f"{low}-"
+    return f"{low}+" if low else "all"
 
 
 class RetrospectiveSampler:

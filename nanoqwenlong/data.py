@@ -19,12 +19,13 @@ from .records import Branch, DataError, Example
 SHOWN = 20                                                                     # bad rows listed before "and N more"
 
 
-def read_jsonl(paths: Sequence[str | Path], need_response: bool = False) -> list[Example]:
-    """All rows of all files, in order. Raises DataError with one line per bad row, FileNotFoundError."""
+def read_jsonl(paths: Sequence[str | Path], need_response: bool = False, need_question: bool = False) -> list[Example]:
+    """All rows of all files, in order. need_question: rows of plain text are refused.
+    Raises DataError with one line per bad row, FileNotFoundError."""
     examples, problems, seen = [], [], {}
     for path in map(Path, paths):
         if not path.is_file():
-            raise FileNotFoundError(f"data file {path} is not there")
+            raise FileNotFoundError(f"data file {path} is {'not a file' if path.exists() else 'not there'}")
         rows = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
         for number, row in enumerate(rows, start=1):
             if not row.strip():
@@ -32,6 +33,8 @@ def read_jsonl(paths: Sequence[str | Path], need_response: bool = False) -> list
             where = f"{path}:{number}"
             try:
                 example = parse_row(row, str(number) if len(paths) == 1 else f"{path}:{number}", need_response)
+                if need_question and example.task == "text":
+                    raise DataError('a row of plain "text" has no question; only train_sft.py --data can use it')
                 if example.id in seen:
                     raise DataError(f'"id" {example.id!r} was used before, at {seen[example.id]}; ids must be unique')
                 seen[example.id] = where
@@ -62,7 +65,7 @@ def parse_row(row: bytes, default_id: str, need_response: bool = False) -> Examp
         raise DataError(f"a row is one JSON object, this is {_kind(fields)}")
     row_id = str(fields["id"]) if isinstance(fields.get("id"), int) and not isinstance(fields["id"], bool) else (
         _text(fields, "id") if "id" in fields else default_id)
-    if "text" in fields:
+    if "text" in fields and "question" not in fields:
         return Example(row_id, document=_text(fields, "text"), question="", answer="", task="text")
     document = _text(fields, "document" if "document" in fields else "context")
     answer = fields.get("answer")

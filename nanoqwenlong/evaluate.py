@@ -13,15 +13,15 @@ AT_ONCE = 128                   # examples per call of the generator: a matter o
 
 
 def answer_examples(generator, tokenizer, examples: Sequence[Example], n: int, **sampling
-                    ) -> tuple[list[list[str]], list[list[Score]]]:
-    """Sample `n` answers to each example, a few examples at a time, and score them: texts, scores."""
+                    ) -> tuple[list[Group], list[list[str]], list[list[Score]]]:
+    """Sample `n` answers to each example, a few examples at a time, and score them: groups, texts, scores."""
     groups: list[Group] = []
     for start in progress(range(0, len(examples), AT_ONCE), "answers"):
         batch = examples[start:start + AT_ONCE]
         groups += generator.sample([e.prompt_ids for e in batch], n=n, eos_ids=tokenizer.eos_ids,
                                    keys=[e.id for e in batch], **sampling)
     texts = [[tokenizer.decode(c.ids) for c in group.completions] for group in groups]
-    return texts, score_all(texts, examples)
+    return groups, texts, score_all(texts, examples)
 
 
 def accuracy(scores: Sequence[Sequence[Score]]) -> float:

@@ -87,7 +87,7 @@ class Generator:
             if shared + own > self.pool.num_blocks:
                 raise OutOfBlocks(f"prompt {answer.prompt} ({stem + 1} tokens) with {max_new_tokens} new tokens needs "
                                   f"{shared + own} blocks of {self.pool.block_size}, the pool has "
-                                  f"{self.pool.num_blocks}: raise num_blocks")
+                                  f"{self.pool.num_blocks}: give the cache more blocks (--kv-blocks)")
             needed = own if answer.prompt == last else shared + own
             if not waves or needed > free:
                 waves.append([])
@@ -170,6 +170,8 @@ def uniforms(seed: int | Sequence[int], key: str | int, sample: int) -> Iterator
 def draw(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """One token per row of logits (S, V) by inverse CDF at u (S,), and its full-vocabulary log-prob: (S,), (S,)."""
     wide = torch.promote_types(logits.dtype, torch.float32)
+    if logits.isnan().any():
+        raise SamplingError("the model's logits are NaN; its weights are damaged, or a training step broke them")
     logprobs = (logits.to(wide) / (temperature or 1.0)).log_softmax(-1)        # (S, V)
     if temperature == 0:
         ids = logprobs.argmax(-1)

@@ -38,7 +38,7 @@ def group_loss(group, advantages: Tensor, num_tokens: int, on_policy: bool, sums
     step (DAPO's normaliser). on_policy: this is the first update on these answers, so the ratio is 1 (and its gradient
     is not); otherwise the old log-probs are the sampler's. `objective` goes to kernels.grpo_loss. `sums` collects
     sums over tokens: loss, entropy, kl, num_tokens, clipped_low, clipped_high; and `gap`, the largest difference
-    between the sampler's log-probs and these (meaningful while on_policy)."""
+    between the sampler's log-probs and these while on_policy (rounding, not learning)."""
     def loss(rows, logprobs, entropy):
         answers = [group.completions[row] for row in rows]
         lengths = torch.tensor([len(answer.ids) for answer in answers], device=logprobs.device)
@@ -50,6 +50,7 @@ def group_loss(group, advantages: Tensor, num_tokens: int, on_policy: bool, sums
             ref_logprobs=None if ref_logprobs is None else torch.cat([ref_logprobs[row] for row in rows]), **objective)
         sums.update({name: float(count) for name, count in counts.items()})
         sums.update(loss=float(value.detach()), entropy=float(entropy.detach().sum()))
-        sums["gap"] = max(sums["gap"], float((logprobs.detach() - sampled).abs().max()))
+        if on_policy:
+            sums["gap"] = max(sums["gap"], float((logprobs.detach() - sampled).abs().max()))
         return value
     return loss

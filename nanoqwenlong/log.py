@@ -8,9 +8,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 
-def progress(items: Iterable, description: str, total: int | None = None) -> tqdm:
+def progress(items: Iterable, description: str) -> tqdm:
     """A progress bar on a terminal, nothing elsewhere (notebooks' and Slurm's logs stay readable)."""
-    return tqdm(items, desc=description, total=total, leave=False, disable=not sys.stderr.isatty())
+    return tqdm(items, desc=description, leave=False, disable=not sys.stderr.isatty())
 
 
 class Log:
@@ -50,7 +50,7 @@ def format_value(value) -> str:
 def advice(values: dict) -> str | None:
     """One sentence when a step's numbers show why nothing is being learned, with the flag to change; else None."""
     if values["completions/clipped_ratio"] > 0.9:
-        return (f"{values['completions/clipped_ratio']:.0%} of the answers were cut before their end, so they earn 0: "
+        return (f"{values['completions/clipped_ratio']:.0%} of the answers were cut before their end, so most earn 0: "
                 "raise --max-new-tokens, or warm up with train_sft.py on answers that fit")
     if values["answers/extracted"] < 0.1:
         return (f"only {values['answers/extracted']:.0%} of the answers hold \"</think> ... the answer is ...\", so "

@@ -4,7 +4,8 @@ Legend: T packed tokens, C hidden size, H query heads, K key-value heads, D head
 Sequences are packed into one row of T tokens; `attend` (attention.py) says who attends to whom. Modules carry the names
 of Hugging Face's checkpoints, so a state dict is the file.
 
-Norms, rope and everything that sums compute in at least float32 (bf16 is raised, float64 stays).
+Rope's angles, the mean square of norms, softmax and losses are computed in at least float32 (bf16 is raised, float64
+stays); products are in the model's dtype, as in transformers.
 """
 
 from collections.abc import Callable
@@ -167,6 +168,10 @@ class Qwen(nn.Module):
                         device: str | torch.device = "cpu") -> "Qwen":
         """A Hugging Face directory (sharded or not, tied or not). Raises weights.ModelError with one sentence."""
         config = weights.read_config(directory)
+        try:
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise weights.ModelError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
         with torch.device("meta"):
             model = cls(config)
         model = model.to(dtype).to_empty(device=device)

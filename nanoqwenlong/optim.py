@@ -3,6 +3,10 @@
 import torch
 
 
+class NonFinite(ArithmeticError):
+    """A gradient that is NaN or infinite."""
+
+
 def adamw(model, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)):
     """AdamW that decays matrices only: norms and biases are left alone."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -20,8 +24,11 @@ def learning_rate_at(step: int, peak: float, warmup_steps: int, num_steps: int, 
 
 
 def step(optimizer, parameters, learning_rate: float, max_grad_norm: float) -> float:
-    """Clip, update, clear. Returns the gradient norm before clipping."""
+    """Clip, update, clear. Returns the gradient norm before clipping; NonFinite, and no update, if it has none."""
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    if not grad_norm.isfinite():
+        raise NonFinite(f"the gradient is not finite (norm {float(grad_norm)}); nothing was updated: look at the "
+                        "data of this step, or lower --learning-rate")
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()

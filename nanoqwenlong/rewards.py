@@ -13,6 +13,9 @@ from decimal import Decimal, InvalidOperation
 from .records import Example
 
 
+QUOTES = " \t\r\"'`“”‘’"          # around an answer: the prompt itself shows the sentence in quotes
+
+
 @dataclass(frozen=True)
 class Score:
     """What one response earned.
@@ -52,7 +55,7 @@ def extract(text: str) -> str:
     if not ended or not places:
         return ""
     tail = re.sub(r"(?<![\d*])\*+|\*+(?![\d*])", "", said[places[-1]:]).lstrip(": \t\r\n").split("\n")[0]
-    return tail.strip().rstrip(".").strip()
+    return tail.strip(QUOTES).rstrip(".").strip(QUOTES)
 
 
 def matches(answer: str, gold: str) -> bool:

@@ -32,12 +32,14 @@ class Tokenizer:
         import tokenizers
         from transformers import AutoTokenizer
         directory = Path(directory)
+        if not directory.is_dir():
+            raise FileNotFoundError(f"model directory {directory} is not there")
         if not (directory / "tokenizer.json").is_file():
             raise ModelError(f"{directory} has no tokenizer.json; save the model's tokenizer there (a fast one)")
         try:
             self.hf = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
         except Exception as error:                   # transformers and tokenizers raise many kinds, also bare Exception
-            raise ModelError(f"{directory}: the tokenizer cannot be loaded: {error}") from None
+            raise ModelError(f"{directory}: the tokenizer cannot be loaded: {' '.join(str(error).split())}") from None
         if not self.hf.chat_template:
             raise ModelError(f"{directory}: the tokenizer has no chat template (chat_template.jinja)")
         self.files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
@@ -59,7 +61,11 @@ class Tokenizer:
     def _end_tokens(self, directory: Path) -> tuple[int, ...]:
         path = directory / "generation_config.json"
         ends = read_json(path).get("eos_token_id") if path.is_file() else None
-        ends = {*(ends if isinstance(ends, list) else [ends]), self.hf.eos_token_id} - {None}
+        ends = [*(ends if isinstance(ends, list) else [ends]), self.hf.eos_token_id]
+        wrong = [end for end in ends if end is not None and (type(end) is not int or not 0 <= end < 2**31)]
+        if wrong:
+            raise ModelError(f"{path}: eos_token_id holds {wrong[0]!r}; an end token is given by its id")
+        ends = {*ends} - {None}
         if not ends:
             raise ModelError(f"{directory}: neither tokenizer nor generation_config.json names an end token")
         return tuple(sorted(ends))
@@ -73,6 +79,7 @@ class Tokenizer:
             raise ModelError(f"{directory}: the chat template does not render: {error}") from None
         if text.count(DOCUMENT) != 1 or text.count(QUESTION) != 1:
             raise ModelError(f"{directory}: the chat template does not show the user's text exactly once")
+        self.opens_think = text.rstrip().endswith(THINK[0])      # R1-Distill's template writes the <think> itself
         before, rest = text.split(DOCUMENT)
         between, after = rest.split(QUESTION)
         return tuple(self.hf.encode(piece, add_special_tokens=False) for piece in (before, between, after))
@@ -86,8 +93,10 @@ class Tokenizer:
 
     def encode_response(self, text: str) -> list[int]:
         """A response as the model would write it: `<think>` and `</think>` are tokens, all else is plain text, and the
-        end token closes it."""
+        end token closes it. A `<think>` that the chat template has written already is not repeated."""
         ids = []
+        if self.opens_think:
+            text = text.removeprefix(THINK[0]).lstrip("\n")
         for piece in re.split("(</?think>)", text):
             ids += self.hf.encode(piece, add_special_tokens=False) if piece in THINK else self.encode(piece)
         return [*ids, self.eos_id]

@@ -108,7 +108,8 @@ def look_up_rate(model: Qwen, tokenizer: Tokenizer, num_records: int, num_docume
     rng, num_right = random.Random("look-ups"), 0
     for _ in range(num_documents):
         shown, received = facts(rng, num_records)
-        verb, (key, value) = rng.choice([("showed", i) for i in shown.items()] + [("sent", i) for i in received.items()])
+        verb, facts_of_kind = rng.choice([("showed", shown), ("sent", received)])
+        key, value = rng.choice(list(facts_of_kind.items()))
         ids = torch.tensor(tokenizer.encode(f"{write_document(rng, shown, received)} We {verb} {key}"))
         num_right += tokenizer.decode([int(model.logits(ids)[-1].argmax())]) == f" {value}"
     return num_right / num_documents

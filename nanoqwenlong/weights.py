@@ -5,6 +5,7 @@ if it is not a model we know, and only then normalised by transformers (old and 
 """
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,9 +61,14 @@ class ModelConfig:
             hf = AutoConfig.for_model(**{k: v for k, v in source.items() if k != "auto_map"})
         except Exception as error:               # transformers validates with many exception types
             raise ModelError(f"{where}: transformers refuses it: {' '.join(str(error).split())}") from None
-        rope = hf.rope_parameters
+        rope = hf.rope_parameters or {}
         if rope.get("rope_type", "default") != "default":
             raise ModelError(f"{where}: rope type {rope['rope_type']!r} is not supported; only 'default' is")
+        for name, value in (("rope_theta", rope.get("rope_theta")), ("rms_norm_eps", hf.rms_norm_eps)):
+            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise ModelError(f"{where}: {name} is {value!r}; it must be a positive number")
+        if source.get("quantization_config"):
+            raise ModelError(f"{where}: the weights are quantised (quantization_config); give plain ones")
         if getattr(hf, "use_sliding_window", False):
             raise ModelError(f"{where}: use_sliding_window is true; only full attention is supported")
         if hf.hidden_act != "silu":
@@ -113,7 +119,7 @@ def read_tensors(directory: str | Path, expected: dict[str, torch.Size], optiona
     for path, names in shards(directory).items():
         try:
             file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
+        except SafetensorError as error:
             raise ModelError(f"{path} is not a readable safetensors file: {error}") from None
         for name in file.keys():
             if names is not None and name not in names:
@@ -179,15 +185,26 @@ def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: Model
     for stale in (directory / "model.safetensors", directory / INDEX):         # of an earlier save in another form
         stale.unlink(missing_ok=True)
     if len(parts) == 1:
-        save_file(parts[0], directory / "model.safetensors", metadata={"format": "pt"})
+        write_file(directory / "model.safetensors", parts[0])
         return
     weight_map = {}
     for number, part in enumerate(parts, start=1):
         file_name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        save_file(part, directory / file_name, metadata={"format": "pt"})
+        write_file(directory / file_name, part)
         weight_map |= {name: file_name for name in part}
     total = sum(t.nbytes for t in tensors.values())
     write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_file(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """One safetensors file, readable by whom the umask allows (safetensors itself keeps it to its owner)."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from None
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -21,9 +21,9 @@ cat > assets/README.md <<END
 
 Made by \`make assets\` ([recipes/assets.sh](../recipes/assets.sh)) on one CPU core, seed 0; toy scale, 0.18M parameters.
 
-* \`nano-base\`: \`train_sft.py --preset nano-base\`, $(seconds base) seconds: language modelling on short pages, from random
-  weights. It has never seen a question. Look-ups right when a key is said again, in documents of 8, 12, 24 and 36
-  records: $($python -c "
+* \`nano-base\`: \`train_sft.py --preset nano-base\`, $(seconds base) seconds: language modelling on short pages, from
+  random weights. It has never seen a question. Look-ups right when a key is said again, in documents of 8, 12, 24 and
+  36 records: $($python -c "
 from nanoqwenlong import toy
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.tokenizer import Tokenizer

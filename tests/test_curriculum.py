@@ -31,7 +31,7 @@ def test_intervals_are_open_below_and_closed_above():
     s = RetrospectiveSampler({"zero": 0, "one": 1, "edge": 100, "over": 101, "last": 300, "beyond": 301},
                              phases((100, 300), (1, 1)))
     assert s.members == {1: ["one", "edge"], 2: ["over", "last"]}
-    assert [bucket(n, (100, 300)) for n in (1, 100, 101, 300, 301)] == ["0-100", "0-100", "100-300", "100-300", "300-"]
+    assert [bucket(n, (100, 300)) for n in (1, 100, 101, 300, 301)] == ["0-100", "0-100", "100-300", "100-300", "300+"]
 
 
 @pytest.mark.parametrize("lengths, steps", [((), ()), ((100,), ()), ((100, 50), (1, 1)), ((100, 100), (1, 1)),

@@ -54,9 +54,9 @@ def test_buckets_are_the_phases_shortest_first_and_lose_no_question():
     examples = [Example(str(n), "", "", "x", length=n) for n in (250, 100, 101, 5, 301, 300)]
     scores = [[score(float(n))] for n in range(6)]
     found = evaluate.by_bucket(examples, scores, (100, 200, 300))
-    assert list(found) == ["0-100", "100-200", "200-300", "300-"]
+    assert list(found) == ["0-100", "100-200", "200-300", "300+"]
     assert {name: sorted(q[0].reward for q in qs) for name, qs in found.items()} == {
-        "0-100": [1, 3], "100-200": [2], "200-300": [0, 5], "300-": [4]}
+        "0-100": [1, 3], "100-200": [2], "200-300": [0, 5], "300+": [4]}
     assert list(evaluate.by_bucket(examples[:1], scores[:1], (100, 300))) == ["100-300"]
 
 
@@ -74,8 +74,8 @@ def test_answer_examples_decodes_and_scores_in_order():
                     for key, prompt in zip(keys, prompts)]
 
     examples = [Example("a", "", "", "5", prompt_ids=(5,)), Example("b", "", "", "8", prompt_ids=(7,))]
-    texts, scores = evaluate.answer_examples(Generator(), Tokenizer(), examples, n=2, seed=3)
-    assert texts[1][1] == "</think> the answer is 8"
+    groups, texts, scores = evaluate.answer_examples(Generator(), Tokenizer(), examples, n=2, seed=3)
+    assert [g.key for g in groups] == ["a", "b"] and texts[1][1] == "</think> the answer is 8"
     assert evaluate.mean_rewards(scores) == [0.5, 0.5] and [s.answer for s in scores[0]] == ["5", "6"]
 
 

@@ -28,7 +28,8 @@ def test_every_command_line_in_the_prose_has_flags_that_exist(command):
 
 
 def test_files_and_targets_that_the_readme_names_exist():
-    for path in re.findall(r"\]\(([\w./-]+)\)", README) + ["examples/notes.txt", "examples/licence_qa.jsonl", "LICENSE"]:
+    examples = ["examples/notes.txt", "examples/licence_qa.jsonl", "LICENSE"]
+    for path in re.findall(r"\]\(([\w./-]+)\)", README) + examples:
         assert (ROOT / path).exists(), path
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"make ([\w-]+)", README):

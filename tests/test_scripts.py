@@ -48,8 +48,8 @@ def write_rows(path: Path, examples) -> Path:
 
 def test_sft_lowers_the_loss_measures_and_saves_a_model_that_loads(in_tmp, toy_directory):
     rows = write_rows(in_tmp / "rows.jsonl", toy.examples(16, toy.SHORT, 0))
-    code = start(train_sft, "--model", toy_directory, "--data", rows, "--heldout", rows, "--steps", 12, "--batch-size", 8,
-                 "--eval-every", 6, "--learning-rate", 3e-3, "--warmup-steps", 1, "--max-new-tokens", 4)
+    code = start(train_sft, "--model", toy_directory, "--data", rows, "--heldout", rows, "--steps", 12,
+                 "--batch-size", 8, "--eval-every", 6, "--learning-rate", 3e-3, "--warmup-steps", 1, "--max-new-tokens", 4)
     assert code == 0
     steps = metrics(in_tmp / "runs/sft")
     assert [row["step"] for row in steps] == list(range(1, 13))
@@ -60,10 +60,14 @@ def test_sft_lowers_the_loss_measures_and_saves_a_model_that_loads(in_tmp, toy_d
     assert Qwen.from_pretrained(checkpoint).config.vocab_size >= Tokenizer(checkpoint).vocab_size
 
 
-def test_sft_stops_when_held_out_accuracy_no_longer_rises(in_tmp, toy_directory):
+def test_sft_stops_when_held_out_accuracy_no_longer_rises(in_tmp, toy_directory, monkeypatch, capsys):
+    """Not before it has risen at all, and saying so."""
+    measured = iter([0.0, 0.0, 0.0, 0.0, 0.5, 0.4, 0.6, 0.6, 0.1, 0.6, 0.9])
+    monkeypatch.setattr(train_sft, "measure", lambda *args: next(measured))
     assert start(train_sft, "--model", toy_directory, "--toy-examples", 8, "--batch-size", 4, "--steps", 50,
                  "--eval-every", 1, "--eval-questions", 2, "--patience", 3, "--max-new-tokens", 2) == 0
-    assert len(metrics(in_tmp / "runs/sft")) == 3
+    assert len(metrics(in_tmp / "runs/sft")) == 10
+    assert "stopped: 3 evaluations without a better accuracy than 0.600" in capsys.readouterr().out
 
 
 def test_pretraining_from_random_weights(in_tmp):
@@ -154,8 +158,8 @@ def test_a_run_is_never_overwritten(in_tmp, toy_directory, capsys):
 
 def test_eval_reports_each_bucket_and_writes_difficulty_that_rl_reads(in_tmp, toy_directory, capsys):
     rows = write_rows(in_tmp / "rows.jsonl", toy.examples(6, toy.SHORT, 0) + toy.examples(6, toy.LONG, 0))
-    assert start(eval_script, "--model", toy_directory, "--data", rows, "--lengths", 80, 200, "--samples", 2, "--pass-at",
-                 1, 2, "--max-new-tokens", 4, "--difficulty", "d.json", "--metrics", "table.json") == 0
+    assert start(eval_script, "--model", toy_directory, "--data", rows, "--lengths", 80, 200, "--samples", 2,
+                 "--pass-at", 1, 2, "--max-new-tokens", 4, "--difficulty", "d.json", "--metrics", "table.json") == 0
     assert "0-80 tokens" in capsys.readouterr().out
     (table,) = json.loads((in_tmp / "table.json").read_text())
     assert table["0-80"]["questions"] == table["80-200"]["questions"] == 6 and "pass@2" in table["0-80"]

@@ -133,8 +133,10 @@ def test_a_response_has_its_markers_as_tokens_and_one_end(name, request):
     text = "<think> Tom lives in Oslo.</think> Therefore, the answer is Oslo."
     ids = tokenizer.encode_response(text)
     think, unthink, end = tokenizer.hf.convert_tokens_to_ids(["<think>", "</think>", "<|im_end|>"])
-    assert [token for token in ids if token in tokenizer.special_ids] == [think, unthink, end]
-    assert ids[-1] == end and tokenizer.decode(ids) == text
+    opened = [] if name == "toy" else [think]            # this R1 template ends the prompt with <think> itself
+    assert [token for token in [*opened, *ids] if token in tokenizer.special_ids] == [think, unthink, end]
+    assert ids[-1] == end and tokenizer.decode([*opened, *ids]) == text
+    assert opened == tokenizer.pieces[2][-2:-1] * (name == "r1")
 
 
 @pytest.mark.parametrize("special", [False, True])

@@ -90,7 +90,7 @@ def test_pages_repeat_few_records_and_ask_nothing():
 
 
 def test_a_new_model_starts_with_a_head_that_looks_one_token_back(toy_pair):
-    """With random ids head 0 of layer 0 gives the token before most of its attention, at any distance from the start."""
+    """With random ids head 0 of layer 0 gives most of its attention to the token before."""
     model, _ = toy_pair
     seen = {}
 
@@ -125,7 +125,7 @@ def test_the_warmed_up_model_answers_short_questions_far_better_than_long_ones()
     rates = []
     for records in (toy.SHORT, toy.LONG):
         asked, _ = data.tokenize(toy.examples(60, records, seed=5, split="heldout"), tokenizer, 10**6)
-        _, scores = evaluate.answer_examples(Generator(model), tokenizer, asked, n=1, max_new_tokens=48)
+        _, _, scores = evaluate.answer_examples(Generator(model), tokenizer, asked, n=1, max_new_tokens=48)
         rates.append(evaluate.accuracy(scores))
     assert rates[0] >= 0.85 and rates[1] <= rates[0] - 0.2
 
@@ -137,6 +137,7 @@ def test_assets_are_ordinary_hugging_face_directories_and_small(name):
     text = transformers.AutoTokenizer.from_pretrained(ASSETS / name)
     ids = torch.tensor([text.encode("Notes. We showed Tom Oslo. We sent Oslo tea.")])
     model, _ = load(name)
-    assert (hf(ids).logits - model.logits(ids)).abs().max() <= 1e-5
+    logits = hf(ids).logits
+    assert (logits - model.logits(ids)).abs().max() <= 1e-6 * logits.abs().max()
     assert sum(path.stat().st_size for path in ASSETS.rglob("*")) <= 4 * 10**6
     assert json.loads((ASSETS / name / "made_by.json").read_text())["seed"] == 0
