@@ -4,9 +4,12 @@ Every question is answered --samples times at the training temperature; an answe
 rewards training. The table has one row per model, one column per length bucket, with a 95 % interval over questions.
 
     python eval.py                                                       the tiny models, on held-out toy documents
-    python eval.py --model DIR --data heldout.jsonl --lengths 20000 60000 --samples 4 --pass-at 1 4
-    python eval.py --model DIR --data train.jsonl --difficulty difficulty.json      for train_rl.py --difficulty
-    python eval.py --model DIR --data train.jsonl --keep-correct sft.jsonl          right answers, for train_sft.py
+    python eval.py --model DIR --data heldout.jsonl --max-new-tokens 10000 --lengths 20000 60000
+    python eval.py --model DIR --data heldout.jsonl --max-new-tokens 10000 --samples 4 --pass-at 1 4
+    python eval.py --model DIR --data train.jsonl --max-new-tokens 10000 --samples 8 --difficulty difficulty.json
+    python eval.py --model DIR --data train.jsonl --max-new-tokens 10000 --samples 8 --keep-correct sft.jsonl
+
+The last two write what train_rl.py --difficulty and train_sft.py --data read.
 """
 
 import json

@@ -6,10 +6,10 @@ on short documents (phase I) and goes on with long ones (phase II), where a part
 that were still hard: the retrospective sampler.
 
 Deliberate departures from the paper, each for a reason (docs/departures.md): exact match instead of substrings; the
-normaliser counts the tokens of the whole step; difficulty has a floor; one update per rollout unless you ask for more.
+normaliser counts the tokens of the whole update; difficulty has a floor; one update per rollout unless asked for more.
 
     python train_rl.py --name my-rl                                  the tiny warmed-up model of assets/, on a CPU
-    python train_rl.py --model DIR --data train.jsonl --phase-lengths 20000 60000 --learning-rate 2e-6
+    python train_rl.py --preset paper --model DIR --data train.jsonl     the paper's settings, your model and data
 """
 
 import sys
@@ -76,8 +76,8 @@ class Config:
 
 
 PRESETS = {"paper": dict(phase_lengths=(20000, 60000), phase_steps=(50, 50), prompts_per_step=128, updates_per_step=4,
-                         learning_rate=2e-6, retro_hard_below=0.0, weight_decay=0.01, clip_high=0.2, temperature=0.7, max_new_tokens=10000,
-                         kv_blocks=40000, max_prompt_tokens=60000, warmup_steps=0)}
+                         learning_rate=2e-6, weight_decay=0.01, warmup_steps=0, clip_high=0.2, temperature=0.7,
+                         max_new_tokens=10000, max_prompt_tokens=60000, kv_blocks=40000, retro_hard_below=0.0)}
 HEADLINE = ("phase", "reward", "frac_reward_zero_std", "entropy", "completions/clipped_ratio",
             "completions/mean_length", "grad_norm", "retro/frac", "step_time")
 

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = {"train_sft.py": train_sft, "train_rl.py": train_rl, "eval.py": eval_script, "sample.py": sample}
 WRITTEN = [README, *(module.__doc__ for module in SCRIPTS.values())]
-COMMANDS = sorted({line.strip().split("   ")[0].split("#")[0] for text in WRITTEN for line in text.splitlines()
+COMMANDS = sorted({line.strip().split("   ")[0].split("#")[0] for text in WRITTEN
+                   for line in text.replace("\\\n", " ").splitlines()
                    if re.match(r"\s*python (\w+\.py)", line)})
 
 
@@ -25,6 +26,9 @@ def test_every_command_line_in_the_prose_has_flags_that_exist(command):
     _, script, *argv = shlex.split(command)
     module = SCRIPTS[script]
     config.parse(module.Config, argv, getattr(module, "PRESETS", {}))
+    for word in argv:
+        if word.startswith(("examples/", "assets/")):
+            assert (ROOT / word).exists(), word
 
 
 def test_files_and_targets_that_the_readme_names_exist():

@@ -49,7 +49,8 @@ def write_rows(path: Path, examples) -> Path:
 def test_sft_lowers_the_loss_measures_and_saves_a_model_that_loads(in_tmp, toy_directory):
     rows = write_rows(in_tmp / "rows.jsonl", toy.examples(16, toy.SHORT, 0))
     code = start(train_sft, "--model", toy_directory, "--data", rows, "--heldout", rows, "--steps", 12,
-                 "--batch-size", 8, "--eval-every", 6, "--learning-rate", 3e-3, "--warmup-steps", 1, "--max-new-tokens", 4)
+                 "--batch-size", 8, "--eval-every", 6, "--learning-rate", 3e-3, "--warmup-steps", 1,
+                 "--max-new-tokens", 4)
     assert code == 0
     steps = metrics(in_tmp / "runs/sft")
     assert [row["step"] for row in steps] == list(range(1, 13))
