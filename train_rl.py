@@ -93,6 +93,7 @@ def main(cfg: Config) -> None:
     model = Qwen.from_pretrained(cfg.model, device=cfg.device)
     reference = Qwen.from_pretrained(cfg.model, device=cfg.device) if cfg.kl_coef else None
     generator = Generator(model, cfg.kv_blocks, cfg.block_size)
+    generator.require(max(len(example.prompt_ids) for example in examples.values()), cfg.max_new_tokens)
     optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
     logger = log.Log(run.open_directory(cfg))
     sampling = dict(temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens)

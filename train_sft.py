@@ -54,6 +54,7 @@ class Config:
     patience: int = 4                   # stop when so many evaluations in a row brought no new best; 0: never
     temperature: float = 1.0
     max_new_tokens: int = 48
+    kv_blocks: int = 4096               # of the paged KV cache, 16 tokens each
     # machine
     device: str = "cpu"
     threads: int = 1                    # CPU threads; for tiny models more are slower
@@ -69,7 +70,7 @@ HEADLINE = ("loss", "eval/acc", "grad_norm", "learning_rate", "tokens_per_s")
 def main(cfg: Config) -> None:
     at_least(cfg, steps=1, batch_size=1, threads=1, eval_every=0, eval_questions=1, learning_rate=0, weight_decay=0,
              max_grad_norm=1e-9, max_tokens=1, max_new_tokens=1, temperature=0, print_every=1, minutes=0, patience=0,
-             warmup_steps=0, final_fraction=0, toy_pages=0, toy_examples=0 if cfg.toy_pages else 1)
+             kv_blocks=1, warmup_steps=0, final_fraction=0, toy_pages=0, toy_examples=0 if cfg.toy_pages else 1)
     torch.set_num_threads(cfg.threads)
     examples, heldout = read_data(cfg)
     if cfg.model == "new":
@@ -84,7 +85,7 @@ def main(cfg: Config) -> None:
     logger.say(f"{len(examples)} examples ({num_dropped} dropped: prompt over {cfg.max_prompt_tokens} tokens), "
                f"{sum(p.numel() for p in model.parameters()):,} parameters")
 
-    generator = Generator(model) if heldout else None
+    generator = Generator(model, cfg.kv_blocks) if heldout else None
     optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
     start, best, since_best = time.monotonic(), 0.0, 0
     num_steps = 1 if cfg.dry_run else cfg.steps

@@ -77,6 +77,14 @@ class Generator:
         completions = [Completion(tuple(a.ids), tuple(a.logprobs), a.finish_reason) for a in answers]
         return [Group(keys[p], tuple(prompts[p]), tuple(completions[p * n:p * n + n])) for p in range(len(prompts))]
 
+    def require(self, prompt_tokens: int, max_new_tokens: int) -> None:
+        """Raises OutOfBlocks if even the empty pool could not hold one answer to such a prompt."""
+        needed = self.pool.blocks_for(prompt_tokens - 1 + max_new_tokens)
+        if needed > self.pool.num_blocks:
+            raise OutOfBlocks(f"a prompt of {prompt_tokens} tokens with {max_new_tokens} new tokens needs {needed} blocks "
+                              f"of {self.pool.block_size}, the pool has {self.pool.num_blocks}: give the cache more "
+                              "blocks (--kv-blocks)")
+
     def _waves(self, answers, prompts, max_new_tokens) -> list[list[Answer]]:
         """Consecutive answers that fit into the pool together, however long they get."""
         waves, free, last = [], 0, None
@@ -84,10 +92,7 @@ class Generator:
             stem = len(prompts[answer.prompt]) - 1
             shared = stem // self.pool.block_size                              # full blocks of the stem
             own = self.pool.blocks_for(stem + max_new_tokens) - shared
-            if shared + own > self.pool.num_blocks:
-                raise OutOfBlocks(f"prompt {answer.prompt} ({stem + 1} tokens) with {max_new_tokens} new tokens needs "
-                                  f"{shared + own} blocks of {self.pool.block_size}, the pool has "
-                                  f"{self.pool.num_blocks}: give the cache more blocks (--kv-blocks)")
+            self.require(stem + 1, max_new_tokens)
             needed = own if answer.prompt == last else shared + own
             if not waves or needed > free:
                 waves.append([])
