@@ -58,7 +58,8 @@ def parse_row(row: bytes, default_id: str, need_response: bool = False) -> Examp
     except UnicodeDecodeError as error:
         raise DataError(f"the line is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
-        raise DataError(f"not JSON at column {error.colno}: {error.msg}; a row is a JSON object on one line") from None
+        raise DataError(f"not JSON at column {error.colno}: {error.msg}; a row is one JSON object on one line"
+                        ) from None
     except (RecursionError, ValueError) as error:                              # absurd nesting, a 5,000-digit integer
         raise DataError(f"not usable as JSON: {str(error)[:80]}") from None
     if not isinstance(fields, dict):

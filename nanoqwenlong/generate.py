@@ -81,9 +81,9 @@ class Generator:
         """Raises OutOfBlocks if even the empty pool could not hold one answer to such a prompt."""
         needed = self.pool.blocks_for(prompt_tokens - 1 + max_new_tokens)
         if needed > self.pool.num_blocks:
-            raise OutOfBlocks(f"a prompt of {prompt_tokens} tokens with {max_new_tokens} new tokens needs {needed} blocks "
-                              f"of {self.pool.block_size}, the pool has {self.pool.num_blocks}: give the cache more "
-                              "blocks (--kv-blocks)")
+            raise OutOfBlocks(f"a prompt of {prompt_tokens} tokens with {max_new_tokens} new tokens needs {needed} "
+                              f"blocks of {self.pool.block_size}, the pool has {self.pool.num_blocks}: give the cache "
+                              "more blocks (--kv-blocks)")
 
     def _waves(self, answers, prompts, max_new_tokens) -> list[list[Answer]]:
         """Consecutive answers that fit into the pool together, however long they get."""

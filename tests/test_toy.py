@@ -67,6 +67,12 @@ def test_examples_are_a_function_of_the_seed_and_splits_are_disjoint(records):
     assert len({e.id for e in train + heldout}) == 600
 
 
+def test_warm_up_does_not_stop_on_the_questions_that_the_table_is_made_of():
+    """train_sft.py measures held-out seed 1, eval.py seed 0."""
+    stop, table = (toy.examples(400, toy.SHORT, seed, "heldout") for seed in (1, 0))
+    assert {e.document for e in stop}.isdisjoint({e.document for e in table})
+
+
 def test_long_documents_are_at_least_three_times_the_short_ones_and_buckets_part_them(toy_pair):
     _, tokenizer = toy_pair
     short, _ = data.tokenize(toy.examples(300, toy.SHORT, 0), tokenizer, 10**6)

@@ -79,8 +79,8 @@ def main(argv: list[str]) -> int:
         print(f"{error.filename} is not there; give the directory of a finished demo", file=sys.stderr)
         return 66
     except (OSError, ValueError, KeyError, ZeroDivisionError) as error:
-        print(f"{args.run} cannot be drawn ({type(error).__name__}: {error}); it should hold the whole metrics.jsonl of "
-              "an RL run and the table.json of eval.py", file=sys.stderr)
+        print(f"{args.run} cannot be drawn ({type(error).__name__}: {error}); it should hold the whole metrics.jsonl "
+              "of an RL run and the table.json of eval.py", file=sys.stderr)
         return 65
     except ImportError:
         print('matplotlib is not installed: pip install ".[plots]"', file=sys.stderr)
