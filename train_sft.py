@@ -35,7 +35,7 @@ class Config:
     # data
     data: tuple[str, ...] = ()          # JSONL files with "response" or "text"; none: the toy task, short documents
     heldout: tuple[str, ...] = ()       # JSONL files to measure accuracy on; none: the toy task's held-out documents
-    toy_examples: int = 200             # of the toy task, when no --data is given: worked answers are scarce
+    toy_examples: int = 4000            # of the toy task, when no --data is given
     toy_pages: int = 0                  # of the toy task's plain text
     max_prompt_tokens: int = 20000      # longer prompts are dropped and counted, never cut
     # optimisation
@@ -51,7 +51,7 @@ class Config:
     # held-out accuracy
     eval_every: int = 25                # steps; 0: never
     eval_questions: int = 200
-    patience: int = 4                   # stop when so many evaluations in a row brought no new best; 0: never
+    patience: int = 2                   # stop when so many evaluations in a row brought no new best; 0: never
     temperature: float = 1.0
     max_new_tokens: int = 48
     kv_blocks: int = 4096               # of the paged KV cache, 16 tokens each

@@ -158,3 +158,9 @@ def test_matching_is_symmetric(a, b):
 def test_numbers_match_exactly_when_they_are_equal(a, b, commas, places):
     for x, y in ((a, b), (a, a), (a, -a), (a, 10 * a)):
         assert matches(f"{x:,}" if commas else f"{x}", f"{y}.{'0' * places}" if places else f"{y}") == (x == y)
+
+
+@pytest.mark.parametrize("said", ['"42".', '"42."', "`42`", "“42”.", "'42'", "**42**."])
+def test_quotes_around_an_answer_do_not_count(said):
+    """The prompt shows the sentence in quotes, so models copy them."""
+    assert score(f"<think>hm</think> Therefore, the answer is {said}", Example("a", "", "", "42")).reward == 1
