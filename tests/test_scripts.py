@@ -222,3 +222,65 @@ def test_the_loop_of_train_rl_stays_within_sixty_lines_and_five_paragraphs():
 def test_help_is_the_manual(script):
     done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "class Config" in done.stdout and "python " + script in done.stdout
+
+
+def test_outputs_of_eval_are_checked_before_any_work_and_never_overwrite_its_data(in_tmp, toy_directory, capsys):
+    rows = write_rows(in_tmp / "rows.jsonl", toy.examples(4, toy.SHORT, 0))
+    before = rows.read_bytes()
+    for argv in (["--keep-correct", rows], ["--difficulty", "a.json", "--metrics", "a.json"],
+                 ["--difficulty", "nowhere/a.json"], ["--metrics", in_tmp]):
+        assert start(eval_script, "--model", toy_directory, "--data", rows, *argv) == run.BAD_CONFIG, argv
+        captured = capsys.readouterr()
+        assert captured.err.count("\n") == 1 and captured.out == ""
+    assert rows.read_bytes() == before
+
+
+@pytest.mark.parametrize("content, words", [
+    ('{"mean_rewards": {"nobody": 0.5}}', "knows none"), ('{"mean_rewards": []}', "mean_rewards"), ("{}", "mean_rewards"),
+    ('{"mean_rewards": {"a": "hard"}}', "mean_rewards"), ('{"mean_rewards": {"a": NaN}}', "mean_rewards"), ("[", "JSON"),
+])
+def test_a_difficulty_file_that_does_not_fit_is_refused(in_tmp, toy_directory, capsys, content, words):
+    (in_tmp / "d.json").write_text(content)
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--difficulty", "d.json") == run.BAD_DATA
+    error = capsys.readouterr().err
+    assert "d.json" in error and words in error and error.count("\n") == 1 and not (in_tmp / "runs").exists()
+
+
+def test_plain_text_is_for_pretraining_only(in_tmp, toy_directory, capsys):
+    (in_tmp / "text.jsonl").write_text('{"text": "Rain fell."}\n')
+    for script in (train_rl, eval_script):
+        assert start(script, "--model", toy_directory, "--data", "text.jsonl") == run.BAD_DATA
+        assert "text.jsonl:1" in capsys.readouterr().err
+    assert start(train_sft, "--model", toy_directory, "--data", "text.jsonl", "--dry-run") == 0
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/tmp/x", "a/b"])
+def test_a_run_stays_inside_runs_dir(in_tmp, toy_directory, capsys, name):
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, f"--name={name}") == run.BAD_CONFIG
+    assert "--name" in capsys.readouterr().err and list(in_tmp.iterdir()) == []
+
+
+def test_a_gradient_that_is_not_finite_updates_nothing_and_ends_the_run(in_tmp, toy_directory, monkeypatch, capsys):
+    from nanoqwenlong import group_pass
+    seen = {}
+
+    def poisoned(model, *args, **kwargs):
+        seen["model"], seen["before"] = model, {k: v.clone() for k, v in model.state_dict().items()}
+        for parameter in model.parameters():
+            parameter.grad = parameter.detach().new_full(parameter.shape, float("nan"))
+    monkeypatch.setattr(group_pass, "backward", poisoned)
+    assert start(train_sft, "--model", toy_directory, "--toy-examples", 4, "--steps", 2, "--eval-every", 0) == run.INTERNAL
+    assert "not finite" in capsys.readouterr().err
+    assert all(v.equal(seen["before"][k]) for k, v in seen["model"].state_dict().items())
+    assert not (in_tmp / "runs/sft/checkpoints").exists()
+
+
+def test_a_checkpoint_has_its_name_only_once_it_is_whole(in_tmp, toy_pair, monkeypatch):
+    model, tokenizer = toy_pair
+    monkeypatch.setattr(type(tokenizer), "save_pretrained", lambda *_: (_ for _ in ()).throw(OSError(28, "full", "x")))
+    with pytest.raises(OSError):
+        run.save_checkpoint(in_tmp, 7, model, tokenizer)
+    assert not list((in_tmp / "checkpoints").glob("step_*"))
+    monkeypatch.undo()
+    run.save_checkpoint(in_tmp, 7, model, tokenizer)
+    assert [path.name for path in (in_tmp / "checkpoints").iterdir()] == ["step_000007"]
