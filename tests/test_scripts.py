@@ -236,8 +236,9 @@ def test_outputs_of_eval_are_checked_before_any_work_and_never_overwrite_its_dat
 
 
 @pytest.mark.parametrize("content, words", [
-    ('{"mean_rewards": {"nobody": 0.5}}', "knows none"), ('{"mean_rewards": []}', "mean_rewards"), ("{}", "mean_rewards"),
-    ('{"mean_rewards": {"a": "hard"}}', "mean_rewards"), ('{"mean_rewards": {"a": NaN}}', "mean_rewards"), ("[", "JSON"),
+    ('{"mean_rewards": {"nobody": 0.5}}', "knows none"), ('{"mean_rewards": []}', "mean_rewards"),
+    ('{"mean_rewards": {"a": "hard"}}', "mean_rewards"), ('{"mean_rewards": {"a": NaN}}', "mean_rewards"),
+    ("{}", "mean_rewards"), ("[", "JSON"),
 ])
 def test_a_difficulty_file_that_does_not_fit_is_refused(in_tmp, toy_directory, capsys, content, words):
     (in_tmp / "d.json").write_text(content)
@@ -269,7 +270,8 @@ def test_a_gradient_that_is_not_finite_updates_nothing_and_ends_the_run(in_tmp, 
         for parameter in model.parameters():
             parameter.grad = parameter.detach().new_full(parameter.shape, float("nan"))
     monkeypatch.setattr(group_pass, "backward", poisoned)
-    assert start(train_sft, "--model", toy_directory, "--toy-examples", 4, "--steps", 2, "--eval-every", 0) == run.INTERNAL
+    argv = ["--model", toy_directory, "--toy-examples", 4, "--steps", 2, "--eval-every", 0]
+    assert start(train_sft, *argv) == run.INTERNAL
     assert "not finite" in capsys.readouterr().err
     assert all(v.equal(seen["before"][k]) for k, v in seen["model"].state_dict().items())
     assert not (in_tmp / "runs/sft/checkpoints").exists()
