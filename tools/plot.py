@@ -1,7 +1,8 @@
 """A picture of a demo run: python -m tools.plot runs/demo-0 [--out docs/demo.png]   (needs `pip install ".[plots]"`)
 
-Left: the mean reward of each RL step by document length (rl/metrics.jsonl), a moving average over it, the border
-between the phases. Right: held-out accuracy by document length for each model of table.json, with its 95 % interval.
+Left: the mean reward of each RL step on its phase's documents (rl/metrics.jsonl), a moving average over it, as dots the
+hard examples of earlier phases that came back, and the border between the phases. Right: held-out accuracy by document
+length for each model of table.json, with its 95 % interval.
 """
 
 import argparse
@@ -27,21 +28,24 @@ def draw(run: Path, out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
     steps, rows = read_metrics(run / "rl/metrics.jsonl"), json.loads((run / "table.json").read_text(encoding="utf-8"))
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.6), width_ratios=(3, 2))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), width_ratios=(3, 2))
 
     buckets = list(dict.fromkeys(name for row in rows for name in row if name != "model"))
-    for name, colour in zip(buckets, ("tab:blue", "tab:orange", "tab:green")):
-        seen = [(s["step"], s[PREFIX + name]) for s in steps if PREFIX + name in s]
-        if seen:
-            x, y = zip(*seen)
+    for number, (name, colour) in enumerate(zip(buckets, ("tab:blue", "tab:orange", "tab:green")), start=1):
+        own = [(s["step"], s[PREFIX + name]) for s in steps if PREFIX + name in s and s["phase"] == number]
+        kept = [(s["step"], s[PREFIX + name]) for s in steps if PREFIX + name in s and s["phase"] > number]
+        if own:
+            x, y = zip(*own)
             left.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
             left.plot(x, moving_average(y, 15), color=colour, label=f"documents of {name} tokens")
+        if kept:
+            left.plot(*zip(*kept), ".", color=colour, markersize=3, label="hard ones of an earlier phase")
     for before, after in zip(steps, steps[1:]):
         if before["phase"] != after["phase"]:
             left.axvline(after["step"], color="grey", linestyle="--", linewidth=0.8)
-            left.annotate(f"phase {after['phase']}", (after["step"], 0.02), xytext=(4, 0), textcoords="offset points")
-    left.set(xlabel="RL step", ylabel="mean reward of the sampled answers", ylim=(0, 1))
-    left.legend(frameon=False, loc="lower left")
+            left.annotate(f"phase {after['phase']}", (after["step"], 0.5), xytext=(4, 0), textcoords="offset points")
+    left.set(xlabel="RL step", ylabel="mean reward of the sampled answers", ylim=(-0.02, 1.02))
+    left.legend(frameon=False, loc="lower right")
 
     width = 0.8 / len(rows)
     for i, row in enumerate(rows):
@@ -53,7 +57,7 @@ def draw(run: Path, out: Path) -> None:
                   label=label(row["model"]), color=f"C{i + 3}")
     right.set(ylabel="held-out accuracy, %", ylim=(0, 100), xticks=[p + 0.4 - width / 2 for p in range(len(buckets))],
               xticklabels=[f"{name} tokens" for name in buckets])
-    right.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.22))
+    right.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.02))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
