@@ -36,7 +36,7 @@ def test_files_and_targets_that_the_readme_names_exist():
     for path in re.findall(r"\]\(([\w./-]+)\)", README) + examples:
         assert (ROOT / path).exists(), path
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"make ([\w-]+)", README):
+    for target in re.findall(r"(?:^|`)make ([\w-]+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
