@@ -149,7 +149,7 @@ def main(cfg: Config) -> None:
         if cfg.show_every and (step == 1 or step % cfg.show_every == 0):
             show_words(logger, batch[0], texts[0][0], scores[0][0], log.advice(values))
         if step == len(plan) or plan[step] is not phase:                                  # a phase ends
-            run.save_checkpoint(logger.directory, step, model, tokenizer)
+            run.save_checkpoint(logger, step, model, tokenizer)
 
 
 def read_data(cfg: Config, tokenizer: Tokenizer):

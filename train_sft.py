@@ -119,7 +119,7 @@ def main(cfg: Config) -> None:
             break
         if last:
             break
-    run.save_checkpoint(logger.directory, step, model, tokenizer)
+    run.save_checkpoint(logger, step, model, tokenizer)
 
 
 def read_data(cfg: Config):

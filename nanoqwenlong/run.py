@@ -10,6 +10,7 @@ from .config import ConfigError
 from .curriculum import CurriculumError
 from .generate import SamplingError
 from .kvcache import OutOfBlocks
+from .log import Log
 from .optim import NonFinite
 from .records import DataError
 from .weights import ModelError
@@ -48,13 +49,15 @@ def open_directory(config) -> Path | None:
     return directory
 
 
-def save_checkpoint(directory: Path | None, step: int, model, tokenizer) -> None:
-    """checkpoints/step_NNNNNN, a Hugging Face directory; it has that name only once it is whole. None: a dry run."""
-    if directory is None:
+def save_checkpoint(logger: Log, step: int, model, tokenizer) -> None:
+    """checkpoints/step_NNNNNN of the log's directory (none in a dry run): a Hugging Face directory, which has that name
+    only once it is whole."""
+    if logger.directory is None:
         return
-    final = directory / "checkpoints" / f"step_{step:06d}"
+    final = logger.directory / "checkpoints" / f"step_{step:06d}"
     partial = final.with_name(f".partial-{final.name}")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     partial.rename(final)
+    logger.say(f"saved {final}")

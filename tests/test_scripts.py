@@ -13,6 +13,7 @@ import sample
 import train_rl
 import train_sft
 from nanoqwenlong import data, run, toy
+from nanoqwenlong.log import Log
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.tokenizer import Tokenizer
 
@@ -288,8 +289,8 @@ def test_a_checkpoint_has_its_name_only_once_it_is_whole(in_tmp, toy_pair, monke
     model, tokenizer = toy_pair
     monkeypatch.setattr(type(tokenizer), "save_pretrained", lambda *_: (_ for _ in ()).throw(OSError(28, "full", "x")))
     with pytest.raises(OSError):
-        run.save_checkpoint(in_tmp, 7, model, tokenizer)
+        run.save_checkpoint(Log(in_tmp), 7, model, tokenizer)
     assert not list((in_tmp / "checkpoints").glob("step_*"))
     monkeypatch.undo()
-    run.save_checkpoint(in_tmp, 7, model, tokenizer)
+    run.save_checkpoint(Log(in_tmp), 7, model, tokenizer)
     assert [path.name for path in (in_tmp / "checkpoints").iterdir()] == ["step_000007"]
