@@ -14,7 +14,7 @@ import torch
 from nanoqwenlong import data, rewards, run
 from nanoqwenlong.config import ConfigError, at_least
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.kvcache import BlockPool
+from nanoqwenlong.kvcache import blocks_for
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.records import DataError, Example
 from nanoqwenlong.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ def main(cfg: Config) -> None:
     asked = Example("0", document, cfg.question.encode(errors="replace").decode(), answer="")
     (example,), _ = data.tokenize([asked], tokenizer, max_prompt_tokens=sys.maxsize)
     block_size = 16
-    num_blocks = BlockPool(1, block_size).blocks_for(len(example.prompt_ids) + cfg.max_new_tokens)
+    num_blocks = blocks_for(len(example.prompt_ids) + cfg.max_new_tokens, block_size)
     stream = Stream(tokenizer)
     (group,) = Generator(model, num_blocks, block_size).sample(
         [example.prompt_ids], temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens,

@@ -14,12 +14,12 @@ Departure from the paper: with held-out examples the run stops by itself once th
 import sys
 import time
 from dataclasses import dataclass
-from random import Random
 
 import torch
 
 from nanoqwenlong import config, data, evaluate, group_pass, log, optim, run, toy
 from nanoqwenlong.config import at_least
+from nanoqwenlong.curriculum import epoch_order
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.tokenizer import Tokenizer
@@ -131,13 +131,11 @@ def read_data(cfg: Config):
     return train, heldout if cfg.eval_every else []
 
 
-def shuffled(num: int, seed: int, batch: int, batch_size: int) -> list[int]:
+def shuffled(num: int, seed: int, batch: int, batch_size: int) -> tuple[int, ...]:
     """The indices of one batch: epoch after epoch in an order that is a function of the seed."""
     size = min(num, batch_size)
     epoch, place = divmod(batch, num // size)
-    order = list(range(num))
-    Random(f"{seed}/sft/{epoch}").shuffle(order)
-    return order[place * size:(place + 1) * size]
+    return epoch_order(num, f"{seed}/sft/{epoch}")[place * size:(place + 1) * size]
 
 
 def measure(cfg: Config, generator: Generator, tokenizer: Tokenizer, heldout) -> float:

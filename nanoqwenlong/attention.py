@@ -10,9 +10,12 @@ Both are called as attend(layer, q, k, v) with q (T, H, D), k and v (T, K, D) an
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
+
+from .kvcache import blocks_for
 
 Tensor = torch.Tensor
 
@@ -38,6 +41,15 @@ class Packed:
         return torch.cat([attention(q[None], k[None], v[None], causal=True)[0] for q, k, v in pieces])
 
 
+def pack(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Packed]:
+    """Sequences of token ids as the model takes them: ids (T,), positions (T,) that start anew in each, and who attends
+    to whom."""
+    lengths = [len(sequence) for sequence in sequences]
+    ids = torch.tensor([token for sequence in sequences for token in sequence], device=device)
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+    return ids, positions, Packed([0, *accumulate(lengths)])
+
+
 class KVCache:
     """Keys and values of all layers, in blocks. kvcache.BlockPool decides whose a block is; this only stores.
 
@@ -52,7 +64,7 @@ class KVCache:
 
     def slots(self, block_tables: Sequence[Sequence[int]], length: int) -> Tensor:
         """(S, length): where the first `length` tokens of each sequence lie."""
-        used = -(-length // self.block_size)
+        used = blocks_for(length, self.block_size)
         blocks = torch.tensor([table[:used] for table in block_tables], device=self.device)           # (S, used)
         offsets = torch.arange(self.block_size, device=self.device)
         return (blocks[:, :, None] * self.block_size + offsets).flatten(1)[:, :length]

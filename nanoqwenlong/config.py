@@ -45,8 +45,7 @@ def split_flags(argv: list[str], known) -> dict[str, list[str]]:
             name = flag.replace("-", "_")
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-                hint = f"did you mean --{near[0].replace('_', '-')}?" if near else "--help lists them all"
-                raise ConfigError(f"unknown flag {word.split('=')[0]}; {hint}")
+                raise ConfigError(f"unknown flag {word.split('=')[0]}; did you mean --{near[0].replace('_', '-')}?")
             if name in flags:
                 raise ConfigError(f"--{flag} is given twice; keep one")
             flags[name] = [value] if has_value else []

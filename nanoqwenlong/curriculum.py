@@ -8,6 +8,7 @@ infinite where nobody ever answered right, which is what the paper keeps in prac
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 class CurriculumError(ValueError):
@@ -49,6 +50,14 @@ def bucket(length: int, lengths: Sequence[int]) -> str:
             return f"{low}-{high}"
         low = high
     return f"{low}+" if low else "all"
+
+
+@lru_cache(maxsize=4)
+def epoch_order(num: int, name: str) -> tuple[int, ...]:
+    """0 ... num - 1 in an order that is a function of the name; kept, as every batch of an epoch asks for it."""
+    order = list(range(num))
+    random.Random(name).shuffle(order)
+    return tuple(order)
 
 
 class RetrospectiveSampler:
@@ -106,14 +115,14 @@ class RetrospectiveSampler:
 
     def _draw_own(self, number: int, n: int) -> list[str]:
         """The next `n` of the phase's own; what is left of an epoch and too little for a batch is left out."""
-        members = list(self.members[number])
+        members = self.members[number]
         n = min(n, len(members))
         epoch, start = divmod(self.num_drawn[number], len(members))
         if start + n > len(members):
             epoch, start = epoch + 1, 0
         self.num_drawn[number] = epoch * len(members) + start + n
-        random.Random(f"{self.seed}/order/{number}/{epoch}").shuffle(members)
-        return members[start:start + n]
+        order = epoch_order(len(members), f"{self.seed}/order/{number}/{epoch}")
+        return [members[place] for place in order[start:start + n]]
 
     def state_dict(self) -> dict:
         """JSON-ready; a sampler that loads it draws what this one would have drawn."""

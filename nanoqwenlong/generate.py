@@ -10,12 +10,11 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 
-from .attention import KVCache, Packed, Paged
+from .attention import KVCache, Paged, pack
 from .kvcache import BlockPool, OutOfBlocks
 from .records import Completion, Group
 
@@ -144,11 +143,8 @@ class Generator:
             self._prefill_packed(pending)
 
     def _prefill_packed(self, pending) -> None:
-        device, lengths = self.model.device, [len(stem) for _, stem in pending]
-        ids = torch.tensor([token for _, stem in pending for token in stem], device=device)
-        positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-        slots = torch.cat([self.cache.slots([table], length)[0] for (table, _), length in zip(pending, lengths)])
-        _, keys_values = self.model(ids, positions, Packed([0, *accumulate(lengths)]))
+        slots = torch.cat([self.cache.slots([table], len(stem))[0] for table, stem in pending])
+        _, keys_values = self.model(*pack([stem for _, stem in pending], self.model.device))
         for layer, (k, v) in enumerate(keys_values):
             self.cache.write(layer, slots, k, v)
 

@@ -11,7 +11,7 @@ from itertools import accumulate
 import torch
 from kernels import linear_logprob
 
-from .attention import Packed
+from .attention import pack
 from .records import Branch
 
 Tensor = torch.Tensor
@@ -53,16 +53,14 @@ def microbatches(stem: Sequence[int], branches: Sequence[Branch], max_tokens: in
 
 def _forward(model, stem, branches, temperature) -> tuple[Tensor, Tensor]:
     """logprobs (N,), entropy (N,) of all weighted targets."""
-    lengths = [len(stem) + len(branch.input_ids) for branch in branches]
-    ids = torch.tensor([token for branch in branches for token in (*stem, *branch.input_ids)], device=model.device)
-    positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])
+    sequences = [(*stem, *branch.input_ids) for branch in branches]
     targets = torch.tensor([t for b in branches for t, w in zip(b.target_ids, b.weights) if w], dtype=torch.long,
                            device=model.device)
-    wanted = torch.tensor([place for b, end in zip(branches, accumulate(lengths))
+    wanted = torch.tensor([place for b, end in zip(branches, accumulate(map(len, sequences)))
                            for place, w in enumerate(b.weights, start=end - len(b.weights)) if w],
                           dtype=torch.long, device=model.device)
     head = partial(_score, wanted=wanted, targets=targets, temperature=temperature)
-    values, _ = model(ids, positions, Packed([0, *accumulate(lengths)]), head)
+    values, _ = model(*pack(sequences, model.device), head)
     return values
 
 

@@ -10,6 +10,11 @@ class OutOfBlocks(RuntimeError):
     """The pool holds too few blocks for what was asked."""
 
 
+def blocks_for(num_tokens: int, block_size: int) -> int:
+    """How many blocks of `block_size` tokens hold `num_tokens` tokens."""
+    return -(-num_tokens // block_size)
+
+
 class BlockPool:
     """`num_blocks` blocks of `block_size` tokens, each free or owned by one or more block tables.
 
@@ -34,8 +39,8 @@ class BlockPool:
         return len(self.free_blocks)
 
     def blocks_for(self, num_tokens: int) -> int:
-        """How many blocks hold `num_tokens` tokens."""
-        return -(-num_tokens // self.block_size)
+        """How many of this pool's blocks hold `num_tokens` tokens."""
+        return blocks_for(num_tokens, self.block_size)
 
     def allocate(self, num_tokens: int) -> list[int]:
         """A block table with room for `num_tokens` tokens. Raises OutOfBlocks and takes nothing if they do not fit."""
