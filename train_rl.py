@@ -18,6 +18,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
+from typing import Literal
 
 import torch
 
@@ -59,7 +60,9 @@ class Config:
     kv_blocks: int = 8192               # of the paged KV cache
     block_size: int = 16                # tokens per block
     # objective and optimisation
-    updates_per_step: int = 1           # optimizer steps per rollout; beyond one, old log-probs are the sampler's
+    updates_per_step: int = 1           # optimizer steps per rollout
+    old_logprobs: Literal["rollout", "recompute"] = "rollout"  # from the second update on: the sampler's, or computed
+                                        # again before the first
     clip_low: float = 0.2
     clip_high: float = 0.28
     kl_coef: float = 0.0                # of the k3 KL to the starting model; 0: no reference is kept
@@ -67,7 +70,8 @@ class Config:
     warmup_steps: int = 5
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    max_tokens: int = 16384             # in one forward pass: a matter of memory, not of results
+    max_tokens: int = 16384             # of answers or prompts in one forward pass: memory, not results
+    checkpointing: bool = False         # keep only the layers' inputs for the backward pass: less memory, more time
     # machine and output
     device: str = "cpu"
     threads: int = 1                    # CPU threads; for tiny models more are slower
@@ -77,7 +81,7 @@ class Config:
 
 PRESETS = {"paper": dict(phase_lengths=(20000, 60000), phase_steps=(50, 50), prompts_per_step=128, updates_per_step=4,
                          learning_rate=2e-6, weight_decay=0.01, warmup_steps=0, clip_high=0.2, temperature=0.7,
-                         max_new_tokens=10000, max_prompt_tokens=60000, kv_blocks=40000, retro_hard_below=0.0)}
+                         max_new_tokens=10000, max_prompt_tokens=60000, kv_blocks=40000, retro_hard_below=0.0, checkpointing=True)}
 HEADLINE = ("phase", "reward", "frac_reward_zero_std", "entropy", "completions/clipped_ratio",
             "completions/mean_length", "grad_norm", "retro/frac", "step_time")
 
@@ -92,7 +96,8 @@ def main(cfg: Config) -> None:
     examples, phases, sampler = read_data(cfg, tokenizer)
     model = Qwen.from_pretrained(cfg.model, device=cfg.device)
     reference = Qwen.from_pretrained(cfg.model, device=cfg.device) if cfg.kl_coef else None
-    generator = Generator(model, cfg.kv_blocks, cfg.block_size)
+    model.checkpointing = cfg.checkpointing
+    generator = Generator(model, cfg.kv_blocks, cfg.block_size, prefill_tokens=cfg.max_tokens)
     generator.require(max(len(example.prompt_ids) for example in examples.values()), cfg.max_new_tokens)
     optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
     logger = log.Log(run.open_directory(cfg))
@@ -122,20 +127,20 @@ def main(cfg: Config) -> None:
         clock.append(time.monotonic())
 
         # 3. Select: a group that agrees with itself teaches nothing
-        informative = [row for row in range(len(groups)) if advantages[row].any()]
-        minibatches = [informative[i::cfg.updates_per_step] for i in range(cfg.updates_per_step)]
+        families = {row: dict(stem=groups[row].stem, branches=groups[row].branches, temperature=cfg.temperature,
+                              max_tokens=cfg.max_tokens) for row in range(len(groups)) if advantages[row].any()}
+        minibatches = [list(families)[i::cfg.updates_per_step] for i in range(cfg.updates_per_step)]
+        old = {row: old_logprobs(cfg, model, groups[row], families[row]) for row in sum(minibatches[1:], [])}
 
         # 4. Update: count the loss tokens first, then one group at a time, one optimizer step per minibatch
         sums, grad_norms = Counter(), []
         learning_rate = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, len(plan))
-        for number, minibatch in enumerate(filter(None, minibatches)):
+        for minibatch in filter(None, minibatches):
             num_tokens = sum(groups[row].num_tokens for row in minibatch)
             for row in minibatch:
-                family = dict(stem=groups[row].stem, branches=groups[row].branches, temperature=cfg.temperature,
-                              max_tokens=cfg.max_tokens)
-                ref = reference and group_pass.logprobs(reference, **family)
-                loss = grpo.group_loss(groups[row], advantages[row], num_tokens, number == 0, sums, ref, **objective)
-                group_pass.backward(model, loss=loss, **family)
+                ref = reference and group_pass.logprobs(reference, **families[row])
+                loss = grpo.group_loss(groups[row], advantages[row], num_tokens, sums, old.get(row), ref, **objective)
+                group_pass.backward(model, loss=loss, **families[row])
             grad_norms.append(optim.step(optimizer, parameters, learning_rate, cfg.max_grad_norm))
         clock.append(time.monotonic())
 
@@ -187,6 +192,13 @@ def read_difficulty(path: Path, known) -> dict[str, float]:
     if means.keys().isdisjoint(known):
         raise DataError(f"{path} knows none of this run's example ids; measure the same data with eval.py --difficulty")
     return {key: value for key, value in means.items() if key in known}
+
+
+def old_logprobs(cfg: Config, model, group, family) -> list:
+    """Of the policy before the first update, for answers that are trained on after it."""
+    if cfg.old_logprobs == "recompute":
+        return group_pass.logprobs(model, **family)
+    return [answer.logprobs for answer in group.completions]
 
 
 def rollout_values(batch, groups, scores, rewards, phases) -> dict:

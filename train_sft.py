@@ -13,6 +13,7 @@ Departure from the paper: with held-out examples the run stops by itself once th
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from nanoqwenlong.config import at_least
 from nanoqwenlong.curriculum import epoch_order
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.records import Branch
 from nanoqwenlong.tokenizer import Tokenizer
 
 
@@ -47,7 +49,8 @@ class Config:
     final_fraction: float = 1.0         # of the peak, reached linearly at the last step; 1: constant
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
-    max_tokens: int = 16384             # in one forward pass: a matter of memory, not of results
+    max_tokens: int = 16384             # in one forward pass, shared documents apart: memory, not results
+    checkpointing: bool = False         # keep only the layers' inputs for the backward pass: less memory, more time
     # held-out accuracy
     eval_every: int = 25                # steps; 0: never
     eval_questions: int = 200
@@ -80,7 +83,9 @@ def main(cfg: Config) -> None:
     examples, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
     heldout, _ = data.tokenize(heldout, tokenizer, cfg.max_prompt_tokens)
     model.to(cfg.device)
+    model.checkpointing = cfg.checkpointing
     branches = [data.sft_branch(example, tokenizer) for example in examples]
+    documents = by_document(examples)
     logger = log.Log(run.open_directory(cfg))
     logger.say(f"{len(examples)} examples ({num_dropped} dropped: prompt over {cfg.max_prompt_tokens} tokens), "
                f"{sum(p.numel() for p in model.parameters()):,} parameters")
@@ -91,20 +96,23 @@ def main(cfg: Config) -> None:
     num_steps = 1 if cfg.dry_run else cfg.steps
     for step in log.progress(range(1, num_steps + 1), "sft"):
         step_start = time.monotonic()
-        batch = [branches[i] for i in shuffled(len(branches), cfg.seed, step - 1, cfg.batch_size)]
+        batch = draw(documents, cfg.seed, step - 1, cfg.batch_size)
+        num_examples = sum(map(len, batch))
         values = {"loss": 0.0, "learning_rate": optim.learning_rate_at(
             step - 1, cfg.learning_rate, cfg.warmup_steps, num_steps, cfg.final_fraction)}
 
-        def loss(rows, logprobs, entropy):
-            weights = logprobs.new_tensor([w for row in rows for w in batch[row].weights if w]) / len(batch)
-            value = -(weights * logprobs).sum()
-            values["loss"] += float(value.detach())
-            return value
+        for stem, family in families([[branches[i] for i in questions] for questions in batch]):
+            def loss(rows, logprobs, entropy):
+                weights = logprobs.new_tensor([w for row in rows for w in family[row].weights if w]) / num_examples
+                value = -(weights * logprobs).sum()
+                values["loss"] += float(value.detach())
+                return value
 
-        group_pass.backward(model, (), batch, loss, max_tokens=cfg.max_tokens)
+            group_pass.backward(model, stem, family, loss, max_tokens=cfg.max_tokens)
         values["grad_norm"] = optim.step(optimizer, parameters, values["learning_rate"], cfg.max_grad_norm)
         values["step_time"] = time.monotonic() - step_start
-        values["tokens_per_s"] = sum(len(b.input_ids) for b in batch) / values["step_time"]
+        num_tokens = sum(len(branches[i].input_ids) for questions in batch for i in questions)
+        values["tokens_per_s"] = num_tokens / values["step_time"]
         last = step == num_steps or 0 < cfg.minutes * 60 < time.monotonic() - start
         if heldout and (last or step % cfg.eval_every == 0):
             values["eval/acc"] = measure(cfg, generator, tokenizer, heldout)
@@ -131,11 +139,32 @@ def read_data(cfg: Config):
     return train, heldout if cfg.eval_every else []
 
 
-def shuffled(num: int, seed: int, batch: int, batch_size: int) -> tuple[int, ...]:
-    """The indices of one batch: epoch after epoch in an order that is a function of the seed."""
+def by_document(examples) -> list[list[int]]:
+    """The indices of the examples, those about one document together."""
+    found = {}
+    for i, example in enumerate(examples):
+        found.setdefault(example.document, []).append(i)
+    return list(found.values())
+
+
+def draw(documents: list[list[int]], seed: int, batch: int, batch_size: int) -> list[list[int]]:
+    """The examples of one batch, by document: epoch after epoch the documents in an order that is a function of the
+    seed, their questions one after the other."""
+    num = sum(map(len, documents))
     size = min(num, batch_size)
     epoch, place = divmod(batch, num // size)
-    return epoch_order(num, f"{seed}/sft/{epoch}")[place * size:(place + 1) * size]
+    order = [(d, i) for d in epoch_order(len(documents), f"{seed}/sft/{epoch}") for i in documents[d]]
+    found = {}
+    for d, i in order[place * size:(place + 1) * size]:
+        found.setdefault(d, []).append(i)
+    return list(found.values())
+
+
+def families(batch: list[list[Branch]]) -> list[tuple[Sequence[int], list[Branch]]]:
+    """Stems and branches: questions about one document share it; the others stand together, each on its own."""
+    alone = [questions[0] for questions in batch if len(questions) == 1]
+    shared = [group_pass.split_stem(questions) for questions in batch if len(questions) > 1]
+    return ([((), alone)] if alone else []) + shared
 
 
 def measure(cfg: Config, generator: Generator, tokenizer: Tokenizer, heldout) -> float:

@@ -5,7 +5,7 @@
         learning_rate: float = 1e-6   # peak, after the warm-up
 
 `--learning-rate 2e-6` and `--learning_rate=2e-6` both set it; `--data A B` fills a tuple; `--dry-run` alone sets a
-bool. A preset is a dictionary of departures from the defaults; flags win over presets.
+bool. A field of type Literal takes one of its words. A preset is a dictionary of departures from the defaults; flags win over presets.
 """
 
 import difflib
@@ -67,6 +67,11 @@ def read_value(name: str, hint, words: list[str]):
             return tuple(typing.get_args(hint)[0](word) for word in words)
         if hint is bool and not words:
             return True
+        if typing.get_origin(hint) is typing.Literal:
+            if words not in [[word] for word in typing.get_args(hint)]:
+                raise ConfigError(f"{flag} takes one of {', '.join(typing.get_args(hint))}, got "
+                                  f"{' '.join(words) or 'nothing'}")
+            return words[0]
         if len(words) != 1:
             raise ConfigError(f"{flag} takes one value ({type_name}), got {len(words)}: {' '.join(words) or 'nothing'}")
         if hint is bool:

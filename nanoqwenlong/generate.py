@@ -1,22 +1,24 @@
 """Rollouts: the prompt runs once, its blocks are forked, the G answers decode together.
 
-Legend: S sequences decoding together, V vocabulary. The stem (the prompt without its last token) is prefilled once per
+Legend: S answers decoding together, V vocabulary. The stem (the prompt without its last token) is prefilled once per
 group and its blocks are forked for the G answers; the last prompt token is then fed G times, so the first decoding step
-is like all others. Every answer has random numbers of its own, a function of (seed, key, sample index): its tokens do
-not depend on what else is in the batch, on the block size or on the pool.
+is like all others. schedule.py says who runs: answers leave as they end and others enter, prompt after prompt. Every
+answer has random numbers of its own, a function of (seed, key, sample index), so its tokens do not depend on what else
+is in the batch, on the block size, on the pool, or on whether it was interrupted.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 
-from .attention import KVCache, Paged, pack
+from .attention import KVCache, Paged, SharedPaged, pack
 from .kvcache import BlockPool, OutOfBlocks
 from .records import Completion, Group
+from .schedule import Answer, Schedule
 
 Tensor = torch.Tensor
 
@@ -25,29 +27,21 @@ class SamplingError(ValueError):
     """Settings that nothing can be sampled with; the message names them."""
 
 
-@dataclass
-class Answer:
-    """One answer while it grows."""
-
-    prompt: int                                                # index of its prompt
-    sample: int                                                # index in its group
-    uniforms: Iterator[float]                                  # one number in [0, 1) per token
-    table: list[int] = field(default_factory=list)             # block table
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    finish_reason: str = ""
-
-
 class Generator:
     """Samples from a model with a paged KV cache of `num_blocks` blocks of `block_size` tokens.
 
-    Cache, attention and draw give each answer the same bits in any batch. The matrix products of the layers are the
-    library's: some (MKL's, for fewer than four rows) round differently with the number of rows, so log-probs agree
-    between batches to that rounding (1e-15 in float64) and tokens unless a draw falls into it."""
+    prefill_tokens: prompt tokens in one forward pass; a longer prompt goes through in chunks. shared=False is the plain
+    twin: every token reads its own past, by itself. So its attention gives an answer the same bits in any company,
+    while the shared form groups tokens as the batch has it: log-probs then agree to rounding (1e-15 in float64), and
+    tokens unless a draw falls into it. The library's matrix products are no better (MKL's float64 rounds differently
+    for fewer than four rows).
 
-    def __init__(self, model, num_blocks: int = 4096, block_size: int = 16, prefill_tokens: int = 16384):
+    The pool counts one copy of each stem. The shared form keeps another, in one piece, while answers to it run."""
+
+    def __init__(self, model, num_blocks: int = 4096, block_size: int = 16, prefill_tokens: int = 16384,
+                 shared: bool = True):
         c = model.config
-        self.model, self.prefill_tokens = model, prefill_tokens
+        self.model, self.prefill_tokens, self.shared = model, prefill_tokens, shared
         self.pool = BlockPool(num_blocks, block_size)
         self.cache = KVCache(c.num_hidden_layers, num_blocks, block_size, c.num_key_value_heads, c.head_dim,
                              model.dtype, model.device)
@@ -65,15 +59,29 @@ class Generator:
         if n < 1 or max_new_tokens < 0 or temperature < 0 or not 0 < top_p <= 1 or not all(map(len, prompts)):
             raise SamplingError(f"sampling needs n >= 1 (got {n}), max_new_tokens >= 0 ({max_new_tokens}), temperature "
                                 f">= 0 ({temperature}), 0 < top_p <= 1 ({top_p}) and no empty prompt")
-        keys = list(range(len(prompts))) if keys is None else list(keys)
-        answers = [Answer(p, i, uniforms(seed, keys[p], i)) for p in range(len(prompts)) for i in range(n)]
-        for wave in self._waves(answers, prompts, max_new_tokens):
-            try:
-                self._run(wave, prompts, temperature, top_p, max_new_tokens, frozenset(eos_ids), on_token)
-            finally:
-                for answer in wave:
-                    self.pool.free(answer.table)
-        completions = [Completion(tuple(a.ids), tuple(a.logprobs), a.finish_reason) for a in answers]
+        if prompts:
+            self.require(max(map(len, prompts)), max_new_tokens)
+        keys, end_ids = list(range(len(prompts))) if keys is None else list(keys), frozenset(eos_ids)
+        answers = [Answer(p, i, prompt, uniforms(seed, keys[p], i)) for p, prompt in enumerate(prompts)
+                   for i in range(n)]
+        schedule = Schedule(self.pool, answers if max_new_tokens else (), max_new_tokens)
+        try:
+            while schedule.waiting or schedule.running:
+                self._prefill_stems(schedule.admit())
+                self.cache.copy_blocks(schedule.extend())
+                self._prefill(([*a.prompt_ids, *a.ids[:-1]], a.table, a.num_cached) for a in schedule.running
+                              if a.num_cached < a.context_len - 1)             # those that had stepped back
+                for answer, token, logprob in self._decode(schedule.running, temperature, top_p):
+                    answer.ids.append(token)
+                    answer.logprobs.append(logprob)
+                    if token in end_ids or len(answer.ids) == max_new_tokens:
+                        answer.finish_reason = "stop" if token in end_ids else "length"
+                    if on_token:
+                        on_token(answer.prompt, answer.sample, token)
+                schedule.retire()
+        finally:
+            schedule.close()
+        completions = [Completion(tuple(a.ids), tuple(a.logprobs), a.finish_reason or "length") for a in answers]
         return [Group(keys[p], tuple(prompts[p]), tuple(completions[p * n:p * n + n])) for p in range(len(prompts))]
 
     def require(self, prompt_tokens: int, max_new_tokens: int) -> None:
@@ -84,79 +92,59 @@ class Generator:
                               f"blocks of {self.pool.block_size}, the pool has {self.pool.num_blocks}: give the cache "
                               "more blocks (--kv-blocks)")
 
-    def _waves(self, answers, prompts, max_new_tokens) -> list[list[Answer]]:
-        """Consecutive answers that fit into the pool together, however long they get."""
-        waves, free, last = [], 0, None
-        for answer in answers:
-            stem = len(prompts[answer.prompt]) - 1
-            shared = stem // self.pool.block_size                              # full blocks of the stem
-            own = self.pool.blocks_for(stem + max_new_tokens) - shared
-            self.require(stem + 1, max_new_tokens)
-            needed = own if answer.prompt == last else shared + own
-            if not waves or needed > free:
-                waves.append([])
-                free, needed = self.pool.num_blocks, shared + own
-            waves[-1].append(answer)
-            free, last = free - needed, answer.prompt
-        return waves
+    def _prefill_stems(self, stems) -> None:
+        self._prefill((stem.ids, stem.table, 0) for stem in stems)
+        for stem in stems:
+            if self.shared and stem.ids:
+                stem.keys_values = self.cache.stem(stem.table, len(stem.ids))
 
-    def _run(self, wave, prompts, temperature, top_p, max_new_tokens, eos_ids, on_token) -> None:
-        """Prefill the wave's prompts, then decode until every answer of it has ended."""
-        self._prefill(wave, prompts)
-        running = wave if max_new_tokens else []
-        for answer in wave:
-            answer.finish_reason = "length"                                    # unless an end token falls
-        while running:
-            logits = self._decode(running, prompts)
-            u = torch.tensor([next(a.uniforms) for a in running], dtype=torch.float64, device=logits.device)
-            ids, logprobs = draw(logits, u, temperature, top_p)
-            for answer, token, logprob in zip(running, ids.tolist(), logprobs.tolist()):
-                answer.ids.append(token)
-                answer.logprobs.append(logprob)
-                if token in eos_ids:
-                    answer.finish_reason = "stop"
-                if on_token:
-                    on_token(answer.prompt, answer.sample, token)
-            for answer in running:
-                if answer.finish_reason == "stop" or len(answer.ids) == max_new_tokens:
-                    self.pool.free(answer.table)
-            running = [a for a in running if a.table]
+    def _prefill(self, sequences: Iterable[tuple[Sequence[int], list[int], int]]) -> None:
+        """Keys and values of each sequence's tokens from `start` on go into its blocks: (ids, block table, start)."""
+        for batch in chunks(sequences, self.prefill_tokens):
+            (_, table, start), *_ = batch
+            ids, positions, attend = pack([ids for ids, _, _ in batch], self.model.device,
+                                          self.cache.stem(table, start) if start else None)
+            if not self.shared:
+                attend = Paged(self.cache, [table for ids, table, _ in batch for _ in ids], (positions + 1).tolist())
+            _, keys_values = self.model(ids, positions, attend)
+            slots = torch.cat([self.cache.slots([table], start + len(ids))[0, start:] for ids, table, start in batch])
+            for layer, (k, v) in enumerate(keys_values):
+                self.cache.write(layer, slots, k, v)
 
-    def _prefill(self, wave, prompts) -> None:
-        """Every stem of the wave once; each answer gets a fork of its blocks."""
-        answers_of: dict[int, list[Answer]] = {}
-        for answer in wave:
-            answers_of.setdefault(answer.prompt, []).append(answer)
-        pending: list[tuple[list[int], Sequence[int]]] = []                    # (block table, stem)
-        for prompt, answers in answers_of.items():
-            stem = prompts[prompt][:-1]
-            table = self.pool.allocate(len(stem))
-            for answer in answers:
-                answer.table = self.pool.fork(table)
-            self.pool.free(table)                                              # the answers own the blocks now
-            if pending and sum(len(s) for _, s in pending) + len(stem) > self.prefill_tokens:
-                self._prefill_packed(pending)
-                pending = []
-            if stem:
-                pending.append((answers[0].table, stem))
-        if pending:
-            self._prefill_packed(pending)
+    def _decode(self, running, temperature: float, top_p: float) -> Iterator[tuple[Answer, int, float]]:
+        """Feed each answer its last token: (answer, next token, its log-prob)."""
+        device, tables, lengths = self.model.device, [a.table for a in running], [a.context_len for a in running]
+        if self.shared:
+            groups = [list(answers) for _, answers in groupby(running, key=lambda a: a.prompt)]
+            attend = SharedPaged(self.cache, tables, lengths, [(g[0].stem.keys_values, len(g)) for g in groups])
+        else:
+            attend = Paged(self.cache, tables, lengths)
+        logits, _ = self.model(torch.tensor([a.last_id for a in running], device=device),
+                               torch.tensor(lengths, device=device) - 1, attend, head=F.linear)    # (S, V)
+        u = torch.tensor([next(a.uniforms) for a in running], dtype=torch.float64, device=device)
+        ids, logprobs = draw(logits, u, temperature, top_p)
+        return zip(running, ids.tolist(), logprobs.tolist())
 
-    def _prefill_packed(self, pending) -> None:
-        slots = torch.cat([self.cache.slots([table], len(stem))[0] for table, stem in pending])
-        _, keys_values = self.model(*pack([stem for _, stem in pending], self.model.device))
-        for layer, (k, v) in enumerate(keys_values):
-            self.cache.write(layer, slots, k, v)
 
-    def _decode(self, running, prompts) -> Tensor:
-        """Feed each answer its last token: logits (S, V) of the next."""
-        context_lens = [len(prompts[a.prompt]) + len(a.ids) for a in running]
-        copies = [self.pool.append(a.table, length - 1) for a, length in zip(running, context_lens)]
-        self.cache.copy_blocks([pair for pair in copies if pair])
-        ids = torch.tensor([a.ids[-1] if a.ids else prompts[a.prompt][-1] for a in running], device=self.model.device)
-        positions = torch.tensor(context_lens, device=self.model.device) - 1
-        attend = Paged(self.cache, [a.table for a in running], context_lens)
-        return self.model(ids, positions, attend, head=F.linear)[0]
+def chunks(sequences: Iterable[tuple[Sequence[int], list[int], int]], max_tokens: int):
+    """What goes through the model at once: some whole sequences of `max_tokens` together, or a piece of one that has a
+    past. In and out: (ids, block table, start), start tokens of the sequence being in the cache already; in, ids are
+    the whole sequence's, out, a chunk's.
+
+    >>> list(chunks([("abc", [], 0), ("de", [], 0), ("fghi", [], 1), ("klmnop", [], 0)], max_tokens=5))
+    [[('abc', [], 0), ('de', [], 0)], [('ghi', [], 1)], [('klmno', [], 0)], [('p', [], 5)]]
+    """
+    batch, tokens = [], 0
+    for ids, table, first in sequences:
+        for start in range(first, len(ids), max_tokens):
+            chunk = ids[start:start + max_tokens]
+            if batch and (start or batch[-1][2] or tokens + len(chunk) > max_tokens):
+                yield batch
+                batch, tokens = [], 0
+            batch.append((chunk, table, start))
+            tokens += len(chunk)
+    if batch:
+        yield batch
 
 
 def uniforms(seed: int | Sequence[int], key: str | int, sample: int) -> Iterator[float]:

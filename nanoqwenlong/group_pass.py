@@ -1,7 +1,16 @@
-"""Log-probs and gradients of a stem and its branches.
+"""One prompt, one pass: log-probs and gradients of a stem and its branches, the stem run once.
 
-A stem is what all sequences of a family begin with, a branch is what one of them adds (records.Branch). This is the
-plain form: every branch is preceded by its own copy of the stem. Legend: N weighted targets of a micro-batch.
+A stem is what all sequences of a family begin with, a branch is what one of them adds (records.Branch); only keys and
+values join them. So the gradient is computed in two phases:
+
+    1. The stem runs forward. Its keys and values, detached, become leaves.
+    2. The branches run against the leaves, a micro-batch at a time, each backpropagated at once; the leaves collect
+       their gradient. Then one backward pass through the stem, from its keys and values with the leaves' gradients.
+
+That is the chain rule, and exact: docs/one_prompt_one_pass.md. In memory are one stem, its keys and values with their
+gradients, and one micro-batch. The plain twin is the same without a stem, after `repeat_stem` gave every branch a copy.
+
+Legend: N weighted targets of a micro-batch, P tokens of the stem, K key-value heads, D head width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +20,7 @@ from itertools import accumulate
 import torch
 from kernels import linear_logprob
 
-from .attention import pack
+from .attention import KeysValues, pack
 from .records import Branch
 
 Tensor = torch.Tensor
@@ -19,50 +28,79 @@ Tensor = torch.Tensor
 
 def backward(model, stem: Sequence[int], branches: Sequence[Branch], loss: Callable, temperature: float = 1.0,
              max_tokens: int = 16384) -> None:
-    """Adds the gradient of the loss to the parameters, one micro-batch of at most `max_tokens` tokens at a time.
+    """Adds the gradient of the loss to the parameters, one micro-batch of at most `max_tokens` branch tokens at a time.
 
     `loss(rows, logprobs, entropy)` is called once per micro-batch with the indices of its branches and the (N,) values
     of their weighted targets, one branch after the other; it returns a scalar. The scalars add up to the loss, so its
     normaliser must have been counted before, over everything that goes into one optimizer step."""
-    for rows in microbatches(stem, branches, max_tokens):
-        loss(rows, *_forward(model, stem, [branches[row] for row in rows], temperature)).backward()
+    keys_values = _run_stem(model, stem) if branches else []
+    leaves = [(k.detach().requires_grad_(), v.detach().requires_grad_()) for k, v in keys_values]    # each (P, K, D)
+    for rows in microbatches(branches, max_tokens):
+        loss(rows, *_run_branches(model, leaves, [branches[row] for row in rows], temperature)).backward()
+    ends = [(tensor, leaf.grad) for pair, leaf_pair in zip(keys_values, leaves)
+            for tensor, leaf in zip(pair, leaf_pair) if leaf.grad is not None]
+    if ends:
+        torch.autograd.backward(*zip(*ends))
 
 
 @torch.no_grad()
 def logprobs(model, stem: Sequence[int], branches: Sequence[Branch], temperature: float = 1.0,
              max_tokens: int = 16384) -> list[Tensor]:
     """For each branch the log-probs (num_targets,) of its weighted targets, without gradient."""
-    found = []
-    for rows in microbatches(stem, branches, max_tokens):
-        values, _ = _forward(model, stem, [branches[row] for row in rows], temperature)
+    keys_values, found = _run_stem(model, stem) if branches else [], []
+    for rows in microbatches(branches, max_tokens):
+        values, _ = _run_branches(model, keys_values, [branches[row] for row in rows], temperature)
         found += values.split([branches[row].num_targets for row in rows])
     return found
 
 
-def microbatches(stem: Sequence[int], branches: Sequence[Branch], max_tokens: int) -> Iterator[range]:
-    """Consecutive branches whose copies (stem included) stay within `max_tokens`; a longer one goes alone."""
+def repeat_stem(stem: Sequence[int], branches: Sequence[Branch]) -> list[Branch]:
+    """The same family without a stem: every branch begins with a copy of it, as context."""
+    return [Branch((*stem, *b.input_ids), (*stem, *b.target_ids), (*[0.0] * len(stem), *b.weights)) for b in branches]
+
+
+def split_stem(branches: Sequence[Branch]) -> tuple[tuple[int, ...], list[Branch]]:
+    """The reverse: the longest context that all branches begin with becomes their stem. A branch keeps its first
+    weighted target and one input at least.
+
+    >>> split_stem([Branch((5, 6, 7), (6, 7, 8), (0, 0, 1)), Branch((5, 6, 9), (6, 9, 8), (0, 1, 1))])
+    ((5,), [Branch(input_ids=(6, 7), target_ids=(7, 8), weights=(0, 1)), \
+Branch(input_ids=(6, 9), target_ids=(9, 8), weights=(1, 1))])
+    """
+    length = 0
+    for tokens, weights in zip(zip(*(b.input_ids[:-1] for b in branches)), zip(*(b.weights for b in branches))):
+        if len(set(tokens)) > 1 or any(weights):
+            break
+        length += 1
+    return branches[0].input_ids[:length], [Branch(*(part[length:] for part in b)) for b in branches]
+
+
+def microbatches(branches: Sequence[Branch], max_tokens: int) -> Iterator[range]:
+    """Consecutive branches that stay within `max_tokens` inputs together; a longer one goes alone."""
     start, tokens = 0, 0
     for row, branch in enumerate(branches):
-        tokens += len(stem) + len(branch.input_ids)
+        tokens += len(branch.input_ids)
         if tokens > max_tokens and row > start:
             yield range(start, row)
-            start, tokens = row, len(stem) + len(branch.input_ids)
+            start, tokens = row, len(branch.input_ids)
     if branches:
         yield range(start, len(branches))
 
 
-def _forward(model, stem, branches, temperature) -> tuple[Tensor, Tensor]:
+def _run_stem(model, stem: Sequence[int]) -> KeysValues:
+    """Keys and values of each layer, (P, K, D); nothing for an empty stem."""
+    return model(*pack([stem], model.device))[1] if stem else []
+
+
+def _run_branches(model, stem: KeysValues, branches: Sequence[Branch], temperature: float) -> tuple[Tensor, Tensor]:
     """logprobs (N,), entropy (N,) of all weighted targets."""
-    sequences = [(*stem, *branch.input_ids) for branch in branches]
-    targets = torch.tensor([t for b in branches for t, w in zip(b.target_ids, b.weights) if w], dtype=torch.long,
-                           device=model.device)
-    wanted = torch.tensor([place for b, end in zip(branches, accumulate(map(len, sequences)))
-                           for place, w in enumerate(b.weights, start=end - len(b.weights)) if w],
-                          dtype=torch.long, device=model.device)
-    head = partial(_score, wanted=wanted, targets=targets, temperature=temperature)
-    values, _ = model(*pack(sequences, model.device), head)
-    return values
+    ends = accumulate(len(b.input_ids) for b in branches)
+    wanted = [(end - len(b.weights) + i, b.target_ids[i]) for b, end in zip(branches, ends)
+              for i, weight in enumerate(b.weights) if weight]
+    rows, targets = torch.tensor(wanted, dtype=torch.long, device=model.device).view(-1, 2).T
+    head = partial(_score, rows=rows, targets=targets, temperature=temperature)
+    return model(*pack([b.input_ids for b in branches], model.device, stem), head)[0]
 
 
-def _score(hidden, weight, wanted, targets, temperature):
-    return linear_logprob(hidden[wanted], weight, targets, temperature)
+def _score(hidden, weight, rows, targets, temperature):
+    return linear_logprob(hidden[rows], weight, targets, temperature)

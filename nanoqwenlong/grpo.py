@@ -30,27 +30,29 @@ def group_advantages(rewards: Sequence[float] | Tensor, scale: bool = True, eps:
     return torch.where(alike, 0.0, centred / (std + eps) if scale else centred)
 
 
-def group_loss(group, advantages: Tensor, num_tokens: int, on_policy: bool, sums: Counter,
-               ref_logprobs: Sequence[Tensor] | None = None, **objective) -> Callable:
+def group_loss(group, advantages: Tensor, num_tokens: int, sums: Counter, old_logprobs: Sequence | None = None,
+               ref_logprobs: Sequence | None = None, **objective) -> Callable:
     """The `loss(rows, logprobs, entropy)` of one group's answers, for group_pass.backward.
 
-    advantages (G,), one per answer. Every token weighs 1 / num_tokens, the completion tokens of the whole optimizer
-    step (DAPO's normaliser). on_policy: this is the first update on these answers, so the ratio is 1 (and its gradient
-    is not); otherwise the old log-probs are the sampler's. `objective` goes to kernels.grpo_loss. `sums` collects
-    sums over tokens: loss, entropy, kl, num_tokens, clipped_low, clipped_high; and `gap`, the largest difference
-    between the sampler's log-probs and these while on_policy (rounding, not learning)."""
+    advantages (G,), one per answer; old_logprobs and ref_logprobs, for each answer its tokens' log-probs. Every token
+    weighs 1 / num_tokens, the completion tokens of the whole optimizer step (DAPO's normaliser). Without old_logprobs
+    this is the first update on these answers: the ratio is 1 (and its gradient is not), nothing need be computed.
+    `objective` goes to kernels.grpo_loss. `sums` collects sums over tokens: loss, entropy, kl, num_tokens,
+    clipped_low, clipped_high; and `gap`, the largest difference between the sampler's log-probs and the old ones."""
     def loss(rows, logprobs, entropy):
-        answers = [group.completions[row] for row in rows]
-        lengths = torch.tensor([len(answer.ids) for answer in answers], device=logprobs.device)
-        sampled = logprobs.new_tensor([value for answer in answers for value in answer.logprobs])
+        def of_rows(values):
+            return torch.cat([torch.as_tensor(values[row], dtype=logprobs.dtype, device=logprobs.device)
+                              for row in rows])
+
+        sampled = of_rows([answer.logprobs for answer in group.completions])
+        old = of_rows(old_logprobs) if old_logprobs else logprobs.detach()
+        lengths = torch.tensor([len(group.completions[row].ids) for row in rows], device=logprobs.device)
         value, counts = grpo_loss(
-            logprobs, logprobs.detach() if on_policy else sampled,
-            advantages[list(rows)].to(logprobs).repeat_interleave(lengths),
-            torch.full_like(logprobs, 1 / num_tokens),
-            ref_logprobs=None if ref_logprobs is None else torch.cat([ref_logprobs[row] for row in rows]), **objective)
+            logprobs, old, advantages[list(rows)].to(logprobs).repeat_interleave(lengths),
+            torch.full_like(logprobs, 1 / num_tokens), ref_logprobs=of_rows(ref_logprobs) if ref_logprobs else None,
+            **objective)
         sums.update({name: float(count) for name, count in counts.items()})
         sums.update(loss=float(value.detach()), entropy=float(entropy.detach().sum()))
-        if on_policy:
-            sums["gap"] = max(sums["gap"], float((logprobs.detach() - sampled).abs().max()))
+        sums["gap"] = max(sums["gap"], float((old - sampled).abs().max()))
         return value
     return loss

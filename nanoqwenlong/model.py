@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from . import weights
 from .attention import Packed
@@ -56,6 +57,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
+    """Grouped-query attention. Without `attend` only keys and values are wanted."""
+
     def __init__(self, c: ModelConfig):
         super().__init__()
         self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.qkv_bias)
@@ -67,12 +70,13 @@ class Attention(nn.Module):
         self.head_dim, self.qk_norm = c.head_dim, c.qk_norm
 
     def forward(self, x, cos, sin, attend, layer):
-        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))                  # (T, H, D)
         k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))                  # (T, K, D)
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))                  # (T, K, D)
-        if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        k = rotate(self.k_norm(k) if self.qk_norm else k, cos, sin)
+        if attend is None:
+            return None, k, v
+        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))                  # (T, H, D)
+        q = rotate(self.q_norm(q) if self.qk_norm else q, cos, sin)
         return self.o_proj(attend(layer, q, k, v).flatten(1)), k, v
 
 
@@ -99,6 +103,8 @@ class Layer(nn.Module):
 
     def forward(self, x, cos, sin, attend, layer):
         mixed, k, v = self.self_attn(self.input_layernorm(x), cos, sin, attend, layer)
+        if mixed is None:
+            return None, k, v
         x = x + mixed
         return x + self.mlp(self.post_attention_layernorm(x)), k, v
 
@@ -114,11 +120,14 @@ class Body(nn.Module):
 
 
 class Qwen(nn.Module):
-    """A causal language model over packed sequences. Build with from_pretrained, or Qwen.random(config, seed)."""
+    """A causal language model over packed sequences. Build with from_pretrained, or Qwen.random(config, seed).
+
+    checkpointing: keep only each layer's input (and its keys and values) for the backward pass, and compute the rest
+    again there: less memory, a third more time, the same numbers."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.config = config
+        self.config, self.checkpointing = config, False
         self.model = Body(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
@@ -135,12 +144,18 @@ class Qwen(nn.Module):
     def forward(self, ids: Tensor, positions: Tensor, attend: Callable, head: Callable | None = None):
         """ids, positions (T,) -> head(hidden (T, C), lm_head.weight (V, C)) or None; per layer (k, v), each (T, K, D).
 
-        Everything goes through this door: training, prefill, decode. What a later pass needs is returned."""
+        Everything goes through this door: training, prefill, decode. What a later pass needs is returned. Without a
+        head nobody asks for more than keys and values, so the last layer computes nothing else."""
         x = self.model.embed_tokens(ids)                                       # (T, C)
         cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
         keys_values = []
         for number, layer in enumerate(self.model.layers):
-            x, k, v = layer(x, cos, sin, attend, number)
+            if head is None and number == self.config.num_hidden_layers - 1:
+                x, k, v = layer(x, cos, sin, None, number)
+            elif self.checkpointing and torch.is_grad_enabled():
+                x, k, v = checkpoint(layer, x, cos, sin, attend, number, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x, k, v = layer(x, cos, sin, attend, number)
             keys_values.append((k, v))
         return (head(self.model.norm(x), self.lm_head.weight) if head else None), keys_values
 

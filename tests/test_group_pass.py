@@ -101,14 +101,14 @@ def test_the_size_of_a_microbatch_does_not_change_the_gradient(model):
 def test_microbatches_keep_to_the_limit_and_lose_nothing():
     rng = random.Random(0)
     for _ in range(300):
-        stem, branches = [1] * rng.randint(0, 6), [branch(rng.randint(1, 9), 0) for _ in range(rng.randint(0, 7))]
+        branches = [branch(rng.randint(1, 9), 0) for _ in range(rng.randint(0, 7))]
         max_tokens = rng.randint(1, 40)
-        found = list(group_pass.microbatches(stem, branches, max_tokens))
+        found = list(group_pass.microbatches(branches, max_tokens))
         assert [row for rows in found for row in rows] == list(range(len(branches)))
-        size = [sum(len(stem) + len(branches[row].input_ids) for row in rows) for rows in found]
+        size = [sum(len(branches[row].input_ids) for row in rows) for rows in found]
         assert all(tokens <= max_tokens or len(rows) == 1 for rows, tokens in zip(found, size))
-        for rows, tokens, after in zip(found, size, found[1:]):                # and none is cut short
-            assert tokens + len(stem) + len(branches[after[0]].input_ids) > max_tokens
+        for tokens, after in zip(size, found[1:]):                             # and none is cut short
+            assert tokens + len(branches[after[0]].input_ids) > max_tokens
 
 
 def test_the_order_of_the_branches_does_not_change_the_gradient(model):

@@ -153,7 +153,8 @@ def step(model, groups, advantages, on_policy, max_tokens, ref=None, **objective
     model.zero_grad()
     sums, num_tokens = Counter(), sum(group.num_tokens for group in groups)
     for g, group in enumerate(groups):
-        loss = group_loss(group, advantages[g], num_tokens, on_policy, sums, ref and ref[g], **objective)
+        old = None if on_policy else [answer.logprobs for answer in group.completions]
+        loss = group_loss(group, advantages[g], num_tokens, sums, old, ref and ref[g], **objective)
         group_pass.backward(model, group.stem, group.branches, loss, TEMPERATURE, max_tokens)
     return gradient(model), sums
 

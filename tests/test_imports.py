@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     ["config", "records", "log", "kvcache", "curriculum", "weights"],
-    ["rewards", "tokenizer", "data", "attention", "grpo", "optim"],
+    ["rewards", "tokenizer", "data", "schedule", "attention", "grpo", "optim"],
     ["model"],
     ["toy", "group_pass", "generate", "evaluate"],
     ["run"],
