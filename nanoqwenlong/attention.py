@@ -20,6 +20,7 @@ dense product, and only the short tails are looked at one by one.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -34,57 +35,89 @@ KeysValues = Sequence[tuple[Tensor, Tensor]]                   # per layer: keys
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """softmax(q k^T / sqrt(D)) v for B sequences of equal length: q (B, Tq, H, D), k and v (B, Tk, K, D) -> like q.
-    Query head h reads key-value head h // (H / K). Causal: the last query sees every key, the one before all but the
-    last key, and so on."""
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    longer = k.shape[2] - q.shape[2]
-    mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(longer) if (
+    Query head h reads key-value head h // (H / K). Causal: the last query sees every key, the one before it all but the
+    last, and so on."""
+    longer = k.shape[1] - q.shape[1]
+    mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril(longer) if (
         causal and longer) else None
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and not longer,
-                                          enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask,
+                                         is_causal=causal and not longer, enable_gqa=q.shape[2] != k.shape[2])
+    return out.transpose(1, 2)
 
 
 def stem_attention_plain(q: Tensor, k: Tensor, v: Tensor, stem_k: Tensor, stem_v: Tensor, lengths: Sequence[int]
                          ) -> Tensor:
     """The twin of StemAttention: every branch gets its own copy of the stem's keys and values."""
+    pieces = zip(q.split(lengths), k.split(lengths), v.split(lengths))
     return torch.cat([attention(q[None], torch.cat([stem_k, k])[None], torch.cat([stem_v, v])[None], causal=True)[0]
-                      for q, k, v in zip(q.split(lengths), k.split(lengths), v.split(lengths))])
+                      for q, k, v in pieces])
 
 
 class StemAttention(torch.autograd.Function):
-    """Branches behind one stem, on a CPU: q (T, H, D), k and v (T, K, D), stem_k and stem_v (P, K, D), the branches'
-    lengths -> (T, H, D). A token sees the whole stem, its own branch up to itself, and nothing of other branches.
+    """Branches behind one stem, on a CPU: q (T, H, D), k and v (T, K, D), stem_k and stem_v (P, K, D), the branches in
+    buckets -> (T, H, D). A token sees the whole stem, its own branch up to itself, and nothing of other branches.
 
     Backward, a part's weights are exp(score - lse) with the merged lse, and the term that all scores of a row share is
     the product of the merged output with its gradient. Given both, the backward of each part alone is its exact share
     of the whole; the stem's keys and values collect their gradient over all branches in one product."""
 
     @staticmethod
-    def forward(ctx, q, k, v, stem_k, stem_v, lengths):
-        out, lse = part(_fold(q, k), _heads(stem_k), _heads(stem_v))
-        out, lse = _unfold(out, q), _unfold(lse[..., None], q)                 # (T, H, D), (T, H, 1)
-        tails = [_flash(*tail, causal=True) for tail in _tails(q, k, v, lengths)]
-        tail_out = torch.cat([out[0].transpose(0, 1) for out, _ in tails])     # (T, H, D)
-        tail_lse = torch.cat([lse[0].transpose(0, 1) for _, lse in tails])[..., None]
-        out = merge(out, lse, tail_out, tail_lse)
-        ctx.save_for_backward(q, k, v, stem_k, stem_v, out, torch.logaddexp(lse, tail_lse))
-        ctx.lengths = lengths
+    def forward(ctx, q, k, v, stem_k, stem_v, buckets):
+        stem, stem_lse = (x[0] for x in part(q[None], stem_k[None], stem_v[None]))          # (T, H, D), (T, H, 1)
+        tails = [part(bucket.pad(q), bucket.pad(k), bucket.pad(v), causal=True) for bucket in buckets]
+        tail, tail_lse = (torch.cat([bucket.unpad(x) for bucket, x in zip(buckets, parts)]) for parts in zip(*tails))
+        out = merge(stem, stem_lse, tail, tail_lse)
+        ctx.save_for_backward(q, k, v, stem_k, stem_v, out, torch.logaddexp(stem_lse, tail_lse))
+        ctx.buckets = buckets
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         q, k, v, stem_k, stem_v, out, lse = ctx.saved_tensors
-        dq, d_stem_k, d_stem_v = _flash_backward(_fold(grad, k), _fold(q, k), _heads(stem_k), _heads(stem_v),
-                                                 _fold(out, k), _fold(lse, k)[..., 0], causal=False)
-        parts = zip(_tails(grad, k, v, ctx.lengths), _tails(q, k, v, ctx.lengths), _tails(out, k, v, ctx.lengths),
-                    lse.split(ctx.lengths))
-        tails = [_flash_backward(g, *qkv, o, z[..., 0].T[None], causal=True) for (g, *_), qkv, (o, *_), z in parts]
-        dq = _unfold(dq, q) + torch.cat([dq[0].transpose(0, 1) for dq, _, _ in tails])
-        K = k.shape[1]
-        dk, dv = (torch.cat([d[part][0].unflatten(0, (K, -1)).sum(1).transpose(0, 1) for d in tails])
-                  for part in (1, 2))                                          # (T, K, D): over the heads that share it
-        return dq, dk, dv, d_stem_k[0].transpose(0, 1), d_stem_v[0].transpose(0, 1), None
+        dq, d_stem_k, d_stem_v = (x[0] for x in part_backward(*(x[None] for x in (grad, q, stem_k, stem_v, out, lse))))
+        tails = [part_backward(*(bucket.pad(x) for x in (grad, q, k, v, out, lse)), causal=True)
+                 for bucket in ctx.buckets]
+        dq_tail, dk, dv = (torch.cat([bucket.unpad(x) for bucket, x in zip(ctx.buckets, parts)])
+                           for parts in zip(*tails))
+        return dq + dq_tail, dk, dv, d_stem_k, d_stem_v, None
+
+
+def part(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Attention to some of the keys, without gradient: q (B, Tq, H, D), k and v (B, Tk, K, D), mask (B, 1, 1, Tk) added
+    to the scores -> out like q and its log-sum-exp (B, Tq, H, 1), to be merged with other parts.
+
+    On a CPU this is the kernel behind scaled_dot_product_attention, by the name that also returns the log-sum-exp. It
+    wants equal numbers of heads. Without a causal order, the H / K query heads that share keys become rows of one."""
+    if q.device.type != "cpu":
+        return part_plain(q, k, v, causal, mask)
+    k, v = _repeat_heads(q, k, v, causal)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        _fold(q, k), k.transpose(1, 2), v.transpose(1, 2), 0.0, causal, attn_mask=mask)
+    return _unfold(out, q), _unfold(lse[..., None], q)
+
+
+def part_backward(grad, q, k, v, out, lse, causal: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, given out, lse and the gradient of out; on a CPU only. See StemAttention."""
+    K = k.shape[2]
+    k, v = _repeat_heads(q, k, v, causal)
+    dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        _fold(grad, k), _fold(q, k), k.transpose(1, 2), v.transpose(1, 2), _fold(out, k), _fold(lse, k)[..., 0],
+        0.0, causal)
+    return _unfold(dq, q), *(d.transpose(1, 2).unflatten(2, (K, -1)).sum(3) for d in (dk, dv))
+
+
+def part_plain(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None
+               ) -> tuple[Tensor, Tensor]:
+    """The twin of part: the formula."""
+    k, v = _repeat_heads(q, k, v, True)
+    scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) * q.shape[-1] ** -0.5   # (B, H, Tq, Tk)
+    scores = scores.to(torch.promote_types(q.dtype, torch.float32)) + (0 if mask is None else mask)
+    if causal:
+        scores = scores.masked_fill(torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), -torch.inf)
+    lse = scores.logsumexp(-1, keepdim=True)
+    out = (scores - lse).exp().to(v.dtype) @ v.transpose(1, 2)
+    return out.transpose(1, 2), lse.transpose(1, 2)
 
 
 def merge(out_1: Tensor, lse_1: Tensor, out_2: Tensor, lse_2: Tensor) -> Tensor:
@@ -93,49 +126,59 @@ def merge(out_1: Tensor, lse_1: Tensor, out_2: Tensor, lse_2: Tensor) -> Tensor:
     return (out_1 * share + out_2 * (1 - share)).to(out_1.dtype)
 
 
-def _heads(x: Tensor) -> Tensor:
-    """(n, K, D) -> (1, K, n, D)"""
-    return x.transpose(0, 1)[None]
+def _repeat_heads(q: Tensor, k: Tensor, v: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
+    repeat = q.shape[2] // k.shape[2] if wanted else 1
+    return tuple(x[:, :, :, None].expand(-1, -1, -1, repeat, -1).flatten(2, 3) for x in (k, v))
 
 
 def _fold(x: Tensor, k: Tensor) -> Tensor:
-    """(T, H, D) -> (1, K, T H/K, D): the query heads of a key-value head become rows that see the same keys."""
-    return x.unflatten(1, (k.shape[1], -1)).transpose(0, 1).flatten(1, 2)[None]
+    """(B, n, H, D) -> (B, K, n H/K, D)"""
+    return x.unflatten(2, (k.shape[2], -1)).transpose(1, 2).flatten(2, 3)
 
 
 def _unfold(x: Tensor, q: Tensor) -> Tensor:
-    """(1, K, T H/K, D) -> (T, H, D), H as in q"""
-    return x[0].unflatten(1, (q.shape[0], -1)).transpose(0, 1).flatten(1, 2)
+    """(B, K, n H/K, D) -> (B, n, H, D)"""
+    return x.unflatten(2, (q.shape[1], -1)).transpose(1, 2).flatten(2, 3)
 
 
-def _tails(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Each branch's q, k, v, all (1, H, n, D)."""
-    repeat = q.shape[1] // k.shape[1]
-    return [(_heads(q), _heads(k).repeat_interleave(repeat, 1), _heads(v).repeat_interleave(repeat, 1))
-            for q, k, v in zip(q.split(lengths), k.split(lengths), v.split(lengths))]
+@dataclass(frozen=True)
+class Bucket:
+    """Neighbours of a packed row, from token `start` to `end`, as a batch: S sequences padded to n tokens. A pad stands
+    behind its sequence, so no token sees it; what a pad itself computes is dropped, and gets no gradient."""
+
+    start: int
+    end: int
+    S: int
+    n: int
+    rows: Tensor                                               # where the tokens lie in the (S n) padded row
+
+    def pad(self, x: Tensor) -> Tensor:
+        """(T, heads, D) -> (S, n, heads, D)"""
+        x = x[self.start:self.end]
+        if len(x) < self.S * self.n:
+            x = x.new_zeros(self.S * self.n, *x.shape[1:]).index_copy(0, self.rows.to(x.device), x)
+        return x.unflatten(0, (self.S, self.n))
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """(S, n, heads, D) -> (end - start, heads, D)"""
+        x = x.flatten(0, 1)
+        return x if self.end - self.start == len(x) else x.index_select(0, self.rows.to(x.device))
 
 
-def part(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Attention to some of the keys, without gradient: q (B, H, n, D), k and v (B, H, m, D), mask (B, 1, 1, m) added to
-    the scores -> out (B, H, n, D) and log-sum-exp (B, H, n), to be merged with other parts."""
-    return (_flash if q.device.type == "cpu" else part_plain)(q, k, v, mask=mask)
+def buckets(lengths: Sequence[int], waste: float = 1.25) -> list[Bucket]:
+    """Neighbours go together as long as their pads stay below a quarter of their tokens.
 
-
-def part_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5                     # (B, H, n, m)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    scores = scores if mask is None else scores + mask
-    lse = scores.logsumexp(-1, keepdim=True)
-    return (scores - lse).exp().to(v.dtype) @ v, lse[..., 0]
-
-
-def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """torch's own CPU kernel behind scaled_dot_product_attention, by the name that also returns the log-sum-exp."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=mask)
-
-
-def _flash_backward(grad, q, k, v, out, lse, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, q, k, v, out, lse, 0.0, causal)
+    >>> [(b.S, b.n) for b in buckets([17, 17, 15, 90, 100])]
+    [(3, 17), (2, 100)]
+    """
+    found, first, start = [], 0, 0
+    for last in range(1, len(lengths) + 1):
+        n, tokens = max(lengths[first:last]), sum(lengths[first:last])
+        if last == len(lengths) or max(n, lengths[last]) * (last + 1 - first) > waste * (tokens + lengths[last]):
+            rows = torch.cat([torch.arange(length) + i * n for i, length in enumerate(lengths[first:last])])
+            found.append(Bucket(start, start + tokens, last - first, n, rows))
+            first, start = last, start + tokens
+    return found
 
 
 class Packed:
@@ -145,15 +188,16 @@ class Packed:
     every sequence."""
 
     def __init__(self, cu_seqlens: Sequence[int], stem: KeysValues | None = None):
-        self.lengths = [end - start for start, end in zip(cu_seqlens, cu_seqlens[1:])]
-        self.stem = stem
+        self.lengths, self.stem = [end - start for start, end in zip(cu_seqlens, cu_seqlens[1:])], stem
+        self.buckets = buckets(self.lengths)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.stem and q.device.type == "cpu":
+            return StemAttention.apply(q, k, v, *self.stem[layer], self.buckets)
         if self.stem:
-            behind_stem = StemAttention.apply if q.device.type == "cpu" else stem_attention_plain
-            return behind_stem(q, k, v, *self.stem[layer], self.lengths)
-        pieces = zip(q.split(self.lengths), k.split(self.lengths), v.split(self.lengths))
-        return torch.cat([attention(q[None], k[None], v[None], causal=True)[0] for q, k, v in pieces])
+            return stem_attention_plain(q, k, v, *self.stem[layer], self.lengths)
+        return torch.cat([bucket.unpad(attention(bucket.pad(q), bucket.pad(k), bucket.pad(v), causal=True))
+                          for bucket in self.buckets])
 
 
 def pack(sequences: Sequence[Sequence[int]], device: torch.device, stem: KeysValues | None = None
@@ -234,20 +278,16 @@ class SharedPaged:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.cache.write(layer, self.slot_mapping, k, v)
-        keys, values = (x[layer, self.slots].transpose(1, 2) for x in (self.cache.keys, self.cache.values))
-        tail, tail_lse = part(q.unflatten(1, (k.shape[1], -1)), keys, values, self.mask)     # (S, K, H/K, D)
-        tail, tail_lse = tail.flatten(1, 2), tail_lse.flatten(1)[..., None]    # (S, H, D), (S, H, 1)
+        tail, tail_lse = part(q[:, None], self.cache.keys[layer, self.slots], self.cache.values[layer, self.slots],
+                              mask=self.mask)                                  # (S, 1, H, D), (S, 1, H, 1)
         out, first = [], 0
         for stem, count in self.stems:
-            rows = slice(first, first + count)
+            group = q[None, first:first + count]
+            out.append(part(group, *(x[None] for x in stem[layer])) if stem else (
+                torch.zeros_like(group), tail_lse.new_full((1, *group.shape[1:3], 1), -torch.inf)))
             first += count
-            if not stem:
-                out.append(tail[rows])
-                continue
-            stem_k, stem_v = stem[layer]
-            whole, lse = part(_fold(q[rows], k), _heads(stem_k), _heads(stem_v))
-            out.append(merge(_unfold(whole, q[rows]), _unfold(lse[..., None], q[rows]), tail[rows], tail_lse[rows]))
-        return torch.cat(out)
+        stem, stem_lse = (torch.cat(parts, dim=1)[0] for parts in zip(*out))   # (S, H, D), (S, H, 1)
+        return merge(stem, stem_lse, tail[:, 0], tail_lse[:, 0])
 
 
 class Paged:

@@ -1,23 +1,31 @@
 """Sampling: against transformers, against whole forward passes, and against itself in other company."""
 
+import copy
 import os
 import random
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
-from nanoqwenlong import group_pass
-from nanoqwenlong.attention import KVCache, Packed, Paged, attention
-from nanoqwenlong.generate import Generator, draw, uniforms
-from nanoqwenlong.kvcache import BlockPool, OutOfBlocks
+from nanoqwenlong import generate, group_pass
+from nanoqwenlong.attention import KVCache, Packed, Paged, SharedPaged, attention, merge, part, part_plain
+from nanoqwenlong.generate import Generator, SamplingError, draw, uniforms
+from nanoqwenlong.kvcache import BlockPool, OutOfBlocks, blocks_for
+from nanoqwenlong.schedule import Schedule
 from tiny_qwen import VOCAB, random_ids, tiny_qwen
 
 PROMPTS = [random_ids(length, seed=length) for length in (1, 2, 5, 9, 9, 17)]
 KEYS = ["a", "b", "c", "d", "e", "f"]
 SETTINGS = dict(n=3, temperature=0.8, top_p=0.95, max_new_tokens=12, seed=7, eos_ids=range(0, VOCAB, 12))
+BARS = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+
+def smallest_pool(block_size: int) -> int:
+    return blocks_for(max(map(len, PROMPTS)) - 1 + SETTINGS["max_new_tokens"], block_size)
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +48,67 @@ def rowwise_matmul():
         yield
 
 
-@pytest.fixture
-def rowwise():
-    with rowwise_matmul():
-        yield
+class Form:
+    """One of the generator's two forms and what it promises: the twin, given row-wise matrix products, the same bits;
+    the shared form, just as it is, the same tokens and log-probs up to rounding."""
+
+    def __init__(self, model, shared: bool):
+        self.model, self.shared = model, shared
+
+    def generator(self, *args, **options) -> Generator:
+        return Generator(self.model, *args, shared=self.shared, **options)
+
+    def check(self, groups, expected: dict) -> None:
+        for name, (ids, logprobs, reason) in answers(groups).items():
+            assert (ids, reason) == expected[name][::2]
+            if self.shared:
+                assert max(abs(a - b) for a, b in zip(logprobs, expected[name][1], strict=True)) <= 1e-12
+            else:
+                assert logprobs == expected[name][1]
+
+
+@pytest.fixture(params=[True, False], ids=["shared", "twin"])
+def form(request, model):
+    with nullcontext() if request.param else rowwise_matmul():
+        yield Form(model, shared=request.param)
 
 
 @pytest.fixture(scope="module")
 def expected(model):
-    """What everything else must repeat bit by bit: each group sampled all alone."""
+    """What everything else must repeat: each group sampled all alone, by the twin."""
     found = {}
     with rowwise_matmul():
         for prompt, key in zip(PROMPTS, KEYS):
-            found |= answers(Generator(model, 64, 16).sample([prompt], keys=[key], **SETTINGS))
+            found |= answers(Generator(model, 64, 16, shared=False).sample([prompt], keys=[key], **SETTINGS))
     assert {reason for *_, reason in found.values()} == {"stop", "length"}
+    assert len({len(ids) for ids, *_ in found.values()}) > 3
     assert len({ids for ids, *_ in found.values()}) > 0.9 * len(found)
     return found
+
+
+@contextmanager
+def watched(model):
+    """Counts what happens meanwhile: answers that step back, prompts whose stem comes in, tokens in each model call."""
+    seen = SimpleNamespace(step_backs=0, stems=[], prefills=[], decodes=[])
+    step_back, admit = Schedule._step_back, Schedule.admit
+
+    def watched_step_back(schedule):
+        seen.step_backs += 1
+        step_back(schedule)
+
+    def watched_admit(schedule):
+        new = admit(schedule)
+        seen.stems += [stem.prompt for stem in new]
+        return new
+
+    def watched_forward(module, args, options):
+        (seen.decodes if "head" in options else seen.prefills).append(len(args[0]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Schedule, "_step_back", watched_step_back)
+        patch.setattr(Schedule, "admit", watched_admit)
+        with model.register_forward_pre_hook(watched_forward, with_kwargs=True):
+            yield seen
 
 
 # Against transformers
@@ -63,31 +116,37 @@ def expected(model):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
 def test_greedy_equals_transformers_token_by_token(kind, dtype, tmp_path):
-    """4 x 290 tokens; a second pass of both with an end token that falls halfway."""
+    """4 x 540 tokens; then some again: by the twin, and in groups, in a narrow pool, up to an end token."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from transformers import AutoModelForCausalLM
     model = tiny_qwen(kind, dtype, seed=3)
     model.save_pretrained(tmp_path)
     hf = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
 
-    def theirs(prompt, **options):
-        ids = torch.tensor([prompt])
-        out = hf.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, **options)
-        return tuple(out[0, len(prompt):].tolist())
+    def theirs(prompts, max_new_tokens, eos=None):
+        ids = torch.tensor(prompts)                                            # of equal length: nothing is padded
+        out = hf.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0,
+                          max_new_tokens=max_new_tokens, eos_token_id=eos)[:, ids.shape[1]:].tolist()
+        return [tuple(ids[:ids.index(eos) + 1] if eos in ids else ids) for ids in out]
 
-    prompts = [random_ids(length, seed=length) for length in (1, 3, 8, 16, 33)]
-    groups = Generator(model, 64, 4).sample(prompts, temperature=0, max_new_tokens=50)
-    full = [theirs(prompt, max_new_tokens=50, eos_token_id=None) for prompt in prompts]
+    batches = [[random_ids(length, seed=10 * length + i) for i in range(4)] for length in (1, 8, 33)]
+    prompts = [prompt for batch in batches for prompt in batch]
+    full = [ids for batch in batches for ids in theirs(batch, 45)]
+    groups = Generator(model, 300, 4).sample(prompts, temperature=0, max_new_tokens=45)
     assert [group.completions[0].ids for group in groups] == full
-    assert sum(map(len, full)) == 250 and len({token for ids in full for token in ids}) > 10
+    assert sum(map(len, full)) == 540 and len({token for ids in full for token in ids}) > 10
+    twins = Generator(model, 300, 4, shared=False).sample(prompts[::3], temperature=0, max_new_tokens=20)
+    assert [group.completions[0].ids for group in twins] == [ids[:20] for ids in full[::3]]
 
     eos = full[1][8]
-    stopped = Generator(model, 64, 4).sample(prompts, temperature=0, max_new_tokens=20, eos_ids=(eos,))
-    for group, prompt in zip(stopped, prompts):
-        answer = group.completions[0]
-        assert answer.ids == theirs(prompt, max_new_tokens=20, eos_token_id=eos)
-        assert answer.finish_reason == ("stop" if answer.ids[-1] == eos else "length")
-    assert "stop" in {group.completions[0].finish_reason for group in stopped}
+    stopped = [ids for batch in batches for ids in theirs(batch, 20, eos)]
+    with watched(model) as seen:
+        groups = Generator(model, 25, 4).sample(prompts, n=3, temperature=0, max_new_tokens=20, eos_ids=(eos,))
+    assert seen.step_backs > 0
+    for group, ids in zip(groups, stopped, strict=True):
+        assert {answer.ids for answer in group.completions} == {ids}
+        assert {answer.finish_reason for answer in group.completions} == {"stop" if ids[-1] == eos else "length"}
+    assert {group.completions[0].finish_reason for group in groups} == {"stop", "length"}
 
 
 # Paged against contiguous
@@ -145,70 +204,199 @@ def test_paged_decoding_equals_contiguous_bit_by_bit(block_size, dtype):
             tables[row] = moved
 
 
-def test_a_block_read_before_it_was_written_would_show_as_nan(model, rowwise, expected):
+# Shared against its twin
+
+# A stem's length and its answers' tails: stems empty, on and off a block boundary, far into a large block
+GROUPS = [(0, (1,)), (0, (3, 1, 20)), (16, (1,)), (16, (2, 2, 9, 1)), (19, (5, 1, 3)), (3, (4, 4)), (550, (7, 1))]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("block_size", [1, 4, 600])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_shared_decoding_equals_its_twin_and_whole_sequences(kind, dtype, block_size):
+    """Three steps, each form in a cache of its own, where all that was not written is NaN."""
+    model = tiny_qwen(kind, dtype, seed=2)
+    c, num_blocks = model.config, 1200 if block_size == 1 else 300
+    pool = BlockPool(num_blocks, block_size)
+    random.Random(block_size).shuffle(pool.free_blocks)
+    cache = KVCache(c.num_hidden_layers, num_blocks, block_size, c.num_key_value_heads, c.head_dim, dtype, model.device)
+    cache.keys.fill_(torch.nan), cache.values.fill_(torch.nan)
+    stems, tables, sequences = [], [], []
+
+    def place(table, position):
+        pair = pool.append(table, position)
+        cache.copy_blocks([pair] if pair else [])
+
+    def write(table, ids, start):
+        _, past = model(torch.tensor(ids), torch.arange(len(ids)), Packed([0, len(ids)]))
+        for layer, (k, v) in enumerate(past):
+            cache.write(layer, cache.slots([table], len(ids))[0, start:], k[start:], v[start:])
+
+    for stem_length, tails in GROUPS:
+        stem, stem_table = random_ids(stem_length, seed=len(tables)), pool.allocate(stem_length)
+        if stem:
+            write(stem_table, stem, 0)
+        stems.append((cache.stem(stem_table, stem_length) if stem else (), len(tails)))
+        for tail_length in tails:
+            tables.append(pool.fork(stem_table))
+            sequences.append(stem + random_ids(tail_length, seed=100 + len(tables)))
+            for position in range(stem_length, len(sequences[-1])):
+                place(tables[-1], position)
+            if len(sequences[-1]) > 1:
+                write(tables[-1], sequences[-1][:-1], stem_length)
+    twin_cache = copy.deepcopy(cache)
+    for step in range(3):
+        lengths = [len(sequence) for sequence in sequences]
+        ids, positions = torch.tensor([sequence[-1] for sequence in sequences]), torch.tensor(lengths) - 1
+        ours, _ = model(ids, positions, SharedPaged(cache, tables, lengths, stems), head=F.linear)
+        theirs, _ = model(ids, positions, Paged(twin_cache, tables, lengths), head=F.linear)
+        whole = torch.stack([model.logits(torch.tensor(sequence))[-1] for sequence in sequences])
+        assert (ours - theirs).abs().max() <= BARS[dtype] and (ours - whole).abs().max() <= BARS[dtype]
+        for table, sequence in zip(tables, sequences):
+            sequence += random_ids(1, seed=step + len(sequence))
+            assert pool.append(table, len(sequence) - 1) is None
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_part_equals_its_plain_form_and_two_merged_are_softmax_over_both(dtype, masked):
+    """Long rows too, which torch's kernel goes through in pieces: with a mask, the first pieces show it nothing."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    for B, H, n, m, scale in ((1, 2, 9, 5, 1), (5, 2, 2, 9, 1), (2, 1, 1, 700, 3), (1, 2, 3, 999, 9), (3, 2, 1, 1, 9)):
+        q, k, v = scale * normal(B, H, n, 8), normal(B, H, m, 8), normal(B, H, m, 8)
+        other_k, other_v, mask = scale * normal(B, H, 20, 8), normal(B, H, 20, 8), None
+        if masked:
+            hidden = torch.rand(B, 1, 1, m, generator=generator) < 0.5
+            hidden[..., :m // 600 * 600], hidden[..., -1] = True, False        # something is left
+            mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, -torch.inf)
+        (out, lse), (plain, plain_lse) = part(q, k, v, mask), part_plain(q, k, v, mask)
+        other, other_lse = part(q, other_k, other_v)
+        scores = q @ k.transpose(-1, -2) / 8 ** 0.5 + (mask if masked else 0)
+        both = torch.cat([scores, q @ other_k.transpose(-1, -2) / 8 ** 0.5], -1)
+        whole = both.softmax(-1) @ torch.cat([v, other_v], 2)
+        for found, wanted in ((out, plain), (lse, plain_lse), (lse, scores.logsumexp(-1)),
+                              (merge(out, lse[..., None], other, other_lse[..., None]), whole)):
+            torch.testing.assert_close(found, wanted, rtol=BARS[dtype], atol=BARS[dtype])
+        nothing = merge(torch.zeros_like(out), torch.full_like(lse, -torch.inf)[..., None], out, lse[..., None])
+        assert torch.equal(nothing, out)                                       # an empty part has no say
+
+
+# Slots that were never written
+
+@pytest.fixture
+def nan_filled():
     """Deterministic mode fills torch.empty with NaN, so any read of an unwritten slot poisons a log-prob."""
     torch.use_deterministic_algorithms(True)
-    try:
-        for seed in range(12):
-            generator = Generator(model, 40 + 5 * seed, block_size=(1, 2, 3, 4, 7, 16)[seed % 6], prefill_tokens=10)
-            assert generator.cache.keys.isnan().all() and generator.cache.values.isnan().all()
-            random.Random(seed).shuffle(generator.pool.free_blocks)
-            assert answers(generator.sample(PROMPTS, keys=KEYS, **SETTINGS)) == expected
-    finally:
-        torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
-# What an answer depends on (float64: tokens, log-probs and finish reason bit by bit)
+def test_no_schedule_reads_a_slot_before_it_was_written(model, form, expected, nan_filled):
+    step_backs = 0
+    for seed in range(10):
+        rng = random.Random(seed)
+        block_size, chosen = rng.choice((1, 2, 3, 4, 16)), rng.sample(range(len(PROMPTS)), rng.randint(2, 6))
+        generator = form.generator(smallest_pool(block_size) + rng.choice((0, 1, 3, 10, 100)), block_size,
+                                   prefill_tokens=rng.choice((1, 4, 10, 30)))
+        assert generator.cache.keys.isnan().all() and generator.cache.values.isnan().all()
+        rng.shuffle(generator.pool.free_blocks)
+        with watched(model) as seen:
+            groups = generator.sample([PROMPTS[i] for i in chosen], keys=[KEYS[i] for i in chosen], **SETTINGS)
+        form.check(groups, expected)
+        step_backs += seen.step_backs
+    assert step_backs > 10
+
+
+def one_slot_further(attend):
+    attend.slots = attend.slots + 1 if isinstance(attend.slots, torch.Tensor) else [x + 1 for x in attend.slots]
+
+
+def behind_the_mask(attend):
+    attend.slots = attend.slots.masked_fill(attend.mask[:, 0, 0] < 0, attend.cache.keys.shape[1] - 1)
+
+
+@pytest.mark.parametrize("name, overread", [("SharedPaged", one_slot_further), ("SharedPaged", behind_the_mask),
+                                            ("Paged", one_slot_further)])
+def test_such_a_read_would_show(model, monkeypatch, nan_filled, name, overread):
+    class Overreading(getattr(generate, name)):
+        def __init__(self, *args):
+            super().__init__(*args)
+            overread(self)
+
+    generator = Generator(model, 100, 4, shared=name == "SharedPaged")
+    generator.sample(PROMPTS, **SETTINGS)
+    generator.cache.keys.fill_(torch.nan), generator.cache.values.fill_(torch.nan)
+    monkeypatch.setattr(generate, name, Overreading)
+    with pytest.raises(SamplingError, match="NaN"):
+        generator.sample(PROMPTS, **SETTINGS)
+    assert generator.pool.num_free == 100
+
+
+# What an answer depends on (float64; see Form)
 
 @pytest.mark.parametrize("block_size", [1, 2, 3, 4, 16, 64])
-def test_answers_do_not_depend_on_the_block_size(model, rowwise, expected, block_size):
-    assert answers(Generator(model, 600, block_size).sample(PROMPTS, keys=KEYS, **SETTINGS)) == expected
+def test_answers_do_not_depend_on_the_block_size(form, expected, block_size):
+    form.check(form.generator(600, block_size).sample(PROMPTS, keys=KEYS, **SETTINGS), expected)
 
 
-def test_answers_do_not_depend_on_the_other_prompts_or_their_order(model, rowwise, expected):
-    generator, rng = Generator(model, 400, 4), random.Random(1)
+def test_answers_do_not_depend_on_the_other_prompts_or_their_order(form, expected):
+    generator, rng = form.generator(60, 4), random.Random(1)
     for size in (2, 3, 5, 6, 6):
         chosen = rng.sample(range(len(PROMPTS)), size)
         groups = generator.sample([PROMPTS[i] for i in chosen], keys=[KEYS[i] for i in chosen], **SETTINGS)
         assert [group.key for group in groups] == [KEYS[i] for i in chosen]
-        assert answers(groups).items() <= expected.items()
+        form.check(groups, expected)
 
 
-def test_with_the_real_matrix_product_tokens_are_equal_and_logprobs_up_to_rounding(model, expected):
+def test_with_the_real_matrix_product_the_twins_tokens_are_equal_and_its_logprobs_up_to_rounding(model, expected):
     for num_blocks in (9, 25, 400):
-        found = answers(Generator(model, num_blocks, 4).sample(PROMPTS, keys=KEYS, **SETTINGS))
-        for name, (ids, logprobs, reason) in expected.items():
-            assert found[name][::2] == (ids, reason)
-            assert max(abs(a - b) for a, b in zip(found[name][1], logprobs, strict=True)) <= 1e-12
+        groups = Generator(model, num_blocks, 4, shared=False).sample(PROMPTS, keys=KEYS, **SETTINGS)
+        Form(model, shared=True).check(groups, expected)
 
 
-def test_answers_do_not_depend_on_the_pool_size(model, rowwise, expected):
-    """Every size from the smallest that holds one answer to one that holds all of them at once."""
-    smallest = -(-(max(map(len, PROMPTS)) - 1 + SETTINGS["max_new_tokens"]) // 4)
-    calls = []
-    for num_blocks in (*range(smallest, 13), *range(15, 75, 7)):
-        generator = Generator(model, num_blocks, 4)
-        with pytest.MonkeyPatch.context() as patch:
-            run = generator._run
-            patch.setattr(generator, "_run", lambda *args: (calls.append(num_blocks), run(*args)))
-            assert answers(generator.sample(PROMPTS, keys=KEYS, **SETTINGS)) == expected
-        assert generator.pool.num_free == num_blocks
-    assert calls.count(smallest) > 4 and calls.count(calls[-1]) == 1           # from many waves to one
+def test_answers_do_not_depend_on_the_pool_size(model, form, expected):
+    """Every size from the smallest that holds one answer to one that holds all of them however long they get. With
+    room for all, each stem goes through the model once, and each step decodes all that have not ended."""
+    prompts, keys, block_size, n, steps, step_backs = PROMPTS[1:5], KEYS[1:5], 3, 2, [], []
+    longest = [blocks_for(len(prompt) - 1 + SETTINGS["max_new_tokens"], block_size) for prompt in prompts]
+    shared = [(len(prompt) - 1) // block_size for prompt in prompts]
+    ample = sum(s + n * (l - s) for s, l in zip(shared, longest)) + len(prompts)
+    for num_blocks in range(max(longest), ample + 1):
+        generator = form.generator(num_blocks, block_size)
+        with watched(model) as seen:
+            form.check(generator.sample(prompts, keys=keys, **{**SETTINGS, "n": n}), expected)
+        assert generator.pool.num_free == num_blocks and set(seen.stems) == set(range(len(prompts)))
+        steps.append(len(seen.decodes))
+        step_backs.append(seen.step_backs)
+    assert sum(map(bool, step_backs)) >= 10 and steps[0] > 3 * steps[-1]
+    assert seen.step_backs == 0 and seen.stems == list(range(len(prompts)))
+    assert seen.prefills == [sum(len(prompt) - 1 for prompt in prompts)]
+    lengths = [len(expected[key, i][0]) for key in keys for i in range(n)]
+    assert seen.decodes == [sum(length > step for length in lengths) for step in range(max(lengths))]
     with pytest.raises(OutOfBlocks):
-        Generator(model, smallest - 1, 4).sample(PROMPTS, keys=KEYS, **SETTINGS)
+        form.generator(max(longest) - 1, block_size).sample(prompts, **SETTINGS)
 
 
-def test_answers_do_not_depend_on_how_the_prefill_is_packed(model, rowwise, expected):
-    """A prompt longer than `prefill_tokens` goes alone, wherever it stands."""
-    for prefill_tokens in (1, 10, 30):
-        for order in (1, -1):
-            generator = Generator(model, 200, 4, prefill_tokens=prefill_tokens)
-            assert answers(generator.sample(PROMPTS[::order], keys=KEYS[::order], **SETTINGS)) == expected
+def test_answers_do_not_depend_on_how_the_prefill_is_packed(model, form, expected):
+    """Chunks of one token, chunks of a few, several prompts at once; also what an answer that stepped back redoes."""
+    for prefill_tokens in (1, 4, 10, 30):
+        for order, num_blocks in ((1, 200), (-1, smallest_pool(2))):
+            generator = form.generator(num_blocks, 2, prefill_tokens=prefill_tokens)
+            with watched(model) as seen:
+                form.check(generator.sample(PROMPTS[::order], keys=KEYS[::order], **SETTINGS), expected)
+            assert max(seen.prefills) <= prefill_tokens and (seen.step_backs > 0) == (num_blocks < 200)
 
 
-def test_the_first_answers_of_a_bigger_group_are_those_of_a_smaller_one(model, rowwise, expected):
-    bigger = answers(Generator(model, 400, 4).sample(PROMPTS, keys=KEYS, **{**SETTINGS, "n": 7}))
-    assert expected.items() <= bigger.items()
+def test_the_first_answers_of_a_bigger_group_are_those_of_a_smaller_one(form, expected):
+    bigger = answers(form.generator(400, 4).sample(PROMPTS, keys=KEYS, **{**SETTINGS, "n": 7}))
+    assert len(bigger) == 7 * len(PROMPTS)
+    form.check(form.generator(400, 4).sample(PROMPTS, keys=KEYS, **SETTINGS), bigger)
+    form.check(form.generator(400, 4).sample(PROMPTS, keys=KEYS, **{**SETTINGS, "n": 1}), expected)
 
 
 def test_answers_depend_on_seed_and_key(model):
@@ -224,19 +412,23 @@ def test_answers_depend_on_seed_and_key(model):
 
 # Blocks
 
-def test_all_blocks_are_free_after_sampling_and_after_an_exception(model, rowwise, expected):
-    generator, seen = Generator(model, 30, 4), []
+@pytest.mark.parametrize("num_blocks", [14, 200])
+def test_all_blocks_are_free_after_sampling_and_after_an_exception(form, expected, num_blocks):
+    """Interrupted at the first token, at the last one of a step (18 run in the larger pool), and at others."""
+    generator = form.generator(num_blocks, 2)
+    for tokens in (1, 2, 18, 40, 80):
+        seen = []
 
-    def interrupt(prompt, sample, token):
-        seen.append(token)
-        if len(seen) == 40:
-            raise KeyboardInterrupt
+        def interrupt(prompt, sample, token):
+            seen.append(token)
+            if len(seen) == tokens:
+                raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        generator.sample(PROMPTS, keys=KEYS, on_token=interrupt, **SETTINGS)
-    assert generator.pool.num_free == 30 and generator.pool.owners == [0] * 30
-    assert answers(generator.sample(PROMPTS, keys=KEYS, **SETTINGS)) == expected
-    assert generator.pool.num_free == 30 and sorted(generator.pool.free_blocks) == list(range(30))
+        with pytest.raises(KeyboardInterrupt):
+            generator.sample(PROMPTS, keys=KEYS, on_token=interrupt, **SETTINGS)
+        assert generator.pool.num_free == num_blocks and generator.pool.owners == [0] * num_blocks
+    form.check(generator.sample(PROMPTS, keys=KEYS, **SETTINGS), expected)
+    assert sorted(generator.pool.free_blocks) == list(range(num_blocks))
 
 
 def test_a_pool_that_is_too_small_is_refused_with_both_numbers_before_any_work(model, monkeypatch):
@@ -258,19 +450,24 @@ def test_unusable_arguments_are_refused(model, wrong):
 
 # Small cases
 
-def test_no_new_tokens_and_one(model):
-    generator = Generator(model, 64, 4)
-    for group in generator.sample(PROMPTS, n=2, max_new_tokens=0):
-        assert [(c.ids, c.logprobs, c.finish_reason) for c in group.completions] == [((), (), "length")] * 2
+def test_no_new_tokens_and_one(model, form):
+    generator = form.generator(20, 4)
+    with watched(model) as seen:
+        for group in generator.sample(PROMPTS, n=2, max_new_tokens=0):
+            assert [(c.ids, c.logprobs, c.finish_reason) for c in group.completions] == [((), (), "length")] * 2
+    assert not seen.prefills and not seen.decodes
     longer = generator.sample(PROMPTS, n=2, max_new_tokens=3)
-    for one, three in zip(generator.sample(PROMPTS, n=2, max_new_tokens=1), longer):
+    for one, three in zip(generator.sample(PROMPTS, n=2, max_new_tokens=1), longer, strict=True):
         assert [c.ids for c in one.completions] == [c.ids[:1] for c in three.completions]
+        assert [c.finish_reason for c in one.completions] == ["length"] * 2
     assert generator.sample([]) == []
 
 
-def test_an_end_token_right_away_ends_the_answer(model):
-    (group,) = Generator(model, 64, 4).sample([PROMPTS[3]], n=4, max_new_tokens=9, eos_ids=range(VOCAB))
-    assert all(len(c.ids) == len(c.logprobs) == 1 and c.finish_reason == "stop" for c in group.completions)
+def test_an_end_token_right_away_ends_the_answer(form):
+    """In the narrow pool too, where each answer makes room for the next."""
+    for num_blocks in (5, 64):
+        for group in form.generator(num_blocks, 4).sample(PROMPTS[2:5], n=4, max_new_tokens=9, eos_ids=range(VOCAB)):
+            assert all(len(c.ids) == len(c.logprobs) == 1 and c.finish_reason == "stop" for c in group.completions)
 
 
 def test_an_end_token_as_the_last_allowed_one_counts_as_stop(model):
@@ -281,10 +478,13 @@ def test_an_end_token_as_the_last_allowed_one_counts_as_stop(model):
     assert group.completions[0].ids == ids and group.completions[0].finish_reason == "stop"
 
 
-def test_on_token_sees_every_token_in_order(model):
+def test_on_token_sees_every_token_once_and_in_order(model):
+    """Answers that stepped back as well: what is computed again is not sampled again."""
     seen = {}
-    groups = Generator(model, 40, 4).sample(PROMPTS, keys=KEYS, **SETTINGS,
-                                            on_token=lambda p, i, token: seen.setdefault((p, i), []).append(token))
+    with watched(model) as events:
+        groups = Generator(model, 14, 2).sample(
+            PROMPTS, **SETTINGS, on_token=lambda p, i, token: seen.setdefault((p, i), []).append(token))
+    assert events.step_backs > 0
     assert seen == {(p, i): list(c.ids) for p, group in enumerate(groups) for i, c in enumerate(group.completions)}
 
 
