@@ -1,5 +1,7 @@
-"""The micro-batched pass over stem and branches against autograd on each whole sequence (float64)."""
+"""The two-phase pass over stem and branches against autograd on each whole sequence, and against its twin that repeats
+the stem (float64)."""
 
+import itertools
 import random
 
 import hypothesis.strategies as st
@@ -7,6 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from nanoqwenlong import group_pass
+from nanoqwenlong.attention import pack
+from nanoqwenlong.model import Qwen
 from nanoqwenlong.records import Branch
 from tiny_qwen import VOCAB, random_ids, tiny_qwen
 
@@ -126,6 +130,42 @@ def test_gradients_are_added_to_what_is_there(model):
     assert_equal_gradients(gradient(model), {name: 2 * g for name, g in once.items()})
 
 
+def test_a_family_of_any_size_equals_its_twin_that_repeats_the_stem():
+    """1 to 8 answers, lengths from one token on; both families, tied or not, with and without checkpointing."""
+    rng = random.Random(3)
+    for kind, tied in itertools.product(("qwen2", "qwen3"), (True, False)):
+        model = tiny_qwen(kind, seed=4, tie_word_embeddings=tied)
+        for G in range(1, 9):
+            branches = [branch(rng.choice((1, 1, 2, 5, 12)), rng.randrange(10**6)) for _ in range(G)]
+            stem = random_ids(rng.randint(1, 20), seed=G)
+            model.checkpointing = False
+            twin = ours(model, [], group_pass.repeat_stem(stem, branches), max_tokens=EVERYTHING)
+            for model.checkpointing, max_tokens in ((False, 7), (True, EVERYTHING)):
+                assert_equal_gradients(ours(model, stem, branches, max_tokens=max_tokens), twin)
+
+
+def test_the_stem_runs_once_and_the_branches_without_it(model, monkeypatch):
+    """Forward passes by their number of tokens, for gradients and for log-probs."""
+    sizes, forward = [], Qwen.forward
+    monkeypatch.setattr(Qwen, "forward", lambda self, ids, *args: (sizes.append(len(ids)), forward(self, ids, *args))[1])
+    ours(model, STEM, BRANCHES, max_tokens=10)
+    assert sizes == [11, 6, 9, 4, 9]
+    group_pass.logprobs(model, STEM, BRANCHES, max_tokens=15)
+    assert sizes[5:] == [11, 15, 13]
+
+
+def test_checkpointing_keeps_less(model):
+    """Tensors that autograd saves while the loss is computed; layers computed again belong to the backward pass."""
+    def saved(checkpointing):
+        model.checkpointing, sizes = checkpointing, []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):
+            model(*pack([random_ids(200)], model.device), lambda hidden, weight: hidden.sum())
+        model.checkpointing = False
+        return sum(sizes)
+
+    assert saved(True) < saved(False) / 4
+
+
 def test_where_the_stem_ends_does_not_matter(model):
     """An empty stem, and the same sequences with the stem's tokens as context in each branch."""
     longer = [Branch((*STEM, *b.input_ids), (*[0] * len(STEM), *b.target_ids), (*[0.0] * len(STEM), *b.weights))
@@ -192,13 +232,30 @@ def test_supervised_loss_equals_transformers_cross_entropy(kind, tmp_path):
         assert (parameter.grad - grad).abs().max() <= 1e-6 * max(1, grad.abs().max()), name
 
 
+def test_split_stem_is_the_longest_context_that_all_share(model):
+    questions = [branch(3, 1, (0.0, 1.0, 1.0)), branch(4, 2, (0.0, 0.0, 1.0, 1.0)), branch(2, 3, (0.0, 1.0))]
+    whole = group_pass.repeat_stem(STEM, questions)
+    stem, rest = group_pass.split_stem(whole)
+    assert list(stem) == STEM and rest == questions
+    assert_equal_gradients(ours(model, stem, rest), ours(model, [], whole))
+    assert group_pass.split_stem(BRANCHES) == ((), BRANCHES)                    # targets from the first token on
+    (one,) = whole[:1]
+    stem, (rest,) = group_pass.split_stem([one])                               # a lone one keeps what it is scored on
+    assert len(stem) == len(STEM) + 1 and rest.weights == (1.0, 1.0)
+    same = Branch((1, 2, 3), (2, 3, 4), (0.0, 0.0, 0.0))                       # and an input
+    assert group_pass.split_stem([same, same])[1][0].input_ids == (3,)
+
+
 token = st.integers(0, VOCAB - 1)
 
 
-@settings(max_examples=20, deadline=None)
-@given(stem=st.lists(token, max_size=6), max_tokens=st.integers(1, 40), branches=st.lists(
-    st.lists(st.tuples(token, token, st.sampled_from((0.0, 1.0))), min_size=1, max_size=6), min_size=1, max_size=4))
-def test_any_family_equals_plain_autograd(model, stem, branches, max_tokens):
+@settings(max_examples=40, deadline=None)
+@given(kind=st.sampled_from(("qwen2", "qwen3")), tied=st.booleans(), checkpointing=st.booleans(),
+       stem=st.lists(token, max_size=9), max_tokens=st.integers(1, 40), branches=st.lists(
+       st.lists(st.tuples(token, token, st.sampled_from((0.0, 1.0))), max_size=8), min_size=1, max_size=8))
+def test_any_family_equals_plain_autograd(kind, tied, checkpointing, stem, max_tokens, branches):
     branches = [Branch(*zip(*[(0, 1, 1.0), *b])) for b in branches]            # each has a target
+    model = tiny_qwen(kind, tie_word_embeddings=tied)
     _, expected = oracle(model, stem, branches)
+    model.checkpointing = checkpointing
     assert_equal_gradients(ours(model, stem, branches, max_tokens=max_tokens), expected, floor=1.0)

@@ -204,3 +204,20 @@ def test_random_models_follow_the_seed_and_transformers_initialisation(tmp_path)
         else:                                                                  # std of n normals: 5 sigma either side
             assert abs(parameter.std() / 0.05 - 1) < 5 / (2 * parameter.numel()) ** 0.5, key
             assert not torch.equal(parameter, third), key
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_without_a_head_the_last_layer_computes_keys_and_values_only(name, tmp_path):
+    """Counted in matrix products; the keys and values are the same."""
+    _, ours, ids = pair(name, tmp_path, torch.float64)
+    products = []
+    for module in ours.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda module, args, out: products.append(module))
+    arguments = ids[0], torch.arange(48), Packed([0, 48])
+    _, whole = ours(*arguments, head=F.linear)
+    every = len(products)
+    out, short = ours(*arguments)
+    last = ours.model.layers[-1].self_attn
+    assert out is None and len(products) - every == every - 5 and products[-2:] == [last.k_proj, last.v_proj]
+    assert all(torch.equal(a, b) for a, b in zip(tree_leaves(whole), tree_leaves(short), strict=True))

@@ -1,0 +1,127 @@
+"""Attention to a stem and to what follows it: the parts and their merge against the plain twins and the formula."""
+
+import itertools
+import random
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from nanoqwenlong.attention import (Packed, StemAttention, attention, buckets, merge, part, part_plain,
+                                    stem_attention_plain)
+
+HEADS = [(4, 4), (4, 2), (6, 1)]                                               # H, K
+
+
+def normal(*shape, seed=0, dtype=torch.float64, scale=1.0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype) * scale
+
+
+def family(P, lengths, H, K, D=8, scale=1.0):
+    """q, k, v of the branches, and the stem's k and v; with gradients."""
+    T = sum(lengths)
+    shapes = [(T, H, D), (T, K, D), (T, K, D), (P, K, D), (P, K, D)]
+    return [normal(*shape, seed=i, scale=scale).requires_grad_() for i, shape in enumerate(shapes)]
+
+
+def values_and_gradients(function, tensors, last):
+    out = function(*tensors, last)
+    return [out, *torch.autograd.grad((out * normal(*out.shape, seed=9)).sum(), tensors)]
+
+
+@pytest.mark.parametrize("H, K", HEADS)
+@pytest.mark.parametrize("lengths", [[1], [5], [3, 3, 3], [1, 9, 2, 2, 7], [40, 1, 1, 1]])
+@pytest.mark.parametrize("P", [1, 7, 600])
+def test_stem_attention_equals_its_twin(P, lengths, H, K):
+    """Values and all five gradients; scores up to +-50, so that one part often weighs nothing beside the other."""
+    for scale in (1.0, 4.0):
+        tensors = family(P, lengths, H, K, scale=scale)
+        fast = values_and_gradients(StemAttention.apply, tensors, buckets(lengths))
+        plain = values_and_gradients(stem_attention_plain, tensors, lengths)
+        for a, b in zip(fast, plain, strict=True):
+            assert a.shape == b.shape and (a - b).abs().max() <= 1e-12 * (1 + b.abs().max())
+
+
+def test_stem_attention_passes_gradcheck():
+    assert torch.autograd.gradcheck(lambda *tensors: StemAttention.apply(*tensors, buckets([1, 4, 3])),
+                                    family(5, [1, 4, 3], 4, 2), eps=1e-6, atol=1e-6)
+
+
+def test_the_twin_is_the_formula():
+    """Each token's softmax written out: the stem, then its own branch up to itself."""
+    P, lengths, H, K = 5, [1, 4, 3], 4, 2
+    q, k, v, stem_k, stem_v = family(P, lengths, H, K)
+    out, token = stem_attention_plain(q, k, v, stem_k, stem_v, lengths), 0
+    for start, length in zip(itertools.accumulate(lengths, initial=0), lengths):
+        for end in range(start + 1, start + length + 1):
+            keys, values = torch.cat([stem_k, k[start:end]]), torch.cat([stem_v, v[start:end]])
+            for h in range(H):
+                weights = (keys[:, h // 2] @ q[token, h] / 8 ** 0.5).softmax(0)
+                assert (weights @ values[:, h // 2] - out[token, h]).abs().max() <= 1e-12
+            token += 1
+    assert token == len(q)
+
+
+@pytest.mark.parametrize("H, K", HEADS)
+@pytest.mark.parametrize("causal, masked", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("dtype, bar", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_part_equals_its_twin_and_torch(H, K, causal, masked, dtype, bar):
+    q, k, v = (normal(3, 6, heads, 8, seed=heads + i, dtype=dtype, scale=3.0) for i, heads in enumerate((H, K, K)))
+    mask = torch.zeros(3, 1, 1, 6, dtype=dtype)
+    mask[0, ..., :2], mask[2, ..., 3:] = -torch.inf, -torch.inf
+    mask = mask if masked else None
+    found, twin = part(q, k, v, causal, mask), part_plain(q, k, v, causal, mask)
+    for a, b in zip(found, twin, strict=True):
+        assert a.shape == b.shape and (a - b).abs().max() <= bar * (1 + b.abs().max())
+    if not masked:
+        assert (found[0] - attention(q, k, v, causal)).abs().max() <= bar * 10
+
+
+@pytest.mark.parametrize("shift", [0.0, 40.0, -40.0, 1000.0])
+def test_merged_parts_are_the_softmax_over_all_keys(shift):
+    """Also when one part outweighs the other by more than exp can hold."""
+    q, k, v = normal(2, 3, 4, 8), normal(2, 30, 4, 8, seed=1), normal(2, 30, 4, 8, seed=2)
+    k[:, 10:] += shift * q.mean((0, 1, 2))
+    whole, lse = part_plain(q, k, v)
+    (out_1, lse_1), (out_2, lse_2) = (part(q, k[:, keys], v[:, keys]) for keys in (slice(0, 10), slice(10, 30)))
+    assert (merge(out_1, lse_1, out_2, lse_2) - whole).abs().max() <= 1e-12
+    assert (torch.logaddexp(lse_1, lse_2) - lse).abs().max() <= 1e-11 * (1 + lse.abs().max())
+    nothing = torch.zeros_like(out_1), torch.full_like(lse_1, -torch.inf)
+    assert torch.equal(merge(*nothing, out_2, lse_2), out_2) and torch.equal(merge(out_2, lse_2, *nothing), out_2)
+
+
+def test_merge_keeps_bf16_out_of_the_sum():
+    out_1, out_2 = (normal(50, 8, seed=i).bfloat16() for i in (1, 2))
+    lse_1, lse_2 = normal(50, 1, seed=3, dtype=torch.float32), normal(50, 1, seed=4, dtype=torch.float32)
+    exact = merge(out_1.double(), lse_1.double(), out_2.double(), lse_2.double())
+    found = merge(out_1, lse_1, out_2, lse_2)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, exact.bfloat16())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12))
+def test_buckets_cover_every_token_once_and_waste_little(lengths):
+    found, x = buckets(lengths), torch.arange(sum(lengths) * 6).view(-1, 2, 3)
+    assert [bucket.start for bucket in found] == [0] + [bucket.end for bucket in found[:-1]]
+    assert sum(bucket.S for bucket in found) == len(lengths) and found[-1].end == sum(lengths)
+    sequences = iter(x.split(lengths))
+    for bucket in found:
+        padded = bucket.pad(x)
+        assert padded.shape == (bucket.S, bucket.n, 2, 3) and torch.equal(bucket.unpad(padded), x[bucket.start:bucket.end])
+        assert bucket.S * bucket.n <= 1.25 * (bucket.end - bucket.start)
+        for row, sequence in zip(padded, sequences):
+            assert torch.equal(row[:len(sequence)], sequence) and not row[len(sequence):].any()
+
+
+@pytest.mark.parametrize("stem", [False, True])
+def test_packed_sequences_do_not_see_each_other(stem):
+    """What stands in one sequence leaves the others' values alone, and gets no gradient from them."""
+    rng = random.Random(0)
+    for _ in range(20):
+        lengths = [rng.randint(1, 9) for _ in range(rng.randint(2, 6))]
+        q, k, v, stem_k, stem_v = family(6, lengths, 4, 2)
+        packed = Packed([0, *itertools.accumulate(lengths)], [(stem_k, stem_v)] if stem else None)
+        (out,) = (packed(0, q, k, v).split(lengths)[-1],)
+        gradients = torch.autograd.grad(out.sum(), (q, k, v))
+        before = sum(lengths[:-1])
+        assert not any(g[:before].any() for g in gradients) and all(g[before:].any() for g in gradients[1:])
