@@ -81,7 +81,8 @@ class Config:
 
 PRESETS = {"paper": dict(phase_lengths=(20000, 60000), phase_steps=(50, 50), prompts_per_step=128, updates_per_step=4,
                          learning_rate=2e-6, weight_decay=0.01, warmup_steps=0, clip_high=0.2, temperature=0.7,
-                         max_new_tokens=10000, max_prompt_tokens=60000, kv_blocks=40000, retro_hard_below=0.0, checkpointing=True)}
+                         max_new_tokens=10000, max_prompt_tokens=60000, kv_blocks=40000, retro_hard_below=0.0,
+                         checkpointing=True)}
 HEADLINE = ("phase", "reward", "frac_reward_zero_std", "entropy", "completions/clipped_ratio",
             "completions/mean_length", "grad_norm", "retro/frac", "step_time")
 

@@ -5,7 +5,8 @@
         learning_rate: float = 1e-6   # peak, after the warm-up
 
 `--learning-rate 2e-6` and `--learning_rate=2e-6` both set it; `--data A B` fills a tuple; `--dry-run` alone sets a
-bool. A field of type Literal takes one of its words. A preset is a dictionary of departures from the defaults; flags win over presets.
+bool; a field of type Literal takes one of its words. A preset is a dictionary of departures from the defaults; flags
+win over presets.
 """
 
 import difflib

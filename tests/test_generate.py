@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from nanoqwenlong import generate, group_pass
-from nanoqwenlong.attention import KVCache, Packed, Paged, SharedPaged, attention, merge, part, part_plain
+from nanoqwenlong.attention import KVCache, Packed, Paged, SharedPaged, attention, part, part_plain
 from nanoqwenlong.generate import Generator, SamplingError, draw, uniforms
 from nanoqwenlong.kvcache import BlockPool, OutOfBlocks, blocks_for
 from nanoqwenlong.schedule import Schedule
@@ -258,32 +258,18 @@ def test_shared_decoding_equals_its_twin_and_whole_sequences(kind, dtype, block_
             assert pool.append(table, len(sequence) - 1) is None
 
 
-@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_part_equals_its_plain_form_and_two_merged_are_softmax_over_both(dtype, masked):
-    """Long rows too, which torch's kernel goes through in pieces: with a mask, the first pieces show it nothing."""
+def test_a_part_may_start_far_into_a_long_row(dtype):
+    """Torch's kernel goes through the keys in pieces; here the mask leaves nothing of the first one, or of the last."""
     generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=dtype)
-
-    for B, H, n, m, scale in ((1, 2, 9, 5, 1), (5, 2, 2, 9, 1), (2, 1, 1, 700, 3), (1, 2, 3, 999, 9), (3, 2, 1, 1, 9)):
-        q, k, v = scale * normal(B, H, n, 8), normal(B, H, m, 8), normal(B, H, m, 8)
-        other_k, other_v, mask = scale * normal(B, H, 20, 8), normal(B, H, 20, 8), None
-        if masked:
-            hidden = torch.rand(B, 1, 1, m, generator=generator) < 0.5
-            hidden[..., :m // 600 * 600], hidden[..., -1] = True, False        # something is left
-            mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, -torch.inf)
-        (out, lse), (plain, plain_lse) = part(q, k, v, mask), part_plain(q, k, v, mask)
-        other, other_lse = part(q, other_k, other_v)
-        scores = q @ k.transpose(-1, -2) / 8 ** 0.5 + (mask if masked else 0)
-        both = torch.cat([scores, q @ other_k.transpose(-1, -2) / 8 ** 0.5], -1)
-        whole = both.softmax(-1) @ torch.cat([v, other_v], 2)
-        for found, wanted in ((out, plain), (lse, plain_lse), (lse, scores.logsumexp(-1)),
-                              (merge(out, lse[..., None], other, other_lse[..., None]), whole)):
-            torch.testing.assert_close(found, wanted, rtol=BARS[dtype], atol=BARS[dtype])
-        nothing = merge(torch.zeros_like(out), torch.full_like(lse, -torch.inf)[..., None], out, lse[..., None])
-        assert torch.equal(nothing, out)                                       # an empty part has no say
+    for start, end in ((600, 650), (999, 1000), (512, 513), (3, 10), (0, 1)):
+        q, k, v = (torch.randn(2, n, heads, 8, generator=generator, dtype=dtype)
+                   for n, heads in ((1, 4), (1000, 2), (1000, 2)))
+        mask = torch.full((2, 1, 1, 1000), -torch.inf, dtype=dtype)
+        mask[..., start:end] = 0
+        for parts in zip(part(q, k, v, mask=mask), part_plain(q, k, v, mask=mask),
+                         part_plain(q, k[:, start:end], v[:, start:end]), strict=True):
+            assert all((parts[0] - other).abs().max() <= BARS[dtype] for other in parts[1:])
 
 
 # Slots that were never written
@@ -362,7 +348,8 @@ def test_with_the_real_matrix_product_the_twins_tokens_are_equal_and_its_logprob
 def test_answers_do_not_depend_on_the_pool_size(model, form, expected):
     """Every size from the smallest that holds one answer to one that holds all of them however long they get. With
     room for all, each stem goes through the model once, and each step decodes all that have not ended."""
-    prompts, keys, block_size, n, steps, step_backs = PROMPTS[1:5], KEYS[1:5], 3, 2, [], []
+    prompts, keys = zip(*[(PROMPTS[i], KEYS[i]) for i in (1, 3, 4)])
+    block_size, n, steps, step_backs = 3, 2, [], []
     longest = [blocks_for(len(prompt) - 1 + SETTINGS["max_new_tokens"], block_size) for prompt in prompts]
     shared = [(len(prompt) - 1) // block_size for prompt in prompts]
     ample = sum(s + n * (l - s) for s, l in zip(shared, longest)) + len(prompts)
@@ -373,7 +360,7 @@ def test_answers_do_not_depend_on_the_pool_size(model, form, expected):
         assert generator.pool.num_free == num_blocks and set(seen.stems) == set(range(len(prompts)))
         steps.append(len(seen.decodes))
         step_backs.append(seen.step_backs)
-    assert sum(map(bool, step_backs)) >= 10 and steps[0] > 3 * steps[-1]
+    assert sum(map(bool, step_backs)) >= 8 and steps[0] > 3 * steps[-1]
     assert seen.step_backs == 0 and seen.stems == list(range(len(prompts)))
     assert seen.prefills == [sum(len(prompt) - 1 for prompt in prompts)]
     lengths = [len(expected[key, i][0]) for key in keys for i in range(n)]
@@ -384,7 +371,7 @@ def test_answers_do_not_depend_on_the_pool_size(model, form, expected):
 
 def test_answers_do_not_depend_on_how_the_prefill_is_packed(model, form, expected):
     """Chunks of one token, chunks of a few, several prompts at once; also what an answer that stepped back redoes."""
-    for prefill_tokens in (1, 4, 10, 30):
+    for prefill_tokens in (1, 7, 30):
         for order, num_blocks in ((1, 200), (-1, smallest_pool(2))):
             generator = form.generator(num_blocks, 2, prefill_tokens=prefill_tokens)
             with watched(model) as seen:
@@ -496,7 +483,7 @@ def test_on_token_sees_every_token_once_and_in_order(model):
 def test_logprobs_are_the_whole_vocabularys_and_the_trainers(kind, dtype, bar, temperature, top_p):
     """Against model.logits on the whole sequence, and against group_pass (the rollout gap), top_p or not."""
     model = tiny_qwen(kind, dtype, seed=1)
-    groups = Generator(model, 200, 4).sample(PROMPTS, n=3, temperature=temperature, top_p=top_p, max_new_tokens=15)
+    groups = Generator(model, 200, 4).sample(PROMPTS, n=3, temperature=temperature, top_p=top_p, max_new_tokens=10)
     t = temperature or 1.0
     for group in groups:
         again = group_pass.logprobs(model, group.stem, group.branches, temperature=t)

@@ -20,7 +20,7 @@ FLOORS = [
 MODULES = sorted(path.stem for path in (ROOT / "nanoqwenlong").glob("*.py") if path.stem != "__init__")
 SCRIPTS = sorted(ROOT.glob("*.py"))
 LIBRARY = sorted([*(ROOT / "nanoqwenlong").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
-SOURCE = LIBRARY + SCRIPTS + sorted((ROOT / "tools").rglob("*.py"))
+SOURCE = LIBRARY + SCRIPTS + sorted((ROOT / "tools").rglob("*.py")) + sorted((ROOT / "bench").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 WRITTEN = [*SOURCE, *TESTS, *sorted((ROOT / "recipes").glob("*.sh")), ROOT / "Makefile", ROOT / ".ci/run"]
 
@@ -83,10 +83,10 @@ def test_kernels_know_nothing_of_the_rest():
         assert not uses(path, "nanoqwenlong") and not uses(path, "transformers"), short(path)
 
 
-def test_scripts_do_not_import_scripts_and_the_library_imports_neither_scripts_nor_tools():
+def test_scripts_do_not_import_scripts_and_the_library_imports_none_of_scripts_tools_and_bench():
     for path in SOURCE:
-        for other in [script.stem for script in SCRIPTS] + ["tools", "tests"]:
-            assert not uses(path, other) or (other == "tools" and path.parent.name == "tools"), (short(path), other)
+        for other in [script.stem for script in SCRIPTS] + ["tools", "bench", "tests"]:
+            assert not uses(path, other) or path.parent.name == other, (short(path), other)
 
 
 def test_torch_distributed_is_nowhere_imported():

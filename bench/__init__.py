@@ -1,0 +1,9 @@
+"""Speed and memory, side by side with the libraries people use: `python -m bench.NAME --help` says what is compared.
+
+    group_update   one group's gradient                   against transformers with the repeated prompt
+    rollout        one group's answers                    against generate, a repeated cache, continuous batching
+    rl_step        sample, reward, update                 against TRL's GRPOTrainer
+    growth         all of ours as G, P and R grow         against the cost formulas
+
+CPU, one thread, random weights. Each ends with one table and one JSON line, and fails if the sides disagree.
+"""

@@ -1,0 +1,108 @@
+"""The gradient of one group: ours against transformers with the repeated prompt.
+
+    ours                        group_pass.backward: stem and branches
+    transformers, one batch     the prompt repeated G times, one forward and backward of G rows
+    transformers, one by one    the same in micro-batches of one row: the least memory a repeated prompt can do with
+
+All compute -sum_i A_i sum_t logprob_it / num_tokens of the same random prompt, answers and advantages, in fp32.
+transformers runs at its best: SDPA, no padding and no mask, no cache, logits of the answers only. The check is that all
+gradients, tensor by tensor, agree. Peak memory is above the loaded model, the gradients included.
+
+    python -m bench.group_update
+    python -m bench.group_update --prompt 4096 --answer 256 --rounds 5
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bench import common
+from nanoqwenlong import group_pass, run
+from nanoqwenlong.config import at_least
+from nanoqwenlong.model import Qwen
+
+TOLERANCE = 1e-4                        # fp32 over thousands of positions; an error of method is far larger
+
+
+@dataclass(frozen=True)
+class Config:
+    prompt: int = 2048                  # P, tokens
+    answer: int = 128                   # R, tokens of each answer
+    group_size: int = 8                 # G
+    max_tokens: int = 16384             # in one forward pass of ours
+    rounds: int = 3                     # each side runs once a round
+    # the model: a random Qwen2, untied
+    hidden: int = 512
+    layers: int = 4
+    heads: int = 8
+    kv_heads: int = 4
+    intermediate: int = 1408
+    vocab: int = 1000
+    initializer_range: float = 0.05
+
+
+def ours(cfg: Config, directory: str) -> dict[str, Callable]:
+    model = Qwen.from_pretrained(directory, dtype=torch.float32)
+
+    def update(prompt: int, answer: int) -> None:
+        group, advantages = common.random_group(cfg, cfg.group_size, prompt, answer)
+        model.zero_grad(set_to_none=True)
+        group_pass.backward(model, group.stem, group.branches, common.policy_gradient(group, advantages),
+                            max_tokens=cfg.max_tokens)
+
+    return side(model, update, cfg)
+
+
+def repeated(cfg: Config, directory: str, rows_at_once: int) -> dict[str, Callable]:
+    """transformers, `rows_at_once` rows of prompt and answer in one forward pass."""
+    model = common.transformers_model(directory)
+
+    def update(prompt: int, answer: int) -> None:
+        group, advantages = common.random_group(cfg, cfg.group_size, prompt, answer)
+        targets = torch.tensor([c.ids for c in group.completions])                           # (G, R)
+        stem = torch.tensor(group.prompt_ids).expand(len(targets), -1)
+        ids = torch.cat([stem, targets[:, :-1]], dim=1)                                      # (G, P + R - 1)
+        model.zero_grad(set_to_none=True)
+        for rows in torch.arange(len(ids)).split(rows_at_once):
+            logits = model(ids[rows], use_cache=False, logits_to_keep=answer).logits         # (rows, R, V)
+            logprobs = logits.log_softmax(-1).gather(-1, targets[rows, :, None])[..., 0]
+            (-(advantages[rows, None] * logprobs).sum() / group.num_tokens).backward()
+
+    return side(model, update, cfg)
+
+
+def side(model, update: Callable, cfg: Config) -> dict[str, Callable]:
+    """Warm up on a few tokens, then offer one run, and the gradients it left behind."""
+    from safetensors.torch import save_file
+    update(8, 4)
+    model.zero_grad(set_to_none=True)
+    return {"run": lambda: update(cfg.prompt, cfg.answer),
+            "save": lambda path: save_file({name: p.grad for name, p in model.named_parameters()}, path)}
+
+
+def main(cfg: Config) -> None:
+    at_least(cfg, prompt=2, answer=1, group_size=1, rounds=1, max_tokens=1)
+    with tempfile.TemporaryDirectory() as directory:
+        common.random_model(directory, cfg)
+        sides = {"ours": (ours, cfg, directory),
+                 "transformers, one batch": (repeated, cfg, directory, cfg.group_size),
+                 "transformers, one by one": (repeated, cfg, directory, 1)}
+        with common.processes(sides) as asks:
+            results, _ = common.take_turns(asks, cfg.rounds)
+            files = {name: Path(directory, f"{place}.safetensors") for place, name in enumerate(asks)}
+            for name, ask in asks.items():
+                ask("save", str(files[name]))
+        differences = {name: common.largest_difference(files["ours"], files[name]) for name in list(files)[1:]}
+    print(f"one group's gradient: P={cfg.prompt} R={cfg.answer} G={cfg.group_size}, hidden {cfg.hidden}, "
+          f"{cfg.layers} layers, fp32, one thread")
+    check = {f"gradient of {name!r} off by": float(f"{value:.2g}") for name, value in differences.items()}
+    check["passed"] = all(value < TOLERANCE for value in differences.values())
+    common.report("group_update", cfg, results, check)
+
+
+if __name__ == "__main__":
+    sys.exit(run.start(main, Config, {}, sys.argv[1:]))

@@ -1,0 +1,162 @@
+"""The comparisons of bench/ at tiny shapes: they end with a table and a JSON line, and a wrong result is noticed.
+
+What they measure means nothing at these sizes; that all sides compute the same does."""
+
+import json
+import os
+from dataclasses import dataclass
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bench import common, group_update, growth, rl_step, rollout
+from nanoqwenlong import run
+
+MODEL = ["--hidden", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--intermediate", "96", "--vocab", "100"]
+MEASURED = {"median", "seconds", "cpu_seconds", "peak_mb"}
+
+
+def start(script, capfd, *argv) -> tuple[list[str], dict]:
+    """The lines a script prints before the JSON line, and that."""
+    assert run.start(script.main, script.Config, {}, [*MODEL, *map(str, argv)]) == 0, capfd.readouterr().err
+    *lines, last = capfd.readouterr().out.splitlines()
+    assert not any(line.startswith("{") for line in lines)
+    return lines, json.loads(last)
+
+
+def assert_compared(lines: list[str], found: dict, sides: list[str], rounds: int) -> None:
+    assert found["check"]["passed"] is True
+    assert list(found["results"]) == list(found["ratios"]) == sides
+    for values in found["results"].values():
+        assert values.keys() == MEASURED and len(values["seconds"]) == rounds and min(values["seconds"]) > 0
+    head = next(place for place, line in enumerate(lines) if "x our time" in line)
+    table = lines[head:head + 2 + len(sides)]
+    assert len(set(map(len, table))) == 1 and [line.startswith(side) for line, side in zip(table[2:], sides)]
+
+
+def test_group_update(capfd):
+    lines, found = start(group_update, capfd, "--prompt", 40, "--answer", 6, "--group-size", 3, "--rounds", 2)
+    assert_compared(lines, found, ["ours", "transformers, one batch", "transformers, one by one"], 2)
+    assert found["config"]["prompt"] == 40 and found["versions"].keys() == {"torch", "transformers"}
+
+
+def test_rollout(capfd):
+    lines, found = start(rollout, capfd, "--prompt", 40, "--new", 6, "--group-size", 3, "--rounds", 1)
+    assert_compared(lines, found, ["ours", "generate", "prefilled once", "continuous batching"], 1)
+    assert found["check"]["tokens compared"] == 3 * 3 * 6 and found["check"]["distinct in an answer"] > 1
+
+
+def test_rl_step(capfd):
+    pytest.importorskip("trl")
+    lines, found = start(rl_step, capfd, "--prompt", 40, "--answer", 6, "--group-size", 4, "--prompts", 2, "--rounds",
+                         1, "--trl-batches", 8, 4)
+    fastest = min(found["first_steps"], key=lambda name: found["first_steps"][name]["cpu_seconds"])
+    assert_compared(lines, found, ["ours", fastest], 1)
+    assert found["check"]["steps of TRL compared"] == 2
+
+
+def test_growth(capfd, tmp_path):
+    pytest.importorskip("matplotlib")
+    lines, found = start(growth, capfd, "--group-size", 4, "--groups", 4, 16, "--prompt", 32, "--prompts", 64,
+                         "--answer", 2, "--answers", 4, "--rounds", 1, "--out", tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+    assert any(line.startswith("update time from G=4 to G=16 at R = P/16 grows x ") for line in lines)
+    assert len(found["results"]) == 2 * 4 and found["growth_from_4_to_16"].keys() == {"update", "rollout"}
+    base = next(row for row in found["results"] if (row["G"], row["P"], row["R"]) == (4, 32, 2))
+    assert base["predicted"] == base["median"] and base["predicted_mb"] == base["peak_mb"]
+
+
+def test_the_formulas_of_growth():
+    """By hand: two layers of one head of width 2, one key-value head, C 2, intermediate 1, V 5; G 3, P 4, R 2."""
+    cfg = growth.Config(hidden=2, layers=2, heads=1, kv_heads=1, intermediate=1, vocab=5)
+    A, keys_values, pairs = 4 * 4 + 3 * 2, 2 * 4, 4**2 / 2 + 2 * (3 * 4 * 2 + 3 * 2**2 / 2)
+    tokens, head = (A + keys_values) * 4 + A * 2 * 3 * 2, 3 * 2 * 5 * 2
+    assert growth.operations("update", cfg, 3, 4, 2) == 6 * tokens + 14 * 2 * pairs + 8 * head
+    assert growth.operations("rollout", cfg, 3, 4, 2) == 2 * tokens + 4 * 2 * pairs + 2 * head
+    repeated = 6 * A * 2 * 3 * 6 + 14 * 2 * 2 * 3 * 6**2 / 2 + 8 * head
+    assert growth.operations("update", cfg, 3, 4, 2, shared=False) == repeated
+
+
+def test_gradients_that_differ_are_noticed(tmp_path):
+    right, wrong, other, broken = (tmp_path / name for name in ("right", "wrong", "other", "broken"))
+    save_file({"a": torch.tensor([3.0, 4.0]), "b": torch.ones(1)}, right)
+    save_file({"a": torch.tensor([3.0, 4.5]), "b": torch.ones(1)}, wrong)
+    save_file({"a": torch.tensor([3.0, 4.0])}, other)
+    save_file({"a": torch.tensor([3.0, torch.nan]), "b": torch.ones(1)}, broken)
+    assert common.largest_difference(right, right) == 0
+    assert not common.largest_difference(broken, right) < 1
+    assert common.largest_difference(wrong, right) == pytest.approx(0.1)
+    with pytest.raises(SystemExit, match="different parameters.*b"):
+        common.largest_difference(right, other)
+
+
+def test_tokens_that_differ_are_noticed():
+    cfg = rollout.Config(new=2, group_size=2)
+    said = [[1, 2], [1, 2]]
+    assert rollout.same_tokens({"ours": said, "a": said}, cfg)["passed"]
+    assert rollout.same_tokens({"ours": said, "a": [[1, 2], [1, 3]]}, cfg)["sides that differ"] == "a"
+    for rows in ([[1, 2], [1, 3]], [[1, 2]]):
+        assert not rollout.same_tokens({"ours": said, "a": rows}, cfg)["passed"]
+    assert not rollout.same_tokens({"ours": [[1], [1]], "a": [[1], [1]]}, cfg)["passed"]        # too few, all alike
+
+
+def test_steps_that_differ_are_noticed():
+    cfg = rl_step.Config(prompt=2, answer=1, group_size=2, prompts=1)
+    group = {"prompt_ids": [1, 2], "completion_ids": [[3], [4]], "rewards": [0.0, 1.0]}
+    theirs, mine = {"sampled": [group], "grad_norm": 2.0}, {"rewards": [[0.0, 1.0]], "grad_norm": 2.00001}
+    assert rl_step.same_steps([theirs], [mine], cfg)["passed"]
+    for own in ({**mine, "grad_norm": 2.001}, {**mine, "grad_norm": float("nan")}, {**mine, "rewards": [[1.0, 0.0]]}):
+        assert not rl_step.same_steps([theirs, theirs], [mine, own], cfg)["passed"]
+    longer = {**theirs, "sampled": [{**group, "prompt_ids": [1, 2, 3]}]}
+    assert not rl_step.same_steps([theirs, longer], [mine, mine], cfg)["passed"]
+
+
+@dataclass(frozen=True)
+class Nothing:
+    pass
+
+
+def test_a_failed_check_ends_the_program_after_its_json_line(capfd):
+    results = {"ours": {"median": 1.0, "seconds": [1.0], "cpu_seconds": [1.0], "peak_mb": 2.0}}
+    with pytest.raises(SystemExit, match="did not compute the same"):
+        common.report("x", Nothing(), results, {"passed": False})
+    assert json.loads(capfd.readouterr().out.splitlines()[-1])["check"] == {"passed": False}
+
+
+def allocating(megabytes: int) -> dict:
+    def work():
+        block = torch.ones(megabytes * 2**18)
+        return {"sum": float(block.sum())}
+    return {"run": work, "fail": lambda: 1 / 0}
+
+
+def test_a_side_tells_its_time_and_its_peak_and_its_failure_ends_all():
+    with pytest.raises(SystemExit, match="(?s)'small' failed:.*ZeroDivisionError"):
+        with common.processes({"large": (allocating, 64), "small": (allocating, 8)}) as asks:
+            results, outcomes = common.take_turns(asks, 2)
+            assert outcomes["large"]["sum"] == 64 * 2**18
+            assert 60 < results["large"]["peak_mb"] < 90 and results["small"]["peak_mb"] < 30
+            asks["small"]("fail")
+    with pytest.raises(SystemExit, match="process of 'lost' is gone"), common.processes({"lost": (os._exit, 1)}):
+        pass
+
+
+@pytest.mark.parametrize("script, argv, told", [
+    (group_update, ["--heads", "3"], "--hidden 64 must be an even multiple of --heads 3"),
+    (rollout, ["--new", "0"], "--new must be at least 1"),
+    (growth, ["--out", "nowhere/growth.png"], "nowhere is not a directory"),
+    (rl_step, ["--trl-batches", "5"], "--trl-batches 5 does not divide the 32 answers")])
+def test_what_cannot_be_run_gets_one_sentence(script, argv, told, capfd):
+    if script is rl_step:
+        pytest.importorskip("trl")
+    model = [word for word in MODEL if "--heads" not in argv or word not in ("--heads", "4")]
+    assert run.start(script.main, script.Config, {}, [*model, *argv]) == 78
+    assert told in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("script, package, extra", [(rl_step, "trl", "bench"), (growth, "matplotlib", "plots")])
+def test_a_missing_extra_gets_one_sentence(script, package, extra, capfd, monkeypatch):
+    monkeypatch.setattr(script, "find_spec", lambda name: None)
+    assert run.start(script.main, script.Config, {}, []) == 78
+    assert f"{package}: pip install '.[{extra}]'" in capfd.readouterr().err
