@@ -278,8 +278,9 @@ class SharedPaged:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.cache.write(layer, self.slot_mapping, k, v)
-        tail, tail_lse = part(q[:, None], self.cache.keys[layer, self.slots], self.cache.values[layer, self.slots],
-                              mask=self.mask)                                  # (S, 1, H, D), (S, 1, H, 1)
+        keys, values = (x[layer].index_select(0, self.slots.flatten()).unflatten(0, self.slots.shape)
+                        for x in (self.cache.keys, self.cache.values))         # (S, n, K, D)
+        tail, tail_lse = part(q[:, None], keys, values, mask=self.mask)        # (S, 1, H, D), (S, 1, H, 1)
         out, first = [], 0
         for stem, count in self.stems:
             group = q[None, first:first + count]

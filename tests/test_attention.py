@@ -107,7 +107,8 @@ def test_buckets_cover_every_token_once_and_waste_little(lengths):
     sequences = iter(x.split(lengths))
     for bucket in found:
         padded = bucket.pad(x)
-        assert padded.shape == (bucket.S, bucket.n, 2, 3) and torch.equal(bucket.unpad(padded), x[bucket.start:bucket.end])
+        assert padded.shape == (bucket.S, bucket.n, 2, 3)
+        assert torch.equal(bucket.unpad(padded), x[bucket.start:bucket.end])
         assert bucket.S * bucket.n <= 1.25 * (bucket.end - bucket.start)
         for row, sequence in zip(padded, sequences):
             assert torch.equal(row[:len(sequence)], sequence) and not row[len(sequence):].any()

@@ -147,7 +147,8 @@ def test_a_family_of_any_size_equals_its_twin_that_repeats_the_stem():
 def test_the_stem_runs_once_and_the_branches_without_it(model, monkeypatch):
     """Forward passes by their number of tokens, for gradients and for log-probs."""
     sizes, forward = [], Qwen.forward
-    monkeypatch.setattr(Qwen, "forward", lambda self, ids, *args: (sizes.append(len(ids)), forward(self, ids, *args))[1])
+    monkeypatch.setattr(Qwen, "forward",
+                        lambda self, ids, *args: (sizes.append(len(ids)), forward(self, ids, *args))[1])
     ours(model, STEM, BRANCHES, max_tokens=10)
     assert sizes == [11, 6, 9, 4, 9]
     group_pass.logprobs(model, STEM, BRANCHES, max_tokens=15)
