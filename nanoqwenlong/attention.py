@@ -236,8 +236,8 @@ class KVCache:
     def stem(self, block_table: Sequence[int], length: int) -> KeysValues:
         """A copy of a sequence's first `length` keys and values in one piece, a head's tokens next to one another."""
         (slots,) = self.slots([block_table], length)
-        keys, values = (x[:, slots].transpose(1, 2).contiguous().transpose(1, 2) for x in (self.keys, self.values))
-        return list(zip(keys, values))                                         # each (P, K, D)
+        return [tuple(x[slots].transpose(0, 1).contiguous().transpose(0, 1) for x in pair)
+                for pair in zip(self.keys, self.values)]                       # each (P, K, D)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, each (from, to): the other half of BlockPool.append's copy-on-write."""
