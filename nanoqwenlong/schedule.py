@@ -95,18 +95,16 @@ class Schedule:
     def extend(self) -> list[tuple[int, int]]:
         """Make places for each running answer's tokens, up to the one that is fed next; answers for which there is no
         room step back. Returns the blocks to copy, as (from, to)."""
-        copies, row = {}, 0
+        copies, row = [], 0
         while row < len(self.running):
             answer = self.running[row]
             try:
                 for place in range(answer.num_cached, answer.context_len):
-                    pair = self.pool.append(answer.table, place)
-                    if pair:
-                        copies[pair[1]] = pair[0]
+                    copies.append(self.pool.append(answer.table, place))
                 row += 1
             except OutOfBlocks:
                 self._make_room()
-        return [(source, target) for target, source in copies.items()]
+        return [pair for pair in copies if pair]
 
     def retire(self) -> None:
         """Everyone got a token: those that have ended leave."""

@@ -154,6 +154,14 @@ def test_siblings_come_in_while_their_stem_is_there():
     assert rollout.stems == {0: 1} and rollout.step_backs == 0 and 2 * 3 <= rollout.turns < 12 * 3
 
 
+def test_the_stem_of_an_answer_that_steps_back_stays():
+    """The first answer ends early, so the others are expected to, and more come in than fit in the end. As long as
+    one of them runs, their stem costs nothing: it is not computed again."""
+    for num_blocks in range(9 - 1 + 6, 9 - 1 + 4 * 6):                         # from one answer to all but the first
+        rollout = Rollout([9], [[1, 6, 6, 6, 6]], num_blocks=num_blocks, block_size=1, max_new_tokens=6).run()
+        assert rollout.step_backs > 0 and rollout.stems == {0: 1}
+
+
 def test_the_smallest_pool_lets_one_answer_through_at_a_time():
     """The stem's last block is half full, so with its copy held even one answer could not write."""
     rollout = Rollout([6, 6], [[4, 4], [4, 4]], num_blocks=3, block_size=3, max_new_tokens=4).run()
