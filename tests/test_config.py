@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import FrozenInstanceError, dataclass
+from typing import Literal
 
 import pytest
 
@@ -23,6 +24,7 @@ class Config:
     ends: tuple[int, ...] = (1, 2)
     dry_run: bool = False
     shuffle: bool = True
+    source: Literal["near", "far"] = "near"
 
 
 PRESETS = {"tiny": {"steps": 3, "learning_rate": 0.5, "ends": (7,)}, "big": {"steps": 1000}}
@@ -55,6 +57,7 @@ def read(words: str) -> Config:
     ("--dry_run false", "dry_run", False),
     ("--shuffle=False", "shuffle", False),
     ("--shuffle TRUE", "shuffle", True),
+    ("--source far", "source", "far"),
 ])
 def test_a_flag_sets_a_field_of_its_type_and_no_other(words, field, value):
     found = read(words)
@@ -80,6 +83,9 @@ def test_a_flag_sets_a_field_of_its_type_and_no_other(words, field, value):
     ("--learning-rate fast", ["--learning-rate", "float", "'fast'"]),
     ("--ends 1 two", ["--ends", "int", "'1 two'"]),
     ("--dry-run maybe", ["--dry-run", "bool", "'maybe'"]),
+    ("--source middle", ["--source", "near, far", "middle"]),
+    ("--source near far", ["--source", "near, far", "near far"]),
+    ("--source", ["--source", "near, far", "nothing"]),
     ("--steps 1 --steps 2", ["--steps", "twice"]),
     ("--learning-rate 1 --learning_rate=1", ["learning", "rate", "twice"]),
     ("7 --steps 1", ["'7'", "before any flag"]),
@@ -119,7 +125,7 @@ def test_the_resolved_config_is_saved_as_json(tmp_path):
     config.save(read("--preset tiny --data a b --name ü"), tmp_path / "config.json")
     assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) == {
         "preset": "tiny", "name": "ü", "runs_dir": "runs", "steps": 3, "learning_rate": 0.5, "data": ["a", "b"],
-        "ends": [7], "dry_run": False, "shuffle": True}
+        "ends": [7], "dry_run": False, "shuffle": True, "source": "near"}
 
 
 # The life of a run

@@ -1,7 +1,9 @@
 """The scripts, run as a user runs them: flags in, files and an exit code out (in this process, on the tiny model)."""
 
 import ast
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +121,69 @@ def test_rl_with_several_updates_and_a_reference(in_tmp, toy_directory, monkeypa
     assert max(row["rollout_gap"] for row in rows) < 0.1
     after = Qwen.from_pretrained(in_tmp / "runs/rl/checkpoints/step_000003").state_dict()
     assert any(not before[name].equal(after[name]) for name in before)
+
+
+def test_old_log_probs_are_computed_only_where_they_are_asked_for(in_tmp, toy_directory, monkeypatch):
+    """From the second update on, before the first. The sampler's and the recomputed ones lead to the same run. (Every
+    group disagrees: its answers earn 0, 1, 0.)"""
+    from nanoqwenlong import group_pass, optim, rewards
+    monkeypatch.setattr(train_rl, "score_all", lambda texts, examples: [
+        [rewards.Score(float(i % 2), 0.0, None, text) for i, text in enumerate(group)] for group in texts])
+    events, logprobs, step = [], group_pass.logprobs, optim.step
+    monkeypatch.setattr(group_pass, "logprobs", lambda *a, **k: (events.append("old"), logprobs(*a, **k))[1])
+    monkeypatch.setattr(optim, "step", lambda *a: (events.append("step"), step(*a))[1])
+    found = {}
+    for name, flags in (("one", ["--old-logprobs", "recompute"]), ("rollout", ["--updates-per-step", 2]),
+                        ("recompute", ["--updates-per-step", 2, "--old-logprobs", "recompute"])):
+        events.clear()
+        assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--name", name, *flags, "--steps", 1) == 0
+        (found[name],), told = metrics(in_tmp / "runs" / name), "".join(event[0] for event in events)
+        assert told == {"one": "s", "rollout": "ss", "recompute": "ooss"}[name]
+    for name, value in found["rollout"].items():
+        if name not in TIMES:
+            assert found["recompute"][name] == pytest.approx(value, abs=1e-5), name
+
+
+def test_checkpointing_changes_nothing(in_tmp, toy_directory, monkeypatch):
+    from nanoqwenlong import rewards
+    monkeypatch.setattr(train_rl, "score_all", learnable(rewards))
+    for script, flags in ((train_rl, SMALL_RL), (train_sft, ["--toy-examples", 8, "--eval-every", 0, "--steps", 2])):
+        for name, more in (("a", []), ("b", ["--checkpointing"])):
+            assert start(script, "--model", toy_directory, *flags, "--name", name, *more) == 0
+        a, b = (without_times(metrics(in_tmp / "runs" / name)) for name in "ab")
+        assert a == b and any(row["grad_norm"] for row in a)
+        shutil.rmtree(in_tmp / "runs")
+
+
+def test_sft_runs_a_document_once_for_its_questions(in_tmp, toy_directory, monkeypatch):
+    """Two questions about each of three documents: the same losses and gradients as about six."""
+    pairs = [dataclasses.replace(e, id=f"{e.id}/{i}", question=e.question + "?" * i)
+             for e in toy.examples(3, toy.SHORT, 0) for i in range(2)]
+    rows, found, tokens, forward = write_rows(in_tmp / "rows.jsonl", pairs), [], [], Qwen.forward
+    monkeypatch.setattr(Qwen, "forward",
+                        lambda self, ids, *args: (tokens.append(len(ids)), forward(self, ids, *args))[1])
+    for name in ("shared", "repeated"):
+        tokens.clear()
+        assert start(train_sft, "--model", toy_directory, "--data", rows, "--name", name, "--steps", 3, "--batch-size",
+                     4, "--eval-every", 0) == 0
+        found.append((metrics(in_tmp / "runs" / name), sum(tokens)))
+        monkeypatch.setattr(train_sft, "families", lambda batch: [((), sum(batch, []))])
+    (shared, few), (repeated, many) = found
+    assert few < 0.8 * many
+    for a, b in zip(shared, repeated, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+def test_sft_takes_every_example_once_an_epoch_and_a_documents_questions_together():
+    documents = [[0, 3], [1], [2, 4, 5], [6], [7]]
+    for epoch in range(3):
+        batches = [train_sft.draw(documents, 0, 2 * epoch + i, 4) for i in range(2)]
+        drawn = [question for batch in batches for questions in batch for question in questions]
+        assert sorted(drawn) == list(range(8))
+        places = [[drawn.index(question) for question in questions] for questions in documents]
+        assert all(place == list(range(place[0], place[0] + len(place))) for place in places)
+    assert train_sft.draw(documents, 0, 0, 4) != train_sft.draw(documents, 1, 0, 4)
 
 
 def test_on_policy_rollouts_and_training_agree_on_log_probs(in_tmp, toy_directory, monkeypatch):
