@@ -91,33 +91,31 @@ def part(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | N
     wants equal numbers of heads. Without a causal order, the H / K query heads that share keys become rows of one."""
     if q.device.type != "cpu":
         return part_plain(q, k, v, causal, mask)
-    k, v = _repeat_heads(q, k, v, causal)
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        _fold(q, k), k.transpose(1, 2), v.transpose(1, 2), 0.0, causal, attn_mask=mask)
+    k, v = _heads(q, k, v, causal)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(_fold(q, k), k, v, 0.0, causal,
+                                                                          attn_mask=mask)
     return _unfold(out, q), _unfold(lse[..., None], q)
 
 
 def part_backward(grad, q, k, v, out, lse, causal: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, given out, lse and the gradient of out; on a CPU only. See StemAttention."""
     K = k.shape[2]
-    k, v = _repeat_heads(q, k, v, causal)
+    k, v = _heads(q, k, v, causal)
     dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        _fold(grad, k), _fold(q, k), k.transpose(1, 2), v.transpose(1, 2), _fold(out, k), _fold(lse, k)[..., 0],
-        0.0, causal)
-    return _unfold(dq, q), *(d.transpose(1, 2).unflatten(2, (K, -1)).sum(3) for d in (dk, dv))
+        _fold(grad, k), _fold(q, k), k, v, _fold(out, k), _fold(lse, k)[..., 0], 0.0, causal)
+    return _unfold(dq, q), *(d.unflatten(1, (K, -1)).sum(2).transpose(1, 2) for d in (dk, dv))
 
 
 def part_plain(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None
                ) -> tuple[Tensor, Tensor]:
     """The twin of part: the formula."""
-    k, v = _repeat_heads(q, k, v, True)
-    scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) * q.shape[-1] ** -0.5   # (B, H, Tq, Tk)
+    k, v = _heads(q, k, v, causal)
+    scores = _fold(q, k) @ k.transpose(-1, -2) * q.shape[-1] ** -0.5           # (B, K, Tq H/K, Tk)
     scores = scores.to(torch.promote_types(q.dtype, torch.float32)) + (0 if mask is None else mask)
     if causal:
         scores = scores.masked_fill(torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), -torch.inf)
     lse = scores.logsumexp(-1, keepdim=True)
-    out = (scores - lse).exp().to(v.dtype) @ v.transpose(1, 2)
-    return out.transpose(1, 2), lse.transpose(1, 2)
+    return _unfold((scores - lse).exp().to(v.dtype) @ v, q), _unfold(lse, q)
 
 
 def merge(out_1: Tensor, lse_1: Tensor, out_2: Tensor, lse_2: Tensor) -> Tensor:
@@ -126,18 +124,20 @@ def merge(out_1: Tensor, lse_1: Tensor, out_2: Tensor, lse_2: Tensor) -> Tensor:
     return (out_1 * share + out_2 * (1 - share)).to(out_1.dtype)
 
 
-def _repeat_heads(q: Tensor, k: Tensor, v: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
-    repeat = q.shape[2] // k.shape[2] if wanted else 1
-    return tuple(x[:, :, :, None].expand(-1, -1, -1, repeat, -1).flatten(2, 3) for x in (k, v))
+def _heads(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """k and v (B, n, K, D) -> (B, K, n, D), or (B, H, n, D) for a causal order, which goes by tokens: its rows cannot be
+    folded."""
+    repeat = q.shape[2] // k.shape[2] if causal else 1
+    return tuple(x.transpose(1, 2)[:, :, None].expand(-1, -1, repeat, -1, -1).flatten(1, 2) for x in (k, v))
 
 
 def _fold(x: Tensor, k: Tensor) -> Tensor:
-    """(B, n, H, D) -> (B, K, n H/K, D)"""
-    return x.unflatten(2, (k.shape[2], -1)).transpose(1, 2).flatten(2, 3)
+    """(B, n, H, D) -> (B, K, n H/K, D), K as in k (B, K, ...)"""
+    return x.unflatten(2, (k.shape[1], -1)).transpose(1, 2).flatten(2, 3)
 
 
 def _unfold(x: Tensor, q: Tensor) -> Tensor:
-    """(B, K, n H/K, D) -> (B, n, H, D)"""
+    """(B, K, n H/K, D) -> (B, n, H, D), n as in q (B, n, ...)"""
     return x.unflatten(2, (q.shape[1], -1)).transpose(1, 2).flatten(2, 3)
 
 
@@ -150,34 +150,35 @@ class Bucket:
     end: int
     S: int
     n: int
-    rows: Tensor                                               # where the tokens lie in the (S n) padded row
+    rows: Tensor | None                                        # where the tokens lie in the (S n) padded row; all: None
 
     def pad(self, x: Tensor) -> Tensor:
         """(T, heads, D) -> (S, n, heads, D)"""
         x = x[self.start:self.end]
-        if len(x) < self.S * self.n:
-            x = x.new_zeros(self.S * self.n, *x.shape[1:]).index_copy(0, self.rows.to(x.device), x)
+        if self.rows is not None:
+            x = x.new_zeros(self.S * self.n, *x.shape[1:]).index_copy(0, self.rows, x)
         return x.unflatten(0, (self.S, self.n))
 
     def unpad(self, x: Tensor) -> Tensor:
         """(S, n, heads, D) -> (end - start, heads, D)"""
-        x = x.flatten(0, 1)
-        return x if self.end - self.start == len(x) else x.index_select(0, self.rows.to(x.device))
+        return x.flatten(0, 1) if self.rows is None else x.flatten(0, 1).index_select(0, self.rows)
 
 
-def buckets(lengths: Sequence[int], waste: float = 1.25) -> list[Bucket]:
+def buckets(lengths: Sequence[int], device: torch.device | str = "cpu", waste: float = 1.25) -> list[Bucket]:
     """Neighbours go together as long as their pads stay below a quarter of their tokens.
 
     >>> [(b.S, b.n) for b in buckets([17, 17, 15, 90, 100])]
     [(3, 17), (2, 100)]
     """
-    found, first, start = [], 0, 0
-    for last in range(1, len(lengths) + 1):
-        n, tokens = max(lengths[first:last]), sum(lengths[first:last])
-        if last == len(lengths) or max(n, lengths[last]) * (last + 1 - first) > waste * (tokens + lengths[last]):
-            rows = torch.cat([torch.arange(length) + i * n for i, length in enumerate(lengths[first:last])])
-            found.append(Bucket(start, start + tokens, last - first, n, rows))
-            first, start = last, start + tokens
+    found, start, bucket, tokens, n = [], 0, [], 0, 0
+    for length, following in zip(lengths, [*lengths[1:], None]):
+        bucket.append(length)
+        tokens, n = tokens + length, max(n, length)
+        if following is None or max(n, following) * (len(bucket) + 1) > waste * (tokens + following):
+            rows = None if tokens == n * len(bucket) else torch.cat(
+                [torch.arange(length) + i * n for i, length in enumerate(bucket)]).to(device)
+            found.append(Bucket(start, start + tokens, len(bucket), n, rows))
+            start, bucket, tokens, n = start + tokens, [], 0, 0
     return found
 
 
@@ -187,9 +188,9 @@ class Packed:
     cu_seqlens: S + 1 offsets, 0 first and T last. stem: keys and values of each layer, (P, K, D), that stand before
     every sequence."""
 
-    def __init__(self, cu_seqlens: Sequence[int], stem: KeysValues | None = None):
+    def __init__(self, cu_seqlens: Sequence[int], stem: KeysValues | None = None, device: torch.device | str = "cpu"):
         self.lengths, self.stem = [end - start for start, end in zip(cu_seqlens, cu_seqlens[1:])], stem
-        self.buckets = buckets(self.lengths)
+        self.buckets = buckets(self.lengths, device)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.stem and q.device.type == "cpu":
@@ -207,18 +208,19 @@ def pack(sequences: Sequence[Sequence[int]], device: torch.device, stem: KeysVal
     lengths, start = [len(sequence) for sequence in sequences], stem[0][0].shape[0] if stem else 0
     ids = torch.tensor([token for sequence in sequences for token in sequence], device=device)
     positions = torch.cat([torch.arange(start, start + length, device=device) for length in lengths])
-    return ids, positions, Packed([0, *accumulate(lengths)], stem)
+    return ids, positions, Packed([0, *accumulate(lengths)], stem, device)
 
 
 class KVCache:
     """Keys and values of all layers, in blocks. kvcache.BlockPool decides whose a block is; this only stores.
 
-    A block is `block_size` consecutive slots; slot = block * block_size + offset."""
+    A block is `block_size` consecutive slots; slot = block * block_size + offset. A head's slots lie next to one
+    another, so blocks that follow one another are one piece for attention."""
 
     def __init__(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
                  dtype: torch.dtype, device: torch.device):
-        shape = (num_layers, num_blocks * block_size, num_kv_heads, head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)       # (L, slots, K, D)
+        shape = (num_layers, num_kv_heads, num_blocks * block_size, head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)             # (L, K, slots, D)
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self.block_size, self.device = block_size, device
 
@@ -230,65 +232,77 @@ class KVCache:
         return (blocks[:, :, None] * self.block_size + offsets).flatten(1)[:, :length]
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        self.keys[layer, slots] = k
-        self.values[layer, slots] = v
+        """k and v (T, K, D) into the slots (T,)."""
+        self.keys[layer].index_copy_(1, slots, k.transpose(0, 1))
+        self.values[layer].index_copy_(1, slots, v.transpose(0, 1))
 
-    def stem(self, block_table: Sequence[int], length: int) -> KeysValues:
-        """A copy of a sequence's first `length` keys and values in one piece, a head's tokens next to one another."""
-        (slots,) = self.slots([block_table], length)
-        return [tuple(x[slots].transpose(0, 1).contiguous().transpose(0, 1) for x in pair)
-                for pair in zip(self.keys, self.values)]                       # each (P, K, D)
+    def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values at the slots (...), each (..., K, D)."""
+        return tuple(x[layer].index_select(1, slots.flatten()).transpose(0, 1).unflatten(0, slots.shape)
+                     for x in (self.keys, self.values))
+
+    def past(self, block_table: Sequence[int], length: int) -> KeysValues:
+        """The first `length` keys and values of a sequence, in one piece, per layer (length, K, D): where they lie, if
+        the blocks follow one another, and good as long as those are owned; else a copy."""
+        blocks = block_table[:blocks_for(length, self.block_size)]
+        first = blocks[0] * self.block_size
+        if list(blocks) == list(range(blocks[0], blocks[0] + len(blocks))):
+            pieces = (x[:, :, first:first + length] for x in (self.keys, self.values))
+        else:
+            (slots,) = self.slots([blocks], length)
+            pieces = (x.index_select(2, slots) for x in (self.keys, self.values))
+        return list(zip(*(piece.transpose(1, 2) for piece in pieces)))
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, each (from, to): the other half of BlockPool.append's copy-on-write."""
         if pairs:
-            source, target = self.slots([[a] for a, _ in pairs], self.block_size), self.slots(
-                [[b] for _, b in pairs], self.block_size)
-            self.keys[:, target] = self.keys[:, source]
-            self.values[:, target] = self.values[:, source]
+            source, target = (self.slots([[block] for block in blocks], self.block_size).flatten()
+                              for blocks in zip(*pairs))
+            for x in (self.keys, self.values):
+                x[:, :, target] = x[:, :, source]
 
 
 class SharedPaged:
     """One new token per answer: its key and value go into the cache, then it attends to its group's stem, together
-    with the group's other answers, and to its own tail in the cache; the two parts are merged.
+    with the group's other answers, and to its own tail; the two parts are merged.
 
     context_lens: tokens of each sequence, the new one included; its place must already be in the block table.
-    stems: for each group of neighbours the stem's keys and values in one piece (KVCache.stem; none if it is empty) and
-    how many answers of the group are here."""
+    stems: for each group of neighbours the keys and values of the blocks that its answers share (KVCache.past of whole
+    blocks; empty if there is none) and how many answers of the group are here. What lies behind those is the tail."""
 
     def __init__(self, cache: KVCache, block_tables: Sequence[Sequence[int]], context_lens: Sequence[int],
                  stems: Sequence[tuple[KeysValues, int]]):
         self.cache, self.stems = cache, stems
-        size, device = cache.block_size, cache.device
-        starts = [stem[0][0].shape[0] if stem else 0 for stem, count in stems for _ in range(count)]
-        tails = [table[start // size:blocks_for(length, size)]                 # from the block that the stem ends in
-                 for table, start, length in zip(block_tables, starts, context_lens, strict=True)]
-        longest = max(map(len, tails))
-        blocks = torch.tensor([tail + [0] * (longest - len(tail)) for tail in tails], device=device)
-        offsets = torch.arange(size, device=device)
-        slots = (blocks[:, :, None] * size + offsets).flatten(1)               # (S, n)
-        start, end = torch.tensor(starts, device=device), torch.tensor(context_lens, device=device)
-        places = (start // size * size)[:, None] + torch.arange(slots.shape[1], device=device)
-        outside = (places < start[:, None]) | (places >= end[:, None])
-        newest = end - 1 - start // size * size
-        self.slot_mapping = slots.gather(1, newest[:, None])[:, 0]             # (S,)
-        self.slots = torch.where(outside, self.slot_mapping[:, None], slots)   # an unwritten slot is never read
-        mask = torch.zeros(outside.shape, dtype=cache.keys.dtype, device=device)
-        self.mask = mask.masked_fill(outside, -torch.inf)[:, None, None]       # (S, 1, 1, n)
+        shared = [stem[0][0].shape[0] if stem else 0 for stem, count in stems for _ in range(count)]
+        rows_by_size = defaultdict(list)                       # tails of like length together: little padding
+        for row, (start, length) in enumerate(zip(shared, context_lens, strict=True)):
+            rows_by_size[(length - start).bit_length()].append(row)
+        self.rows = torch.tensor([row for rows in rows_by_size.values() for row in rows], device=cache.device)
+        self.tails = [self._tails([block_tables[row][shared[row] // cache.block_size:] for row in rows],
+                                  [context_lens[row] - shared[row] for row in rows]) for rows in rows_by_size.values()]
+        self.slot_mapping = torch.cat([newest for newest, _, _ in self.tails])             # (S,), in the order of rows
+
+    def _tails(self, tables: list[Sequence[int]], lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Slots of the newest tokens (s,), of all tokens (s, n), and what masks those that are none (s, 1, 1, n)."""
+        n, longest = max(lengths), max(map(len, tables))
+        slots = self.cache.slots([[*table, *[0] * (longest - len(table))] for table in tables], n)
+        end = torch.tensor(lengths, device=slots.device)[:, None]
+        newest, outside = slots.gather(1, end - 1), torch.arange(n, device=slots.device) >= end
+        mask = torch.zeros(outside.shape, dtype=self.cache.keys.dtype, device=slots.device)
+        return (newest[:, 0], torch.where(outside, newest, slots),             # an unwritten slot is never read
+                mask.masked_fill(outside, -torch.inf)[:, None, None])
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.cache.write(layer, self.slot_mapping, k, v)
-        keys, values = (x[layer].index_select(0, self.slots.flatten()).unflatten(0, self.slots.shape)
-                        for x in (self.cache.keys, self.cache.values))         # (S, n, K, D)
-        tail, tail_lse = part(q[:, None], keys, values, mask=self.mask)        # (S, 1, H, D), (S, 1, H, 1)
-        out, first = [], 0
-        for stem, count in self.stems:
-            group = q[None, first:first + count]
-            out.append(part(group, *(x[None] for x in stem[layer])) if stem else (
-                torch.zeros_like(group), tail_lse.new_full((1, *group.shape[1:3], 1), -torch.inf)))
-            first += count
-        stem, stem_lse = (torch.cat(parts, dim=1)[0] for parts in zip(*out))   # (S, H, D), (S, H, 1)
-        return merge(stem, stem_lse, tail[:, 0], tail_lse[:, 0])
+        self.cache.write(layer, self.slot_mapping, k[self.rows], v[self.rows])
+        tails = [part(q[rows, None], *self.cache.read(layer, slots), mask=mask) for rows, (_, slots, mask) in
+                 zip(self.rows.split([len(slots) for _, slots, _ in self.tails]), self.tails)]
+        tail, tail_lse = (torch.cat(parts)[:, 0] for parts in zip(*tails))     # (S, H, D), (S, H, 1)
+        stems = [part(queries[None], *(x[None] for x in stem[layer])) if stem else (
+            torch.zeros_like(queries)[None], torch.full_like(tail_lse[None, :len(queries)], -torch.inf))
+            for queries, (stem, _) in zip(q.split([count for _, count in self.stems]), self.stems)]
+        whole, whole_lse = (torch.cat(parts, dim=1)[0] for parts in zip(*stems))
+        back = self.rows.argsort()
+        return merge(whole, whole_lse, tail[back], tail_lse[back])
 
 
 class Paged:
@@ -312,7 +326,7 @@ class Paged:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.cache.write(layer, self.slot_mapping, k, v)
-        keys, values, out = self.cache.keys[layer], self.cache.values[layer], torch.empty_like(q)
+        out = torch.empty_like(q)
         for rows, slots in zip(self.rows, self.slots):
-            out[rows] = attention(q[rows, None], keys[slots], values[slots], causal=False)[:, 0]
+            out[rows] = attention(q[rows, None], *self.cache.read(layer, slots), causal=False)[:, 0]
         return out

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from .attention import KVCache, Paged, SharedPaged, pack
 from .kvcache import BlockPool, OutOfBlocks
 from .records import Completion, Group
-from .schedule import Answer, Schedule
+from .schedule import Answer, Schedule, Stem
 
 Tensor = torch.Tensor
 
@@ -36,7 +36,8 @@ class Generator:
     tokens unless a draw falls into it. The library's matrix products are no better (MKL's float64 rounds differently
     for fewer than four rows).
 
-    The pool counts one copy of each stem. The shared form keeps another, in one piece, while answers to it run."""
+    A stem's blocks are read where they lie if they follow one another, as they do in a pool that is not fragmented; if
+    not, the shared form keeps a copy in one piece while answers to it run."""
 
     def __init__(self, model, num_blocks: int = 4096, block_size: int = 16, prefill_tokens: int = 16384,
                  shared: bool = True):
@@ -59,9 +60,11 @@ class Generator:
         if n < 1 or max_new_tokens < 0 or temperature < 0 or not 0 < top_p <= 1 or not all(map(len, prompts)):
             raise SamplingError(f"sampling needs n >= 1 (got {n}), max_new_tokens >= 0 ({max_new_tokens}), temperature "
                                 f">= 0 ({temperature}), 0 < top_p <= 1 ({top_p}) and no empty prompt")
+        keys, end_ids = list(range(len(prompts))) if keys is None else list(keys), frozenset(eos_ids)
+        if len(keys) != len(prompts):
+            raise SamplingError(f"{len(prompts)} prompts came with {len(keys)} keys; give one for each")
         if prompts:
             self.require(max(map(len, prompts)), max_new_tokens)
-        keys, end_ids = list(range(len(prompts))) if keys is None else list(keys), frozenset(eos_ids)
         answers = [Answer(p, i, prompt, uniforms(seed, keys[p], i)) for p, prompt in enumerate(prompts)
                    for i in range(n)]
         schedule = Schedule(self.pool, answers if max_new_tokens else (), max_new_tokens)
@@ -92,18 +95,19 @@ class Generator:
                               f"blocks of {self.pool.block_size}, the pool has {self.pool.num_blocks}: give the cache "
                               "more blocks (--kv-blocks)")
 
-    def _prefill_stems(self, stems) -> None:
+    def _prefill_stems(self, stems: Sequence[Stem]) -> None:
         self._prefill((stem.ids, stem.table, 0) for stem in stems)
         for stem in stems:
-            if self.shared and stem.ids:
-                stem.keys_values = self.cache.stem(stem.table, len(stem.ids))
+            whole_blocks = len(stem.ids) // self.pool.block_size * self.pool.block_size
+            if self.shared and whole_blocks:
+                stem.keys_values = self.cache.past(stem.table, whole_blocks)
 
     def _prefill(self, sequences: Iterable[tuple[Sequence[int], list[int], int]]) -> None:
         """Keys and values of each sequence's tokens from `start` on go into its blocks: (ids, block table, start)."""
         for batch in chunks(sequences, self.prefill_tokens):
             (_, table, start), *_ = batch
             ids, positions, attend = pack([ids for ids, _, _ in batch], self.model.device,
-                                          self.cache.stem(table, start) if start else None)
+                                          self.cache.past(table, start) if start else None)
             if not self.shared:
                 attend = Paged(self.cache, [table for ids, table, _ in batch for _ in ids], (positions + 1).tolist())
             _, keys_values = self.model(ids, positions, attend)

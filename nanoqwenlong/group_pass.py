@@ -19,6 +19,7 @@ from itertools import accumulate
 
 import torch
 from kernels import linear_logprob
+from torch.autograd.graph import get_gradient_edge
 
 from .attention import KeysValues, pack
 from .records import Branch
@@ -33,23 +34,25 @@ def backward(model, stem: Sequence[int], branches: Sequence[Branch], loss: Calla
     `loss(rows, logprobs, entropy)` is called once per micro-batch with the indices of its branches and the (N,) values
     of their weighted targets, one branch after the other; it returns a scalar. The scalars add up to the loss, so its
     normaliser must have been counted before, over everything that goes into one optimizer step."""
-    keys_values = _run_stem(model, stem) if branches else []
-    leaves = [(k.detach().requires_grad_(), v.detach().requires_grad_()) for k, v in keys_values]    # each (P, K, D)
+    stem_kv = _run_stem(model, stem) if branches else []
+    edges = [get_gradient_edge(x) for pair in stem_kv for x in pair if x.requires_grad]
+    leaves = [tuple(x.detach().requires_grad_(x.requires_grad) for x in pair) for pair in stem_kv]     # (P, K, D) each
+    del stem_kv                                                                # only the edges into its graph are kept
     for rows in microbatches(branches, max_tokens):
         loss(rows, *_run_branches(model, leaves, [branches[row] for row in rows], temperature)).backward()
-    ends = [(tensor, leaf.grad) for pair, leaf_pair in zip(keys_values, leaves)
-            for tensor, leaf in zip(pair, leaf_pair) if leaf.grad is not None]
-    if ends:
-        torch.autograd.backward(*zip(*ends))
+    grads = [x.grad for pair in leaves for x in pair if x.requires_grad]
+    del leaves
+    if edges:
+        torch.autograd.backward(edges, grads)
 
 
 @torch.no_grad()
 def logprobs(model, stem: Sequence[int], branches: Sequence[Branch], temperature: float = 1.0,
              max_tokens: int = 16384) -> list[Tensor]:
     """For each branch the log-probs (num_targets,) of its weighted targets, without gradient."""
-    keys_values, found = _run_stem(model, stem) if branches else [], []
+    stem_kv, found = _run_stem(model, stem) if branches else [], []
     for rows in microbatches(branches, max_tokens):
-        values, _ = _run_branches(model, keys_values, [branches[row] for row in rows], temperature)
+        values, _ = _run_branches(model, stem_kv, [branches[row] for row in rows], temperature)
         found += values.split([branches[row].num_targets for row in rows])
     return found
 
@@ -92,14 +95,14 @@ def _run_stem(model, stem: Sequence[int]) -> KeysValues:
     return model(*pack([stem], model.device))[1] if stem else []
 
 
-def _run_branches(model, stem: KeysValues, branches: Sequence[Branch], temperature: float) -> tuple[Tensor, Tensor]:
+def _run_branches(model, stem_kv: KeysValues, branches: Sequence[Branch], temperature: float) -> tuple[Tensor, Tensor]:
     """logprobs (N,), entropy (N,) of all weighted targets."""
     ends = accumulate(len(b.input_ids) for b in branches)
     wanted = [(end - len(b.weights) + i, b.target_ids[i]) for b, end in zip(branches, ends)
               for i, weight in enumerate(b.weights) if weight]
     rows, targets = torch.tensor(wanted, dtype=torch.long, device=model.device).view(-1, 2).T
     head = partial(_score, rows=rows, targets=targets, temperature=temperature)
-    return model(*pack([b.input_ids for b in branches], model.device, stem), head)[0]
+    return model(*pack([b.input_ids for b in branches], model.device, stem_kv), head)[0]
 
 
 def _score(hidden, weight, rows, targets, temperature):

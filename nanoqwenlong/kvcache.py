@@ -5,6 +5,8 @@ block table[p // block_size], offset p % block_size. A fork shares every block a
 token is written, `append` makes its place private: a shared last block is copied first (copy-on-write).
 """
 
+from heapq import heappop, heappush
+
 
 class OutOfBlocks(RuntimeError):
     """The pool holds too few blocks for what was asked."""
@@ -32,7 +34,7 @@ class BlockPool:
             raise ValueError(f"a pool needs at least one block of one token, got {num_blocks} blocks of {block_size}")
         self.num_blocks, self.block_size = num_blocks, block_size
         self.owners = [0] * num_blocks                        # how many block tables hold each block
-        self.free_blocks = list(range(num_blocks))[::-1]      # a stack: the block freed last is used first
+        self.free_blocks = list(range(num_blocks))            # a heap: the lowest first, so neighbours stay together
 
     @property
     def num_free(self) -> int:
@@ -48,7 +50,7 @@ class BlockPool:
         if needed > self.num_free:
             raise OutOfBlocks(f"{num_tokens} tokens need {needed} blocks of {self.block_size}, {self.num_free} of "
                               f"{self.num_blocks} are free")
-        table = [self.free_blocks.pop() for _ in range(needed)]
+        table = [heappop(self.free_blocks) for _ in range(needed)]
         for block in table:
             self.owners[block] = 1
         return table
@@ -82,4 +84,4 @@ class BlockPool:
                 raise RuntimeError(f"block {block} is freed twice; a block table was used after it was given up")
             self.owners[block] -= 1
             if self.owners[block] == 0:
-                self.free_blocks.append(block)
+                heappush(self.free_blocks, block)

@@ -13,6 +13,7 @@ there is always one that moves on.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 
 from .kvcache import BlockPool, OutOfBlocks
 
@@ -77,10 +78,13 @@ class Schedule:
             length = len(answer.prompt_ids) - 1
             needed = self.pool.blocks_for(answer.context_len) - length // self.pool.block_size
             needed += 0 if self.held else self.pool.blocks_for(length)
-            # A first answer brings a stem along, one that stepped back must be computed again: they wait until the
-            # others are expected to get by. The siblings of a resident stem cost nothing and come at once.
-            cheap = self.held and not answer.ids
-            reserve = len(self.running) if cheap else sum(map(self._expected_growth, self.running))
+            # Whoever brings a stem along or must be computed again waits until the others are expected to get by, his
+            # siblings included. The siblings of a resident stem come at once: for them only tails are at stake.
+            if self.held and not answer.ids:
+                reserve = len(self.running)
+            else:
+                siblings = takewhile(lambda other: other.prompt == answer.prompt, islice(self.waiting, 1, None))
+                reserve = sum(map(self._expected_growth, [*self.running, *siblings]))
             if self.running and needed + reserve > self.pool.num_free:
                 break
             if not self.held:
@@ -123,9 +127,11 @@ class Schedule:
         self._release_held()
 
     def _expected_growth(self, answer: Answer) -> int:
-        """Blocks that an answer will still take if it gets as long as those that have ended."""
+        """Blocks that an answer will take beside those it has (or, waiting, those of its stem) if it gets as long as
+        those that have ended; one at least."""
         expected = self.tokens_ended // self.num_ended if self.num_ended else self.max_new_tokens
-        return max(1, self.pool.blocks_for(len(answer.prompt_ids) - 1 + expected) - len(answer.table))
+        length = len(answer.prompt_ids) - 1
+        return max(1, self.pool.blocks_for(length + expected) - (len(answer.table) or length // self.pool.block_size))
 
     def _make_room(self) -> None:
         if self.held and self.running[-1].prompt != self.held.prompt:

@@ -155,6 +155,22 @@ def test_the_stem_runs_once_and_the_branches_without_it(model, monkeypatch):
     assert sizes[5:] == [11, 15, 13]
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("trained", ["model.norm", "layers.1", "embed_tokens"])
+def test_frozen_parameters(trained, checkpointing):
+    model = tiny_qwen(seed=6, num_hidden_layers=3)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name)
+    found = []
+    for stem, branches in ((STEM, BRANCHES), ([], group_pass.repeat_stem(STEM, BRANCHES))):
+        model.zero_grad()
+        model.checkpointing = checkpointing
+        group_pass.backward(model, stem, branches, lambda rows, logprobs, entropy: logprobs.sum(), max_tokens=10)
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert all(trained in name for name in found[0])
+    assert_equal_gradients(*found)
+
+
 def test_checkpointing_keeps_less(model):
     """Tensors that autograd saves while the loss is computed; layers computed again belong to the backward pass."""
     def saved(checkpointing):
