@@ -70,7 +70,7 @@ class Config:
     warmup_steps: int = 5
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    max_tokens: int = 16384             # of answers or prompts in one forward pass: memory, not results
+    max_tokens: int = 16384             # in one forward pass, stems in the update apart: memory, not results
     checkpointing: bool = False         # keep only the layers' inputs for the backward pass: less memory, more time
     # machine and output
     device: str = "cpu"

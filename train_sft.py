@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -86,11 +87,13 @@ def main(cfg: Config) -> None:
     model.checkpointing = cfg.checkpointing
     branches = [data.sft_branch(example, tokenizer) for example in examples]
     documents = by_document(examples)
+    generator = Generator(model, cfg.kv_blocks) if heldout else None
+    if heldout:
+        generator.require(max(len(example.prompt_ids) for example in heldout), cfg.max_new_tokens)
     logger = log.Log(run.open_directory(cfg))
     logger.say(f"{len(examples)} examples ({num_dropped} dropped: prompt over {cfg.max_prompt_tokens} tokens), "
                f"{sum(p.numel() for p in model.parameters()):,} parameters")
 
-    generator = Generator(model, cfg.kv_blocks) if heldout else None
     optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
     start, best, since_best = time.monotonic(), 0.0, 0
     num_steps = 1 if cfg.dry_run else cfg.steps
@@ -139,24 +142,29 @@ def read_data(cfg: Config):
     return train, heldout if cfg.eval_every else []
 
 
-def by_document(examples) -> list[list[int]]:
+def by_document(examples) -> tuple[tuple[int, ...], ...]:
     """The indices of the examples, those about one document together."""
     found = {}
     for i, example in enumerate(examples):
         found.setdefault(example.document, []).append(i)
-    return list(found.values())
+    return tuple(map(tuple, found.values()))
 
 
-def draw(documents: list[list[int]], seed: int, batch: int, batch_size: int) -> list[list[int]]:
-    """The examples of one batch, by document: epoch after epoch the documents in an order that is a function of the
-    seed, their questions one after the other."""
+@lru_cache(maxsize=2)
+def epoch(documents: tuple[tuple[int, ...], ...], name: str) -> list[tuple[int, int]]:
+    """All (document, example) in an order that is a function of the name: documents shuffled, and their questions."""
+    return [(document, documents[document][place]) for document in epoch_order(len(documents), name)
+            for place in epoch_order(len(documents[document]), f"{name}/{document}")]
+
+
+def draw(documents: tuple[tuple[int, ...], ...], seed: int, batch: int, batch_size: int) -> list[list[int]]:
+    """The examples of one batch, by document."""
     num = sum(map(len, documents))
     size = min(num, batch_size)
-    epoch, place = divmod(batch, num // size)
-    order = [(d, i) for d in epoch_order(len(documents), f"{seed}/sft/{epoch}") for i in documents[d]]
+    number, place = divmod(batch, num // size)
     found = {}
-    for d, i in order[place * size:(place + 1) * size]:
-        found.setdefault(d, []).append(i)
+    for document, i in epoch(documents, f"{seed}/sft/{number}")[place * size:(place + 1) * size]:
+        found.setdefault(document, []).append(i)
     return list(found.values())
 
 

@@ -129,8 +129,8 @@ def serve(pipe, set_up: Callable, arguments: list) -> None:
             measured = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start,
                         "peak_bytes": memory("VmHWM") - base}
             pipe.send({**measured, **(outcome or {})})        # a side that times itself says so in its outcome
-    except EOFError:
-        pass
+    except (EOFError, BrokenPipeError):
+        pass                                                  # nobody asks any more
     except Exception:
         pipe.send(traceback.format_exc())
 

@@ -176,14 +176,16 @@ def test_sft_runs_a_document_once_for_its_questions(in_tmp, toy_directory, monke
 
 
 def test_sft_takes_every_example_once_an_epoch_and_a_documents_questions_together():
-    documents = [[0, 3], [1], [2, 4, 5], [6], [7]]
+    documents = ((0, 3), (1,), (2, 4, 5), (6,), (7,))
     for epoch in range(3):
         batches = [train_sft.draw(documents, 0, 2 * epoch + i, 4) for i in range(2)]
         drawn = [question for batch in batches for questions in batch for question in questions]
         assert sorted(drawn) == list(range(8))
-        places = [[drawn.index(question) for question in questions] for questions in documents]
+        places = [sorted(drawn.index(question) for question in questions) for questions in documents]
         assert all(place == list(range(place[0], place[0] + len(place))) for place in places)
     assert train_sft.draw(documents, 0, 0, 4) != train_sft.draw(documents, 1, 0, 4)
+    rest = [train_sft.draw((tuple(range(10)),), 0, batch, 4) for batch in range(40)]       # 2 of 10 left out an epoch:
+    assert {question for batch in rest for questions in batch for question in questions} == set(range(10))   # others
 
 
 def test_on_policy_rollouts_and_training_agree_on_log_probs(in_tmp, toy_directory, monkeypatch):
