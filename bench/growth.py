@@ -1,7 +1,8 @@
 """How our update and our rollout grow with the group, the prompt and the answers, beside what the formulas say.
 
 From a base point G (answers), P (prompt tokens) and R (tokens of each answer) grow one at a time. Legend of the
-formulas: A parameters in the matrices of a layer, L layers, H heads of width D, V vocabulary, C hidden. Operations, shared prompt:
+formulas: A parameters in the matrices of a layer, L layers, H heads of width D, V vocabulary, C hidden. Operations of a
+shared prompt:
 
     update    tokens     6 A (P (L - 1) + G R L), and the stem's last layer computes keys and values only
               pairs      14 H D (P^2 / 2 (L - 1) + (G P R + G R^2 / 2) L)

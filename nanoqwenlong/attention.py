@@ -125,8 +125,8 @@ def merge(out_1: Tensor, lse_1: Tensor, out_2: Tensor, lse_2: Tensor) -> Tensor:
 
 
 def _heads(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """k and v (B, n, K, D) -> (B, K, n, D), or (B, H, n, D) for a causal order, which goes by tokens: its rows cannot be
-    folded."""
+    """k and v (B, n, K, D) -> (B, K, n, D), or (B, H, n, D) for a causal order: that goes by tokens, and rows that are
+    folded are none."""
     repeat = q.shape[2] // k.shape[2] if causal else 1
     return tuple(x.transpose(1, 2)[:, :, None].expand(-1, -1, repeat, -1, -1).flatten(1, 2) for x in (k, v))
 
