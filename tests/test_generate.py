@@ -359,7 +359,7 @@ def test_answers_do_not_depend_on_the_pool_size(model, form, expected):
     """Every size from the smallest that holds one answer to one that holds all of them however long they get. With
     room for all, each stem goes through the model once, and each step decodes all that have not ended."""
     prompts, keys = zip(*[(PROMPTS[i], KEYS[i]) for i in (1, 3, 4)])
-    block_size, n, steps, step_backs = 3, 4, [], []
+    block_size, n, steps, step_backs = 3, 5, [], []
     longest = [blocks_for(len(prompt) - 1 + SETTINGS["max_new_tokens"], block_size) for prompt in prompts]
     shared = [(len(prompt) - 1) // block_size for prompt in prompts]
     ample = sum(s + n * (l - s) for s, l in zip(shared, longest)) + len(prompts)
