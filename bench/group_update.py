@@ -9,7 +9,7 @@ transformers runs at its best: SDPA, no padding and no mask, no cache, logits of
 gradients, tensor by tensor, agree. Peak memory is above the loaded model, the gradients included.
 
     python -m bench.group_update
-    python -m bench.group_update --prompt 4096 --answer 256 --rounds 5
+    python -m bench.group_update --prompt 4096 --answer 256 --checkpointing
 """
 
 import sys
@@ -34,6 +34,7 @@ class Config:
     answer: int = 128                   # R, tokens of each answer
     group_size: int = 8                 # G
     max_tokens: int = 16384             # in one forward pass of ours
+    checkpointing: bool = False         # activation checkpointing of the layers, on all sides
     rounds: int = 3                     # each side runs once a round
     # the model: a random Qwen2, untied
     hidden: int = 512
@@ -47,6 +48,7 @@ class Config:
 
 def ours(cfg: Config, directory: str) -> dict[str, Callable]:
     model = Qwen.from_pretrained(directory, dtype=torch.float32)
+    model.checkpointing = cfg.checkpointing
 
     def update(prompt: int, answer: int) -> None:
         group, advantages = common.random_group(cfg, cfg.group_size, prompt, answer)
@@ -60,6 +62,9 @@ def ours(cfg: Config, directory: str) -> dict[str, Callable]:
 def repeated(cfg: Config, directory: str, rows_at_once: int) -> dict[str, Callable]:
     """transformers, `rows_at_once` rows of prompt and answer in one forward pass."""
     model = common.transformers_model(directory)
+    if cfg.checkpointing:
+        model.train()                                                                        # which it asks for
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def update(prompt: int, answer: int) -> None:
         group, advantages = common.random_group(cfg, cfg.group_size, prompt, answer)

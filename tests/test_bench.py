@@ -35,8 +35,9 @@ def assert_compared(lines: list[str], found: dict, sides: list[str], rounds: int
     assert len(set(map(len, table))) == 1 and [line.startswith(side) for line, side in zip(table[2:], sides)]
 
 
-def test_group_update(capfd):
-    lines, found = start(group_update, capfd, "--prompt", 40, "--answer", 6, "--group-size", 3, "--rounds", 2)
+@pytest.mark.parametrize("flags", [[], ["--checkpointing", "--max-tokens", 10]])
+def test_group_update(capfd, flags):
+    lines, found = start(group_update, capfd, "--prompt", 40, "--answer", 6, "--group-size", 3, "--rounds", 2, *flags)
     assert_compared(lines, found, ["ours", "transformers, one batch", "transformers, one by one"], 2)
     assert found["config"]["prompt"] == 40 and found["versions"].keys() == {"torch", "transformers"}
 
