@@ -21,6 +21,7 @@ from .records import Completion, Group
 from .schedule import Answer, Schedule, Stem
 
 Tensor = torch.Tensor
+WORTH_SHARING = 512             # answers x stem tokens; below, a stem is read with its answers' tails: fewer calls
 
 
 class SamplingError(ValueError):
@@ -120,7 +121,9 @@ class Generator:
         device, tables, lengths = self.model.device, [a.table for a in running], [a.context_len for a in running]
         if self.shared:
             groups = [list(answers) for _, answers in groupby(running, key=lambda a: a.prompt)]
-            attend = SharedPaged(self.cache, tables, lengths, [(g[0].stem.keys_values, len(g)) for g in groups])
+            stems = [(g[0].stem.keys_values if len(g) * len(g[0].stem.ids) >= WORTH_SHARING else (), len(g))
+                     for g in groups]
+            attend = SharedPaged(self.cache, tables, lengths, stems)
         else:
             attend = Paged(self.cache, tables, lengths)
         logits, _ = self.model(torch.tensor([a.last_id for a in running], device=device),

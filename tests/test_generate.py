@@ -67,6 +67,12 @@ class Form:
                 assert logprobs == expected[name][1]
 
 
+@pytest.fixture(autouse=True)
+def share_all_stems(monkeypatch):
+    """The stems of these tests are too short to be worth it."""
+    monkeypatch.setattr(generate, "WORTH_SHARING", 0)
+
+
 @pytest.fixture(params=[True, False], ids=["shared", "twin"])
 def form(request, model):
     with nullcontext() if request.param else rowwise_matmul():
@@ -387,6 +393,17 @@ def test_answers_do_not_depend_on_how_the_prefill_is_packed(model, form, expecte
             with watched(model) as seen:
                 form.check(generator.sample(PROMPTS[::order], keys=KEYS[::order], **SETTINGS), expected)
             assert max(seen.prefills) <= prefill_tokens and (seen.step_backs > 0) == (num_blocks < 200)
+
+
+@pytest.mark.parametrize("worth_sharing", [20, 10**9])
+def test_a_stem_that_is_not_worth_it_is_read_with_the_tails(model, expected, monkeypatch, worth_sharing):
+    """All of them, or those of the shorter prompts beside others that are shared."""
+    calls, shared_paged = [], SharedPaged.__init__
+    monkeypatch.setattr(SharedPaged, "__init__", lambda self, *args: (
+        calls.append({bool(stem) for stem, _ in args[-1]}), shared_paged(self, *args))[1])
+    monkeypatch.setattr(generate, "WORTH_SHARING", worth_sharing)
+    Form(model, shared=True).check(Generator(model, 200, 4).sample(PROMPTS, keys=KEYS, **SETTINGS), expected)
+    assert calls[0] == ({False} if worth_sharing > 20 else {False, True})
 
 
 def test_the_first_answers_of_a_bigger_group_are_those_of_a_smaller_one(form, expected):
