@@ -31,6 +31,7 @@ from .kvcache import blocks_for
 
 Tensor = torch.Tensor
 KeysValues = Sequence[tuple[Tensor, Tensor]]                   # per layer: keys, values
+SHORT_TAIL = 64                                                # tokens; tails below are padded without a second thought
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -127,8 +128,8 @@ def merge(out_1: Tensor, lse_1: Tensor, out_2: Tensor, lse_2: Tensor) -> Tensor:
 def _heads(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """k and v (B, n, K, D) -> (B, K, n, D), or (B, H, n, D) for a causal order: that goes by tokens, and rows that are
     folded are none."""
-    repeat = q.shape[2] // k.shape[2] if causal else 1
-    return tuple(x.transpose(1, 2)[:, :, None].expand(-1, -1, repeat, -1, -1).flatten(1, 2) for x in (k, v))
+    k, v, repeat = k.transpose(1, 2), v.transpose(1, 2), q.shape[2] // k.shape[2] if causal else 1
+    return (k, v) if repeat == 1 else (k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1))
 
 
 def _fold(x: Tensor, k: Tensor) -> Tensor:
@@ -274,9 +275,9 @@ class SharedPaged:
                  stems: Sequence[tuple[KeysValues, int]]):
         self.cache, self.stems = cache, stems
         shared = [stem[0][0].shape[0] if stem else 0 for stem, count in stems for _ in range(count)]
-        rows_by_size = defaultdict(list)                       # tails of like length together: little padding
+        rows_by_size = defaultdict(list)                       # tails within a factor of 2 together, so pads are few
         for row, (start, length) in enumerate(zip(shared, context_lens, strict=True)):
-            rows_by_size[(length - start).bit_length()].append(row)
+            rows_by_size[max(length - start, SHORT_TAIL).bit_length()].append(row)
         self.rows = torch.tensor([row for rows in rows_by_size.values() for row in rows], device=cache.device)
         self.tails = [self._tails([block_tables[row][shared[row] // cache.block_size:] for row in rows],
                                   [context_lens[row] - shared[row] for row in rows]) for rows in rows_by_size.values()]
