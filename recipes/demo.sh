@@ -13,7 +13,7 @@ last() { printf '%s\n' "$runs/$1"/checkpoints/step_* | tail -n 1; }
 echo "== 1. SFT warm-up of assets/nano-base: short documents, until held-out accuracy stops rising (1 minute)"
 $python train_sft.py --name sft "${flags[@]}"
 
-echo "== 2. RL: phase I on short documents, phase II on long ones and the hard examples of phase I (2 minutes)"
+echo "== 2. RL: phase I on short documents, phase II on long ones and the hard examples of phase I (1 minute)"
 start=$SECONDS
 $python train_rl.py --name rl --model "$(last sft)" "${flags[@]}"
 
