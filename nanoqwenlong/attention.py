@@ -15,7 +15,7 @@ its values, and lse_i, the log of the sum of its exponentiated scores. Together 
     lse = log(exp(lse_1) + exp(lse_2))        out = exp(lse_1 - lse) out_1 + exp(lse_2 - lse) out_2
 
 which is softmax over both, exactly. So the queries of all branches, which see all of the stem, go through it as one
-dense product, and only the short tails are looked at one by one.
+dense product, and only what follows it is looked at branch by branch, those of like length together.
 """
 
 from collections import defaultdict
@@ -279,6 +279,7 @@ class SharedPaged:
         for row, (start, length) in enumerate(zip(shared, context_lens, strict=True)):
             rows_by_size[max(length - start, SHORT_TAIL).bit_length()].append(row)
         self.rows = torch.tensor([row for rows in rows_by_size.values() for row in rows], device=cache.device)
+        self.back = self.rows.argsort()                        # from the order of the tails to that of the answers
         self.tails = [self._tails([block_tables[row][shared[row] // cache.block_size:] for row in rows],
                                   [context_lens[row] - shared[row] for row in rows]) for rows in rows_by_size.values()]
         self.slot_mapping = torch.cat([newest for newest, _, _ in self.tails])             # (S,), in the order of rows
@@ -302,8 +303,7 @@ class SharedPaged:
             torch.zeros_like(queries)[None], torch.full_like(tail_lse[None, :len(queries)], -torch.inf))
             for queries, (stem, _) in zip(q.split([count for _, count in self.stems]), self.stems)]
         whole, whole_lse = (torch.cat(parts, dim=1)[0] for parts in zip(*stems))
-        back = self.rows.argsort()
-        return merge(whole, whole_lse, tail[back], tail_lse[back])
+        return merge(whole, whole_lse, tail[self.back], tail_lse[self.back])
 
 
 class Paged:
