@@ -3,6 +3,7 @@
     group_update   one group's gradient                   against transformers with the repeated prompt
     rollout        one group's answers                    against generate, a repeated cache, continuous batching
     rl_step        sample, reward, update                 against TRL's GRPOTrainer
+    logprob        log-probs and their gradient           against naive torch, TRL, Liger, linear_cross_entropy
     growth         all of ours as G, P and R grow         against the cost formulas
 
 CPU, one thread, random weights. Each ends with one table and one JSON line, and fails if the sides disagree.

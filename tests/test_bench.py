@@ -4,22 +4,23 @@ What they measure means nothing at these sizes; that all sides compute the same 
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench import common, group_update, growth, rl_step, rollout
+from bench import common, group_update, growth, logprob, rl_step, rollout
 from nanoqwenlong import run
 
 MODEL = ["--hidden", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--intermediate", "96", "--vocab", "100"]
+HEAD = ["--tokens", "8", "--answer", "4", "--hidden", "16", "--vocab", "50", "--memory-hidden", "8"]
 MEASURED = {"median", "seconds", "cpu_seconds", "peak_mb"}
 
 
-def start(script, capfd, *argv) -> tuple[list[str], dict]:
+def start(script, capfd, *argv, shape=MODEL) -> tuple[list[str], dict]:
     """The lines a script prints before the JSON line, and that."""
-    assert run.start(script.main, script.Config, {}, [*MODEL, *map(str, argv)]) == 0, capfd.readouterr().err
+    assert run.start(script.main, script.Config, {}, [*shape, *map(str, argv)]) == 0, capfd.readouterr().err
     *lines, last = capfd.readouterr().out.splitlines()
     assert not any(line.startswith("{") for line in lines)
     return lines, json.loads(last)
@@ -55,6 +56,40 @@ def test_rl_step(capfd):
     fastest = min(found["first_steps"], key=lambda name: found["first_steps"][name]["cpu_seconds"])
     assert_compared(lines, found, ["ours", fastest], 1)
     assert found["check"]["steps of TRL compared"] == 2
+
+
+def test_logprob(capfd):
+    lines, found = start(logprob, capfd, "--memory-tokens", 8, 12, "--rounds", 2, shape=HEAD)
+    missing = [line.removeprefix("left out: ").split(" (")[0] for line in lines if line.startswith("left out: ")]
+    sides = [name for name in logprob.SIDES if name not in missing]
+    assert sides[:2] == ["ours", "naive torch"]
+    assert_compared(lines, found, sides, 2)
+    assert list(found["check"]) == [*(f"{side!r} off by" for side in sides[1:]), "passed"]
+    assert {name: list(sizes) for name, sizes in found["memory"].items()} == {name: ["8", "12"] for name in sides}
+    assert any(line.startswith("ours from 8 to 12 tokens: ") for line in lines)
+
+
+def test_logprob_without_its_peers(capfd, monkeypatch):
+    monkeypatch.setattr(logprob, "find_spec", lambda name: None)
+    monkeypatch.delattr(logprob.F, "linear_cross_entropy", raising=False)
+    monkeypatch.setattr(logprob, "NAIVE_BYTES", logprob.NAIVE_BLOCKS * 4 * 4 * 50)
+    lines, found = start(logprob, capfd, "--memory-tokens", 4, 8, "--rounds", 1, shape=HEAD)
+    assert [line.split(" (")[0] for line in lines[:3]] == [f"left out: {name}" for name in list(logprob.SIDES)[2:]]
+    assert_compared(lines, found, ["ours", "naive torch"], 1)
+    assert found["memory"]["ours"].keys() == {"4", "8"} and found["memory"]["naive torch"].keys() == {"4"}
+    assert found["versions"].keys() == {"torch", "transformers"}
+
+
+def warmer(cfg, tokens: int, width: int) -> dict:
+    return logprob.naive(replace(cfg, temperature=cfg.temperature * 1.01), tokens, width)
+
+
+def test_logprobs_that_differ_are_noticed(capfd, monkeypatch):
+    monkeypatch.setattr(logprob, "SIDES", {"ours": logprob.ours, "naive torch": logprob.naive, "warmer": warmer})
+    with pytest.raises(SystemExit, match="did not compute the same"):
+        start(logprob, capfd, "--memory-tokens", 8, "--rounds", 1, shape=HEAD)
+    check = json.loads(capfd.readouterr().out.splitlines()[-1])["check"]
+    assert check["'naive torch' off by"] < 1e-5 and check["'warmer' off by"] > 1e-3 and check["passed"] is False
 
 
 def test_growth(capfd, tmp_path):
@@ -147,12 +182,15 @@ def test_a_side_tells_its_time_and_its_peak_and_its_failure_ends_all():
     (group_update, ["--heads", "3"], "--hidden 64 must be an even multiple of --heads 3"),
     (rollout, ["--new", "0"], "--new must be at least 1"),
     (growth, ["--out", "nowhere/growth.png"], "nowhere is not a directory"),
+    (logprob, ["--memory-tokens", "8", "6"], "--memory-tokens 6 is not a multiple of --answer 4"),
+    (logprob, ["--temperature", "0"], "--temperature must be above 0"),
     (rl_step, ["--trl-batches", "5"], "--trl-batches 5 does not divide the 32 answers")])
 def test_what_cannot_be_run_gets_one_sentence(script, argv, told, capfd):
     if script is rl_step:
         pytest.importorskip("trl")
-    model = [word for word in MODEL if "--heads" not in argv or word not in ("--heads", "4")]
-    assert run.start(script.main, script.Config, {}, [*model, *argv]) == 78
+    shape = HEAD if script is logprob else MODEL
+    shape = [word for word in shape if "--heads" not in argv or word not in ("--heads", "4")]
+    assert run.start(script.main, script.Config, {}, [*shape, *argv]) == 78
     assert told in capfd.readouterr().err
 
 
