@@ -1,10 +1,54 @@
-"""Log-probs and losses over long sequences. Torch only: nothing here knows the rest of the project.
+"""Log-probs, losses and attention over long sequences. Torch and Triton only: nothing here knows the rest of the project.
 
-    linear_logprob   log-prob and entropy of target tokens from hidden states, without a whole logits tensor
-    grpo_loss        the clipped policy-gradient objective: the one place where the formula stands
+    linear_logprob    log-prob and entropy of target tokens from hidden states, without a whole logits tensor
+    grpo_loss         the clipped policy-gradient objective
+
+Triton on a GPU, the torch twins elsewhere: this file chooses, and says what the functions promise.
 """
 
-from .grpo_loss import grpo_loss
-from .logprob import linear_logprob
+import math
 
+import torch
+
+from . import grpo_loss as _grpo_loss
+from . import logprob as _logprob
+from .backend import on_gpu
+
+Tensor = torch.Tensor
 __all__ = ["grpo_loss", "linear_logprob"]
+
+
+def linear_logprob(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
+                   chunk: int | None = None) -> tuple[Tensor, Tensor]:
+    """hidden (N, C), weight (V, C), targets (N,) -> logprobs (N,), entropy (N,) in nats.
+
+    float32 results, or float64 for float64 inputs; differentiable in hidden and weight. `temperature` divides the
+    logits, as in the sampler. Holds one (chunk, V) block of logits at a time."""
+    V = len(weight)
+    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < V:
+        row = int(((targets < 0) | (targets >= V)).nonzero()[0])
+        raise IndexError(f"target {row} is token {int(targets[row])}, outside the vocabulary of {V} (0 to {V - 1})")
+    rows = (_logprob.statistics_triton, _logprob.gradient_triton) if on_gpu(hidden) else (
+        _logprob.statistics_plain, _logprob.gradient_plain)
+    return _logprob.LinearLogprob.apply(hidden, weight, targets, temperature,
+                                        chunk or max(1, _logprob.CHUNK_LOGITS // V), *rows)
+
+
+def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weights: Tensor, clip_low: float = 0.2,
+              clip_high: float = 0.28, ref_logprobs: Tensor | None = None, kl_coef: float = 0.0,
+              dual_clip: float = math.inf, entropy: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """All tensors (N,), one entry per completion token -> (loss (), sums over tokens of nonzero weight).
+
+    Differentiable in logprobs. A token of weight 0 takes no part whatever it holds, NaN included. The log-ratio is
+    clamped to +-20. With one update per rollout pass `logprobs.detach()` as old: the ratio is 1, its gradient is not 0.
+    The sums: num_tokens, clipped_low, clipped_high, clipped_dual (tokens whose gradient a clip cut off), kl, entropy.
+    Computed in float32 at least; the formulas are in kernels/grpo_loss.py."""
+    if not dual_clip > 1:
+        raise ValueError(f"dual_clip is the highest ratio that a bad token counts with, above 1 (inf: no bound); got "
+                         f"{dual_clip}")
+    dtype = torch.promote_types(logprobs.dtype, torch.float32)
+    constants = (None if x is None else x.detach().to(dtype)
+                 for x in (old_logprobs, advantages, weights, ref_logprobs, entropy))
+    run = _grpo_loss.grpo_loss_triton if on_gpu(logprobs) else _grpo_loss.grpo_loss_plain
+    loss, sums = run(logprobs.to(dtype), *constants, clip_low, clip_high, dual_clip, kl_coef)
+    return loss, dict(zip(_grpo_loss.SUMS, sums))

@@ -1,35 +1,218 @@
 """Log-prob and entropy of target tokens, straight from hidden states.
 
-For each of N positions with hidden state h (C,), head W (V, C) and temperature t:
+For a position with hidden state h (C,), head W (V, C), temperature t and target y, with z = W h / t:
 
-    logits  z = W h / t            logprob  z[target] - logsumexp(z)            entropy  logsumexp(z) - sum softmax(z) z
+    top      = max z                                           (subtracted first, so that no exponential overflows)
+    log_sum  = log sum_j exp(z_j - top)
+    log p_j  = z_j - top - log_sum
+    logprob  = log p_y
+    entropy  = -sum_j p_j log p_j = log_sum - sum_j p_j (z_j - top)
 
-All N rows of logits at once would be N x V numbers (20 GB for 32,768 positions of Qwen2.5 in fp32), so the positions go
-through in chunks, and the backward pass computes each chunk's logits again.
+and, for gradients g of the logprob and e of the entropy,
+
+    dz_j     = g (1[j = y] - p_j) - e p_j (log p_j + entropy)          dW = sum dz h^T / t          dh = W^T dz / t
+
+All N rows of logits at once would be N x V numbers: 20 GB for 32,768 positions of Qwen2.5 in float32. So the positions
+go through in chunks, and the backward pass computes each chunk's logits again. The products are the library's: nothing
+hand-written comes near it there. What is ours is what lies between them, one pass over each row: `statistics` before
+the backward pass, `gradient` in it. Two rules keep the digits:
+
+- The product's float32 accumulators are kept. Logits rounded to bfloat16 are off by 1e-2 in log-prob, which is then
+  noise in every ratio; the gradients of h and W are summed in float32 too, over all chunks.
+- top and log_sum are kept apart. Their sum, in the thousands for a large logit, has lost the digits of log_sum.
+
+The order of this file is the order of its kin: the torch twin, the Triton kernel, the autograd wrapper.
+
+Legend: N positions, n of them in a chunk, C hidden size, V vocabulary. `rows` (4, n) are logprob, entropy, top, log_sum.
 """
 
+from collections.abc import Iterator
+
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
+
+from .backend import tl, triton
 
 Tensor = torch.Tensor
+CHUNK_LOGITS = 1024 * 151_936           # in one chunk: 1,024 positions of Qwen2.5, 0.6 GB in float32
+IN_CACHE = 2**19                        # logits that the twin works on at once, so that they stay in the cache
+LOWEST = -1e4                           # its exponential is 0 in float64 too: a floor for what gets no weight
 
 
-def linear_logprob(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
-                   chunk: int = 2048) -> tuple[Tensor, Tensor]:
-    """hidden (N, C), weight (V, C), targets (N,) -> logprobs (N,), entropy (N,) in nats.
+# The torch twin
 
-    float32 results, or float64 for float64 inputs; differentiable in hidden and weight. `temperature` divides the
-    logits, as in the sampler. Holds one (chunk, V) block of logits at a time."""
-    pieces = [checkpoint(_logprob, h, weight, t, temperature, use_reentrant=False)
-              for h, t in zip(hidden.split(chunk), targets.split(chunk))]
-    logprobs, entropy = zip(*pieces)
-    return torch.cat(logprobs), torch.cat(entropy)
+def statistics_plain(logits: Tensor, targets: Tensor, rows: Tensor) -> None:
+    """logits (n, V), targets (n,) -> rows (4, n). A logit of -inf is a token that cannot be."""
+    for piece in _pieces(logits):
+        z, (logprob, entropy, top, log_sum) = logits[piece], rows[:, piece]
+        torch.amax(z, -1, out=top)
+        d = (z - top[:, None]).clamp_(min=LOWEST)
+        p = d.exp()
+        total = p.sum(-1)
+        torch.log(total, out=log_sum)
+        torch.sub(log_sum, d.mul_(p).sum(-1) / total, out=entropy)
+        torch.sub(z.gather(-1, targets[piece, None])[:, 0] - top, log_sum, out=logprob)
 
 
-def _logprob(hidden, weight, targets, temperature):
-    z = hidden @ weight.T                                                      # (n, V)
-    z = z.to(torch.promote_types(z.dtype, torch.float32)) / temperature
-    logsumexp = z.logsumexp(-1)                                                # (n,)
-    z = z - logsumexp[:, None]
-    entropy = -(z.exp() * z).sum(-1)
-    return z.gather(-1, targets[:, None])[:, 0], entropy
+def gradient_plain(logits: Tensor, targets: Tensor, rows: Tensor, d_logprob: Tensor, d_entropy: Tensor | None,
+                   out: Tensor) -> None:
+    """dz (n, V) into `out`, which may be the logits themselves. No d_entropy: nothing depends on the entropy."""
+    for piece in _pieces(logits):
+        g, (_, entropy, top, log_sum) = d_logprob[piece, None], rows[:, piece, None]
+        log_p = torch.sub(logits[piece], top).sub_(log_sum)
+        if d_entropy is None:
+            dz = log_p.exp_().mul_(-g)
+        else:
+            slope = (log_p.clamp(min=LOWEST) + entropy).mul_(d_entropy[piece, None]).add_(g)
+            dz = log_p.exp_().mul_(slope).neg_()
+        out[piece] = dz.scatter_add_(-1, targets[piece, None], g)
+
+
+def _pieces(logits: Tensor) -> Iterator[slice]:
+    return _slices(len(logits), max(1, IN_CACHE // logits.shape[1]))
+
+
+# The Triton kernel: one program per row, which walks along it
+
+@triton.jit
+def _floored(x):
+    return tl.where(x < -1e4, -1e4, x)                                         # LOWEST; a NaN stays one
+
+
+@triton.jit
+def _statistics(logits, targets, rows, stride, rows_stride, V, BLOCK: tl.constexpr):
+    """Each of the BLOCK lanes keeps what it has seen relative to its own top: total = sum exp(z - top) and weighted =
+    sum exp(z - top) (z - top). A higher top scales both; at the end the lanes are merged in the same way."""
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * stride
+    rows += row
+    top = tl.full([BLOCK], -3e38, logits.dtype.element_ty)
+    total = tl.zeros_like(top)
+    weighted = tl.zeros_like(top)
+    for start in range(0, V, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        z = tl.load(logits + column, mask=column < V, other=-float("inf"))
+        higher = tl.maximum(top, z)
+        fall = _floored(top - higher)
+        d = _floored(z - higher)
+        keep = tl.exp(fall)
+        p = tl.exp(d)
+        weighted = keep * (weighted + total * fall) + p * d
+        total = keep * total + p
+        top = higher
+    highest = tl.max(top, 0)
+    fall = _floored(top - highest)
+    keep = tl.exp(fall)
+    weighted_sum = tl.sum(keep * (weighted + total * fall), 0)
+    total_sum = tl.sum(keep * total, 0)
+    log_sum = tl.log(total_sum)
+    target = tl.load(logits + tl.load(targets + row))
+    tl.store(rows, target - highest - log_sum)
+    tl.store(rows + rows_stride, log_sum - weighted_sum / total_sum)
+    tl.store(rows + 2 * rows_stride, highest)
+    tl.store(rows + 3 * rows_stride, log_sum)
+
+
+@triton.jit
+def _gradient(logits, targets, rows, d_logprob, d_entropy, out, stride, rows_stride, out_stride, V,
+              HAS_ENTROPY: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * stride
+    rows += row
+    out += row * out_stride
+    target = tl.load(targets + row)
+    g = tl.load(d_logprob + row)
+    entropy = tl.load(rows + rows_stride)
+    top = tl.load(rows + 2 * rows_stride)
+    log_sum = tl.load(rows + 3 * rows_stride)
+    for start in range(0, V, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        log_p = tl.load(logits + column, mask=column < V, other=0.0) - top - log_sum
+        slope = g
+        if HAS_ENTROPY:
+            slope += tl.load(d_entropy + row) * (_floored(log_p) + entropy)
+        dz = -slope * tl.exp(log_p)
+        dz = tl.where(column == target, dz + g, dz)
+        tl.store(out + column, dz.to(out.dtype.element_ty), mask=column < V)
+
+
+def statistics_triton(logits: Tensor, targets: Tensor, rows: Tensor) -> None:
+    """statistics_plain in one launch."""
+    _statistics[(len(logits),)](logits, targets, rows, logits.stride(0), rows.stride(0), logits.shape[1], BLOCK=2048,
+                                num_warps=8)
+
+
+def gradient_triton(logits: Tensor, targets: Tensor, rows: Tensor, d_logprob: Tensor, d_entropy: Tensor | None,
+                    out: Tensor) -> None:
+    """gradient_plain in one launch."""
+    _gradient[(len(logits),)](logits, targets, rows, d_logprob, d_logprob if d_entropy is None else d_entropy, out,
+                              logits.stride(0), rows.stride(0), out.stride(0), logits.shape[1],
+                              HAS_ENTROPY=d_entropy is not None, BLOCK=2048, num_warps=8)
+
+
+# The autograd wrapper
+
+class LinearLogprob(torch.autograd.Function):
+    """hidden (N, C), weight (V, C), targets (N,) -> logprobs (N,), entropy (N,), `chunk` positions at a time.
+    `statistics` and `gradient` are a pair of the functions above.
+
+    The last chunk's logits stay where they are until the backward pass, which begins with them: with one chunk nothing
+    is computed twice."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, temperature, chunk, statistics, gradient):
+        ctx.set_materialize_grads(False)
+        ctx.scale, ctx.chunk, ctx.gradient = 1 / temperature, chunk, gradient
+        h, w = as_multiplied(hidden), as_multiplied(weight)
+        rows = torch.empty(4, len(h), dtype=wide(h.dtype), device=h.device)
+        ctx.logits = rows.new_empty(min(chunk, len(h)), len(w))
+        for piece in _slices(len(h), chunk):
+            logits = product(h[piece], w.T, ctx.scale, out=ctx.logits[:len(h[piece])])
+            statistics(logits, targets[piece], rows[:, piece])
+        ctx.save_for_backward(hidden, weight, targets, rows)
+        return rows[0].clone(), rows[1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_logprob, d_entropy):
+        hidden, weight, targets, rows = ctx.saved_tensors
+        h, w = as_multiplied(hidden), as_multiplied(weight)
+        d_logprob = torch.zeros_like(rows[0]) if d_logprob is None else d_logprob.contiguous()
+        d_entropy = None if d_entropy is None else d_entropy.contiguous()
+        buffer, ready = (ctx.logits, True) if ctx.logits is not None else (rows.new_empty(ctx.chunk, len(w)), False)
+        ctx.logits = None
+        dz_buffer = buffer if h.dtype == buffer.dtype else torch.empty_like(buffer, dtype=h.dtype)
+        dh = rows.new_empty(h.shape) if ctx.needs_input_grad[0] else None
+        dw = rows.new_zeros(w.shape) if ctx.needs_input_grad[1] else None
+        for piece in reversed(_slices(len(h), ctx.chunk)):
+            n = len(h[piece])
+            logits, dz = buffer[:n], dz_buffer[:n]
+            if not ready:
+                product(h[piece], w.T, ctx.scale, out=logits)
+            ready = False
+            ctx.gradient(logits, targets[piece], rows[:, piece], d_logprob[piece],
+                         None if d_entropy is None else d_entropy[piece], out=dz)
+            if dh is not None:
+                product(dz, w, ctx.scale, out=dh[piece])
+            if dw is not None:
+                product(dz.T, h[piece], ctx.scale, out=dw, add=True)
+        return dh, dw, None, None, None, None, None
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def as_multiplied(x: Tensor) -> Tensor:
+    """What the products are made of. A CPU has no bfloat16 products that keep their accumulators (and slow ones)."""
+    return x if x.is_cuda else x.to(wide(x.dtype))
+
+
+def product(a: Tensor, b: Tensor, scale: float, out: Tensor, add: bool = False) -> Tensor:
+    """out = scale a b, or out += scale a b, added up and kept in the dtype of out."""
+    options = {} if a.dtype == out.dtype else {"out_dtype": out.dtype}
+    return torch.addmm(out, a, b, **options, beta=int(add), alpha=scale, out=out)
+
+
+def _slices(total: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
