@@ -2,6 +2,7 @@
 
     linear_logprob    log-prob and entropy of target tokens from hidden states, without a whole logits tensor
     grpo_loss         the clipped policy-gradient objective
+    paged_attention   one decoding step over a cache in blocks, a group's stem read once
 
 Triton on a GPU, the torch twins elsewhere: this file chooses, and says what the functions promise.
 """
@@ -12,10 +13,12 @@ import torch
 
 from . import grpo_loss as _grpo_loss
 from . import logprob as _logprob
+from . import paged_attention as _paged_attention
 from .backend import on_gpu
+from .paged_attention import Segments
 
 Tensor = torch.Tensor
-__all__ = ["grpo_loss", "linear_logprob"]
+__all__ = ["Segments", "grpo_loss", "linear_logprob", "paged_attention"]
 
 
 def linear_logprob(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
@@ -52,3 +55,12 @@ def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weight
     run = _grpo_loss.grpo_loss_triton if on_gpu(logprobs) else _grpo_loss.grpo_loss_plain
     loss, sums = run(logprobs.to(dtype), *constants, clip_low, clip_high, dual_clip, kl_coef)
     return loss, dict(zip(_grpo_loss.SUMS, sums))
+
+
+def paged_attention(q: Tensor, keys: Tensor, values: Tensor, block_size: int, stems: Segments, tails: Segments
+                    ) -> Tensor:
+    """One query per answer and head, q (S, H, D), over keys and values (K, slots, D) in blocks of `block_size` slots ->
+    (S, H, D), like q. Each answer attends to the stem segment and to the tail segment that it is in, one of which is
+    not empty. Query head h reads key-value head h // (H / K)."""
+    run = _paged_attention.paged_attention_triton if on_gpu(q) else _paged_attention.paged_attention_plain
+    return run(q, keys, values, block_size, stems, tails)

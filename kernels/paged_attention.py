@@ -1,0 +1,172 @@
+"""Attention of one decoding step, over keys and values that lie in blocks; what answers share is read once.
+
+Every answer has one new query per head and reads its own past. That is the stem of its group and a tail of its own, so a
+step is a list of segments: some neighbouring answers, and a run of tokens that all of them read. A stem is a segment of
+all its answers, a tail is a segment of one answer.
+
+In a segment the query heads that read a key-value head (G answers x H / K heads) are the rows of one matrix, and every
+block of keys is loaded once for all of them. Long segments are split, so that a few of them fill a GPU. So a query
+gets its attention in parts, over disjoint sets of keys, each with an output and a log-sum-exp, and a second kernel
+merges them in float32:
+
+    out_i = sum_j exp(s_j - lse_i) v_j,   lse_i = log sum_j exp(s_j)       over the keys j of part i, s_j = q k_j / sqrt(D)
+    lse   = log sum_i exp(lse_i)          out = sum_i exp(lse_i - lse) out_i
+
+which is softmax over all keys, exactly. Inside the kernels logarithms are to the base 2, for which a GPU has an
+instruction. Nothing is added up in an order that is not fixed: no atomics.
+
+Least time: every key and value once, 2 K D numbers per token and layer, at the speed of the memory.
+
+Legend: S answers, H query heads, K key-value heads, D head width, M segments of at most B blocks, P parts of an answer.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from .backend import tl, triton
+
+Tensor = torch.Tensor
+
+
+class Segments(NamedTuple):
+    """M segments, the stems or the tails of a decoding step; the same for all layers. Every answer is in one of them."""
+
+    rows: Tensor                        # (M, 3) int32: first answer, number of answers, tokens
+    block_tables: Tensor                # (M, B) int32: the blocks in which the tokens lie
+    answers: int                        # of one segment, at most
+    split: int                          # tokens of one part
+    num_parts: int                      # enough for the longest segment
+
+
+# The torch twin
+
+def paged_attention_plain(q: Tensor, keys: Tensor, values: Tensor, block_size: int, stems: Segments, tails: Segments
+                          ) -> Tensor:
+    """q (S, H, D), keys and values (K, slots, D) -> (S, H, D), like q: each answer by itself reads all of its past."""
+    pasts = [[] for _ in q]
+    for segments in (stems, tails):
+        for (first, answers, tokens), table in zip(segments.rows.tolist(), segments.block_tables.long()):
+            token = torch.arange(tokens, device=q.device)
+            for past in pasts[first:first + answers]:
+                past.append(table[token // block_size] * block_size + token % block_size)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    out = torch.empty_like(q)
+    for query, past, mixed in zip(q.to(wide), pasts, out):
+        k, v = (x[:, torch.cat(past)].to(wide).repeat_interleave(len(query) // len(x), 0) for x in (keys, values))
+        scores = k @ query[:, :, None] * q.shape[2] ** -0.5                    # (H, length, 1)
+        mixed.copy_((scores.softmax(1) * v).sum(1))
+    return out
+
+
+# The Triton kernels: one part of one segment per program, then the merge
+
+@triton.jit
+def _part(q, keys, values, segments, tables, out, lse, answers, split, q_stride, heads_stride, table_stride, out_stride,
+          lse_stride, scale, BLOCK_SIZE: tl.constexpr, REPEAT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+          ROWS: tl.constexpr, KEYS: tl.constexpr):
+    """Program (segment and tile of its rows, part, key-value head). A row is one answer and one of its REPEAT heads."""
+    tiles = tl.cdiv(answers * REPEAT, ROWS)
+    segment = (tl.program_id(0) // tiles).to(tl.int64)
+    first = tl.load(segments + segment * 3).to(tl.int64)
+    count = tl.load(segments + segment * 3 + 1)
+    begin = tl.program_id(1) * split
+    end = tl.minimum(begin + split, tl.load(segments + segment * 3 + 2))
+    kv_head = tl.program_id(2).to(tl.int64)
+
+    row = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
+    used = row < count * REPEAT
+    answer = first + row // REPEAT
+    head = kv_head * REPEAT + row % REPEAT
+    d = tl.arange(0, WIDTH)
+    query = tl.load(q + (answer * q_stride + head * D)[:, None] + d, mask=used[:, None] & (d < D), other=0.0)
+
+    keys += kv_head * heads_stride
+    values += kv_head * heads_stride
+    tables += segment * table_stride
+    top = tl.full([ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    mixed = tl.zeros([ROWS, WIDTH], tl.float32)
+    for start in range(begin, end, KEYS):
+        token = start + tl.arange(0, KEYS)
+        inside = token < end
+        block = tl.load(tables + token // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+        place = (block * BLOCK_SIZE + token % BLOCK_SIZE)[:, None] * D + d
+        present = inside[:, None] & (d < D)
+        k = tl.load(keys + place, mask=present, other=0.0)
+        v = tl.load(values + place, mask=present, other=0.0)
+        scores = tl.dot(query, tl.trans(k), input_precision="ieee") * scale    # (ROWS, KEYS), to the base 2
+        scores = tl.where(inside, scores, -float("inf"))
+        higher = tl.maximum(top, tl.max(scores, 1))                            # finite: the first key is inside
+        keep = tl.exp2(top - higher)
+        weights = tl.exp2(scores - higher[:, None])
+        total = total * keep + tl.sum(weights, 1)
+        mixed = mixed * keep[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        top = higher
+
+    out += tl.program_id(1) * out_stride
+    lse += tl.program_id(1) * lse_stride
+    place = answer * (tl.num_programs(2) * REPEAT) + head                      # of (S, H)
+    empty = total == 0                                                         # no keys: an lse of -inf, and no output
+    total = tl.where(empty, 1.0, total)
+    tl.store(out + place[:, None] * D + d, mixed / total[:, None], mask=(used & ~empty)[:, None] & (d < D))
+    tl.store(lse + place, tl.where(empty, -float("inf"), top + tl.log2(total)), mask=used)
+
+
+@triton.jit
+def _merge(parts, lse, out, P, part_stride, lse_stride, D: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr):
+    """One program per answer and head. A part without keys weighs nothing, whatever it holds."""
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, WIDTH)
+    top = -float("inf")
+    for start in range(0, P, PARTS):
+        part = start + tl.arange(0, PARTS)
+        top = tl.maximum(top, tl.max(tl.load(lse + part * lse_stride + row, mask=part < P, other=-float("inf")), 0))
+    total = 0.0
+    mixed = tl.zeros([WIDTH], tl.float32)
+    for start in range(0, P, PARTS):
+        part = (start + tl.arange(0, PARTS)).to(tl.int64)
+        logs = tl.load(lse + part * lse_stride + row, mask=part < P, other=-float("inf"))
+        weights = tl.where(logs == -float("inf"), 0.0, tl.exp2(logs - top))
+        piece = tl.load(parts + (part * part_stride + row * D)[:, None] + d,
+                        mask=(weights > 0)[:, None] & (d < D), other=0.0)
+        total += tl.sum(weights, 0)
+        mixed += tl.sum(weights[:, None] * piece, 0)
+    tl.store(out + row * D + d, (mixed / total).to(out.dtype.element_ty), mask=d < D)
+
+
+def tile(dtype: torch.dtype, rows: int) -> tuple[int, int, int]:
+    """Rows, keys and warps of a program. A segment with more rows is read by several programs, at about the same time:
+    the keys come from the cache then. float32 does without tensor cores, in small tiles that fit into the registers."""
+    if dtype == torch.float32:
+        return 16, 32, 4
+    return (16, 64, 4) if rows <= 16 else (64, 64, 4)
+
+
+def paged_attention_triton(q: Tensor, keys: Tensor, values: Tensor, block_size: int, stems: Segments, tails: Segments
+                           ) -> Tensor:
+    """paged_attention_plain in a launch for the stems, one for the tails and one to merge."""
+    (S, H, D), K = q.shape, len(keys)
+    q, width, repeat = q.contiguous(), max(16, triton.next_power_of_2(D)), H // K
+    parts = torch.empty(stems.num_parts + tails.num_parts, S, H, D, dtype=torch.float32, device=q.device)
+    lse = parts.new_empty(parts.shape[:3])
+    begin = 0
+    for segments in (stems, tails):
+        rows, keys_at_once = tile(q.dtype, segments.answers * repeat)
+        grid = len(segments.rows) * triton.cdiv(segments.answers * repeat, rows), segments.num_parts, K
+        _part[grid](q, keys, values, segments.rows, segments.block_tables, parts[begin:], lse[begin:], segments.answers,
+                    segments.split, q.stride(0), keys.stride(0), segments.block_tables.stride(0), parts.stride(0),
+                    lse.stride(0), D ** -0.5 / math.log(2), BLOCK_SIZE=block_size, REPEAT=repeat, D=D, WIDTH=width,
+                    ROWS=rows, KEYS=keys_at_once, num_warps=4, num_stages=3)
+        begin += segments.num_parts
+    out = torch.empty_like(q)
+    _merge[(S * H,)](parts, lse, out, len(parts), parts.stride(0), lse.stride(0), D=D, WIDTH=width, PARTS=16,
+                     num_warps=4)
+    return out
+
+
+def tile(dtype: torch.dtype, rows: int) -> tuple[int, int]:
+    """Rows and keys of a program. A segment with more rows is read by several programs, side by side: the keys come
+    from the cache then. float32 does without tensor cores, in small tiles that fit into the registers."""
+    return (16, 16) if dtype == torch.float32 else (16 if rows <= 16 else 64, 64)
