@@ -25,9 +25,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import triton
 from kernels import Segments, logprob
 from kernels.grpo_loss import grpo_loss_triton
 from kernels.paged_attention import paged_attention_triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
 
 from bench import common
 from nanoqwenlong import run
@@ -49,7 +52,6 @@ class StandIn:
     """What Triton asks of a driver before it launches."""
 
     def __init__(self, arch: int):
-        from triton.backends.compiler import GPUTarget
         self.target = GPUTarget("cuda", arch, 32)
 
     def get_current_target(self):
@@ -88,8 +90,6 @@ def segments(M: int, answers: int) -> Segments:
 def compiled(arch: int, number: int) -> dict[str, dict]:
     """What the kernels of one of the launches become for one architecture, by hash. In a process of its own: Triton
     keeps what it compiled, whatever the architecture."""
-    import triton
-    from triton.runtime.jit import JITFunction
     warnings.filterwarnings("ignore", "TRITON_DEFAULT_FP_FUSION")
     triton.runtime.driver.set_active(StandIn(arch))
     dtype, launch = list(launches())[number]
@@ -108,7 +108,6 @@ def compiled(arch: int, number: int) -> dict[str, dict]:
 
 def resources(kernel) -> dict[str, int]:
     """From the machine code, by the tool that comes with Triton, and from the PTX."""
-    import triton
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -134,6 +133,7 @@ def faults(kernel: dict) -> list[str]:
 def main(cfg: Config) -> None:
     if unknown := set(cfg.archs) - SHARED.keys():
         raise ConfigError(f"archs: {sorted(unknown)} is not known here, only {', '.join(map(str, SHARED))}")
+    torch.set_num_threads(1)                                                   # threads would not survive the fork
     tasks = [(arch, number) for arch in cfg.archs for number in range(len(list(launches())))]
     with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
         found = pool.starmap(compiled, tasks, chunksize=1)
