@@ -5,7 +5,8 @@ width.
 
     Packed(cu_seqlens, stem)                       sequences one after another, all behind one stem: training, prefill
     SharedPaged(cache, tables, lengths, stems)     one new token per answer; a group reads its stem once: decode
-    Paged(cache, tables, lengths)                  its plain twin: every token reads all of its own past
+    KernelPaged(cache, room)                       the same for a GPU, from buffers that stay where they are
+    Paged(cache, tables, lengths)                  their plain twin: every token reads all of its own past
 
 All are called as attend(layer, q, k, v) with q (T, H, D), k and v (T, K, D) and return (T, H, D).
 
@@ -16,16 +17,24 @@ its values, and lse_i, the log of the sum of its exponentiated scores. Together 
 
 which is softmax over both, exactly. So the queries of all branches, which see all of the stem, go through it as one
 dense product, and only what follows it is looked at branch by branch, those of like length together.
+
+The kernels behind `part` are torch's: flash-attention on a GPU (`flash_kernels` picks the version), its counterpart on a
+CPU. Both give the log-sum-exp and, which matters more, take it back: see StemAttention.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache as remember
+from importlib.util import find_spec
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from kernels import Segments, paged_attention
 from torch.autograd.function import once_differentiable
+from torch.nn.attention.bias import causal_lower_right
 
 from .kvcache import blocks_for
 
@@ -39,8 +48,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     Query head h reads key-value head h // (H / K). Causal: the last query sees every key, the one before it all but the
     last, and so on."""
     longer = k.shape[1] - q.shape[1]
-    mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril(longer) if (
-        causal and longer) else None
+    mask = causal_lower_right(q.shape[1], k.shape[1]) if causal and longer else None
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask,
                                          is_causal=causal and not longer, enable_gqa=q.shape[2] != k.shape[2])
     return out.transpose(1, 2)
@@ -54,8 +62,26 @@ def stem_attention_plain(q: Tensor, k: Tensor, v: Tensor, stem_k: Tensor, stem_v
                       for q, k, v in pieces])
 
 
+@remember
+def flash_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `part` has kernels for such tensors. On a GPU it says once which: flash-attention 3 if it is installed and
+    this is a Hopper GPU, else flash-attention 2, which torch brings along (a package of it would be no faster); and where
+    there is none, what is used instead."""
+    if device.type != "cuda":
+        return device.type == "cpu"
+    capability = torch.cuda.get_device_capability(device)
+    fits = dtype in (torch.bfloat16, torch.float16) and capability >= (8, 0)
+    if fits and capability[0] == 9 and find_spec("flash_attn_interface"):
+        torch.nn.attention.activate_flash_attention_impl("FA3")
+        print("attention: flash-attention 3")
+    else:
+        print("attention: flash-attention 2, as part of torch" if fits else
+              f"attention: scaled_dot_product_attention, the stem copied for every branch ({dtype} has no flash kernel)")
+    return fits
+
+
 class StemAttention(torch.autograd.Function):
-    """Branches behind one stem, on a CPU: q (T, H, D), k and v (T, K, D), stem_k and stem_v (P, K, D), the branches in
+    """Branches behind one stem: q (T, H, D), k and v (T, K, D), stem_k and stem_v (P, K, D), the branches in
     buckets -> (T, H, D). A token sees the whole stem, its own branch up to itself, and nothing of other branches.
 
     Backward, a part's weights are exp(score - lse) with the merged lse, and the term that all scores of a row share is
@@ -88,10 +114,14 @@ def part(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | N
     """Attention to some of the keys, without gradient: q (B, Tq, H, D), k and v (B, Tk, K, D), mask (B, 1, 1, Tk) added
     to the scores -> out like q and its log-sum-exp (B, Tq, H, 1), to be merged with other parts.
 
-    On a CPU this is the kernel behind scaled_dot_product_attention, by the name that also returns the log-sum-exp. It
-    wants equal numbers of heads. Without a causal order, the H / K query heads that share keys become rows of one."""
-    if q.device.type != "cpu":
+    These are the kernels behind scaled_dot_product_attention, by the names that also return the log-sum-exp. The CPU's
+    wants equal numbers of heads: without a causal order, the H / K query heads that share keys become rows of one."""
+    if mask is not None and q.is_cuda or not flash_kernels(q.device, q.dtype):
         return part_plain(q, k, v, causal, mask)
+    if q.is_cuda:
+        out, lse, *_ = torch.ops.aten._flash_attention_forward(q, k, v, None, None, q.shape[1], k.shape[1], 0.0, causal,
+                                                               False)
+        return out, lse.transpose(1, 2)[..., None]
     k, v = _heads(q, k, v, causal)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(_fold(q, k), k, v, 0.0, causal,
                                                                           attn_mask=mask)
@@ -99,7 +129,12 @@ def part(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | N
 
 
 def part_backward(grad, q, k, v, out, lse, causal: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, given out, lse and the gradient of out; on a CPU only. See StemAttention."""
+    """Gradients of q, k, v, given out, lse and the gradient of out; where there are flash kernels. See StemAttention."""
+    if q.is_cuda:
+        unused = torch.zeros(2, dtype=torch.uint64, device=q.device), q.new_empty(0)           # of dropout
+        return torch.ops.aten._flash_attention_backward(
+            grad, q, k, v, out, lse[..., 0].transpose(1, 2).contiguous(), None, None, q.shape[1], k.shape[1], 0.0,
+            causal, *unused)
     K = k.shape[2]
     k, v = _heads(q, k, v, causal)
     dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -194,7 +229,7 @@ class Packed:
         self.buckets = buckets(self.lengths, device)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.stem and q.device.type == "cpu":
+        if self.stem and flash_kernels(q.device, q.dtype):
             return StemAttention.apply(q, k, v, *self.stem[layer], self.buckets)
         if self.stem:
             return stem_attention_plain(q, k, v, *self.stem[layer], self.lengths)
@@ -216,14 +251,15 @@ class KVCache:
     """Keys and values of all layers, in blocks. kvcache.BlockPool decides whose a block is; this only stores.
 
     A block is `block_size` consecutive slots; slot = block * block_size + offset. A head's slots lie next to one
-    another, so blocks that follow one another are one piece for attention."""
+    another, so blocks that follow one another are one piece for attention. There is one block more than the pool knows
+    of: `spare_slot` is for rows of a batch that stand for no answer."""
 
     def __init__(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
                  dtype: torch.dtype, device: torch.device):
-        shape = (num_layers, num_kv_heads, num_blocks * block_size, head_dim)
+        shape = (num_layers, num_kv_heads, (num_blocks + 1) * block_size, head_dim)
         self.keys = torch.empty(shape, dtype=dtype, device=device)             # (L, K, slots, D)
         self.values = torch.empty(shape, dtype=dtype, device=device)
-        self.block_size, self.device = block_size, device
+        self.block_size, self.spare_slot, self.device = block_size, num_blocks * block_size, device
 
     def slots(self, block_tables: Sequence[Sequence[int]], length: int) -> Tensor:
         """(S, length): where the first `length` tokens of each sequence lie."""
@@ -304,6 +340,86 @@ class SharedPaged:
             for queries, (stem, _) in zip(q.split([count for _, count in self.stems]), self.stems)]
         whole, whole_lse = (torch.cat(parts, dim=1)[0] for parts in zip(*stems))
         return merge(whole, whole_lse, tail[self.back], tail_lse[self.back])
+
+
+class Room(NamedTuple):
+    """What a KernelPaged can hold, at most; by powers of two, so that a few of them do for a whole rollout.
+
+    >>> Room.for_step(answers=13, group=5, stem_tokens=5000, tail_tokens=90)
+    Room(answers=16, group=8, stem_tokens=8192, tail_tokens=256)
+    """
+
+    answers: int
+    group: int                          # answers that share a stem
+    stem_tokens: int
+    tail_tokens: int
+
+    @classmethod
+    def for_step(cls, answers: int, group: int, stem_tokens: int, tail_tokens: int) -> "Room":
+        least = (8, 1, 256, 256)
+        return cls(*(max(low, 1 << (n - 1).bit_length()) for low, n in zip(least, (answers, group, stem_tokens,
+                                                                                  tail_tokens))))
+
+
+class KernelPaged:
+    """SharedPaged for a GPU, by kernels.paged_attention. All that changes from step to step lies in one buffer that
+    `load` fills, with one copy to the device: so the step's launches can be recorded once and replayed (a CUDA graph).
+
+    Rows of the batch behind the last answer stand for nobody: they see no tokens, and write into the spare slot."""
+
+    def __init__(self, cache: KVCache, room: Room):
+        self.cache, self.room = cache, room
+        A, block_size = room.answers, cache.block_size
+        widths = [blocks_for(tokens, block_size) for tokens in (room.stem_tokens, room.tail_tokens)]
+        shapes = [(A,), (A,), (A,), (A, 3), (A, 3), *((A, width) for width in widths)]
+        sizes = [torch.Size(shape).numel() for shape in shapes]
+        self.host = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=cache.device.type == "cuda")
+        self.buffer = torch.zeros_like(self.host, device=cache.device)
+        self.on_host = [x.view(shape).numpy() for x, shape in zip(self.host.split(sizes), shapes)]
+        self.ids, self.positions, self.slots, *of = (x.view(s) for x, s in zip(self.buffer.split(sizes), shapes))
+        self.written = [[None] * A, [None] * A]                # block tables of stems and of tails as `load` left them
+        self.stems, self.tails = (
+            Segments(rows, tables, answers, split, blocks_for(tokens, split)) for rows, tables, answers, tokens, split in (
+                (of[0], of[2], room.group, room.stem_tokens, self.split(A // room.group, room.stem_tokens)),
+                (of[1], of[3], 1, room.tail_tokens, self.split(A, room.tail_tokens))))
+
+    def split(self, segments: int, tokens: int) -> int:
+        """Tokens of one program's part: so many that some hundred programs share the work, which fills a GPU."""
+        wanted = segments * self.cache.keys.shape[1] * tokens // 512
+        return min(tokens, max(512, 1 << wanted.bit_length()))
+
+    def load(self, ids: Sequence[int], block_tables: Sequence[Sequence[int]], context_lens: Sequence[int],
+             stems: Sequence[tuple[int, int]]) -> None:
+        """The newest token of each answer, the blocks and the number of all its tokens; and for each group of
+        neighbours how many tokens (whole blocks) they share, and how many answers it has. `positions` follow."""
+        host_ids, positions, slots, stem_rows, tail_rows, *tables = self.on_host
+        size, count = self.cache.block_size, len(ids)
+        host_ids[:count], host_ids[count:] = ids, 0
+        positions[:count], positions[count:] = [length - 1 for length in context_lens], 0
+        slots[:count] = [table[(n - 1) // size] * size + (n - 1) % size for table, n in zip(block_tables, context_lens)]
+        slots[count:] = self.cache.spare_slot
+        stem_rows[len(stems):, 1:] = tail_rows[count:, 2] = 0
+        tail_rows[:, 0], tail_rows[:, 1] = range(len(tail_rows)), 1
+        first = 0
+        for group, (shared, answers) in enumerate(stems):
+            stem_rows[group] = first, answers, shared
+            whole = shared // size
+            self._write(tables, 0, group, block_tables[first][:whole])
+            for row in range(first, first + answers):
+                tail_rows[row, 2] = context_lens[row] - shared
+                self._write(tables, 1, row, block_tables[row][whole:])
+            first += answers
+        self.buffer.copy_(self.host, non_blocking=True)
+
+    def _write(self, tables, kind: int, row: int, blocks: Sequence[int]) -> None:
+        if blocks != self.written[kind][row]:                  # comparing is much faster than writing
+            tables[kind][row, :len(blocks)] = blocks
+            self.written[kind][row] = list(blocks)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.cache.write(layer, self.slots.long(), k, v)
+        return paged_attention(q, self.cache.keys[layer], self.cache.values[layer], self.cache.block_size, self.stems,
+                               self.tails)
 
 
 class Paged:
