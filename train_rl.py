@@ -12,6 +12,7 @@ normaliser counts the tokens of the whole update; difficulty has a floor; one up
     python train_rl.py --preset paper --model DIR --data train.jsonl     the paper's settings, your model and data
 """
 
+import math
 import sys
 import time
 from collections import Counter
@@ -23,7 +24,7 @@ from typing import Literal
 import torch
 
 from nanoqwenlong import curriculum, data, group_pass, grpo, log, optim, run, toy
-from nanoqwenlong.config import at_least
+from nanoqwenlong.config import ConfigError, at_least
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.records import DataError
@@ -65,6 +66,7 @@ class Config:
                                         # again before the first
     clip_low: float = 0.2
     clip_high: float = 0.28
+    dual_clip: float = 0.0              # a bad token's ratio counts with this at most (GoLongRL: 3); 0: no bound
     kl_coef: float = 0.0                # of the k3 KL to the starting model; 0: no reference is kept
     learning_rate: float = 6e-4
     warmup_steps: int = 5
@@ -89,9 +91,11 @@ HEADLINE = ("phase", "reward", "frac_reward_zero_std", "entropy", "completions/c
 
 def main(cfg: Config) -> None:
     at_least(cfg, group_size=2, prompts_per_step=1, updates_per_step=1, max_new_tokens=1, steps=0, threads=1,
-             temperature=1e-3, learning_rate=0, clip_low=0, clip_high=0, kl_coef=0, max_tokens=1, weight_decay=0,
+             temperature=1e-3, learning_rate=0, clip_low=0, clip_high=0, dual_clip=0, kl_coef=0, max_tokens=1, weight_decay=0,
              max_grad_norm=1e-9, warmup_steps=0, show_every=0, toy_examples=1, kv_blocks=1, block_size=1,
              retro_hard_below=0)
+    if 0 < cfg.dual_clip <= 1:
+        raise ConfigError(f"dual_clip is {cfg.dual_clip}; it bounds ratios from above and belongs above 1 (0: no bound)")
     torch.set_num_threads(cfg.threads)
     tokenizer = Tokenizer(cfg.model)
     examples, phases, sampler = read_data(cfg, tokenizer)
@@ -103,7 +107,8 @@ def main(cfg: Config) -> None:
     optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
     logger = log.Log(run.open_directory(cfg))
     sampling = dict(temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens)
-    objective = dict(clip_low=cfg.clip_low, clip_high=cfg.clip_high, kl_coef=cfg.kl_coef)
+    objective = dict(clip_low=cfg.clip_low, clip_high=cfg.clip_high, dual_clip=cfg.dual_clip or math.inf,
+                     kl_coef=cfg.kl_coef)
     for phase in phases:
         num_examples = len(sampler.members[phase.number])
         logger.say(f"phase {phase.number}: {num_examples} examples of {phase.low + 1} to {phase.high} tokens, "
@@ -229,6 +234,7 @@ def update_values(sums: Counter, grad_norms: list[float], learning_rate: float) 
     tokens = max(1, sums["num_tokens"])
     return {"loss": sums["loss"], "entropy_trained": sums["entropy"] / tokens, "kl": sums["kl"] / tokens,
             "clip_ratio/low_mean": sums["clipped_low"] / tokens, "clip_ratio/high_mean": sums["clipped_high"] / tokens,
+            "clip_ratio/dual_mean": sums["clipped_dual"] / tokens,
             "grad_norm": mean(grad_norms or [0.0]), "learning_rate": learning_rate, "rollout_gap": sums["gap"]}
 
 

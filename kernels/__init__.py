@@ -1,6 +1,7 @@
 """Log-probs, losses and attention over long sequences. Torch and Triton only: nothing here knows the rest of the project.
 
     linear_logprob    log-prob and entropy of target tokens from hidden states, without a whole logits tensor
+    linear_logits     the logits themselves, where a sampler needs them
     grpo_loss         the clipped policy-gradient objective
     paged_attention   one decoding step over a cache in blocks, a group's stem read once
 
@@ -15,10 +16,11 @@ from . import grpo_loss as _grpo_loss
 from . import logprob as _logprob
 from . import paged_attention as _paged_attention
 from .backend import on_gpu
+from .logprob import linear_logits
 from .paged_attention import Segments
 
 Tensor = torch.Tensor
-__all__ = ["Segments", "grpo_loss", "linear_logprob", "paged_attention"]
+__all__ = ["Segments", "grpo_loss", "linear_logits", "linear_logprob", "paged_attention"]
 
 
 def linear_logprob(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,

@@ -29,6 +29,7 @@ Legend: N positions, n of them in a chunk, C hidden size, V vocabulary. `rows` (
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from .backend import tl, triton
@@ -206,6 +207,12 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def as_multiplied(x: Tensor) -> Tensor:
     """What the products are made of. A CPU has no bfloat16 products that keep their accumulators (and slow ones)."""
     return x if x.is_cuda else x.to(wide(x.dtype))
+
+
+def linear_logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """hidden (N, C), weight (V, C) -> logits (N, V), in float32 at least: the sampler's, exact like the trainer's."""
+    h, w = as_multiplied(hidden), as_multiplied(weight)
+    return F.linear(h, w) if h.dtype == wide(h.dtype) else torch.mm(h, w.T, out_dtype=wide(h.dtype))
 
 
 def product(a: Tensor, b: Tensor, scale: float, out: Tensor, add: bool = False) -> Tensor:

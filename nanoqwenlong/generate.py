@@ -13,9 +13,9 @@ from hashlib import blake2b
 from itertools import groupby
 
 import torch
-import torch.nn.functional as F
+from kernels import linear_logits
 
-from .attention import KVCache, Paged, SharedPaged, pack
+from .attention import KernelPaged, KVCache, Paged, Room, SharedPaged, pack
 from .kvcache import BlockPool, OutOfBlocks
 from .records import Completion, Group
 from .schedule import Answer, Schedule, Stem
@@ -37,13 +37,17 @@ class Generator:
     tokens unless a draw falls into it. The library's matrix products are no better (MKL's float64 rounds differently
     for fewer than four rows).
 
-    A stem's blocks are read where they lie if they follow one another, as they do in a pool that is not fragmented; if
-    not, the shared form keeps a copy in one piece while answers to it run."""
+    On a GPU (kernels=None: there) the blocks are read by kernels.paged_attention, and a decoding step is recorded as a
+    CUDA graph. Elsewhere a stem's blocks are read where they lie if they follow one another, as they do in a pool that
+    is not fragmented; if not, the shared form keeps a copy in one piece while answers to it run."""
 
     def __init__(self, model, num_blocks: int = 4096, block_size: int = 16, prefill_tokens: int = 16384,
-                 shared: bool = True):
+                 shared: bool = True, kernels: bool | None = None):
         c = model.config
         self.model, self.prefill_tokens, self.shared = model, prefill_tokens, shared
+        self.kernels = shared and (model.device.type == "cuda" and model.dtype != torch.float64 if kernels is None else
+                                   kernels)
+        self.steps: dict[Room, Step] = {}
         self.pool = BlockPool(num_blocks, block_size)
         self.cache = KVCache(c.num_hidden_layers, num_blocks, block_size, c.num_key_value_heads, c.head_dim,
                              model.dtype, model.device)
@@ -85,6 +89,7 @@ class Generator:
                 schedule.retire()
         finally:
             schedule.close()
+            self.steps.clear()                                                 # they know where the weights lay
         completions = [Completion(tuple(a.ids), tuple(a.logprobs), a.finish_reason or "length") for a in answers]
         return [Group(keys[p], tuple(prompts[p]), tuple(completions[p * n:p * n + n])) for p in range(len(prompts))]
 
@@ -100,7 +105,7 @@ class Generator:
         self._prefill((stem.ids, stem.table, 0) for stem in stems)
         for stem in stems:
             whole_blocks = len(stem.ids) // self.pool.block_size * self.pool.block_size
-            if self.shared and whole_blocks:
+            if self.shared and whole_blocks and not self.kernels:
                 stem.keys_values = self.cache.past(stem.table, whole_blocks)
 
     def _prefill(self, sequences: Iterable[tuple[Sequence[int], list[int], int]]) -> None:
@@ -118,19 +123,57 @@ class Generator:
 
     def _decode(self, running, temperature: float, top_p: float) -> Iterator[tuple[Answer, int, float]]:
         """Feed each answer its last token: (answer, next token, its log-prob)."""
-        device, tables, lengths = self.model.device, [a.table for a in running], [a.context_len for a in running]
+        logits = self._logits(running)                                         # (S, V)
+        u = torch.tensor([next(a.uniforms) for a in running], dtype=torch.float64, device=logits.device)
+        ids, logprobs = draw(logits, u, temperature, top_p)
+        return zip(running, ids.tolist(), logprobs.tolist())
+
+    def _logits(self, running: Sequence[Answer]) -> Tensor:
+        """(S, V) behind the last token of each answer."""
+        last_ids, tables, lengths = zip(*((a.last_id, a.table, a.context_len) for a in running))
+        groups = [list(answers) for _, answers in groupby(running, key=lambda a: a.prompt)]
+        if self.kernels:
+            size = self.pool.block_size
+            stems = [(len(g[0].stem.ids) // size * size, len(g)) for g in groups]
+            tails = (length - shared for (shared, _), g in zip(stems, groups) for length in (a.context_len for a in g))
+            room = Room.for_step(len(running), max(map(len, groups)), max(shared for shared, _ in stems), max(tails))
+            step = self.steps[room] = self.steps.get(room) or Step(self.model, KernelPaged(self.cache, room))
+            step.attend.load(last_ids, tables, lengths, stems)
+            return step()[:len(running)]
         if self.shared:
-            groups = [list(answers) for _, answers in groupby(running, key=lambda a: a.prompt)]
             stems = [(g[0].stem.keys_values if len(g) * len(g[0].stem.ids) >= WORTH_SHARING else (), len(g))
                      for g in groups]
             attend = SharedPaged(self.cache, tables, lengths, stems)
         else:
             attend = Paged(self.cache, tables, lengths)
-        logits, _ = self.model(torch.tensor([a.last_id for a in running], device=device),
-                               torch.tensor(lengths, device=device) - 1, attend, head=F.linear)    # (S, V)
-        u = torch.tensor([next(a.uniforms) for a in running], dtype=torch.float64, device=device)
-        ids, logprobs = draw(logits, u, temperature, top_p)
-        return zip(running, ids.tolist(), logprobs.tolist())
+        device = self.model.device
+        return self.model(torch.tensor(last_ids, device=device), torch.tensor(lengths, device=device) - 1, attend,
+                          head=linear_logits)[0]
+
+
+class Step:
+    """One decoding step of the model over a KernelPaged's buffers. On a GPU the second call records its launches, some
+    dozens per layer, as a CUDA graph; from then on a step is one launch, and its logits lie where they lay before."""
+
+    def __init__(self, model, attend: KernelPaged):
+        self.model, self.attend = model, attend
+        self.calls, self.graph, self.logits = 0, None, None
+
+    def __call__(self) -> Tensor:
+        """(answers of the room, V)"""
+        self.calls += 1
+        if self.graph is None and (self.calls == 1 or not self.attend.buffer.is_cuda):
+            self.logits = self._forward()
+        elif self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):                                 # which records, and computes nothing
+                self.logits = self._forward()
+        if self.graph is not None:
+            self.graph.replay()
+        return self.logits
+
+    def _forward(self) -> Tensor:
+        return self.model(self.attend.ids, self.attend.positions, self.attend, head=linear_logits)[0]
 
 
 def chunks(sequences: Iterable[tuple[Sequence[int], list[int], int]], max_tokens: int):

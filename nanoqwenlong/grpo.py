@@ -37,8 +37,8 @@ def group_loss(group, advantages: Tensor, num_tokens: int, sums: Counter, old_lo
     advantages (G,), one per answer; old_logprobs and ref_logprobs, for each answer its tokens' log-probs. Every token
     weighs 1 / num_tokens, the completion tokens of the whole optimizer step (DAPO's normaliser). Without old_logprobs
     this is the first update on these answers: the ratio is 1 (and its gradient is not), nothing need be computed.
-    `objective` goes to kernels.grpo_loss. `sums` collects sums over tokens: loss, entropy, kl, num_tokens,
-    clipped_low, clipped_high; and `gap`, the largest difference between the sampler's log-probs and the old ones."""
+    `objective` goes to kernels.grpo_loss. `sums` collects the loss and the sums over tokens that it returns; and `gap`,
+    the largest difference between the sampler's log-probs and the old ones."""
     def loss(rows, logprobs, entropy):
         def of_rows(values):
             return torch.cat([torch.as_tensor(values[row], dtype=logprobs.dtype, device=logprobs.device)
@@ -50,9 +50,9 @@ def group_loss(group, advantages: Tensor, num_tokens: int, sums: Counter, old_lo
         value, counts = grpo_loss(
             logprobs, old, advantages[list(rows)].to(logprobs).repeat_interleave(lengths),
             torch.full_like(logprobs, 1 / num_tokens), ref_logprobs=of_rows(ref_logprobs) if ref_logprobs else None,
-            **objective)
-        sums.update({name: float(count) for name, count in counts.items()})
-        sums.update(loss=float(value.detach()), entropy=float(entropy.detach().sum()))
-        sums["gap"] = max(sums["gap"], float((old - sampled).abs().max()))
+            entropy=entropy, **objective)
+        gap, *counted = torch.stack([(old - sampled).abs().max(), value.detach(), *counts.values()]).tolist()
+        sums.update(dict(zip(("loss", *counts), counted)))                     # one transfer from the device for all
+        sums["gap"] = max(sums["gap"], gap)
         return value
     return loss

@@ -102,13 +102,14 @@ def test_the_library_reads_neither_arguments_nor_environment():
 
 
 def test_nothing_reads_pickles():
-    """No module that unpickles is imported, and nothing that could be torch.load or numpy.load is called."""
+    """No module that unpickles is imported, and nothing that could be torch.load or numpy.load is called (tl.load is
+    Triton reading memory)."""
     for path in SOURCE:
         for package in "pickle cPickle dill cloudpickle joblib shelve marshal yaml".split():
             assert not uses(path, package), (short(path), package)
         owners = {node.func.value.id for node in tree(path) if isinstance(node, ast.Call) and isinstance(
             node.func, ast.Attribute) and node.func.attr == "load" and isinstance(node.func.value, ast.Name)}
-        assert owners <= {"json"} and not imported(path) & {"torch.load", "numpy.load"}, (short(path), owners)
+        assert owners <= {"json", "tl"} and not imported(path) & {"torch.load", "numpy.load"}, (short(path), owners)
 
 
 def test_lines_fit_in_120_columns():
