@@ -6,8 +6,8 @@
     products     tensor-core instructions
 
 The kernels are launched as always, through their functions in kernels/, on small CPU tensors of the types and shapes
-that a model has; but what Triton takes for the GPU is a stand-in, and a launch ends when the kernel is compiled. So what
-is compiled is what would run: Triton itself derives types, alignments and constants from the arguments.
+that a model has; but what Triton takes for the GPU is a stand-in, and a launch ends when the kernel is compiled. So
+what is compiled is what would run: Triton itself derives types, alignments and constants from the arguments.
 
     python -m bench.compile
     python -m bench.compile --archs 90
@@ -98,8 +98,8 @@ def compiled(arch: int, number: int) -> dict[str, dict]:
     def compile_only(self, *args, **options):
         kernel = run_kernel(self, *args, **{**options, "warmup": True})
         constants = {self.arg_names[place]: value for (place,), value in kernel.src.constants.items()}
-        kernels[kernel.hash] = {"kernel": self.__name__.strip("_"), "dtype": dtype, "constants": constants, "arch": arch,
-                                **resources(kernel)}
+        kernels[kernel.hash] = {"kernel": self.__name__.strip("_"), "arch": arch, "dtype": dtype,
+                                "constants": constants, **resources(kernel)}
 
     JITFunction.run = compile_only
     launch()

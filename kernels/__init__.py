@@ -1,4 +1,5 @@
-"""Log-probs, losses and attention over long sequences. Torch and Triton only: nothing here knows the rest of the project.
+"""Log-probs, losses and attention over long sequences. Torch and Triton only: nothing here knows the rest of
+the project.
 
     linear_logprob    log-prob and entropy of target tokens from hidden states, without a whole logits tensor
     linear_logits     the logits themselves, where a sampler needs them

@@ -100,9 +100,10 @@ class GRPOLoss(torch.autograd.Function):
         gradient = torch.empty_like(logprobs)
         N, programs = len(logprobs), triton.cdiv(len(logprobs), BLOCK)
         partial = logprobs.new_zeros(programs, 1 + len(SUMS))
-        _loss[(programs,)](logprobs, old_logprobs, advantages, weights, weights if ref_logprobs is None else ref_logprobs,
-                           weights if entropy is None else entropy, gradient, partial, N, *objective,
-                           HAS_REF=ref_logprobs is not None, HAS_ENTROPY=entropy is not None, BLOCK=BLOCK)
+        ref, has_ref = (weights, False) if ref_logprobs is None else (ref_logprobs, True)      # any tensor will do
+        entropy, has_entropy = (weights, False) if entropy is None else (entropy, True)
+        _loss[(programs,)](logprobs, old_logprobs, advantages, weights, ref, entropy, gradient, partial, N, *objective,
+                           HAS_REF=has_ref, HAS_ENTROPY=has_entropy, BLOCK=BLOCK)
         ctx.save_for_backward(gradient)
         total = partial.sum(0)
         ctx.mark_non_differentiable(total)

@@ -23,7 +23,8 @@ the backward pass, `gradient` in it. Two rules keep the digits:
 
 The order of this file is the order of its kin: the torch twin, the Triton kernel, the autograd wrapper.
 
-Legend: N positions, n of them in a chunk, C hidden size, V vocabulary. `rows` (4, n) are logprob, entropy, top, log_sum.
+Legend: N positions, n of them in a chunk, C hidden size, V vocabulary. `rows` (4, n) holds what is known of n rows of
+logits: logprob, entropy, top, log_sum.
 """
 
 from collections.abc import Iterator

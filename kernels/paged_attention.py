@@ -1,16 +1,18 @@
 """Attention of one decoding step, over keys and values that lie in blocks; what answers share is read once.
 
-Every answer has one new query per head and reads its own past. That is the stem of its group and a tail of its own, so a
-step is a list of segments: some neighbouring answers, and a run of tokens that all of them read. A stem is a segment of
-all its answers, a tail is a segment of one answer.
+Every answer has one new query per head and reads its own past. That is the stem of its group and a tail of its own, so
+a step is a list of segments: some neighbouring answers, and a run of tokens that all of them read. A stem is a segment
+of all its answers, a tail is a segment of one answer.
 
 In a segment the query heads that read a key-value head (G answers x H / K heads) are the rows of one matrix, and every
 block of keys is loaded once for all of them. Long segments are split, so that a few of them fill a GPU. So a query
 gets its attention in parts, over disjoint sets of keys, each with an output and a log-sum-exp, and a second kernel
 merges them in float32:
 
-    out_i = sum_j exp(s_j - lse_i) v_j,   lse_i = log sum_j exp(s_j)       over the keys j of part i, s_j = q k_j / sqrt(D)
-    lse   = log sum_i exp(lse_i)          out = sum_i exp(lse_i - lse) out_i
+    s_j   = q k_j / sqrt(D)                                        the score of key j
+    lse_i = log sum_j exp(s_j)                                     over the keys of part i
+    out_i = sum_j exp(s_j - lse_i) v_j
+    lse   = log sum_i exp(lse_i),   out = sum_i exp(lse_i - lse) out_i
 
 which is softmax over all keys, exactly. Inside the kernels logarithms are to the base 2, for which a GPU has an
 instruction. Nothing is added up in an order that is not fixed: no atomics.
@@ -31,7 +33,7 @@ Tensor = torch.Tensor
 
 
 class Segments(NamedTuple):
-    """M segments, the stems or the tails of a decoding step; the same for all layers. Every answer is in one of them."""
+    """M segments, the stems or the tails of a decoding step, the same for all layers. Every answer is in one of them."""
 
     rows: Tensor                        # (M, 3) int32: first answer, number of answers, tokens
     block_tables: Tensor                # (M, B) int32: the blocks in which the tokens lie

@@ -15,8 +15,9 @@ from itertools import groupby
 import torch
 from kernels import linear_logits
 
-from .attention import KernelPaged, KVCache, Paged, Room, SharedPaged, pack
+from .attention import pack
 from .kvcache import BlockPool, OutOfBlocks
+from .paged import KernelPaged, KVCache, Paged, Room, SharedPaged
 from .records import Completion, Group
 from .schedule import Answer, Schedule, Stem
 

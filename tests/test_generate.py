@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from nanoqwenlong import generate, group_pass
-from nanoqwenlong.attention import KVCache, Packed, Paged, SharedPaged, attention, part, part_plain
+from nanoqwenlong.attention import Packed, attention, part, part_plain
 from nanoqwenlong.generate import Generator, SamplingError, draw, uniforms
 from nanoqwenlong.kvcache import BlockPool, OutOfBlocks, blocks_for
+from nanoqwenlong.paged import KVCache, Paged, SharedPaged
 from nanoqwenlong.schedule import Schedule
 from tiny_qwen import VOCAB, random_ids, tiny_qwen
 

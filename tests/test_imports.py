@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     ["config", "records", "log", "kvcache", "curriculum", "weights"],
     ["rewards", "tokenizer", "data", "schedule", "attention", "grpo", "optim"],
-    ["model"],
+    ["model", "paged"],
     ["toy", "group_pass", "generate", "evaluate"],
     ["run"],
 ]                                                               # kernels/ lies below all of them
