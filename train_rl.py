@@ -92,8 +92,8 @@ HEADLINE = ("phase", "reward", "frac_reward_zero_std", "entropy", "completions/c
 def main(cfg: Config) -> None:
     at_least(cfg, group_size=2, prompts_per_step=1, updates_per_step=1, max_new_tokens=1, steps=0, threads=1,
              temperature=1e-3, learning_rate=0, clip_low=0, clip_high=0, dual_clip=0, kl_coef=0, max_tokens=1,
-             weight_decay=0, max_grad_norm=1e-9, warmup_steps=0, show_every=0, toy_examples=1, kv_blocks=1, block_size=1,
-             retro_hard_below=0)
+             weight_decay=0, max_grad_norm=1e-9, warmup_steps=0, show_every=0, toy_examples=1, kv_blocks=1,
+             block_size=1, retro_hard_below=0)
     if 0 < cfg.dual_clip <= 1:
         raise ConfigError(f"dual_clip is {cfg.dual_clip}; as a bound on ratios it belongs above 1 (0: no bound)")
     torch.set_num_threads(cfg.threads)

@@ -33,7 +33,7 @@ Tensor = torch.Tensor
 
 
 class Segments(NamedTuple):
-    """M segments, the stems or the tails of a decoding step, the same for all layers. Every answer is in one of them."""
+    """M segments, the stems or the tails of a decoding step, the same for all layers. Every answer is in one."""
 
     rows: Tensor                        # (M, 3) int32: first answer, number of answers, tokens
     block_tables: Tensor                # (M, B) int32: the blocks in which the tokens lie

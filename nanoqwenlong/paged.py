@@ -11,6 +11,7 @@ v (T, K, D) they return (T, H, D).
 Legend: S answers, T tokens, H query heads, K key-value heads (H a multiple of K), D head width, L layers.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -140,59 +141,60 @@ class Room(NamedTuple):
 
 
 class KernelPaged:
-    """SharedPaged for a GPU, by kernels.paged_attention. All that changes from step to step lies in one buffer that
-    `load` fills, with one copy to the device: so the step's launches can be recorded once and replayed (a CUDA graph).
+    """SharedPaged for a GPU, by kernels.paged_attention. All that changes from step to step lies in one buffer, which
+    `load` fills with one copy to the device: so a step's launches can be recorded once and replayed (generate.Step).
 
-    Rows of the batch behind the last answer stand for nobody: they see no tokens, and write into the spare slot."""
+    Rows of the batch behind the last answer stand for nobody: they see no token, and write into the spare slot.
+    ids, positions (answers,) are what the model is to be called with."""
 
     def __init__(self, cache: KVCache, room: Room):
         self.cache, self.room = cache, room
-        A, block_size = room.answers, cache.block_size
-        widths = [blocks_for(tokens, block_size) for tokens in (room.stem_tokens, room.tail_tokens)]
-        shapes = [(A,), (A,), (A,), (A, 3), (A, 3), *((A, width) for width in widths)]
-        sizes = [torch.Size(shape).numel() for shape in shapes]
+        A, stem_blocks, tail_blocks = room.answers, *(blocks_for(tokens, cache.block_size) for tokens in room[2:])
+        shapes = {"ids": (A,), "positions": (A,), "slots": (A,), "stems": (A, 3), "tails": (A, 3),
+                  "stem_blocks": (A, stem_blocks), "tail_blocks": (A, tail_blocks)}
+        sizes = [math.prod(shape) for shape in shapes.values()]
         self.host = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=cache.device.type == "cuda")
         self.buffer = torch.zeros_like(self.host, device=cache.device)
-        self.on_host = [x.view(shape).numpy() for x, shape in zip(self.host.split(sizes), shapes)]
-        self.ids, self.positions, self.slots, *of = (x.view(s) for x, s in zip(self.buffer.split(sizes), shapes))
-        self.written = [[None] * A, [None] * A]                # block tables of stems and of tails as `load` left them
-        self.stems, self.tails = (
-            Segments(rows, tables, answers, split, blocks_for(tokens, split)) for rows, tables, answers, tokens, split in (
-                (of[0], of[2], room.group, room.stem_tokens, self.split(A // room.group, room.stem_tokens)),
-                (of[1], of[3], 1, room.tail_tokens, self.split(A, room.tail_tokens))))
+        here, there = ({name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), whole.split(sizes))}
+                       for whole in (self.host, self.buffer))
+        self.values = {name: x.numpy() for name, x in here.items()}            # on the host, to be filled
+        self.values["tails"][:, 0], self.values["tails"][:, 1] = range(A), 1   # every row has a tail of its own
+        self.ids, self.positions, self.slots = there["ids"], there["positions"], there["slots"]
+        self.stems = self._segments(there["stems"], there["stem_blocks"], room.group, room.stem_tokens)
+        self.tails = self._segments(there["tails"], there["tail_blocks"], 1, room.tail_tokens)
+        self.written = {}                                      # (table, row): the blocks that stand there
 
-    def split(self, segments: int, tokens: int) -> int:
-        """Tokens of one program's part: so many that some hundred programs share the work, which fills a GPU."""
-        wanted = segments * self.cache.keys.shape[1] * tokens // 512
-        return min(tokens, max(512, 1 << wanted.bit_length()))
+    def _segments(self, rows: Tensor, tables: Tensor, answers: int, tokens: int) -> Segments:
+        """Long segments in parts of at least 512 tokens, so many that some 500 programs share the work: that fills a
+        GPU."""
+        programs = self.room.answers // answers * self.cache.keys.shape[1]     # if nothing were split
+        split = min(tokens, max(512, 1 << (programs * tokens // 512).bit_length()))
+        return Segments(rows, tables, answers, split, blocks_for(tokens, split))
 
     def load(self, ids: Sequence[int], block_tables: Sequence[Sequence[int]], context_lens: Sequence[int],
              stems: Sequence[tuple[int, int]]) -> None:
         """The newest token of each answer, the blocks and the number of all its tokens; and for each group of
-        neighbours how many tokens (whole blocks) they share, and how many answers it has. `positions` follow."""
-        host_ids, positions, slots, stem_rows, tail_rows, *tables = self.on_host
-        size, count = self.cache.block_size, len(ids)
-        host_ids[:count], host_ids[count:] = ids, 0
-        positions[:count], positions[count:] = [length - 1 for length in context_lens], 0
-        slots[:count] = [table[(n - 1) // size] * size + (n - 1) % size for table, n in zip(block_tables, context_lens)]
-        slots[count:] = self.cache.spare_slot
-        stem_rows[len(stems):, 1:] = tail_rows[count:, 2] = 0
-        tail_rows[:, 0], tail_rows[:, 1] = range(len(tail_rows)), 1
+        neighbours how many tokens they share, whole blocks, and how many answers it has."""
+        to, size, count = self.values, self.cache.block_size, len(ids)
+        last = [length - 1 for length in context_lens]
+        to["ids"][:count], to["positions"][:count] = ids, last
+        to["slots"][:count] = [table[n // size] * size + n % size for table, n in zip(block_tables, last)]
+        to["slots"][count:] = self.cache.spare_slot
+        to["positions"][count:] = to["stems"][len(stems):] = to["tails"][count:, 2] = 0
         first = 0
         for group, (shared, answers) in enumerate(stems):
-            stem_rows[group] = first, answers, shared
-            whole = shared // size
-            self._write(tables, 0, group, block_tables[first][:whole])
+            to["stems"][group] = first, answers, shared
+            self._write("stem_blocks", group, block_tables[first][:shared // size])
             for row in range(first, first + answers):
-                tail_rows[row, 2] = context_lens[row] - shared
-                self._write(tables, 1, row, block_tables[row][whole:])
+                to["tails"][row, 2] = context_lens[row] - shared
+                self._write("tail_blocks", row, block_tables[row][shared // size:])
             first += answers
         self.buffer.copy_(self.host, non_blocking=True)
 
-    def _write(self, tables, kind: int, row: int, blocks: Sequence[int]) -> None:
-        if blocks != self.written[kind][row]:                  # comparing is much faster than writing
-            tables[kind][row, :len(blocks)] = blocks
-            self.written[kind][row] = list(blocks)
+    def _write(self, table: str, row: int, blocks: Sequence[int]) -> None:
+        if self.written.get((table, row)) != blocks:                           # to compare is much faster than to write
+            self.values[table][row, :len(blocks)] = blocks
+            self.written[table, row] = list(blocks)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.cache.write(layer, self.slots.long(), k, v)
