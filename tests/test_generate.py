@@ -1,6 +1,7 @@
 """Sampling: against transformers, against whole forward passes, and against itself in other company."""
 
 import copy
+import importlib
 import os
 import random
 from contextlib import contextmanager, nullcontext
@@ -15,7 +16,7 @@ from nanoqwenlong import generate, group_pass
 from nanoqwenlong.attention import Packed, attention, part, part_plain
 from nanoqwenlong.generate import Generator, SamplingError, draw, uniforms
 from nanoqwenlong.kvcache import BlockPool, OutOfBlocks, blocks_for
-from nanoqwenlong.paged import KVCache, Paged, SharedPaged
+from nanoqwenlong.paged import KernelPaged, KVCache, Paged, Room, SharedPaged
 from nanoqwenlong.schedule import Schedule
 from tiny_qwen import VOCAB, random_ids, tiny_qwen
 
@@ -50,20 +51,21 @@ def rowwise_matmul():
 
 
 class Form:
-    """One of the generator's two forms and what it promises: the twin, given row-wise matrix products, the same bits;
-    the shared form, just as it is, the same tokens and log-probs up to rounding."""
+    """One of the generator's forms and what it promises: the twin, given row-wise matrix products, the same bits; the
+    shared forms, that of the GPU (kernels) and the other, just as they are, the same tokens and log-probs up to
+    rounding."""
 
-    def __init__(self, model, shared: bool):
-        self.model, self.shared = model, shared
+    def __init__(self, model, shared: bool, kernels: bool = False):
+        self.model, self.shared, self.kernels = model, shared, kernels
 
     def generator(self, *args, **options) -> Generator:
-        return Generator(self.model, *args, shared=self.shared, **options)
+        return Generator(self.model, *args, shared=self.shared, kernels=self.kernels, **options)
 
-    def check(self, groups, expected: dict) -> None:
+    def check(self, groups, expected: dict, bar: float = 1e-12) -> None:
         for name, (ids, logprobs, reason) in answers(groups).items():
             assert (ids, reason) == expected[name][::2]
             if self.shared:
-                assert max(abs(a - b) for a, b in zip(logprobs, expected[name][1], strict=True)) <= 1e-12
+                assert max(abs(a - b) for a, b in zip(logprobs, expected[name][1], strict=True)) <= bar
             else:
                 assert logprobs == expected[name][1]
 
@@ -257,12 +259,17 @@ def test_shared_decoding_equals_its_twin_and_whole_sequences(kind, dtype, block_
                 place(tables[-1], position)
             if len(sequences[-1]) > 1:
                 write(tables[-1], sequences[-1][:-1], stem_length)
-    twin_cache = copy.deepcopy(cache)
+    twin_cache, kernel_cache = copy.deepcopy(cache), copy.deepcopy(cache)
+    kernel_paged = KernelPaged(kernel_cache, Room.for_step(len(tables), 4, 550, 20))
+    shared = [(len(stem[0][0]) if stem else 0, count) for stem, count in stems]
     for step in range(3):
         lengths = [len(sequence) for sequence in sequences]
         ids, positions = torch.tensor([sequence[-1] for sequence in sequences]), torch.tensor(lengths) - 1
         ours, _ = model(ids, positions, SharedPaged(cache, tables, lengths, stems), head=F.linear)
         theirs, _ = model(ids, positions, Paged(twin_cache, tables, lengths), head=F.linear)
+        kernel_paged.load(ids.tolist(), tables, lengths, shared)
+        padded, _ = model(kernel_paged.ids, kernel_paged.positions, kernel_paged, head=F.linear)
+        assert (padded[:len(ids)] - theirs).abs().max() <= BARS[dtype]
         whole = torch.stack([model.logits(torch.tensor(sequence))[-1] for sequence in sequences])
         assert (ours - theirs).abs().max() <= BARS[dtype] and (ours - whole).abs().max() <= BARS[dtype]
         for table, sequence in zip(tables, sequences):
@@ -284,6 +291,19 @@ def test_a_part_may_start_far_into_a_long_row(dtype):
             assert all((parts[0] - other).abs().max() <= BARS[dtype] for other in parts[1:])
 
 
+@torch.no_grad()
+def test_the_kernel_itself_decodes_the_same_tokens(monkeypatch):
+    """Triton instead of the twin that a CPU takes: interpreted without a GPU."""
+    paged_attention = pytest.importorskip("triton") and importlib.import_module("kernels.paged_attention")
+    model, prompts = tiny_qwen(dtype=torch.float32), [random_ids(9), random_ids(1)]
+    settings = dict(n=3, max_new_tokens=2, seed=1)
+    twins = answers(Generator(model, 40, 4, shared=False).sample(prompts, **settings))
+    calls, launch = [], paged_attention.paged_attention_triton
+    monkeypatch.setattr(paged_attention, "paged_attention_plain", lambda *args: calls.append(1) or launch(*args))
+    Form(model, shared=True).check(Generator(model, 40, 4, kernels=True).sample(prompts, **settings), twins, 1e-5)
+    assert len(calls) == 2 * model.config.num_hidden_layers
+
+
 # Slots that were never written
 
 @pytest.fixture
@@ -295,6 +315,14 @@ def nan_filled():
 
 
 def test_no_schedule_reads_a_slot_before_it_was_written(model, form, expected, nan_filled):
+    check_random_schedules(model, form, expected)
+
+
+def test_nor_does_one_with_kernels(model, expected, nan_filled):
+    check_random_schedules(model, Form(model, shared=True, kernels=True), expected)
+
+
+def check_random_schedules(model, form, expected):
     step_backs = 0
     for seed in range(10):
         rng = random.Random(seed)
