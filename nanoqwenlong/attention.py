@@ -55,21 +55,22 @@ def stem_attention_plain(q: Tensor, k: Tensor, v: Tensor, stem_k: Tensor, stem_v
 
 
 @remember
-def flash_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `part` has kernels for such tensors. On a GPU it says once which: flash-attention 3 on a Hopper GPU if it
-    is installed, else flash-attention 2, which is a part of torch (its package holds the same kernels); or, for other
-    types than bfloat16 and float16, what is used instead."""
+def flash_kernels(device: torch.device, dtype: torch.dtype) -> str:
+    """Whose kernels `part` calls for such tensors: "cpu", "cuda", or "" if there are none. On a GPU it says once which:
+    flash-attention 3 on a Hopper GPU if it is installed, else flash-attention 2, which is a part of torch (its package
+    holds the same kernels); or, for other types than bfloat16 and float16, what is used instead."""
     if device.type != "cuda":
-        return device.type == "cpu"
+        return "cpu" if device.type == "cpu" else ""
     capability = torch.cuda.get_device_capability(device)
-    fits = dtype in (torch.bfloat16, torch.float16) and capability >= (8, 0)
-    if fits and capability[0] == 9 and find_spec("flash_attn_interface"):
+    if dtype not in (torch.bfloat16, torch.float16) or capability < (8, 0):
+        print(f"attention in {dtype}: scaled_dot_product_attention, the stem copied for every branch")
+        return ""
+    if capability[0] == 9 and find_spec("flash_attn_interface"):
         torch.nn.attention.activate_flash_attention_impl("FA3")
         print("attention: flash-attention 3")
     else:
-        print("attention: flash-attention 2, as part of torch" if fits else
-              "attention: scaled_dot_product_attention, the stem copied for every branch")
-    return fits
+        print("attention: flash-attention 2, as part of torch")
+    return "cuda"
 
 
 class StemAttention(torch.autograd.Function):
@@ -108,9 +109,10 @@ def part(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | N
 
     These are the kernels behind scaled_dot_product_attention, by the names that also return the log-sum-exp. The CPU's
     wants equal numbers of heads: without a causal order, the H / K query heads that share keys become rows of one."""
-    if mask is not None and q.is_cuda or not flash_kernels(q.device, q.dtype):
+    kernels = flash_kernels(q.device, q.dtype)
+    if not kernels or kernels == "cuda" and mask is not None:
         return part_plain(q, k, v, causal, mask)
-    if q.is_cuda:
+    if kernels == "cuda":
         out, lse, *_ = torch.ops.aten._flash_attention_forward(q, k, v, None, None, q.shape[1], k.shape[1], 0.0, causal,
                                                                False)
         return out, lse.transpose(1, 2)[..., None]
@@ -122,7 +124,7 @@ def part(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | N
 
 def part_backward(grad, q, k, v, out, lse, causal: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, given out, lse and the gradient of out: of the same kernels as part. See StemAttention."""
-    if q.is_cuda:
+    if flash_kernels(q.device, q.dtype) == "cuda":
         unused = torch.zeros(2, dtype=torch.uint64, device=q.device), q.new_empty(0)           # of dropout
         return torch.ops.aten._flash_attention_backward(
             grad, q, k, v, out, lse[..., 0].transpose(1, 2).contiguous(), None, None, q.shape[1], k.shape[1], 0.0,

@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+import nanoqwenlong.attention as attention_module
 from nanoqwenlong.attention import (Packed, StemAttention, attention, buckets, merge, part, part_plain,
                                     stem_attention_plain)
 
@@ -126,3 +127,80 @@ def test_packed_sequences_do_not_see_each_other(stem):
         gradients = torch.autograd.grad(out.sum(), (q, k, v))
         before = sum(lengths[:-1])
         assert not any(g[:before].any() for g in gradients) and all(g[before:].any() for g in gradients[1:])
+
+
+# On a GPU
+
+def flash_on_gpu(q, k, v, cu_q, cu_k, max_q, max_k, dropout, causal, debug):
+    """aten._flash_attention_forward by its documented layout, computed by the twin: (B, n, H, D), lse (B, H, n)."""
+    assert (cu_q, cu_k, max_q, max_k, dropout, debug) == (None, None, q.shape[1], k.shape[1], 0.0, False)
+    out, lse = part_plain(q, k, v, causal)
+    return out, lse[..., 0].transpose(1, 2), torch.zeros(2), torch.empty(0), torch.empty(0)
+
+
+def flash_backward_on_gpu(grad, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, dropout, causal, rng_state, unused):
+    """aten._flash_attention_backward likewise: weights from the given lse, row sums from the given out."""
+    assert lse.shape == (q.shape[0], q.shape[2], q.shape[1]) and lse.is_contiguous() and rng_state.shape == (2,)
+    assert (max_q, max_k, dropout) == (q.shape[1], k.shape[1], 0.0)
+    repeat = q.shape[2] // k.shape[2]
+    scores = torch.einsum("bihd,bjhd->bhij", q, k.repeat_interleave(repeat, 2)) * q.shape[-1] ** -0.5
+    weights = (scores - lse[..., None]).exp()
+    if causal:
+        weights = weights.tril()
+    d_weights = torch.einsum("bihd,bjhd->bhij", grad, v.repeat_interleave(repeat, 2))
+    d_scores = weights * (d_weights - (grad * out).sum(-1).transpose(1, 2)[..., None]) * q.shape[-1] ** -0.5
+    dq = torch.einsum("bhij,bjhd->bihd", d_scores, k.repeat_interleave(repeat, 2))
+    dk, dv = (torch.einsum("bhij,bihd->bjhd", x, y).unflatten(2, (-1, repeat)).sum(3)
+              for x, y in ((d_scores, q), (weights, grad)))
+    return dq, dk, dv
+
+
+def test_the_way_to_a_gpus_flash_kernels(monkeypatch):
+    """There is no GPU in most tests, so the kernels are stood in for; what torch says about their shapes is checked."""
+    monkeypatch.setattr(attention_module, "flash_kernels", lambda device, dtype: "cuda")
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash_on_gpu)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_backward", flash_backward_on_gpu)
+    generator, lengths = torch.Generator().manual_seed(0), [1, 4, 5, 30, 2]
+    q, k, v, stem_k, stem_v = (torch.randn(n, heads, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+                               for n, heads in ((42, 6), (42, 2), (42, 2), (17, 2), (17, 2)))
+    found = []
+    for out in (StemAttention.apply(q, k, v, stem_k, stem_v, buckets(lengths)),
+                stem_attention_plain(q, k, v, stem_k, stem_v, lengths)):
+        found.append([out, *torch.autograd.grad(out.sin().sum(), (q, k, v, stem_k, stem_v))])
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-12
+
+
+def test_what_torch_says_about_its_flash_kernels():
+    """None for the offsets of sequences of equal length, fewer key-value heads, the shape of lse: on meta tensors."""
+    q, k = (torch.empty(2, n, heads, 64, dtype=torch.bfloat16, device="meta") for n, heads in ((5, 8), (9, 2)))
+    out, lse, rng_state, unused, _ = torch.ops.aten._flash_attention_forward(q, k, k, None, None, 5, 9, 0.0, False,
+                                                                             False)
+    assert out.shape == q.shape and lse.shape == (2, 8, 5) and lse.dtype == torch.float32
+    gradients = torch.ops.aten._flash_attention_backward(q, q, k, k, out, lse, None, None, 5, 9, 0.0, False, rng_state,
+                                                         unused)
+    assert [g.shape for g in gradients] == [q.shape, k.shape, k.shape]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_branches_behind_a_stem_on_a_gpu(dtype):
+    """Against float64, at most twice the error of the twin in the same type, and a unit in the last place."""
+    generator, lengths = torch.Generator().manual_seed(0), [100, 130, 64, 1]
+    case = [torch.randn(n, heads, 64, generator=generator) for n, heads in ((295, 6), (295, 2), (295, 2), (500, 2),
+                                                                            (500, 2))]
+
+    def run(function, dtype):
+        inputs = [x.to("cuda", dtype).requires_grad_() for x in case]
+        out = function(*inputs)
+        return [out, *torch.autograd.grad(out.float().square().sum(), inputs)]
+
+    def ours(q, k, v, *stem):
+        return Packed([0, 100, 230, 294, 295], [stem], "cuda")(0, q, k, v)
+
+    def twin(*inputs):
+        return stem_attention_plain(*inputs, lengths)
+
+    for a, b, true in zip(run(ours, dtype), run(twin, dtype), run(twin, torch.float64), strict=True):
+        ulp = torch.finfo(dtype).eps * true.abs().max()
+        assert (a - true).abs().max() <= 2 * (b - true).abs().max() + ulp
