@@ -1,13 +1,52 @@
-"""What the tests share: one thread, small random models of transformers, the toy model and its tokenizer."""
+"""What the tests share: one thread, Triton's interpreter where there is no GPU, small random models of transformers,
+the toy model and its tokenizer."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"                        # before the first import of triton, which reads it
+
 from nanoqwenlong import toy
 
 torch.set_num_threads(1)
+
+
+def repair_interpreter() -> None:
+    """Triton 3.9's interpreter multiplies the bit patterns of bfloat16 numbers, cuts where it should round, and spends
+    half of its time on preparing each call of a function in a kernel anew."""
+    try:
+        import triton.language as tl
+        from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
+    except ImportError:                                         # no Triton, or no interpreter
+        return
+    dot, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
+
+    def create_dot(self, a, b, d, *options):
+        a, b = (self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+        return dot(self, a, b, d, *options)
+
+    def cast_impl(self, x, dtype):
+        if (x.dtype.scalar, dtype.scalar) != (tl.float32, tl.bfloat16):
+            return cast(self, x, dtype)
+        return TensorHandle(torch.tensor(x.data).bfloat16().view(torch.uint16).numpy(), tl.bfloat16)
+
+    def call_prepared(self, *args, **options):
+        if self.fn.__module__ in prepared:
+            return self.rewrite()(*args, **options)
+        prepared.add(self.fn.__module__)
+        return call(self, *args, **options)
+
+    call, prepared = InterpretedFunction.__call__, set()
+    InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = create_dot, cast_impl
+    InterpretedFunction.__call__ = call_prepared
+
+
+if "TRITON_INTERPRET" in os.environ:
+    repair_interpreter()
 SMALL = dict(vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
              num_key_value_heads=2, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
              rms_norm_eps=1e-5, initializer_range=0.1, tie_word_embeddings=False)
