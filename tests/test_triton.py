@@ -672,7 +672,7 @@ def test_parts_beyond_2_31_numbers(monkeypatch, tmp_path):
     """The third part lies 2.4e9 numbers after the first, in what one kernel writes and the other reads."""
     step, apart, middle = Step([(80, [3, 17]), (0, [5])], split=32), 1_200_000_000, 2**31
     part, merge = (Launches(monkeypatch, paged_attention, name) for name in ("_part", "_merge"))
-    expected = step.run(paged_attention_triton)
+    expected = step.run(paged_attention_triton).clone()
     parts, lse, out, P, *_ = merge.arguments
     assert P == 4 and torch.equal(out, expected)
     far, far_lse = (huge(tmp_path, middle + 4 * apart, F32).as_strided(x.shape, (apart, *x.stride()[1:]), middle)
@@ -689,8 +689,8 @@ def test_parts_beyond_2_31_numbers(monkeypatch, tmp_path):
 # of all of them
 
 def test_fifty_runs_give_the_same_bits():
-    step, case, loss_case = Step([(20, [3])], H=1, split=16), head(3), tokens(1100)
-    for run in (lambda: [step.run(paged_attention_triton)], lambda: all_by_kernels(*case, chunk=2),
+    step, case, loss_case = Step([(20, [3])], H=1, split=16), head(2), tokens(1100)
+    for run in (lambda: [step.run(paged_attention_triton)], lambda: all_by_kernels(*case, chunk=1),
                 lambda: loss_of(grpo_loss_triton, loss_case, F32)):
         first = run()
         assert all(all(map(torch.equal, first, run())) for _ in range(49))
