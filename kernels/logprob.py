@@ -165,7 +165,7 @@ class LinearLogprob(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, temperature, chunk, statistics, gradient):
         ctx.set_materialize_grads(False)
         ctx.scale, ctx.chunk, ctx.gradient = 1 / temperature, chunk, gradient
-        h, w = as_multiplied(hidden), as_multiplied(weight)
+        h, w, targets = as_multiplied(hidden), as_multiplied(weight), targets.contiguous()
         rows = torch.empty(4, len(h), dtype=wide(h.dtype), device=h.device)
         ctx.logits = rows.new_empty(min(chunk, len(h)), len(w))
         for piece in _slices(len(h), chunk):

@@ -107,8 +107,8 @@ def _part(q, keys, values, segments, tables, out, lse, answers, split, q_stride,
         mixed = mixed * keep[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         top = higher
 
-    out += tl.program_id(1) * out_stride
-    lse += tl.program_id(1) * lse_stride
+    out += tl.program_id(1).to(tl.int64) * out_stride
+    lse += tl.program_id(1).to(tl.int64) * lse_stride
     place = answer * (tl.num_programs(2) * REPEAT) + head                      # of (S, H)
     empty = total == 0                                                         # no keys: an lse of -inf, and no output
     total = tl.where(empty, 1.0, total)
@@ -123,7 +123,7 @@ def _merge(parts, lse, out, P, part_stride, lse_stride, D: tl.constexpr, WIDTH: 
     d = tl.arange(0, WIDTH)
     top = -float("inf")
     for start in range(0, P, PARTS):
-        part = start + tl.arange(0, PARTS)
+        part = (start + tl.arange(0, PARTS)).to(tl.int64)
         top = tl.maximum(top, tl.max(tl.load(lse + part * lse_stride + row, mask=part < P, other=-float("inf")), 0))
     total = 0.0
     mixed = tl.zeros([WIDTH], tl.float32)
@@ -138,18 +138,19 @@ def _merge(parts, lse, out, P, part_stride, lse_stride, D: tl.constexpr, WIDTH: 
     tl.store(out + row * D + d, (mixed / total).to(out.dtype.element_ty), mask=d < D)
 
 
-def tile(dtype: torch.dtype, rows: int) -> tuple[int, int, int]:
-    """Rows, keys and warps of a program. A segment with more rows is read by several programs, at about the same time:
-    the keys come from the cache then. float32 does without tensor cores, in small tiles that fit into the registers."""
-    if dtype == torch.float32:
-        return 16, 32, 4
-    return (16, 64, 4) if rows <= 16 else (64, 64, 4)
+def tile(dtype: torch.dtype, rows: int) -> tuple[int, int]:
+    """Rows and keys of a program. A segment with more rows is read by several programs, side by side: the keys come
+    from the cache then. float32 does without tensor cores, in small tiles that fit into the registers."""
+    return (16, 16) if dtype == torch.float32 else (16 if rows <= 16 else 64, 64)
 
 
 def paged_attention_triton(q: Tensor, keys: Tensor, values: Tensor, block_size: int, stems: Segments, tails: Segments
                            ) -> Tensor:
     """paged_attention_plain in a launch for the stems, one for the tails and one to merge."""
     (S, H, D), K = q.shape, len(keys)
+    if keys.stride() != values.stride() or keys.stride()[1:] != (D, 1):
+        raise ValueError(f"the keys and values of a head must lie slot by slot, heads equally far apart; their strides "
+                         f"are {keys.stride()} and {values.stride()}")
     q, width, repeat = q.contiguous(), max(16, triton.next_power_of_2(D)), H // K
     parts = torch.empty(stems.num_parts + tails.num_parts, S, H, D, dtype=torch.float32, device=q.device)
     lse = parts.new_empty(parts.shape[:3])
@@ -166,9 +167,3 @@ def paged_attention_triton(q: Tensor, keys: Tensor, values: Tensor, block_size: 
     _merge[(S * H,)](parts, lse, out, len(parts), parts.stride(0), lse.stride(0), D=D, WIDTH=width, PARTS=16,
                      num_warps=4)
     return out
-
-
-def tile(dtype: torch.dtype, rows: int) -> tuple[int, int]:
-    """Rows and keys of a program. A segment with more rows is read by several programs, side by side: the keys come
-    from the cache then. float32 does without tensor cores, in small tiles that fit into the registers."""
-    return (16, 16) if dtype == torch.float32 else (16 if rows <= 16 else 64, 64)
