@@ -100,7 +100,7 @@ def test_strided_inputs():
 def test_targets_outside_the_vocabulary_are_refused(wrong):
     hidden, weight, targets = inputs(3)
     targets[1] = wrong
-    with pytest.raises((IndexError, RuntimeError)):
+    with pytest.raises(IndexError, match=rf"target 1 is token {wrong}, outside the vocabulary of 61 \(0 to 60\)"):
         linear_logprob(hidden, weight, targets)
 
 
@@ -158,6 +158,32 @@ def test_sums_count_tokens_and_clipped_tokens():
     assert (int(sums["num_tokens"]), int(sums["clipped_low"]), int(sums["clipped_high"])) == (7, 1, 1)
     d = [0.5 - float(x) for x, w in zip(log_ratio, weights) if w]
     assert abs(float(sums["kl"]) - sum(math.exp(x) - x - 1 for x in d)) <= 1e-12
+
+
+@pytest.mark.parametrize("advantage, ratio, dual_clip, loss, slope, clipped", [
+    (-1, 5, 3, 3, 0, 1), (-1, 2, 3, 2, 2, 0), (-1, 5, math.inf, 5, 5, 0), (-2, 5, 3, 6, 0, 1), (-1, 0.5, 3, 0.8, 0, 0),
+    (1, 5, 3, -1.28, 0, 0), (1, 0.5, 3, -0.5, -0.5, 0), (0, 5, 3, 0, 0, 0)])
+def test_the_dual_clip_bounds_what_a_bad_token_can_cost(advantage, ratio, dual_clip, loss, slope, clipped):
+    """At most dual_clip |A|, without a gradient beyond; it never touches good tokens."""
+    new, one = torch.tensor([math.log(ratio)], dtype=F64, requires_grad=True), torch.ones(1, dtype=F64)
+    found, sums = grpo_loss(new, 0 * one, advantage * one, one, dual_clip=dual_clip)
+    found.backward()
+    assert abs(float(found) - loss) <= 1e-14 and abs(float(new.grad) - slope) <= 1e-14
+    assert int(sums["clipped_dual"]) == clipped
+
+
+@pytest.mark.parametrize("dual_clip", [1.0, 0.5, 0.0, -3.0, math.nan])
+def test_a_dual_clip_that_is_not_above_one_is_refused(dual_clip):
+    one = torch.ones(1)
+    with pytest.raises(ValueError, match="above 1"):
+        grpo_loss(one, one, one, one, dual_clip=dual_clip)
+
+
+def test_the_entropy_of_tokens_that_count_is_summed_up():
+    one, entropy = torch.ones(4, dtype=F64), torch.tensor([0.25, 1.5, math.nan, 2.0], dtype=F64)
+    weights = torch.tensor([0.1, 0.2, 0.0, 0.3], dtype=F64)
+    assert float(grpo_loss(one, one, one, weights, entropy=entropy)[1]["entropy"]) == 3.75
+    assert float(grpo_loss(one, one, one, weights)[1]["entropy"]) == 0
 
 
 # grpo_loss: properties

@@ -31,7 +31,7 @@ from kernels.paged_attention import paged_attention_plain, paged_attention_trito
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
-drawn = settings(max_examples=15, deadline=None, derandomize=True, phases=[Phase.generate])
+drawn = settings(max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate])
 grpo_loss, paged_attention = (sys.modules[f"kernels.{name}"] for name in ("grpo_loss", "paged_attention"))
 
 
@@ -155,7 +155,7 @@ def test_statistics_of_a_row_are_as_exact_as_torchs(V):
 
 @pytest.mark.parametrize("out_dtype, in_place, with_entropy", [
     (F32, False, True), (F32, False, False), (F32, True, True), (BF16, False, True), (BF16, False, False)])
-@pytest.mark.parametrize("V", VOCABULARIES)
+@pytest.mark.parametrize("V", [1, 61, 2048, 2049, 5000])
 def test_the_gradient_of_a_row_is_as_exact_as_torchs(V, out_dtype, in_place, with_entropy):
     logits, targets = hard_rows(V)
     g, e = slopes(len(logits))
@@ -308,7 +308,7 @@ def test_inputs_may_be_strided():
         values = by_kernels(h, w, y, 0.6, 5)
         found.append([*values, *torch.autograd.grad(values, (h, w), tuple(slope))])
     for dense, strided in zip(*found):
-        assert (dense - strided).abs().max() <= 4 * eps(F32) * dense.abs().max()
+        assert (dense - strided).abs().max() <= 16 * eps(F32) * dense.abs().max()      # logits up to 16
 
 
 @pytest.mark.parametrize("chunk", [4, 11, 100])
@@ -623,6 +623,16 @@ def test_attention_over_keys_in_another_layout_is_right_or_refused(layout):
         step.check(keys=keys, values=values)
     except ValueError as error:
         assert "keys and values" in str(error)
+
+
+def test_rows_that_stand_for_nobody_change_nothing():
+    """Answers behind the last one, with a tail of no tokens and in no stem; a graph is recorded with room for more."""
+    step = Step([(40, [3, 17]), (0, [5])], H=2, K=2)
+    expected, count = step.run(paged_attention_triton), len(step.q)
+    tails = torch.cat([step.tails.rows, torch.tensor([[count, 1, 0], [count + 1, 1, 0]]).to(step.tails.rows)])
+    step.tails = step.tails._replace(rows=tails, block_tables=F.pad(step.tails.block_tables, (0, 0, 0, 2)))
+    more = step.run(paged_attention_triton, q=torch.cat([step.q, torch.full_like(step.q[:2], torch.nan)]))
+    assert torch.equal(more[:count], expected)
 
 
 def test_a_nan_key_of_ones_own_reaches_the_answer_and_no_other():
