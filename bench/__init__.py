@@ -7,4 +7,7 @@
     growth         all of ours as G, P and R grow         against the cost formulas
 
 CPU, one thread, random weights. Each ends with one table and one JSON line, and fails if the sides disagree.
+
+    compile        what every Triton kernel takes of a GPU, which need not be here
+    gpu            the kernels and what is built on them  against a GPU's limits and torch's best; bench/gpu.sh
 """

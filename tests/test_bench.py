@@ -4,13 +4,14 @@ What they measure means nothing at these sizes; that all sides compute the same 
 
 import json
 import os
+import time
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench import common, group_update, growth, logprob, rl_step, rollout
+from bench import common, gpu, group_update, growth, logprob, rl_step, rollout
 from nanoqwenlong import run
 
 MODEL = ["--hidden", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--intermediate", "96", "--vocab", "100"]
@@ -101,6 +102,49 @@ def test_growth(capfd, tmp_path):
     assert len(found["results"]) == 2 * 4 and found["growth_from_4_to_16"].keys() == {"update", "rollout"}
     base = next(row for row in found["results"] if (row["G"], row["P"], row["R"]) == (4, 32, 2))
     assert base["predicted"] == base["median"] and base["predicted_mb"] == base["peak_mb"]
+
+
+@pytest.mark.skipif(gpu.GPU, reason="bench/gpu.sh runs it, and its processes must be the first to ask for the GPU")
+def test_gpu(capfd, tmp_path):
+    lines, found = start(gpu, capfd, "--tiny", "--out", tmp_path / "gpu", shape=[])
+    assert list(found["sections"]) == list(gpu.SECTIONS) and found["versions"]["torch"] == torch.__version__
+    for name, section in found["sections"].items():
+        assert section["rows"] and section["failures"] == [], name
+        assert all(row["value"] >= 0 and (row["limit"] is None or row["limit"] >= 0) for row in section["rows"])
+    assert json.loads((tmp_path / "gpu" / "gpu.json").read_text()) == found
+    text = (tmp_path / "gpu" / "gpu.md").read_text().splitlines()
+    assert [line for line in text if line.startswith("## ")] == [f"## {name}" for name in gpu.SECTIONS]
+    assert "- CUDA graph: needs a GPU" in text and len([line for line in text if line in lines]) == len(text)
+
+
+def broken(s):
+    s.row("first", 1.0, "s")
+    with s.attempt("a peer", peer=True):
+        raise ImportError("not here")
+    s.row("second", 3.0, "", "torch", 1.0, most=2.0, must=True)
+    raise torch.OutOfMemoryError("too large")
+
+
+def gone(s):
+    s.row("first", 1.0, "s")
+    os._exit(3)
+
+
+def endless(s):
+    while True:
+        time.sleep(1)
+
+
+def test_a_section_of_gpu_that_breaks_tells_what_it_found():
+    found = gpu.watch(broken, True, {}, 60)
+    assert [row["reached"] for row in found["rows"]] == [None, False]
+    assert found["notes"] == ["did not run: a peer: ImportError: not here"]
+    assert found["failures"][0] == "second: wrong"
+    assert found["failures"][1].startswith("broken: OutOfMemoryError: too large [test_bench.py:")
+    assert gpu.markdown("x", found).count("FAILED") == 2
+    found = gpu.watch(gone, True, {}, 60)
+    assert len(found["rows"]) == 1 and found["failures"] == ["the process is gone, exit code 3"]
+    assert gpu.watch(endless, True, {}, 1)["failures"] == ["stopped after 1 seconds"]
 
 
 def test_the_formulas_of_growth():

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# For a machine with a CUDA GPU, torch >= 2.11 and triton >= 3.6: are the kernels right there, and how fast is all of it?
+# At most nine minutes. Writes gpu.md and gpu.json.
+#
+#   bench/gpu.sh [DIR]        DIR: runs/gpu if not given;  PYTHON=... uses a Python of your own
+set -uo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+failed=0
+timeout 200 "$PYTHON" -m pytest tests/test_triton.py tests/test_kernels.py tests/test_attention.py \
+    tests/test_group_pass.py tests/test_generate.py || failed=1
+timeout 340 "$PYTHON" -m bench.gpu --out "${1:-runs/gpu}" || failed=1
+exit $failed
