@@ -155,7 +155,7 @@ def gradient_triton(logits: Tensor, targets: Tensor, rows: Tensor, d_logprob: Te
 # The autograd wrapper
 
 class LinearLogprob(torch.autograd.Function):
-    """hidden (N, C), weight (V, C), targets (N,) -> logprobs (N,), entropy (N,), `chunk` positions at a time.
+    """hidden (N, C), weight (V, C), targets (N,) -> logprobs (N,), entropy (N,), at most `chunk` positions at a time.
     `statistics` and `gradient` are a pair of the functions above.
 
     The last chunk's logits stay where they are until the backward pass, which begins with them: with one chunk nothing
@@ -164,11 +164,12 @@ class LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, chunk, statistics, gradient):
         ctx.set_materialize_grads(False)
-        ctx.scale, ctx.chunk, ctx.gradient = 1 / temperature, chunk, gradient
+        ctx.scale, ctx.gradient = 1 / temperature, gradient
         h, w, targets = as_multiplied(hidden), as_multiplied(weight), targets.contiguous()
         rows = torch.empty(4, len(h), dtype=wide(h.dtype), device=h.device)
-        ctx.logits = rows.new_empty(min(chunk, len(h)), len(w))
-        for piece in _slices(len(h), chunk):
+        ctx.pieces = _even_slices(len(h), chunk)
+        ctx.logits = _logits_buffer(rows, w, ctx.pieces)
+        for piece in ctx.pieces:
             logits = product(h[piece], w.T, ctx.scale, out=ctx.logits[:len(h[piece])])
             statistics(logits, targets[piece], rows[:, piece])
         ctx.save_for_backward(hidden, weight, targets, rows)
@@ -181,17 +182,15 @@ class LinearLogprob(torch.autograd.Function):
         h, w = as_multiplied(hidden), as_multiplied(weight)
         d_logprob = torch.zeros_like(rows[0]) if d_logprob is None else d_logprob.contiguous()
         d_entropy = None if d_entropy is None else d_entropy.contiguous()
-        buffer, ready = (ctx.logits, True) if ctx.logits is not None else (rows.new_empty(ctx.chunk, len(w)), False)
-        ctx.logits = None
+        ready, ctx.logits = ctx.logits, None                                   # none in a second backward pass
+        buffer = _logits_buffer(rows, w, ctx.pieces) if ready is None else ready
         dz_buffer = buffer if h.dtype == buffer.dtype else torch.empty_like(buffer, dtype=h.dtype)
         dh = rows.new_empty(h.shape) if ctx.needs_input_grad[0] else None
         dw = rows.new_zeros(w.shape) if ctx.needs_input_grad[1] else None
-        for piece in reversed(_slices(len(h), ctx.chunk)):
-            n = len(h[piece])
-            logits, dz = buffer[:n], dz_buffer[:n]
-            if not ready:
+        for piece in reversed(ctx.pieces):
+            logits, dz = buffer[:len(h[piece])], dz_buffer[:len(h[piece])]
+            if ready is None or piece is not ctx.pieces[-1]:
                 product(h[piece], w.T, ctx.scale, out=logits)
-            ready = False
             ctx.gradient(logits, targets[piece], rows[:, piece], d_logprob[piece],
                          None if d_entropy is None else d_entropy[piece], out=dz)
             if dh is not None:
@@ -199,6 +198,14 @@ class LinearLogprob(torch.autograd.Function):
             if dw is not None:
                 product(dz.T, h[piece], ctx.scale, out=dw, add=True)
         return dh, dw, None, None, None, None, None
+
+
+def _even_slices(total: int, at_most: int) -> list[slice]:
+    return _slices(total, max(1, -(-total // max(1, -(-total // at_most)))))
+
+
+def _logits_buffer(rows: Tensor, weight: Tensor, pieces: list[slice]) -> Tensor:
+    return rows.new_empty(max((piece.stop - piece.start for piece in pieces), default=0), len(weight))
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
