@@ -12,9 +12,10 @@ from torch import Tensor
 from bench import common
 from bench.gpu_tools import BLOCK_SIZE, DEVICE, DTYPE, GPU, TINY, DecodingStep, Section, normal, random_model, shape
 from nanoqwenlong import generate
-from nanoqwenlong.attention import Paged, StemAttention, buckets, stem_attention_plain
+from nanoqwenlong.attention import StemAttention, buckets, stem_attention_plain
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.kvcache import blocks_for
+from nanoqwenlong.paged import Paged
 
 
 def correctness(s: Section) -> None:

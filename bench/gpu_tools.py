@@ -13,9 +13,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from nanoqwenlong.attention import KernelPaged, KVCache, Room
 from nanoqwenlong.kvcache import blocks_for
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.paged import KernelPaged, KVCache, Room
 from nanoqwenlong.weights import ModelConfig
 
 GPU = torch.cuda.is_available()
