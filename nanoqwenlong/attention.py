@@ -29,7 +29,6 @@ from itertools import accumulate
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
-from torch.nn.attention.bias import causal_lower_right
 
 Tensor = torch.Tensor
 KeysValues = Sequence[tuple[Tensor, Tensor]]                   # per layer: keys, values
@@ -39,8 +38,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """softmax(q k^T / sqrt(D)) v for B sequences of equal length: q (B, Tq, H, D), k and v (B, Tk, K, D) -> like q.
     Query head h reads key-value head h // (H / K). Causal: the last query sees every key, the one before it all but the
     last, and so on."""
-    longer = k.shape[1] - q.shape[1]
-    mask = causal_lower_right(q.shape[1], k.shape[1]) if causal and longer else None
+    longer, mask = k.shape[1] - q.shape[1], None
+    if causal and longer:
+        from torch.nn.attention.bias import causal_lower_right                 # imported here: it takes seconds
+        mask = causal_lower_right(q.shape[1], k.shape[1])
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask,
                                          is_causal=causal and not longer, enable_gqa=q.shape[2] != k.shape[2])
     return out.transpose(1, 2)
