@@ -105,9 +105,10 @@ class GRPOLoss(torch.autograd.Function):
         _loss[(programs,)](logprobs, old_logprobs, advantages, weights, ref, entropy, gradient, partial, N, *objective,
                            HAS_REF=has_ref, HAS_ENTROPY=has_entropy, BLOCK=BLOCK)
         ctx.save_for_backward(gradient)
-        total = partial.sum(0)
-        ctx.mark_non_differentiable(total)
-        return total[0].clone(), total[1:]
+        loss, *sums = partial.sum(0)
+        sums = torch.stack(sums)
+        ctx.mark_non_differentiable(sums)                                      # the very tensor that is returned
+        return loss.clone(), sums
 
     @staticmethod
     @once_differentiable
