@@ -28,6 +28,7 @@ from kernels.grpo_loss import grpo_loss_plain, grpo_loss_triton
 from kernels.logprob import LinearLogprob, gradient_triton, statistics_triton
 from kernels.paged_attention import paged_attention_plain, paged_attention_triton
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*")     # of NumPy, about infinities
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
@@ -383,6 +384,7 @@ def loss_of(run, case, dtype, clip_low=0.2, clip_high=0.28, dual_clip=3.0, kl_co
     logprobs, *others = (x if x is None else x.to(dtype) for x in case)
     logprobs = logprobs.detach().clone().requires_grad_()
     loss, sums = run(logprobs, *others, clip_low, clip_high, dual_clip, kl_coef)
+    assert loss.requires_grad and not sums.requires_grad
     (loss * 1.7).backward()
     return loss.detach(), sums, logprobs.grad
 
