@@ -706,12 +706,12 @@ def test_parts_beyond_2_31_numbers(monkeypatch, tmp_path):
 
 # of all of them
 
-def test_fifty_runs_give_the_same_bits():
+def test_runs_give_the_same_bits():
     step, case, loss_case = Step([(20, [3])], H=1, split=16), head(2), tokens(1100)
     for run in (lambda: [step.run(paged_attention_triton)], lambda: all_by_kernels(*case, chunk=1),
                 lambda: loss_of(grpo_loss_triton, loss_case, F32)):
         first = run()
-        assert all(all(map(torch.equal, first, run())) for _ in range(49))
+        assert all(all(map(torch.equal, first, run())) for _ in range(49 if DEVICE == "cuda" else 4))   # in the interpreter chance has no part
 
 
 def test_no_kernel_adds_up_in_an_order_of_chance():
