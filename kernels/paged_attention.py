@@ -113,7 +113,7 @@ def _part(q, keys, values, segments, tables, out, lse, answers, split, q_stride,
     empty = total == 0                                                         # no keys: an lse of -inf, and no output
     total = tl.where(empty, 1.0, total)
     tl.store(out + place[:, None] * D + d, mixed / total[:, None], mask=(used & ~empty)[:, None] & (d < D))
-    tl.store(lse + place, tl.where(empty, -float("inf"), top + tl.log2(total)), mask=used)
+    tl.store(lse + place, top + tl.log2(total), mask=used)
 
 
 @triton.jit
