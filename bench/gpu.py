@@ -56,7 +56,7 @@ BACK_ENDS = {"FLASH_ATTENTION": True, "CUDNN_ATTENTION": True, "EFFICIENT_ATTENT
 class Config:
     out: str = "runs/gpu"               # directory of gpu.md and gpu.json
     sections: tuple[str, ...] = ("limits", "correctness", "head", "paged", "parts", "update", "decode")
-    seconds: int = 330                  # for all sections; what would begin later is left out
+    seconds: int = 300                  # for all sections; what would begin later is left out
     tiny: bool = False                  # tiny shapes, on whatever is there
 
 

@@ -168,8 +168,9 @@ class DecodingStep:
             for own in tails[len(self.tables):len(self.tables) + answers]:
                 self.tables.append(stem + [next(blocks) for _ in range(blocks_for(own, BLOCK_SIZE))])
                 self.lengths.append(tokens + own)
-        self.attend = KernelPaged(self.cache, Room.for_step(len(tails), answers, max(prompts), tail))
-        self.attend.load([0] * len(tails), self.tables, self.lengths, [(tokens, answers) for tokens in prompts])
+        self.attend = KernelPaged(self.cache, Room.for_step(len(tails), len(prompts), answers, max(prompts), tail))
+        self.attend.load([0] * len(tails), self.tables, self.lengths,
+                         [(place, tokens, answers) for place, tokens in enumerate(prompts)])
         self.queries = normal(self.attend.room.answers, H, D, dtype=dtype)
         self.touched = 2 * K * D * self.queries.element_size() * (sum(prompts) + sum(tails))   # bytes of keys, values
 

@@ -63,7 +63,7 @@ def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weight
 def paged_attention(q: Tensor, keys: Tensor, values: Tensor, block_size: int, stems: Segments, tails: Segments
                     ) -> Tensor:
     """One query per answer and head, q (S, H, D), over keys and values (K, slots, D) in blocks of `block_size` slots ->
-    (S, H, D), like q. Each answer attends to the stem segment and to the tail segment that it is in, one of which is
-    not empty. Query head h reads key-value head h // (H / K)."""
+    (S, H, D), like q. Each answer attends to the stem segment and to the tail segment that it is in; what comes out for
+    a row that is not in one of each is undefined. Query head h reads key-value head h // (H / K)."""
     run = _paged_attention.paged_attention_triton if on_gpu(q) else _paged_attention.paged_attention_plain
     return run(q, keys, values, block_size, stems, tails)

@@ -42,6 +42,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     if causal and longer:
         from torch.nn.attention.bias import causal_lower_right                 # imported here: it takes seconds
         mask = causal_lower_right(q.shape[1], k.shape[1])
+    if not flash_kernels(q.device, q.dtype):                                   # those that do without a matrix of all
+        k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))      # scores want equal heads
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask,
                                          is_causal=causal and not longer, enable_gqa=q.shape[2] != k.shape[2])
     return out.transpose(1, 2)

@@ -7,6 +7,7 @@ answer has random numbers of its own, a function of (seed, key, sample index), s
 is in the batch, on the block size, on the pool, or on whether it was interrupted.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
@@ -49,6 +50,7 @@ class Generator:
         self.kernels = shared and (model.device.type == "cuda" and model.dtype != torch.float64 if kernels is None else
                                    kernels)
         self.steps: dict[Room, Step] = {}
+        self.graph_pool = torch.cuda.graph_pool_handle() if model.device.type == "cuda" else None
         self.pool = BlockPool(num_blocks, block_size)
         self.cache = KVCache(c.num_hidden_layers, num_blocks, block_size, c.num_key_value_heads, c.head_dim,
                              model.dtype, model.device)
@@ -126,8 +128,10 @@ class Generator:
         """Feed each answer its last token: (answer, next token, its log-prob)."""
         logits = self._logits(running)                                         # (S, V)
         u = torch.tensor([next(a.uniforms) for a in running], dtype=torch.float64, device=logits.device)
-        ids, logprobs = draw(logits, u, temperature, top_p)
-        return zip(running, ids.tolist(), logprobs.tolist())
+        drawn = torch.stack([x.double() for x in draw(logits, u, temperature, top_p)]).tolist()      # one transfer
+        if any(map(math.isnan, drawn[1])):
+            raise SamplingError("the model's logits are NaN; its weights are damaged, or a training step broke them")
+        return zip(running, map(int, drawn[0]), drawn[1])
 
     def _logits(self, running: Sequence[Answer]) -> Tensor:
         """(S, V) behind the last token of each answer."""
@@ -135,10 +139,13 @@ class Generator:
         groups = [list(answers) for _, answers in groupby(running, key=lambda a: a.prompt)]
         if self.kernels:
             size = self.pool.block_size
-            stems = [(len(g[0].stem.ids) // size * size, len(g)) for g in groups]
-            tails = (length - shared for (shared, _), g in zip(stems, groups) for length in (a.context_len for a in g))
-            room = Room.for_step(len(running), max(map(len, groups)), max(shared for shared, _ in stems), max(tails))
-            step = self.steps[room] = self.steps.get(room) or Step(self.model, KernelPaged(self.cache, room))
+            stems = [(g[0].stem, len(g[0].stem.ids) // size * size, len(g)) for g in groups]
+            shared = [tokens for _, tokens, count in stems for _ in range(count)]
+            room = Room.for_step(len(running), len(groups), max(map(len, groups)), max(shared),
+                                 max(length - tokens for length, tokens in zip(lengths, shared)))
+            if room not in self.steps:
+                self.steps[room] = Step(self.model, KernelPaged(self.cache, room), self.graph_pool)
+            step = self.steps[room]
             step.attend.load(last_ids, tables, lengths, stems)
             return step()[:len(running)]
         if self.shared:
@@ -154,10 +161,11 @@ class Generator:
 
 class Step:
     """One decoding step of the model over a KernelPaged's buffers. On a GPU the second call records its launches, some
-    dozens per layer, as a CUDA graph; from then on a step is one launch, and its logits lie where they lay before."""
+    dozens per layer, as a CUDA graph; from then on a step is one launch. Steps with the same memory pool overwrite each
+    other's logits: use them before the next call."""
 
-    def __init__(self, model, attend: KernelPaged):
-        self.model, self.attend = model, attend
+    def __init__(self, model, attend: KernelPaged, pool: tuple[int, int] | None = None):
+        self.model, self.attend, self.pool = model, attend, pool
         self.calls, self.graph, self.logits = 0, None, None
 
     def __call__(self) -> Tensor:
@@ -167,7 +175,7 @@ class Step:
             self.logits = self._forward()
         elif self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):                                 # which records, and computes nothing
+            with torch.cuda.graph(self.graph, pool=self.pool):                 # which records, and computes nothing
                 self.logits = self._forward()
         if self.graph is not None:
             self.graph.replay()
@@ -208,10 +216,9 @@ def uniforms(seed: int | Sequence[int], key: str | int, sample: int) -> Iterator
 
 
 def draw(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """One token per row of logits (S, V) by inverse CDF at u (S,), and its full-vocabulary log-prob: (S,), (S,)."""
+    """One token per row of logits (S, V) by inverse CDF at u (S,), and its full-vocabulary log-prob: (S,), (S,). It is
+    NaN where a logit is."""
     wide = torch.promote_types(logits.dtype, torch.float32)
-    if logits.isnan().any():
-        raise SamplingError("the model's logits are NaN; its weights are damaged, or a training step broke them")
     logprobs = (logits.to(wide) / (temperature or 1.0)).log_softmax(-1)        # (S, V)
     if temperature == 0:
         ids = logprobs.argmax(-1)
@@ -223,5 +230,6 @@ def draw(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[T
             mass = torch.where(mass.cumsum(-1) - mass < top_p, mass, 0.0)
         cdf = mass.cumsum(-1)
         ids = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)    # first place with cdf > u
+        ids = ids.clamp(max=logits.shape[-1] - 1)                              # NaN logits lead beyond
         ids = (ids if order is None else order.gather(-1, ids))[:, 0]
     return ids, logprobs.gather(-1, ids[:, None])[:, 0]

@@ -23,37 +23,32 @@ from .weights import ModelConfig
 Tensor = torch.Tensor
 
 
-def wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
+    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension; in bfloat16 rounded once, at the end."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, x):
-        y = wide(x)
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * y.to(x.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, 1, D) of each position; frequency i is theta^(-2i / D), both halves of the head alike."""
+    """cos and sin (T, 1, D) of each position, computed in float32 at least; frequency i is theta^(-2i / D), both halves
+    of the head alike."""
     steps = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.int64)
-    dtype = torch.promote_types(dtype, torch.float32)
-    inv_freq = 1.0 / theta ** (steps.to(dtype) / head_dim)                     # (D / 2,)
-    angles = torch.outer(positions.to(dtype), inv_freq)                        # (T, D / 2)
+    wide = torch.promote_types(dtype, torch.float32)
+    inv_freq = 1.0 / theta ** (steps.to(wide) / head_dim)                      # (D / 2,)
+    angles = torch.outer(positions.to(wide), inv_freq)                         # (T, D / 2)
     angles = torch.cat([angles, angles], dim=-1)[:, None]                      # (T, 1, D)
-    return angles.cos(), angles.sin()
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding of x (T, heads, D), in Hugging Face's half-split layout."""
     a, b = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)
+    return x * cos + torch.cat([-b, a], dim=-1) * sin
 
 
 class Attention(nn.Module):
@@ -185,6 +180,8 @@ class Qwen(nn.Module):
         config = weights.read_config(directory)
         try:
             torch.zeros(1, device=device).item()
+            if torch.device(device).index is not None and torch.device(device).type == "cuda":
+                torch.cuda.set_device(device)                                  # Triton launches on the current one
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise weights.ModelError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
         with torch.device("meta"):

@@ -124,20 +124,20 @@ class SharedPaged:
 class Room(NamedTuple):
     """What a KernelPaged can hold, at most; by powers of two, so that a few of them do for a whole rollout.
 
-    >>> Room.for_step(answers=13, group=5, stem_tokens=5000, tail_tokens=90)
-    Room(answers=16, group=8, stem_tokens=8192, tail_tokens=256)
+    >>> Room.for_step(answers=13, groups=3, group_size=5, stem_tokens=5000, tail_tokens=90)
+    Room(answers=16, groups=4, group_size=8, stem_tokens=8192, tail_tokens=256)
     """
 
     answers: int
-    group: int                          # answers that share a stem
+    groups: int
+    group_size: int                     # answers that share a stem
     stem_tokens: int
     tail_tokens: int
 
     @classmethod
-    def for_step(cls, answers: int, group: int, stem_tokens: int, tail_tokens: int) -> "Room":
-        least = (8, 1, 256, 256)
-        return cls(*(max(low, 1 << (n - 1).bit_length()) for low, n in zip(least, (answers, group, stem_tokens,
-                                                                                  tail_tokens))))
+    def for_step(cls, answers: int, groups: int, group_size: int, stem_tokens: int, tail_tokens: int) -> "Room":
+        sizes = (answers, groups, group_size, stem_tokens, tail_tokens)
+        return cls(*(max(least, 1 << (n - 1).bit_length()) for n, least in zip(sizes, (8, 1, 1, 256, 256))))
 
 
 class KernelPaged:
@@ -149,9 +149,10 @@ class KernelPaged:
 
     def __init__(self, cache: KVCache, room: Room):
         self.cache, self.room = cache, room
-        A, stem_blocks, tail_blocks = room.answers, *(blocks_for(tokens, cache.block_size) for tokens in room[2:])
-        shapes = {"ids": (A,), "positions": (A,), "slots": (A,), "stems": (A, 3), "tails": (A, 3),
-                  "stem_blocks": (A, stem_blocks), "tail_blocks": (A, tail_blocks)}
+        A, M = room.answers, room.groups
+        stem_blocks, tail_blocks = (blocks_for(n, cache.block_size) for n in (room.stem_tokens, room.tail_tokens))
+        shapes = {"ids": (A,), "positions": (A,), "slots": (A,), "stems": (M, 3), "tails": (A, 3),
+                  "stem_blocks": (M, stem_blocks), "tail_blocks": (A, tail_blocks)}
         sizes = [math.prod(shape) for shape in shapes.values()]
         self.host = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=cache.device.type == "cuda")
         self.buffer = torch.zeros_like(self.host, device=cache.device)
@@ -160,21 +161,23 @@ class KernelPaged:
         self.values = {name: x.numpy() for name, x in here.items()}            # on the host, to be filled
         self.values["tails"][:, 0], self.values["tails"][:, 1] = range(A), 1   # every row has a tail of its own
         self.ids, self.positions, self.slots = there["ids"], there["positions"], there["slots"]
-        self.stems = self._segments(there["stems"], there["stem_blocks"], room.group, room.stem_tokens)
+        self.stems = self._segments(there["stems"], there["stem_blocks"], room.group_size, room.stem_tokens)
         self.tails = self._segments(there["tails"], there["tail_blocks"], 1, room.tail_tokens)
-        self.written = {}                                      # (table, row): the blocks that stand there
+        self.owners = [None] * M                               # whose blocks stand in a row of stem_blocks
+        self.written = {}                                      # row: the blocks that stand in it, of tail_blocks
 
     def _segments(self, rows: Tensor, tables: Tensor, answers: int, tokens: int) -> Segments:
-        """Long segments in parts of at least 512 tokens, so many that some 500 programs share the work: that fills a
-        GPU."""
-        programs = self.room.answers // answers * self.cache.keys.shape[1]     # if nothing were split
-        split = min(tokens, max(512, 1 << (programs * tokens // 512).bit_length()))
+        """Long segments go in parts of at least 512 tokens; if all are as long as they can be, 512 programs or more
+        share the work, which fills a GPU."""
+        programs = len(rows) * self.cache.keys.shape[1]                        # if nothing were split
+        split = min(tokens, max(512, 1 << (programs * tokens // 512).bit_length() - 1))
         return Segments(rows, tables, answers, split, blocks_for(tokens, split))
 
     def load(self, ids: Sequence[int], block_tables: Sequence[Sequence[int]], context_lens: Sequence[int],
-             stems: Sequence[tuple[int, int]]) -> None:
+             stems: Sequence[tuple[object, int, int]]) -> None:
         """The newest token of each answer, the blocks and the number of all its tokens; and for each group of
-        neighbours how many tokens they share, whole blocks, and how many answers it has."""
+        neighbours an object that stands for what they share (as long as it is the same one, so are the blocks), how
+        many tokens that are, whole blocks, and how many answers it has."""
         to, size, count = self.values, self.cache.block_size, len(ids)
         last = [length - 1 for length in context_lens]
         to["ids"][:count], to["positions"][:count] = ids, last
@@ -182,19 +185,18 @@ class KernelPaged:
         to["slots"][count:] = self.cache.spare_slot
         to["positions"][count:] = to["stems"][len(stems):] = to["tails"][count:, 2] = 0
         first = 0
-        for group, (shared, answers) in enumerate(stems):
+        for group, (owner, shared, answers) in enumerate(stems):
             to["stems"][group] = first, answers, shared
-            self._write("stem_blocks", group, block_tables[first][:shared // size])
+            if self.owners[group] is not owner:
+                to["stem_blocks"][group, :shared // size] = block_tables[first][:shared // size]
+                self.owners[group] = owner
             for row in range(first, first + answers):
                 to["tails"][row, 2] = context_lens[row] - shared
-                self._write("tail_blocks", row, block_tables[row][shared // size:])
+                blocks = block_tables[row][shared // size:]
+                if self.written.get(row) != blocks:                            # to compare is much faster than to write
+                    to["tail_blocks"][row, :len(blocks)] = self.written[row] = blocks
             first += answers
         self.buffer.copy_(self.host, non_blocking=True)
-
-    def _write(self, table: str, row: int, blocks: Sequence[int]) -> None:
-        if self.written.get((table, row)) != blocks:                           # to compare is much faster than to write
-            self.values[table][row, :len(blocks)] = blocks
-            self.written[table, row] = list(blocks)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.cache.write(layer, self.slots.long(), k, v)

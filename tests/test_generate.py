@@ -260,8 +260,8 @@ def test_shared_decoding_equals_its_twin_and_whole_sequences(kind, dtype, block_
             if len(sequences[-1]) > 1:
                 write(tables[-1], sequences[-1][:-1], stem_length)
     twin_cache, kernel_cache = copy.deepcopy(cache), copy.deepcopy(cache)
-    kernel_paged = KernelPaged(kernel_cache, Room.for_step(len(tables), 4, 550, 20))
-    shared = [(len(stem[0][0]) if stem else 0, count) for stem, count in stems]
+    kernel_paged = KernelPaged(kernel_cache, Room.for_step(len(tables), len(GROUPS), 4, 550, 20))
+    shared = [(owner, len(stem[0][0]) if stem else 0, count) for owner, (stem, count) in enumerate(stems)]
     for step in range(3):
         lengths = [len(sequence) for sequence in sequences]
         ids, positions = torch.tensor([sequence[-1] for sequence in sequences]), torch.tensor(lengths) - 1
@@ -296,10 +296,12 @@ def test_the_kernel_itself_decodes_the_same_tokens(monkeypatch):
     """Triton instead of the twin that a CPU takes: interpreted without a GPU."""
     paged_attention = pytest.importorskip("triton") and importlib.import_module("kernels.paged_attention")
     model, prompts = tiny_qwen(dtype=torch.float32), [random_ids(9), random_ids(1)]
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     settings = dict(n=3, max_new_tokens=2, seed=1)
     twins = answers(Generator(model, 40, 4, shared=False).sample(prompts, **settings))
     calls, launch = [], paged_attention.paged_attention_triton
-    monkeypatch.setattr(paged_attention, "paged_attention_plain", lambda *args: calls.append(1) or launch(*args))
+    for name in ("paged_attention_plain", "paged_attention_triton"):
+        monkeypatch.setattr(paged_attention, name, lambda *args: calls.append(1) or launch(*args))
     Form(model, shared=True).check(Generator(model, 40, 4, kernels=True).sample(prompts, **settings), twins, 1e-5)
     assert len(calls) == 2 * model.config.num_hidden_layers
 
