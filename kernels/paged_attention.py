@@ -6,8 +6,8 @@ of all its answers, a tail is a segment of one answer.
 
 In a segment the query heads that read a key-value head (G answers x H / K heads) are the rows of one matrix, and every
 block of keys is loaded once for all of them (up to 64; of more, the next 64 find it in the cache). Long segments are
-split, so that a few of them fill a GPU. So a query gets its attention in parts, over disjoint sets of keys, each with an
-output and a log-sum-exp, and a second kernel merges them in float32:
+split, so that a few of them fill a GPU. So a query gets its attention in parts, over disjoint sets of keys, each with
+an output and a log-sum-exp, and a second kernel merges them in float32:
 
     s_j   = q k_j / sqrt(D)                                        the score of key j
     lse_i = log sum_j exp(s_j)                                     over the keys of part i
