@@ -204,3 +204,24 @@ def test_branches_behind_a_stem_on_a_gpu(dtype):
     for a, b, true in zip(run(ours, dtype), run(twin, dtype), run(twin, torch.float64), strict=True):
         ulp = torch.finfo(dtype).eps * true.abs().max()
         assert (a - true).abs().max() <= 2 * (b - true).abs().max() + ulp
+
+
+@pytest.mark.parametrize("capability, installed, dtype, kernels, said", [
+    ((9, 0), False, torch.bfloat16, "cuda", "flash-attention 2"), ((9, 0), True, torch.float16, "cuda", "attention 3"),
+    ((8, 6), True, torch.bfloat16, "cuda", "flash-attention 2"), ((7, 5), False, torch.float16, "", "scaled_dot"),
+    ((9, 0), True, torch.float32, "", "scaled_dot")])
+def test_the_choice_for_a_gpu_is_made_once_and_said(monkeypatch, capsys, capability, installed, dtype, kernels, said):
+    activated = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(attention_module, "find_spec", lambda name: installed or None)
+    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", activated.append)
+    flash_kernels = attention_module.flash_kernels
+    flash_kernels.cache_clear()
+    try:
+        assert [flash_kernels(torch.device("cuda", 0), dtype) for _ in range(3)] == [kernels] * 3
+    finally:
+        flash_kernels.cache_clear()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("attention") and said in line
+    assert activated == (["FA3"] if "attention 3" in said else [])
+    assert flash_kernels(torch.device("cpu"), dtype) == "cpu" and not capsys.readouterr().out
