@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from kernels import grpo_loss, linear_logprob
+from kernels import grpo_loss, linear_logits, linear_logprob
 
 F64 = torch.float64
 
@@ -298,3 +298,13 @@ def test_grpo_loss_passes_gradcheck():
     ref = OLD - 0.2
     assert torch.autograd.gradcheck(lambda x: grpo_loss(x, OLD, ADVANTAGES, WEIGHTS["grpo"], ref_logprobs=ref,
                                                         kl_coef=0.3)[0], NEW.clone().requires_grad_())
+
+
+# linear_logits
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, F64])
+def test_the_samplers_logits_are_not_rounded(dtype):
+    hidden, weight, _ = inputs(5, dtype=dtype)
+    logits, exact = linear_logits(hidden, weight), hidden.double() @ weight.double().T
+    assert logits.dtype == torch.promote_types(dtype, torch.float32)
+    assert (logits - exact).abs().max() <= 8 * torch.finfo(logits.dtype).eps * exact.abs().max()
