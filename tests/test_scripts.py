@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -123,6 +124,18 @@ def test_rl_with_several_updates_and_a_reference(in_tmp, toy_directory, monkeypa
     assert any(not before[name].equal(after[name]) for name in before)
 
 
+@pytest.mark.parametrize("flags, bound", [([], math.inf), (["--dual-clip", 3], 3.0)])
+def test_the_objectives_settings_reach_the_loss(in_tmp, toy_directory, monkeypatch, flags, bound):
+    from nanoqwenlong import grpo, rewards
+    seen, loss = [], grpo.grpo_loss
+    monkeypatch.setattr(train_rl, "score_all", learnable(rewards))
+    monkeypatch.setattr(grpo, "grpo_loss", lambda *args, **settings: seen.append(settings) or loss(*args, **settings))
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--clip-low", 0.1, "--clip-high", 0.3, *flags) == 0
+    expected = dict(clip_low=0.1, clip_high=0.3, dual_clip=bound, kl_coef=0).items()
+    assert seen and all(settings.items() >= expected for settings in seen)
+    assert {row["clip_ratio/dual_mean"] for row in metrics(in_tmp / "runs/rl")} == {0.0}
+
+
 def test_old_log_probs_are_computed_only_where_they_are_asked_for(in_tmp, toy_directory, monkeypatch):
     """From the second update on, before the first. The sampler's and the recomputed ones lead to the same run. (Every
     group disagrees: its answers earn 0, 1, 0.)"""
@@ -212,7 +225,8 @@ def test_a_dry_run_on_a_real_document(in_tmp, capsys):
 
 def test_settings_that_make_no_sense_are_refused_in_one_sentence(in_tmp, toy_directory, capsys):
     for argv in (["--group-size", 1], ["--learning-rate", "nan"], ["--phase-lengths", 80], ["--phase-lengths", 5, 9],
-                 ["--kv-blocks", 2], ["--top-p", 2], ["--max-prompt-tokens", 3], ["--retro-fraction", 1]):
+                 ["--kv-blocks", 2], ["--top-p", 2], ["--max-prompt-tokens", 3], ["--retro-fraction", 1],
+                 ["--dual-clip", 0.5]):
         code = start(train_rl, "--model", toy_directory, "--toy-examples", 12, "--dry-run", *argv)
         error = capsys.readouterr().err
         assert code in (run.BAD_CONFIG, run.BAD_DATA) and error.count("\n") == 1 and "Traceback" not in error, argv
