@@ -15,6 +15,7 @@ from itertools import groupby
 
 import torch
 from kernels import linear_logits
+from kernels.backend import on_gpu
 
 from .attention import pack
 from .kvcache import BlockPool, OutOfBlocks
@@ -39,16 +40,16 @@ class Generator:
     tokens unless a draw falls into it. The library's matrix products are no better (MKL's float64 rounds differently
     for fewer than four rows).
 
-    On a GPU (kernels=None: there) the blocks are read by kernels.paged_attention, and a decoding step is recorded as a
-    CUDA graph. Elsewhere a stem's blocks are read where they lie if they follow one another, as they do in a pool that
-    is not fragmented; if not, the shared form keeps a copy in one piece while answers to it run."""
+    On a GPU with Triton (kernels=None: there) the blocks are read by kernels.paged_attention, and a decoding step is
+    recorded as a CUDA graph. Elsewhere a stem's blocks are read where they lie if they follow one another, as they do
+    in a pool that is not fragmented; if not, the shared form keeps a copy in one piece while answers to it run."""
 
     def __init__(self, model, num_blocks: int = 4096, block_size: int = 16, prefill_tokens: int = 16384,
                  shared: bool = True, kernels: bool | None = None):
         c = model.config
         self.model, self.prefill_tokens, self.shared = model, prefill_tokens, shared
-        self.kernels = shared and (model.device.type == "cuda" and model.dtype != torch.float64 if kernels is None else
-                                   kernels)
+        self.kernels = shared and (on_gpu(model.lm_head.weight) and model.dtype != torch.float64 if kernels is None
+                                   else kernels)
         self.steps: dict[Room, Step] = {}
         self.graph_pool = torch.cuda.graph_pool_handle() if model.device.type == "cuda" else None
         self.pool = BlockPool(num_blocks, block_size)
