@@ -124,12 +124,8 @@ def normal(*size: int, dtype: torch.dtype = DTYPE, std: float = 1.0) -> Tensor:
 
 
 def random_model(c: ModelConfig, dtype: torch.dtype, std: float = 0.02) -> Qwen:
-    """Made where it is used: there is never a second copy in float32."""
-    with torch.device("meta"):
-        model = Qwen(c)
-    model = model.to(dtype).to_empty(device=DEVICE)
-    if c.tie_word_embeddings:                                  # to_empty made two tensors of one
-        model.lm_head.weight = model.model.embed_tokens.weight
+    """Norms of 1, all else from N(0, std^2)."""
+    model = Qwen.empty(c, dtype, DEVICE)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.fill_(1.0) if "norm" in name else parameter.normal_(std=std)

@@ -16,7 +16,7 @@ import torch
 from . import grpo_loss as _grpo_loss
 from . import logprob as _logprob
 from . import paged_attention as _paged_attention
-from .backend import on_gpu
+from .backend import on_gpu, wide
 from .logprob import linear_logits
 from .paged_attention import Segments
 
@@ -52,7 +52,7 @@ def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weight
     if not dual_clip > 1:
         raise ValueError(f"dual_clip is the highest ratio that a bad token counts with, above 1 (inf: no bound); got "
                          f"{dual_clip}")
-    dtype = torch.promote_types(logprobs.dtype, torch.float32)
+    dtype = wide(logprobs.dtype)
     constants = (None if x is None else x.detach().to(dtype)
                  for x in (old_logprobs, advantages, weights, ref_logprobs, entropy))
     run = _grpo_loss.grpo_loss_triton if on_gpu(logprobs) else _grpo_loss.grpo_loss_plain

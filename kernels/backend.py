@@ -14,6 +14,11 @@ except ImportError:                     # macOS, Windows: names enough to read t
 AVAILABLE = hasattr(triton, "compile")
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What is computed in: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def on_gpu(x: torch.Tensor) -> bool:
     """Whether the Triton kernels can take this tensor."""
     return AVAILABLE and x.is_cuda

@@ -56,7 +56,7 @@ def grpo_loss_plain(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, 
 @triton.jit
 def _loss(logprobs, old_logprobs, advantages, weights, ref_logprobs, entropy, gradient, partial, N,
           clip_low: tl.constexpr, clip_high: tl.constexpr, dual_clip: tl.constexpr, kl_coef: tl.constexpr,
-          HAS_REF: tl.constexpr, HAS_ENTROPY: tl.constexpr, BLOCK: tl.constexpr):
+          HAS_REF: tl.constexpr, HAS_ENTROPY: tl.constexpr, NUM_SUMS: tl.constexpr, BLOCK: tl.constexpr):
     program = tl.program_id(0).to(tl.int64)
     token = program * BLOCK + tl.arange(0, BLOCK)
     inside = token < N
@@ -79,7 +79,7 @@ def _loss(logprobs, old_logprobs, advantages, weights, ref_logprobs, entropy, gr
         kl = tl.exp(d_held) - d_held - 1
         slope += tl.where(d_held == d, kl_coef * (1 - tl.exp(d_held)), 0.0)
     tl.store(gradient + token, tl.where(used, weight * slope, 0.0), mask=inside)
-    partial += program * 7
+    partial += program * NUM_SUMS
     tl.store(partial, tl.sum(tl.where(used, weight * (policy + kl_coef * kl), 0.0), 0))
     tl.store(partial + 1, tl.sum(used.to(ratio.dtype), 0))
     tl.store(partial + 2, tl.sum(low.to(ratio.dtype), 0))
@@ -103,7 +103,7 @@ class GRPOLoss(torch.autograd.Function):
         ref, has_ref = (weights, False) if ref_logprobs is None else (ref_logprobs, True)      # any tensor will do
         entropy, has_entropy = (weights, False) if entropy is None else (entropy, True)
         _loss[(programs,)](logprobs, old_logprobs, advantages, weights, ref, entropy, gradient, partial, N, *objective,
-                           HAS_REF=has_ref, HAS_ENTROPY=has_entropy, BLOCK=BLOCK)
+                           HAS_REF=has_ref, HAS_ENTROPY=has_entropy, NUM_SUMS=partial.shape[1], BLOCK=BLOCK)
         ctx.save_for_backward(gradient)
         loss, *sums = partial.sum(0)
         sums = torch.stack(sums)

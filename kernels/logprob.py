@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from .backend import tl, triton
+from .backend import tl, triton, wide
 
 Tensor = torch.Tensor
 CHUNK_LOGITS = 1024 * 151_936           # in one chunk: 1,024 positions of Qwen2.5, 0.6 GB in float32
@@ -206,10 +206,6 @@ def _even_slices(total: int, at_most: int) -> list[slice]:
 
 def _logits_buffer(rows: Tensor, weight: Tensor, pieces: list[slice]) -> Tensor:
     return rows.new_empty(max((piece.stop - piece.start for piece in pieces), default=0), len(weight))
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def as_multiplied(x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import torch
 
-from .backend import tl, triton
+from .backend import tl, triton, wide
 
 Tensor = torch.Tensor
 
@@ -53,10 +53,9 @@ def paged_attention_plain(q: Tensor, keys: Tensor, values: Tensor, block_size: i
             token = torch.arange(tokens, device=q.device)
             for past in pasts[first:first + answers]:
                 past.append(table[token // block_size] * block_size + token % block_size)
-    wide = torch.promote_types(q.dtype, torch.float32)
-    out = torch.empty_like(q)
-    for query, past, mixed in zip(q.to(wide), pasts, out):
-        k, v = (x[:, torch.cat(past)].to(wide).repeat_interleave(len(query) // len(x), 0) for x in (keys, values))
+    dtype, out = wide(q.dtype), torch.empty_like(q)
+    for query, past, mixed in zip(q.to(dtype), pasts, out):
+        k, v = (x[:, torch.cat(past)].to(dtype).repeat_interleave(len(query) // len(x), 0) for x in (keys, values))
         scores = k @ query[:, :, None] * q.shape[2] ** -0.5                    # (H, length, 1)
         mixed.copy_((scores.softmax(1) * v).sum(1))
     return out

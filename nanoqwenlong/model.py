@@ -163,6 +163,16 @@ class Qwen(nn.Module):
         return out.view(*input_ids.shape, -1)
 
     @classmethod
+    def empty(cls, config: ModelConfig, dtype: torch.dtype, device: str | torch.device) -> "Qwen":
+        """Memory for the weights, yet to be filled, made where it is used: there is never a second copy."""
+        with torch.device("meta"):
+            model = cls(config)
+        model = model.to(dtype).to_empty(device=device)
+        if config.tie_word_embeddings:                                         # to_empty made two tensors of one
+            model.lm_head.weight = model.model.embed_tokens.weight
+        return model
+
+    @classmethod
     def random(cls, config: ModelConfig, seed: int) -> "Qwen":
         """Matrices from N(0, initializer_range^2), norms 1, biases 0, as transformers initialises."""
         model, generator = cls(config), torch.Generator().manual_seed(seed)
@@ -184,11 +194,7 @@ class Qwen(nn.Module):
                 torch.cuda.set_device(device)                                  # Triton launches on the current one
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise weights.ModelError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
-        with torch.device("meta"):
-            model = cls(config)
-        model = model.to(dtype).to_empty(device=device)
-        if config.tie_word_embeddings:                                         # to_empty made two tensors of one
-            model.lm_head.weight = model.model.embed_tokens.weight
+        model = cls.empty(config, dtype, device)
         parameters = dict(model.named_parameters())                            # tied weights appear once
         shapes = {name: parameter.shape for name, parameter in parameters.items()}
         with torch.no_grad():
