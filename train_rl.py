@@ -14,16 +14,16 @@ normaliser counts the tokens of the whole update; difficulty has a floor; one up
 
 import math
 import sys
-import time
 from collections import Counter
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from statistics import mean, median
 from typing import Literal
 
 import torch
 
-from nanoqwenlong import curriculum, data, group_pass, grpo, log, optim, run, toy
+from nanoqwenlong import curriculum, data, group_pass, grpo, log, optim, parallel, run, toy
 from nanoqwenlong.config import ConfigError, at_least
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
@@ -74,9 +74,19 @@ class Config:
     max_grad_norm: float = 1.0
     max_tokens: int = 16384             # in one forward pass, stems in the update apart: memory, not results
     checkpointing: bool = False         # keep only the layers' inputs for the backward pass: less memory, more time
-    # machine and output
-    device: str = "cpu"
+    # machine
+    device: str = "cpu"                 # under torchrun, "cuda" gives each process a GPU of its own
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # to compute in: bfloat16 on a GPU, else float32;
+                                        # the weights and the optimizer are float32 at least
+    offload: bool = False               # keep weights, gradients and optimizer in CPU memory
     threads: int = 1                    # CPU threads; for tiny models more are slower
+    timeout_minutes: float = 60.0       # that ranks wait for each other: longer than the longest rollout
+    # what is kept
+    resume: Literal["auto", "never"] = "auto"  # go on with the run of this name, or refuse to
+    save_every: int = 10                # steps between checkpoints
+    keep: int = 2                       # the newest checkpoints; those at the ends of phases stay as well
+    max_bad_updates: int = 3            # in a row, of a loss or gradient that is not finite; then the run stops
+    check_finite: bool = False          # refuse a model whose weights hold NaN or infinity
     show_every: int = 20                # steps between answers printed in full; 0: never
     dry_run: bool = False               # one whole step, nothing kept
 
@@ -96,80 +106,88 @@ def main(cfg: Config) -> None:
              block_size=1, retro_hard_below=0)
     if 0 < cfg.dual_clip <= 1:
         raise ConfigError(f"dual_clip is {cfg.dual_clip}; as a bound on ratios it belongs above 1 (0: no bound)")
+    with run.Run(cfg) as this:
+        train(cfg, this)
+
+
+def train(cfg: Config, this: run.Run) -> None:
     torch.set_num_threads(cfg.threads)
-    tokenizer = Tokenizer(cfg.model)
-    examples, phases, sampler = read_data(cfg, tokenizer)
-    model = Qwen.from_pretrained(cfg.model, device=cfg.device)
-    reference = Qwen.from_pretrained(cfg.model, device=cfg.device) if cfg.kl_coef else None
+    tokenizer = Tokenizer(this.source or cfg.model)
+    examples, phases, sampler = read_data(cfg, tokenizer, this.log.say)
+    model = Qwen.from_pretrained(this.source or cfg.model, this.weights_dtype, this.device, this.prepare,
+                                 cfg.check_finite)
+    reference = Qwen.from_pretrained(cfg.model, this.weights_dtype, this.device, this.prepare) if cfg.kl_coef else None
     model.checkpointing = cfg.checkpointing
     generator = Generator(model, cfg.kv_blocks, cfg.block_size, prefill_tokens=cfg.max_tokens)
     generator.require(max(len(example.prompt_ids) for example in examples.values()), cfg.max_new_tokens)
     optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
-    logger = log.Log(run.open_directory(cfg))
     sampling = dict(temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens)
+    scoring = dict(temperature=cfg.temperature, max_tokens=cfg.max_tokens)
     objective = dict(clip_low=cfg.clip_low, clip_high=cfg.clip_high, dual_clip=cfg.dual_clip or math.inf,
                      kl_coef=cfg.kl_coef)
+    this.begin(model, tokenizer, optimizer, sampler=sampler)
     for phase in phases:
         num_examples = len(sampler.members[phase.number])
-        logger.say(f"phase {phase.number}: {num_examples} examples of {phase.low + 1} to {phase.high} tokens, "
-                   f"{phase.num_steps} steps of {min(cfg.prompts_per_step, num_examples)} x {cfg.group_size} answers")
+        this.log.say(f"phase {phase.number}: {num_examples} examples of {phase.low + 1} to {phase.high} tokens, "
+                     f"{phase.num_steps} steps of {min(cfg.prompts_per_step, num_examples)} x {cfg.group_size} answers")
 
-    plan = [phase for phase in phases for _ in range(phase.num_steps)][:1 if cfg.dry_run else cfg.steps or None]
-    for step, phase in enumerate(log.progress(plan, "rl"), start=1):
+    plan = [phase for phase in phases for _ in range(phase.num_steps)][:cfg.steps or None]
+    for step in this.steps(len(plan), ends=set(accumulate(phase.num_steps for phase in phases))):
         # 1. Roll out: this phase's examples and the hard ones kept from earlier phases, G answers each
-        clock = [time.monotonic()]
+        phase = plan[step - 1]
         batch = [examples[key] for key in sampler.draw(phase, cfg.prompts_per_step)]
+        this.part("sample", longest=max(len(e.prompt_ids) for e in batch) + cfg.max_new_tokens)
         groups = generator.sample([e.prompt_ids for e in batch], n=cfg.group_size, eos_ids=tokenizer.eos_ids,
                                   keys=[e.id for e in batch], seed=(cfg.seed, step), **sampling)
-        clock.append(time.monotonic())
 
         # 2. Reward: right or wrong; an answer's advantage is relative to its group
+        this.part("reward")
         texts = [[tokenizer.decode(c.ids) for c in group.completions] for group in groups]
         scores = score_all(texts, batch)
         rewards = torch.tensor([[s.reward for s in group] for group in scores])           # (P, G)
         advantages = grpo.group_advantages(rewards)                                       # (P, G)
         for example, mean_reward in zip(batch, rewards.mean(-1).tolist()):
             sampler.record(example.id, mean_reward)
-        clock.append(time.monotonic())
 
         # 3. Select: a group that agrees with itself teaches nothing
-        families = {row: dict(stem=groups[row].stem, branches=groups[row].branches, temperature=cfg.temperature,
-                              max_tokens=cfg.max_tokens) for row in range(len(groups)) if advantages[row].any()}
-        minibatches = [list(families)[i::cfg.updates_per_step] for i in range(cfg.updates_per_step)]
-        old = {row: old_logprobs(cfg, model, groups[row], families[row]) for row in sum(minibatches[1:], [])}
+        this.part("update", longest=max(len(g.prompt_ids) + len(c.ids) for g in groups for c in g.completions))
+        informative = [row for row in range(len(groups)) if advantages[row].any()]
+        minibatches = [{row: groups[row] for row in informative[i::cfg.updates_per_step]}
+                       for i in range(cfg.updates_per_step)]
+        old = old_logprobs(cfg, model, minibatches[1:], scoring)
 
         # 4. Update: count the loss tokens first, then one group at a time, one optimizer step per minibatch
-        sums, grad_norms = Counter(), []
+        updates = []                                                                      # (sums over tokens, grad norm)
         learning_rate = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, len(plan))
         for minibatch in filter(None, minibatches):
-            num_tokens = sum(groups[row].num_tokens for row in minibatch)
-            for row in minibatch:
-                ref = reference and group_pass.logprobs(reference, **families[row])
-                loss = grpo.group_loss(groups[row], advantages[row], num_tokens, sums, old.get(row), ref, **objective)
-                group_pass.backward(model, loss=loss, **families[row])
-            grad_norms.append(optim.step(optimizer, parameters, learning_rate, cfg.max_grad_norm))
-        clock.append(time.monotonic())
+            num_tokens, sums = sum(group.num_tokens for group in minibatch.values()), Counter()
+            ref = group_pass.logprobs_all(reference, minibatch, **scoring) if reference else {}
+            group_pass.backward_all(model, minibatch, lambda row: grpo.group_loss(
+                groups[row], advantages[row], num_tokens, sums, old.get(row), ref.get(row), **objective), **scoring)
+            sums = parallel.reduce(sums, highest=("gap",))
+            grad_norm = optim.step(optimizer, parameters, learning_rate, cfg.max_grad_norm, sums["loss"])
+            if this.watch(grad_norm, ids=[group.key for group in minibatch.values()]):
+                updates.append((sums, grad_norm))
 
         # 5. Report: numbers for every step, words for some of them
+        this.part("report")
         values = {"phase": phase.number, **rollout_values(batch, groups, scores, rewards, phases),
-                  **update_values(sums, grad_norms, learning_rate), **retro_values(sampler, phase, batch),
-                  **timing(clock, groups)}
-        logger.metrics(step, values)
-        logger.line(step, values, HEADLINE)
-        keep_words(logger, step, batch, groups, texts, scores, advantages)
+                  **update_values(updates, learning_rate), **retro_values(sampler, phase, batch),
+                  **timing(this.times, groups)}
+        this.log.metrics(step, values)
+        this.log.line(step, values, HEADLINE)
+        keep_words(this.log, step, batch, groups, texts, scores, advantages)
         if cfg.show_every and (step == 1 or step % cfg.show_every == 0):
-            show_words(logger, batch[0], texts[0][0], scores[0][0], log.advice(values))
-        if step == len(plan) or plan[step] is not phase:                                  # a phase ends
-            run.save_checkpoint(logger, step, model, tokenizer)
+            show_words(this.log, batch[0], texts[0][0], scores[0][0], log.advice(values))
 
 
-def read_data(cfg: Config, tokenizer: Tokenizer):
+def read_data(cfg: Config, tokenizer: Tokenizer, say):
     """{id: example}, the phases, and the sampler over both."""
     examples = data.read_jsonl(cfg.data, need_question=True) if cfg.data else [
         example for records in (toy.SHORT, toy.LONG) for example in toy.examples(cfg.toy_examples, records, cfg.seed)]
     examples, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
     if num_dropped:
-        print(f"{num_dropped} examples dropped: their prompt is longer than {cfg.max_prompt_tokens} tokens")
+        say(f"{num_dropped} examples dropped: their prompt is longer than {cfg.max_prompt_tokens} tokens")
     lengths = {example.id: example.length for example in examples}
     ends, steps = cfg.phase_lengths, cfg.phase_steps
     if not ends and not cfg.data:
@@ -180,7 +198,7 @@ def read_data(cfg: Config, tokenizer: Tokenizer):
     phases = curriculum.phases(ends, steps)
     num_unused = sum(length > ends[-1] for length in lengths.values())
     if num_unused:
-        print(f"{num_unused} examples are longer than the last phase ({ends[-1]} tokens) and are not used")
+        say(f"{num_unused} examples are longer than the last phase ({ends[-1]} tokens) and are not used")
     sampler = curriculum.RetrospectiveSampler(lengths, phases, cfg.retro_fraction, cfg.retro_hard_below,
                                               cfg.retro_floor, cfg.seed)
     if cfg.difficulty:
@@ -200,11 +218,14 @@ def read_difficulty(path: Path, known) -> dict[str, float]:
     return {key: value for key, value in means.items() if key in known}
 
 
-def old_logprobs(cfg: Config, model, group, family) -> list:
-    """Of the policy before the first update, for answers that are trained on after it."""
+def old_logprobs(cfg: Config, model, minibatches, scoring) -> dict:
+    """Of the policy before the first update, for answers that are trained on after it: {row: one per answer}."""
     if cfg.old_logprobs == "recompute":
-        return group_pass.logprobs(model, **family)
-    return [answer.logprobs for answer in group.completions]
+        parts = [group_pass.logprobs_all(model, minibatch, **scoring) for minibatch in minibatches]
+    else:
+        parts = [{row: [answer.logprobs for answer in group.completions] for row, group in minibatch.items()}
+                 for minibatch in minibatches]
+    return {row: found for part in parts for row, found in part.items()}
 
 
 def rollout_values(batch, groups, scores, rewards, phases) -> dict:
@@ -229,13 +250,17 @@ def rollout_values(batch, groups, scores, rewards, phases) -> dict:
     }
 
 
-def update_values(sums: Counter, grad_norms: list[float], learning_rate: float) -> dict:
+def update_values(updates: list[tuple[Counter, float]], learning_rate: float) -> dict:
     """What was learned from: sums over the tokens of the informative groups, divided once."""
-    tokens = max(1, sums["num_tokens"])
-    return {"loss": sums["loss"], "entropy_trained": sums["entropy"] / tokens, "kl": sums["kl"] / tokens,
-            "clip_ratio/low_mean": sums["clipped_low"] / tokens, "clip_ratio/high_mean": sums["clipped_high"] / tokens,
-            "clip_ratio/dual_mean": sums["clipped_dual"] / tokens,
-            "grad_norm": mean(grad_norms or [0.0]), "learning_rate": learning_rate, "rollout_gap": sums["gap"]}
+    total = Counter()
+    for sums, _ in updates:
+        total.update(sums)
+    tokens = max(1, total["num_tokens"])
+    return {"loss": total["loss"], "entropy_trained": total["entropy"] / tokens, "kl": total["kl"] / tokens,
+            "clip_ratio/low_mean": total["clipped_low"] / tokens, "clip_ratio/high_mean": total["clipped_high"] / tokens,
+            "clip_ratio/dual_mean": total["clipped_dual"] / tokens, "updates": len(updates),
+            "grad_norm": mean([norm for _, norm in updates] or [0.0]), "learning_rate": learning_rate,
+            "rollout_gap": max([sums["gap"] for sums, _ in updates], default=0.0)}
 
 
 def retro_values(sampler, phase, batch) -> dict:
@@ -245,11 +270,11 @@ def retro_values(sampler, phase, batch) -> dict:
             "retro/mean_difficulty": mean([sampler.difficulty(key) for key in kept] or [0.0])}
 
 
-def timing(clock: list[float], groups) -> dict:
-    sample, reward, update = (end - start for start, end in zip(clock, clock[1:]))
+def timing(times, groups) -> dict:
+    parts = {f"timing_s/{name}": times[name] for name in ("sample", "reward", "update")}
     num_tokens = sum(len(group.prompt_ids) + group.num_tokens for group in groups)
-    return {"step_time": clock[-1] - clock[0], "timing_s/sample": sample, "timing_s/reward": reward,
-            "timing_s/update": update, "tokens_per_s": num_tokens / (clock[-1] - clock[0])}
+    step_time = sum(parts.values())
+    return {"step_time": step_time, **parts, "tokens_per_s": num_tokens / step_time}
 
 
 def keep_words(logger, step, batch, groups, texts, scores, advantages) -> None:

@@ -12,19 +12,20 @@ Departure from the paper: with held-out examples the run stops by itself once th
 """
 
 import sys
-import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 
-from nanoqwenlong import config, data, evaluate, group_pass, log, optim, run, toy
+from nanoqwenlong import data, evaluate, group_pass, optim, parallel, run, toy
 from nanoqwenlong.config import at_least
 from nanoqwenlong.curriculum import epoch_order
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.records import Branch
+from nanoqwenlong.records import Branch, Family
 from nanoqwenlong.tokenizer import Tokenizer
 
 
@@ -60,8 +61,18 @@ class Config:
     max_new_tokens: int = 48
     kv_blocks: int = 4096               # of the paged KV cache, 16 tokens each
     # machine
-    device: str = "cpu"
+    device: str = "cpu"                 # under torchrun, "cuda" gives each process a GPU of its own
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # to compute in: bfloat16 on a GPU, else float32;
+                                        # the weights and the optimizer are float32 at least
+    offload: bool = False               # keep weights, gradients and optimizer in CPU memory
     threads: int = 1                    # CPU threads; for tiny models more are slower
+    timeout_minutes: float = 60.0       # that ranks wait for each other
+    # what is kept
+    resume: Literal["auto", "never"] = "auto"  # go on with the run of this name, or refuse to
+    save_every: int = 100               # steps between checkpoints
+    keep: int = 2                       # the newest checkpoints
+    max_bad_updates: int = 3            # in a row, of a loss or gradient that is not finite; then the run stops
+    check_finite: bool = False          # refuse a model whose weights hold NaN or infinity
     print_every: int = 25               # steps between console lines; metrics.jsonl has every step
     dry_run: bool = False               # one whole step, nothing kept
 
@@ -75,62 +86,98 @@ def main(cfg: Config) -> None:
     at_least(cfg, steps=1, batch_size=1, threads=1, eval_every=0, eval_questions=1, learning_rate=0, weight_decay=0,
              max_grad_norm=1e-9, max_tokens=1, max_new_tokens=1, temperature=0, print_every=1, minutes=0, patience=0,
              kv_blocks=1, warmup_steps=0, final_fraction=0, toy_pages=0, toy_examples=0 if cfg.toy_pages else 1)
+    with run.Run(cfg) as this:
+        train(cfg, this)
+
+
+def train(cfg: Config, this: run.Run) -> None:
     torch.set_num_threads(cfg.threads)
     examples, heldout = read_data(cfg)
-    if cfg.model == "new":
+    if cfg.model == "new" and this.source is None:
         model, tokenizer = toy.new_model(cfg.seed)
+        this.prepare(model.to(this.device, this.weights_dtype))
     else:
-        model, tokenizer = Qwen.from_pretrained(cfg.model, device=cfg.device), Tokenizer(cfg.model)
+        model = Qwen.from_pretrained(this.source or cfg.model, this.weights_dtype, this.device, this.prepare,
+                                     cfg.check_finite)
+        tokenizer = Tokenizer(this.source or cfg.model)
     examples, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
     heldout, _ = data.tokenize(heldout, tokenizer, cfg.max_prompt_tokens)
-    model.to(cfg.device)
     model.checkpointing = cfg.checkpointing
     branches = [data.sft_branch(example, tokenizer) for example in examples]
     documents = by_document(examples)
     generator = Generator(model, cfg.kv_blocks) if heldout else None
     if heldout:
         generator.require(max(len(example.prompt_ids) for example in heldout), cfg.max_new_tokens)
-    logger = log.Log(run.open_directory(cfg))
-    logger.say(f"{len(examples)} examples ({num_dropped} dropped: prompt over {cfg.max_prompt_tokens} tokens), "
-               f"{sum(p.numel() for p in model.parameters()):,} parameters")
-
     optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
-    start, best, since_best = time.monotonic(), 0.0, 0
-    num_steps = 1 if cfg.dry_run else cfg.steps
-    for step in log.progress(range(1, num_steps + 1), "sft"):
-        step_start = time.monotonic()
+    patience = Patience(cfg.patience)
+    this.begin(model, tokenizer, optimizer, patience=patience)
+    this.log.say(f"{len(examples)} examples ({num_dropped} dropped: prompt over {cfg.max_prompt_tokens} tokens), "
+                 f"{sum(p.numel() for p in parameters):,} parameters")
+
+    for step in this.steps(cfg.steps):
         batch = draw(documents, cfg.seed, step - 1, cfg.batch_size)
-        num_examples = sum(map(len, batch))
-        values = {"loss": 0.0, "learning_rate": optim.learning_rate_at(
-            step - 1, cfg.learning_rate, cfg.warmup_steps, num_steps, cfg.final_fraction)}
-
-        for stem, family in families([[branches[i] for i in questions] for questions in batch]):
-            def loss(rows, logprobs, entropy):
-                weights = logprobs.new_tensor([w for row in rows for w in family[row].weights if w]) / num_examples
-                value = -(weights * logprobs).sum()
-                values["loss"] += float(value.detach())
-                return value
-
-            group_pass.backward(model, stem, family, loss, max_tokens=cfg.max_tokens)
-        values["grad_norm"] = optim.step(optimizer, parameters, values["learning_rate"], cfg.max_grad_norm)
-        values["step_time"] = time.monotonic() - step_start
-        num_tokens = sum(len(branches[i].input_ids) for questions in batch for i in questions)
-        values["tokens_per_s"] = num_tokens / values["step_time"]
-        last = step == num_steps or 0 < cfg.minutes * 60 < time.monotonic() - start
+        used = [i for questions in batch for i in questions]
+        this.part("update", longest=max(len(branches[i].input_ids) for i in used))
+        sums = Counter(loss=0.0)
+        learning_rate = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, cfg.steps,
+                                               cfg.final_fraction)
+        found = families([[branches[i] for i in questions] for questions in batch])
+        group_pass.backward_all(model, found, lambda name: mean_loss(found[name].branches, len(used), sums),
+                                max_tokens=cfg.max_tokens)
+        sums = parallel.reduce(sums)
+        grad_norm = optim.step(optimizer, parameters, learning_rate, cfg.max_grad_norm, sums["loss"])
+        updated = this.watch(grad_norm, ids=[examples[i].id for i in used])
+        this.part("evaluate", longest=max((len(example.prompt_ids) for example in heldout), default=0))
+        step_time = this.times["update"]
+        values = {"loss": sums["loss"] if updated else None, "learning_rate": learning_rate,
+                  "grad_norm": grad_norm if updated else None, "step_time": step_time,
+                  "tokens_per_s": sum(len(branches[i].input_ids) for i in used) / step_time}
+        out_of_time = this.is_late(cfg.minutes)
+        last = step == cfg.steps or out_of_time
         if heldout and (last or step % cfg.eval_every == 0):
             values["eval/acc"] = measure(cfg, generator, tokenizer, heldout)
-            since_best = 0 if values["eval/acc"] > best or best == 0 else since_best + 1
-            best = max(best, values["eval/acc"])
-        values["elapsed"] = time.monotonic() - start
-        logger.metrics(step, values)
+            patience.see(values["eval/acc"])
+        values["elapsed"] = this.seconds
+        this.log.metrics(step, values)
         if last or step % cfg.print_every == 0:
-            logger.line(step, values, HEADLINE)
-        if 0 < cfg.patience <= since_best:
-            logger.say(f"stopped: {since_best} evaluations without a better accuracy than {best:.3f}")
-            break
-        if last:
-            break
-    run.save_checkpoint(logger, step, model, tokenizer)
+            this.log.line(step, values, HEADLINE)
+        if patience.is_over:
+            this.end(f"{patience.since_best} evaluations without a better accuracy than {patience.best:.3f}")
+        elif out_of_time:
+            this.end(f"{cfg.minutes:g} minutes are over")
+
+
+@dataclass
+class Patience:
+    """How many evaluations in a row brought no new best accuracy; before the first above 0 it does not count."""
+
+    limit: int                          # 0: no end
+    best: float = 0.0
+    since_best: int = 0
+
+    def see(self, accuracy: float) -> None:
+        self.since_best = 0 if accuracy > self.best or self.best == 0 else self.since_best + 1
+        self.best = max(self.best, accuracy)
+
+    @property
+    def is_over(self) -> bool:
+        return 0 < self.limit <= self.since_best
+
+    def state_dict(self) -> dict:
+        return {"best": self.best, "since_best": self.since_best}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best, self.since_best = state["best"], state["since_best"]
+
+
+def mean_loss(family: Sequence[Branch], num_examples: int, sums: Counter):
+    """The loss of one family for group_pass: its examples' own means, divided by the batch's number of examples."""
+    def loss(rows, logprobs, entropy):
+        weights = logprobs.new_tensor([w for row in rows for w in family[row].weights if w]) / num_examples
+        value = -(weights * logprobs).sum()
+        sums["loss"] += float(value.detach())
+        return value
+    return loss
 
 
 def read_data(cfg: Config):
@@ -168,11 +215,12 @@ def draw(documents: tuple[tuple[int, ...], ...], seed: int, batch: int, batch_si
     return list(found.values())
 
 
-def families(batch: list[list[Branch]]) -> list[tuple[Sequence[int], list[Branch]]]:
-    """Stems and branches: questions about one document share it; the others stand together, each on its own."""
+def families(batch: list[list[Branch]]) -> dict[int, Family]:
+    """Questions about one document share a stem; the others stand together, as many as there are ranks to take them."""
     alone = [questions[0] for questions in batch if len(questions) == 1]
-    shared = [group_pass.split_stem(questions) for questions in batch if len(questions) > 1]
-    return ([((), alone)] if alone else []) + shared
+    parts = parallel.balance([len(branch.input_ids) for branch in alone], parallel.size())
+    found = [Family((), tuple(alone[i] for i in sorted(part))) for part in parts if part]
+    return dict(enumerate(found + [group_pass.split_stem(questions) for questions in batch if len(questions) > 1]))
 
 
 def measure(cfg: Config, generator: Generator, tokenizer: Tokenizer, heldout) -> float:

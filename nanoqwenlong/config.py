@@ -13,8 +13,7 @@ import difflib
 import inspect
 import json
 import typing
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass, fields
 
 
 class ConfigError(ValueError):
@@ -106,6 +105,26 @@ def manual(config_class, presets: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def save(config, path: Path) -> None:
-    """The resolved configuration as JSON: what ran, not what was asked for."""
-    path.write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+def flags(config) -> list[str]:
+    """The words that give this configuration again: what differs from the defaults, a preset spelled out.
+
+    >>> @dataclass(frozen=True)
+    ... class Config:
+    ...     name: str = "a"
+    ...     data: tuple[str, ...] = ()
+    ...     fast: bool = False
+    >>> flags(Config(data=("x", "y"), fast=True))
+    ['--data', 'x', 'y', '--fast']
+    """
+    words = []
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value != field.default and field.name != "preset":
+            words.append("--" + field.name.replace("_", "-"))
+            words += map(str, value) if isinstance(value, tuple) else [] if value is True else [str(value)]
+    return words
+
+
+def as_json(config) -> dict:
+    """The resolved configuration as JSON gives it back: what ran, not what was asked for."""
+    return json.loads(json.dumps(asdict(config)))

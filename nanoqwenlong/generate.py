@@ -15,8 +15,9 @@ from itertools import groupby
 
 import torch
 from kernels import linear_logits
-from kernels.backend import on_gpu
+from kernels.backend import AVAILABLE
 
+from . import parallel
 from .attention import pack
 from .kvcache import BlockPool, OutOfBlocks
 from .paged import KernelPaged, KVCache, Paged, Room, SharedPaged
@@ -32,7 +33,9 @@ class SamplingError(ValueError):
 
 
 class Generator:
-    """Samples from a model with a paged KV cache of `num_blocks` blocks of `block_size` tokens.
+    """Samples from a model with a paged KV cache of `num_blocks` blocks of `block_size` tokens, which takes memory while
+    it samples and none between. With several ranks all call `sample` alike, each answers its share of the prompts, and
+    all get all answers; the weights are in one piece meanwhile (parallel.whole).
 
     prefill_tokens: prompt tokens in one forward pass; a longer prompt goes through in chunks. shared=False is the plain
     twin: every token reads its own past, by itself. So its attention gives an answer the same bits in any company,
@@ -46,15 +49,12 @@ class Generator:
 
     def __init__(self, model, num_blocks: int = 4096, block_size: int = 16, prefill_tokens: int = 16384,
                  shared: bool = True, kernels: bool | None = None):
-        c = model.config
         self.model, self.prefill_tokens, self.shared = model, prefill_tokens, shared
-        self.kernels = shared and (on_gpu(model.lm_head.weight) and model.dtype != torch.float64 if kernels is None
-                                   else kernels)
+        self.kernels = shared and (
+            AVAILABLE and model.device.type == "cuda" and model.dtype != torch.float64 if kernels is None else kernels)
         self.steps: dict[Room, Step] = {}
         self.graph_pool = torch.cuda.graph_pool_handle() if model.device.type == "cuda" else None
-        self.pool = BlockPool(num_blocks, block_size)
-        self.cache = KVCache(c.num_hidden_layers, num_blocks, block_size, c.num_key_value_heads, c.head_dim,
-                             model.dtype, model.device)
+        self.pool, self.cache = BlockPool(num_blocks, block_size), None
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[Sequence[int]], n: int = 1, temperature: float = 1.0, top_p: float = 1.0,
@@ -74,9 +74,24 @@ class Generator:
             raise SamplingError(f"{len(prompts)} prompts came with {len(keys)} keys; give one for each")
         if prompts:
             self.require(max(map(len, prompts)), max_new_tokens)
-        answers = [Answer(p, i, prompt, uniforms(seed, keys[p], i)) for p, prompt in enumerate(prompts)
+        parts = [sorted(part) for part in parallel.balance([len(prompt) ** 2 for prompt in prompts], parallel.size())]
+        answers = [Answer(p, i, prompts[p], uniforms(seed, keys[p], i)) for p in parts[parallel.rank()]
                    for i in range(n)]
-        schedule = Schedule(self.pool, answers if max_new_tokens else (), max_new_tokens)
+        with parallel.whole(self.model):
+            self._answer(answers, temperature, top_p, max_new_tokens, end_ids, on_token)
+        completions = [Completion(tuple(a.ids), tuple(a.logprobs), a.finish_reason or "length") for a in answers]
+        found = dict(zip([p for part in parts for p in part], batched(exchange(completions), n)))
+        return [Group(keys[p], tuple(prompts[p]), found[p]) for p in range(len(prompts))]
+
+    def _answer(self, answers: Sequence[Answer], temperature: float, top_p: float, max_new_tokens: int, end_ids,
+                on_token: Callable | None) -> None:
+        """Fill in the answers."""
+        if not answers or not max_new_tokens:
+            return
+        c, pool = self.model.config, self.pool
+        self.cache = KVCache(c.num_hidden_layers, pool.num_blocks, pool.block_size, c.num_key_value_heads, c.head_dim,
+                             self.model.dtype, self.model.device)
+        schedule = Schedule(pool, answers, max_new_tokens)
         try:
             while schedule.waiting or schedule.running:
                 self._prefill_stems(schedule.admit())
@@ -94,8 +109,7 @@ class Generator:
         finally:
             schedule.close()
             self.steps.clear()                                                 # they know where the weights lay
-        completions = [Completion(tuple(a.ids), tuple(a.logprobs), a.finish_reason or "length") for a in answers]
-        return [Group(keys[p], tuple(prompts[p]), tuple(completions[p * n:p * n + n])) for p in range(len(prompts))]
+            self.cache = None
 
     def require(self, prompt_tokens: int, max_new_tokens: int) -> None:
         """Raises OutOfBlocks if even the empty pool could not hold one answer to such a prompt."""
@@ -205,6 +219,28 @@ def chunks(sequences: Iterable[tuple[Sequence[int], list[int], int]], max_tokens
             tokens += len(chunk)
     if batch:
         yield batch
+
+
+def batched(items: Sequence, n: int) -> Iterator[tuple]:
+    """(a, b), (c, d) of a, b, c, d, for n = 2."""
+    return (tuple(items[start:start + n]) for start in range(0, len(items), n))
+
+
+def exchange(completions: Sequence[Completion]) -> Sequence[Completion]:
+    """The completions of all ranks, in the ranks' order, as numbers in one row: for each completion how many tokens it
+    has, whether it was cut, the ids, the log-probs. float64 holds them all exactly."""
+    if parallel.size() == 1:
+        return completions
+    numbers = [number for c in completions for number in (len(c.ids), c.finish_reason == "length", *c.ids, *c.logprobs)]
+    found = []
+    for row in parallel.gather_flat(torch.tensor(numbers, dtype=torch.float64)):
+        row, at = row.tolist(), 0
+        while at < len(row):
+            length, cut = int(row[at]), row[at + 1]
+            ids, logprobs = row[at + 2:at + 2 + length], row[at + 2 + length:at + 2 + 2 * length]
+            found.append(Completion(tuple(map(int, ids)), tuple(logprobs), "length" if cut else "stop"))
+            at += 2 + 2 * length
+    return found
 
 
 def uniforms(seed: int | Sequence[int], key: str | int, sample: int) -> Iterator[float]:

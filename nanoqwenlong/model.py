@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from . import weights
+from . import parallel, weights
 from .attention import Packed
 from .weights import ModelConfig
 
@@ -123,6 +123,7 @@ class Qwen(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config, self.checkpointing = config, False
+        self.compute_device: torch.device | None = None        # where it is not that of the weights: they are offloaded
         self.model = Body(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
@@ -130,7 +131,7 @@ class Qwen(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.lm_head.weight.device
+        return self.compute_device or self.lm_head.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -163,11 +164,16 @@ class Qwen(nn.Module):
         return out.view(*input_ids.shape, -1)
 
     @classmethod
-    def empty(cls, config: ModelConfig, dtype: torch.dtype, device: str | torch.device) -> "Qwen":
-        """Memory for the weights, yet to be filled, made where it is used: there is never a second copy."""
+    def empty(cls, config: ModelConfig, dtype: torch.dtype, device: str | torch.device, prepare: Callable | None = None
+              ) -> "Qwen":
+        """Memory for the weights, yet to be filled, made where it is used: there is never a second copy. `prepare` gets
+        the model while it takes no memory: shard(model) of parallel.py, say."""
         with torch.device("meta"):
             model = cls(config)
-        model = model.to(dtype).to_empty(device=device)
+        model = model.to(dtype)
+        if prepare:
+            prepare(model)
+        model = model.to_empty(device="cpu" if model.compute_device else device)
         if config.tie_word_embeddings:                                         # to_empty made two tensors of one
             model.lm_head.weight = model.model.embed_tokens.weight
         return model
@@ -185,8 +191,10 @@ class Qwen(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, dtype: torch.dtype = torch.float32,
-                        device: str | torch.device = "cpu") -> "Qwen":
-        """A Hugging Face directory (sharded or not, tied or not). Raises weights.ModelError with one sentence."""
+                        device: str | torch.device = "cpu", prepare: Callable | None = None, check_finite: bool = False
+                        ) -> "Qwen":
+        """A Hugging Face directory (sharded or not, tied or not). Raises weights.ModelError with one sentence. For
+        `prepare` see `empty`; of a model that it split each rank reads its own rows. check_finite: refuse NaN."""
         config = weights.read_config(directory)
         try:
             torch.zeros(1, device=device).item()
@@ -194,15 +202,19 @@ class Qwen(nn.Module):
                 torch.cuda.set_device(device)                                  # Triton launches on the current one
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise weights.ModelError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
-        model = cls.empty(config, dtype, device)
+        model = cls.empty(config, dtype, device, prepare)
         parameters = dict(model.named_parameters())                            # tied weights appear once
         shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        rows = {name: parallel.rows(parameter) for name, parameter in parameters.items()
+                if parallel.is_sharded(parameter)}
+        optional = ("lm_head.weight",) if config.tie_word_embeddings else ()
         with torch.no_grad():
-            for name, tensor in weights.read_tensors(directory, shapes, optional=("lm_head.weight",)
-                                                     if config.tie_word_embeddings else ()):
-                parameters[name].copy_(tensor)
+            for name, tensor in weights.read_tensors(directory, shapes, optional, rows, check_finite):
+                parallel.local(parameters[name]).copy_(tensor)
         return model
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """What transformers' AutoModelForCausalLM loads: config.json and safetensors; a tied head is not repeated."""
-        weights.write(directory, dict(self.named_parameters()), self.config)
+        """What transformers' AutoModelForCausalLM loads: config.json and safetensors; a tied head is not repeated. All
+        ranks call it, the first one writes."""
+        weights.write(directory, dict(self.named_parameters()), self.config, fetch=parallel.full,
+                      writes=parallel.rank() == 0)

@@ -1,10 +1,10 @@
 """AdamW, its schedule, and gradient clipping: torch's own, with the choices of this project in one place."""
 
+import math
+
 import torch
 
-
-class NonFinite(ArithmeticError):
-    """A gradient that is NaN or infinite."""
+from . import parallel
 
 
 def adamw(model, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)):
@@ -23,14 +23,16 @@ def learning_rate_at(step: int, peak: float, warmup_steps: int, num_steps: int, 
     return peak * (1 - min(1.0, progress) * (1 - final_fraction))
 
 
-def step(optimizer, parameters, learning_rate: float, max_grad_norm: float) -> float:
-    """Clip, update, clear. Returns the gradient norm before clipping; NonFinite, and no update, if it has none."""
-    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    if not grad_norm.isfinite():
-        raise NonFinite(f"the gradient is not finite (norm {float(grad_norm)}); nothing was updated: look at the "
-                        "data of this step, or lower --learning-rate")
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    optimizer.step()
+def step(optimizer, parameters, learning_rate: float, max_grad_norm: float, loss: float = 0.0) -> float:
+    """Clip, update, clear. Returns the gradient norm before clipping, over all ranks. If that or the loss is not finite
+    nothing is updated, on any rank, and NaN comes back."""
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = parallel.norm(grads)
+    finite = math.isfinite(norm) and math.isfinite(loss)
+    if finite:
+        torch._foreach_mul_([parallel.local(grad) for grad in grads], min(1.0, max_grad_norm / (norm + 1e-6)))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(grad_norm)
+    return norm if finite else math.nan

@@ -67,6 +67,17 @@ class Branch(NamedTuple):
         return sum(weight != 0 for weight in self.weights)
 
 
+class Family(NamedTuple):
+    """What group_pass computes at once: a stem, which may be empty, and its branches. A Group can stand for one.
+
+    >>> Family(stem=(3, 4), branches=(Branch((7,), (5,), (1.0,)),)).stem
+    (3, 4)
+    """
+
+    stem: tuple[int, ...]
+    branches: tuple[Branch, ...]
+
+
 @dataclass(frozen=True)
 class Group:
     """The G completions of one prompt. As a family of sequences: the stem is the prompt without its last token, each

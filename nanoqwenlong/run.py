@@ -1,63 +1,407 @@
-"""The life of a run: its directory, its exit code, and one clear sentence instead of a traceback."""
+"""The life of a run: its directory, its checkpoints, how it is stopped, how it ends, and how it goes on.
 
-import shutil
+    with run.Run(config) as this:                       joins the other ranks, locks the directory, finds what to resume
+        model = ... from this.source or config.model
+        this.begin(model, tokenizer, optimizer, sampler=sampler)         the rest of the checkpoint goes into these
+        for step in this.steps(last=100, ends={50}):                     saves between two steps, when it is time
+            this.part("update", longest=...)                             what goes on, for the clock and for bad news
+
+RUNS_DIR/NAME then holds config.json, metrics.jsonl, rollouts.jsonl, checkpoints/step_*, and exit.json: how the last
+start ended, and the command to go on with. The same command goes on by itself, to the same bits.
+"""
+
+import errno
+import inspect
+import math
+import os
+import shlex
+import signal
+import socket
 import sys
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
+import torch
+
+from . import checkpoint, parallel
 from . import config as configuration
 from .config import ConfigError
 from .curriculum import CurriculumError
 from .generate import SamplingError
 from .kvcache import OutOfBlocks
-from .log import Log
-from .optim import NonFinite
+from .log import FILES, Log, progress
 from .records import DataError
-from .weights import ModelError
+from .weights import ModelError, read_json, write_json
 
-DONE, BAD_DATA, MISSING_INPUT, INTERNAL, IO_ERROR, BAD_CONFIG = 0, 65, 66, 70, 74, 78
+try:
+    import fcntl
+except ImportError:                     # Windows: no locks
+    fcntl = None
+
+
+class NonFinite(ArithmeticError):
+    """Losses or gradients that are NaN or infinite, several times in a row."""
+
+
+class OutOfMemory(RuntimeError):
+    """Memory that was not enough; the message says where, and what to change."""
+
+
+class Stopped(Exception):
+    """By a signal, with everything saved: start it again and it goes on."""
+
+
+DONE, BAD_DATA, MISSING_INPUT, INTERNAL, IO_ERROR, STOPPED, BAD_CONFIG, INTERRUPTED = 0, 65, 66, 70, 74, 75, 78, 130
 EXIT_CODES = {ConfigError: BAD_CONFIG, DataError: BAD_DATA, ModelError: BAD_DATA, FileNotFoundError: MISSING_INPUT,
               CurriculumError: BAD_CONFIG, SamplingError: BAD_CONFIG, OutOfBlocks: BAD_CONFIG, NonFinite: INTERNAL,
-              OSError: IO_ERROR}
+              OutOfMemory: INTERNAL, parallel.LostRanks: INTERNAL, Stopped: STOPPED, OSError: IO_ERROR,
+              KeyboardInterrupt: INTERRUPTED}
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+# Settings that may change when a run goes on: where it runs, how much it tells, and memory, which costs digits at most.
+FREE = {"preset", "name", "runs_dir", "resume", "dry_run", "steps", "minutes", "device", "threads", "offload",
+        "timeout_minutes", "save_every", "keep", "max_bad_updates", "check_finite", "show_every", "print_every",
+        "checkpointing", "max_tokens", "kv_blocks", "block_size"}
 
 
 def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str]) -> int:
     """Parse the flags, call main(config), return the exit code. What a user can mend is told in one sentence."""
     try:
         main(configuration.parse(config_class, argv, presets))
+        parallel.stop()
         return DONE
     except tuple(EXIT_CODES) as error:
-        told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
-        print(told, file=sys.stderr)
-        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        if parallel.rank() == 0 or isinstance(error, OutOfMemory | parallel.LostRanks | SamplingError | OSError):
+            print(sentence(error), file=sys.stderr)                            # the others have the same to say
+        return exit_code(error)
 
 
-def open_directory(config) -> Path | None:
-    """RUNS_DIR/NAME, with the resolved config.json in it; None for a dry run. One that holds a run is refused."""
-    if config.dry_run:
-        return None
-    if config.name in ("", ".", "..") or Path(config.name).name != config.name:
-        raise ConfigError(f"--name {config.name!r} should be a plain name; --runs-dir says where the run is kept")
-    directory = Path(config.runs_dir) / config.name
-    if (directory / "metrics.jsonl").exists() or (directory / "checkpoints").exists():
-        raise ConfigError(f"{directory} already holds a run; choose another --name, or remove it first")
-    directory.mkdir(parents=True, exist_ok=True)
-    configuration.save(config, directory / "config.json")
-    return directory
+def exit_code(error: BaseException | None) -> int:
+    return DONE if error is None else next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)),
+                                           INTERNAL)
 
 
-def save_checkpoint(logger: Log, step: int, model, tokenizer) -> None:
-    """checkpoints/step_NNNNNN of the log's directory (none in a dry run): a Hugging Face directory, which has that name
-    only once it is whole."""
-    if logger.directory is None:
-        return
-    final = logger.directory / "checkpoints" / f"step_{step:06d}"
-    partial = final.with_name(f".partial-{final.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    partial.rename(final)
-    logger.say(f"saved {final}")
+def sentence(error: BaseException) -> str:
+    """What is told of an error."""
+    if isinstance(error, OSError) and error.strerror:
+        return (f"{error.filename}: " if error.filename else "") + error.strerror
+    return str(error) or ("interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__)
+
+
+class Run:
+    """One run, from the moment its settings are known. `config` is a script's Config.
+
+    source: the checkpoint it goes on from, or None. device: of this rank. dtype: what the model computes in.
+    weights_dtype: of the weights and the optimizer, float32 at least. times: seconds of this step's parts."""
+
+    def __init__(self, config):
+        self.config, self.directory, self.source = config, None, None
+        self.script = Path(inspect.getfile(type(config))).stem
+        self.log, self.lock, self.begun = Log(None), None, False
+        self.step, self.done, self.ended, self.bad_updates = 0, 0, False, 0
+        self.asked, self.saving, self.handlers = "", False, {}
+        self.started, self.spent = time.monotonic(), 0.0       # now, and seconds of earlier starts
+        self.times, self.doing, self.since, self.longest = Counter(), "", 0.0, 0
+
+    # Before the first step
+
+    def __enter__(self) -> "Run":
+        cfg = self.config
+        if cfg.keep < 2 or cfg.save_every < 1 or cfg.max_bad_updates < 1 or not cfg.timeout_minutes > 0:
+            raise ConfigError(f"--keep must be at least 2, got {cfg.keep}; --save-every ({cfg.save_every}) and "
+                              f"--max-bad-updates ({cfg.max_bad_updates}) at least 1, --timeout-minutes above 0")
+        if cfg.name in ("", ".", "..") or Path(cfg.name).name != cfg.name:
+            raise ConfigError(f"--name {cfg.name!r} should be a plain name; --runs-dir says where the run is kept")
+        self.device = parallel.start(cfg.device, cfg.timeout_minutes)
+        self.num_hosts = parallel.num_hosts()
+        self.dtype = DTYPES[cfg.dtype] if cfg.dtype != "auto" else (
+            torch.bfloat16 if cfg.device.startswith("cuda") else torch.float32)
+        self.weights_dtype = torch.promote_types(self.dtype, torch.float32)
+        self.log = Log(None, quiet=parallel.rank() > 0)
+        if not cfg.dry_run:
+            self.directory = Path(cfg.runs_dir) / cfg.name
+            try:
+                self._find()
+            except BaseException:
+                self._unlock()
+                raise
+            self._listen()
+        return self
+
+    def _find(self) -> None:
+        """Whether the directory holds a run already, and what of it is the newest that can be gone on from."""
+        directory, cfg = self.directory, self.config
+        parallel.on_all_ranks(lambda: directory.exists() and self._lock(), "cannot use the directory")
+        checkpoints = directory / "checkpoints"
+        if not parallel.gather(holds_run(directory))[0]:
+            return
+        if cfg.resume == "never":
+            raise ConfigError(f"{directory} already holds a run; choose another --name, or remove it first, or let it "
+                              "go on with --resume auto")
+        if (directory / "config.json").exists():
+            self._compare(read_json(directory / "config.json"))
+        self.source, spoilt = checkpoint.newest(checkpoints)
+        for complaint in spoilt:
+            self.log.say(f"passed over {complaint}")
+        if spoilt and self.source is None:
+            raise checkpoint.CheckpointError(f"no checkpoint of {directory} can be gone on from; start anew with another "
+                                             f"--name, or remove {checkpoints}")
+        checkpoint.set_aside(checkpoints, self.source)
+        if self.source:
+            state = checkpoint.read_state(self.source)
+            for path, then in state["inputs"].items():
+                if (now := inputs(cfg).get(path)) != then:
+                    raise ConfigError(f"{path} is not what it was when this run began (sha256 {then[:12]}... then, "
+                                      f"{(now or 'missing')[:12]}... now): put it back, or choose another --name")
+
+    def _compare(self, before: dict) -> None:
+        """Going on with other settings would be another run."""
+        now = configuration.as_json(self.config)
+        for name in sorted(now.keys() - FREE):
+            if name in before and before[name] != now[name]:
+                flag = "--" + name.replace("_", "-")
+                raise ConfigError(f"{self.directory} was begun with {flag} {before[name]!r}, now it is {now[name]!r}: "
+                                  "give the same to go on with it, or choose another --name")
+
+    def _lock(self) -> None:
+        """One directory, one job. The lock goes with the process, however it ends."""
+        if fcntl is None or parallel.rank() > 0:
+            return
+        path = self.directory / ".lock"
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(handle, 200).decode(errors="replace").strip()
+            os.close(handle)
+            raise OSError(error.errno, f"in use by another job ({holder or 'which has just begun'}): wait for it, or "
+                                       "choose another --name", str(self.directory)) from None
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        self.lock = handle
+
+    def _unlock(self) -> None:
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
+    def prepare(self, model) -> None:
+        """Split the model over the ranks, computing in `dtype`: for Qwen.from_pretrained."""
+        parallel.shard(model, model.model.layers, self.dtype, self.device, self.config.offload)
+
+    def begin(self, model, tokenizer, optimizer, **states) -> None:
+        """From here on the run has a directory. What a checkpoint is made of: the model (which this run has read from
+        `source`), and, filled in here, the optimizer and all of `states`, which have state_dict and load_state_dict
+        (of what JSON can say)."""
+        self.model, self.tokenizer, self.optimizer, self.states = model, tokenizer, optimizer, states
+        if self.directory is None:
+            return
+        saved = {}
+        if self.source:
+            state = checkpoint.read_state(self.source)
+            checkpoint.load_optimizer(self.source, model, optimizer)
+            for name, thing in states.items():
+                thing.load_state_dict(state["states"][name])
+            self.step = self.done = state["step"]
+            self.ended, self.bad_updates, self.spent = state["ended"], state["bad_updates"], state["seconds"]
+            saved = state["logs"]
+        parallel.on_all_ranks(lambda: parallel.rank() == 0 and self._open(saved), "cannot begin the run")
+        self.begun, self.inputs = True, inputs(self.config)
+        if self.source:
+            self.log.say(f"going on from {self.source}")
+
+    def _open(self, saved: dict[str, int]) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self.lock is None:
+            self._lock()
+            if holds_run(self.directory):
+                raise OSError(errno.EEXIST, "another job has just begun it: choose another --name", str(self.directory))
+        self.log = Log(self.directory)
+        self.log.cut(saved)
+        (self.directory / "exit.json").unlink(missing_ok=True)
+        replace(self.directory / "config.json", configuration.as_json(self.config))
+
+    # Step by step
+
+    def steps(self, last: int, ends: Collection[int] = ()) -> Iterator[int]:
+        """The numbers of the steps yet to be done, up to `last`. Between two of them a checkpoint is saved if it is
+        time: every --save-every steps, after the steps in `ends` (those checkpoints stay) and the last one, and when a
+        signal asked the run to stop. That is agreed on by all ranks, so all stop after the same step."""
+        last = min(last, 1) if self.config.dry_run else last
+        bar = progress(range(self.done, last), self.script, quiet=self.log.quiet)
+        self._stop_if_asked()
+        while self.done < last and not self.ended:
+            self.step, self.times = self.done + 1, Counter()
+            self.part("step")
+            yield self.step
+            self.part("")
+            self.done = self.step
+            bar.update()
+            over, stop = self.done == last or self.ended, parallel.any_rank(bool(self.asked))
+            if over or stop or self.done in ends or self.done % self.config.save_every == 0:
+                self._save(ends)
+            if stop and not over:
+                self._stop_if_asked()
+        bar.close()
+        if not self.step and self.source:
+            self.log.say(f"{self.directory} is complete: {self.done} steps")
+
+    def end(self, why: str) -> None:
+        """This step is the last one."""
+        self.ended = True
+        self.log.say(f"stopped: {why}")
+
+    def part(self, name: str, longest: int = 0) -> None:
+        """A part of a step begins ("sample", "update", ...), and the one before it ends. longest: tokens of the longest
+        sequence in it, for the sentence about too little memory."""
+        now = time.monotonic()
+        if self.doing:
+            self.times[self.doing] += now - self.since
+        self.doing, self.since, self.longest = name, now, longest
+
+    @property
+    def seconds(self) -> float:
+        """That the run has taken, over all its starts."""
+        return self.spent + time.monotonic() - self.started
+
+    def is_late(self, minutes: float) -> bool:
+        """Whether it has taken so many minutes (0: never), agreed on by all ranks."""
+        return minutes > 0 and parallel.any_rank(self.seconds > minutes * 60)
+
+    def watch(self, norm: float, ids: Sequence) -> bool:
+        """Whether an update was made, `norm` being what optim.step returned. If not, the ids of its examples go to
+        skipped.jsonl; raises NonFinite after --max-bad-updates of them in a row."""
+        if math.isfinite(norm):
+            self.bad_updates = 0
+            return True
+        self.bad_updates += 1
+        self.log.skipped(step=self.step, ids=list(ids))
+        self.log.say(f"    step {self.step}: the loss or its gradient is not finite; nothing was updated")
+        if self.bad_updates >= self.config.max_bad_updates:
+            raise NonFinite(f"the loss or its gradient was not finite {self.bad_updates} times in a row, up to step "
+                            f"{self.step}; nothing was updated (the examples are in skipped.jsonl): look at them, or "
+                            "start from the last checkpoint under another --name with a lower --learning-rate")
+        return False
+
+    def _save(self, ends: Collection[int]) -> None:
+        if self.directory is None:
+            return
+        self.saving = True
+        checkpoints = self.directory / "checkpoints"
+        path = checkpoints / checkpoint.name_of(self.done)
+        sizes, = parallel.on_all_ranks(self.log.sizes, "cannot sync the logs")[:1]
+        state = {"step": self.done, "ended": self.ended, "bad_updates": self.bad_updates, "seconds": self.seconds,
+                 "logs": sizes, "config": configuration.as_json(self.config), "inputs": self.inputs,
+                 "states": {name: thing.state_dict() for name, thing in self.states.items()}}
+        checkpoint.save(path, self.model, self.tokenizer, self.optimizer, state)
+        parallel.on_all_ranks(lambda: checkpoint.prune(checkpoints, self.config.keep, ends), "cannot remove")
+        self.source, self.saving = path, False
+        self.log.say(f"saved {path}")
+
+    # How it ends
+
+    def _listen(self) -> None:
+        """From here on a signal only asks: the step is finished first, and saved."""
+        def ask(number, frame):
+            if self.asked and number == signal.SIGINT and not self.saving:
+                raise KeyboardInterrupt(f"stopped at once, step {self.step} is not saved")
+            if not self.asked:
+                self.asked = signal.Signals(number).name
+                more = " (Ctrl-C once more: at once, without saving it)" if number == signal.SIGINT else ""
+                os.write(2, f"{self.asked}: stopping after step {self.step}{more}\n".encode())      # print is not safe
+        for name in SIGNALS:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:      # nohup stays nohup
+                self.handlers[number] = signal.signal(number, ask)
+
+    def _stop_if_asked(self) -> None:
+        asked = next(filter(None, parallel.gather(self.asked)), "")
+        if asked:
+            raise Stopped(f"stopped by {asked} after step {self.done}; go on with: {self.command()}")
+
+    def command(self) -> str:
+        """The command line that goes on with this run."""
+        words = ["python"]
+        if parallel.size() > 1:
+            nodes = [f"--nnodes={self.num_hosts}"] if self.num_hosts > 1 else ["--standalone"]
+            words = ["torchrun", *nodes, f"--nproc_per_node={parallel.size() // self.num_hosts}"]
+        return shlex.join([*words, f"{self.script}.py", *configuration.flags(self.config)])
+
+    def __exit__(self, kind, error, traceback) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if error is not None and is_out_of_memory(error):
+            told = OutOfMemory(self._memory_sentence())
+        elif error is not None and parallel.is_loss(error):
+            told = parallel.LostRanks(parallel.loss(error))
+        else:
+            told = error
+        try:
+            if self.begun:
+                self._leave_word(told)
+        finally:
+            self._unlock()
+        if told is not error:
+            raise told from error
+
+    def _leave_word(self, error: BaseException | None) -> None:
+        """exit.json: how it ended and how to go on. Of several ranks the first one writes it, and one that failed by
+        itself; not those that only lost it."""
+        path, mine = self.directory / "exit.json", parallel.rank() == 0
+        if isinstance(error, parallel.LostRanks):
+            mine = mine and not path.exists()
+        elif error is not None and not isinstance(error, Stopped):
+            mine = True
+        if not mine:
+            return
+        code = exit_code(error)
+        content = {"code": code, "reason": "done" if error is None else sentence(error), "step": self.done,
+                   "checkpoint": str(self.source) if self.source else None,
+                   "resume_command": None if code == DONE else self.command()}
+        try:
+            replace(path, content)
+        except OSError:                                                        # the disk, which is the reason
+            pass
+
+    def _memory_sentence(self) -> str:
+        cfg, longest = self.config, self.longest
+        if self.doing in ("sample", "evaluate"):
+            knob = f"--kv-blocks {cfg.kv_blocks // 2}"
+        elif not cfg.checkpointing:
+            knob = "--checkpointing"
+        elif cfg.max_tokens > max(1, longest):
+            knob = f"--max-tokens {max(1, longest, cfg.max_tokens // 2)}"
+        elif not cfg.offload:
+            knob = "--offload"
+        else:
+            knob = f"--max-prompt-tokens {longest * 3 // 4}"
+        return (f"out of memory in step {self.step} ({self.doing or 'before it'}; the longest sequence there has {longest} "
+                f"tokens): go on with {knob}")
+
+
+def holds_run(directory: Path) -> bool:
+    return any((directory / name).exists() for name in (*FILES, "checkpoints"))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def inputs(config) -> dict[str, str]:
+    """{path: sha256} of the files that every start of a run reads again."""
+    paths = [path for name in ("data", "heldout", "difficulty") if (given := getattr(config, name, ()))
+             for path in ([given] if isinstance(given, str) else given)]
+    if getattr(config, "kl_coef", 0):
+        paths += sorted(str(path) for path in Path(config.model).glob("*.safetensors"))        # the reference
+    return {path: checkpoint.digest(Path(path)) for path in paths if Path(path).is_file()}
+
+
+def replace(path: Path, content: dict) -> None:
+    """A JSON file that is there whole, or as it was."""
+    partial = path.with_name(f".{path.name}.partial")
+    write_json(partial, content)
+    checkpoint.sync(partial)
+    partial.replace(path)

@@ -6,6 +6,7 @@ if it is not a model we know, and only then normalised by transformers (old and 
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,11 +110,14 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def read_tensors(directory: str | Path, expected: dict[str, torch.Size], optional: tuple[str, ...] = ()):
-    """Yields (name, tensor) for every name in `expected`, once all names and shapes have been checked.
+def read_tensors(directory: str | Path, expected: dict[str, torch.Size], optional: tuple[str, ...] = (),
+                 rows: dict[str, slice] | None = None, check_finite: bool = False):
+    """Yields (name, tensor) for every name in `expected`, once all names and shapes have been checked; of a tensor that
+    is named in `rows`, these rows only.
 
     Raises ModelError for a missing, extra, misshapen or non-float tensor, for a name in two shards, for an index that
-    points outside the directory, and for a directory that holds only pickle files. Names in `optional` may be there."""
+    points outside the directory, and for a directory that holds only pickle files. Names in `optional` may be there.
+    check_finite: also for one that holds NaN or infinity."""
     directory = Path(directory)
     found = {}                                                                  # name -> open file
     for path, names in shards(directory).items():
@@ -139,7 +143,10 @@ def read_tensors(directory: str | Path, expected: dict[str, torch.Size], optiona
         if piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
             raise ModelError(f"{directory}: {name} is stored as {piece.get_dtype()}; weights must be floating point")
     for name in expected:
-        yield name, found[name].get_tensor(name)
+        tensor = found[name].get_slice(name)[rows[name]] if rows and name in rows else found[name].get_tensor(name)
+        if check_finite and not tensor.isfinite().all():
+            raise ModelError(f"{directory}: {name} holds NaN or infinity; the weights are damaged")
+        yield name, tensor
 
 
 def shards(directory: Path) -> dict[Path, set[str] | None]:
@@ -169,37 +176,45 @@ def shards(directory: Path) -> dict[Path, set[str] | None]:
 
 
 def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: ModelConfig,
-          max_shard_bytes: int = 5 * 10**9) -> None:
-    """config.json and the tensors, in one file or (beyond `max_shard_bytes`) in shards with an index."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    dtype_key = "torch_dtype" if "torch_dtype" in config.source else "dtype"    # transformers 4, 5
-    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    write_json(directory / "config.json", {**config.source, dtype_key: dtype})
+          max_shard_bytes: int = 5 * 10**9, fetch: Callable = lambda tensor: tensor, writes: bool = True) -> None:
+    """config.json and the tensors, in one file or (beyond `max_shard_bytes`) in shards with an index.
 
+    `fetch(tensor)` gives what is to be written of it, a file's worth at a time. With several processes it may need all
+    of them: each then calls this, one of them `writes`. An error of writing is kept until all is fetched, so that no
+    process waits for another's in vain."""
+    directory, error = Path(directory), None
     parts: list[dict[str, torch.Tensor]] = [{}]
     for name, tensor in tensors.items():
         if parts[-1] and sum(t.nbytes for t in parts[-1].values()) + tensor.nbytes > max_shard_bytes:
             parts.append({})
-        parts[-1][name] = tensor.detach().contiguous()
-    for stale in (directory / "model.safetensors", directory / INDEX):         # of an earlier save in another form
-        stale.unlink(missing_ok=True)
-    if len(parts) == 1:
-        write_file(directory / "model.safetensors", parts[0])
-        return
-    weight_map = {}
-    for number, part in enumerate(parts, start=1):
-        file_name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        write_file(directory / file_name, part)
-        weight_map |= {name: file_name for name in part}
-    total = sum(t.nbytes for t in tensors.values())
-    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        parts[-1][name] = tensor
+    names = [f"model-{number:05d}-of-{len(parts):05d}.safetensors" if len(parts) > 1 else "model.safetensors"
+             for number in range(1, len(parts) + 1)]
+    for file_name, part in zip(names, parts):
+        fetched = {name: fetch(tensor.detach()) for name, tensor in part.items()}
+        if writes and error is None:
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                for stale in (directory / "model.safetensors", directory / INDEX) if part is parts[0] else ():
+                    stale.unlink(missing_ok=True)                              # of an earlier save in another form
+                write_file(directory / file_name, {name: tensor.contiguous() for name, tensor in fetched.items()})
+            except OSError as problem:
+                error = problem
+    if error:
+        raise error
+    if writes:
+        dtype_key = "torch_dtype" if "torch_dtype" in config.source else "dtype"        # transformers 4, 5
+        dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+        write_json(directory / "config.json", {**config.source, dtype_key: dtype})
+    if writes and len(parts) > 1:
+        write_json(directory / INDEX, {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
+                                       "weight_map": {name: file for file, part in zip(names, parts) for name in part}})
 
 
-def write_file(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def write_file(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """One safetensors file, readable by whom the umask allows (safetensors itself keeps it to its owner)."""
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(tensors, path, metadata={"format": "pt"} | (metadata or {}))
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from None
     umask = os.umask(0)
