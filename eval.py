@@ -6,6 +6,7 @@ rewards training. The table has one row per model, one column per length bucket,
     python eval.py                                                       the tiny models, on held-out toy documents
     python eval.py --model DIR --data heldout.jsonl --max-new-tokens 10000 --lengths 20000 60000
     python eval.py --model DIR --data heldout.jsonl --max-new-tokens 10000 --samples 4 --pass-at 1 4
+    torchrun --standalone --nproc_per_node=8 eval.py --device cuda --model DIR --data heldout.jsonl
     python eval.py --model DIR --data train.jsonl --max-new-tokens 10000 --samples 8 --difficulty difficulty.json
     python eval.py --model DIR --data train.jsonl --max-new-tokens 10000 --samples 8 --keep-correct sft.jsonl
 
@@ -17,10 +18,11 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from nanoqwenlong import data, evaluate, run, toy
+from nanoqwenlong import data, evaluate, parallel, run, toy
 from nanoqwenlong.config import ConfigError, at_least
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
@@ -45,7 +47,10 @@ class Config:
     metrics: str = ""                   # write the table there, as JSON
     kv_blocks: int = 16384              # of the paged KV cache
     block_size: int = 16
-    device: str = "cpu"
+    device: str = "cpu"                 # under torchrun, "cuda" gives each process a GPU of its own
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # bfloat16 on a GPU, else float32
+    timeout_minutes: float = 60.0       # that ranks wait for each other
+    check_finite: bool = False          # refuse a model whose weights hold NaN or infinity
     threads: int = 1
 
 
@@ -59,28 +64,31 @@ def main(cfg: Config) -> None:
     if len(cfg.model) > 1 and (cfg.difficulty or cfg.keep_correct):
         raise ConfigError("--difficulty and --keep-correct are about one model; give one --model")
     check_outputs(cfg)
+    device, first = parallel.start(cfg.device, cfg.timeout_minutes), parallel.rank() == 0
     examples = data.read_jsonl(cfg.data, need_question=True) if cfg.data else (
         toy.examples(cfg.toy_examples, toy.SHORT, 0, "heldout")
         + toy.examples(cfg.toy_examples, toy.LONG, 0, "heldout"))
     lengths = cfg.lengths or (() if cfg.data else toy.LENGTHS)
     rows = []
     for directory in cfg.model:
-        model, tokenizer = Qwen.from_pretrained(directory, device=cfg.device), Tokenizer(directory)
+        model = Qwen.from_pretrained(directory, run.computing_dtype(cfg), device, check_finite=cfg.check_finite)
+        tokenizer = Tokenizer(directory)
         kept, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
-        if num_dropped:
+        if num_dropped and first:
             print(f"{directory}: {num_dropped} questions dropped, their prompt is over {cfg.max_prompt_tokens} tokens")
         groups, texts, scores = evaluate.answer_examples(
             Generator(model, cfg.kv_blocks, cfg.block_size), tokenizer, kept, cfg.samples, seed=cfg.seed,
             temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens)
         rows.append({"model": directory, **summarise(cfg, kept, scores, lengths)})
-        if cfg.difficulty:
+        if cfg.difficulty and first:
             means = dict(zip([e.id for e in kept], evaluate.mean_rewards(scores)))
             Path(cfg.difficulty).write_text(json.dumps({"mean_rewards": means}, indent=1) + "\n", encoding="utf-8")
-        if cfg.keep_correct:
+        if cfg.keep_correct and first:
             num_kept = write_correct(Path(cfg.keep_correct), kept, groups, texts, scores)
             print(f"{num_kept} of {len(kept)} questions have a right answer that ended by itself: {cfg.keep_correct}")
-    print(table(rows))
-    if cfg.metrics:
+    if first:
+        print(table(rows))
+    if cfg.metrics and first:
         Path(cfg.metrics).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 

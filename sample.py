@@ -8,6 +8,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -31,6 +32,7 @@ class Config:
     seed: int = 0
     json: bool = False                  # print one JSON object: prompt_ids, completion_ids, text, answer, finish_reason
     device: str = "cpu"
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # bfloat16 on a GPU, else float32
     threads: int = 1
 
 
@@ -39,7 +41,7 @@ def main(cfg: Config) -> None:
     torch.set_num_threads(cfg.threads)
     if not cfg.document or not cfg.question.strip():
         raise ConfigError("sample.py needs --document FILE and --question \"...\"")
-    model, tokenizer = Qwen.from_pretrained(cfg.model, device=cfg.device), Tokenizer(cfg.model)
+    model, tokenizer = Qwen.from_pretrained(cfg.model, run.computing_dtype(cfg), cfg.device), Tokenizer(cfg.model)
     document = read_text(Path(cfg.document))
     if not document.strip():
         raise DataError(f"{cfg.document} is empty; there is nothing to ask about")

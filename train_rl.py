@@ -157,7 +157,7 @@ def train(cfg: Config, this: run.Run) -> None:
         old = old_logprobs(cfg, model, minibatches[1:], scoring)
 
         # 4. Update: count the loss tokens first, then one group at a time, one optimizer step per minibatch
-        updates = []                                                                      # (sums over tokens, grad norm)
+        updates = []                                                    # of each its sums over tokens, its grad norm
         learning_rate = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, len(plan))
         for minibatch in filter(None, minibatches):
             num_tokens, sums = sum(group.num_tokens for group in minibatch.values()), Counter()
@@ -257,7 +257,8 @@ def update_values(updates: list[tuple[Counter, float]], learning_rate: float) ->
         total.update(sums)
     tokens = max(1, total["num_tokens"])
     return {"loss": total["loss"], "entropy_trained": total["entropy"] / tokens, "kl": total["kl"] / tokens,
-            "clip_ratio/low_mean": total["clipped_low"] / tokens, "clip_ratio/high_mean": total["clipped_high"] / tokens,
+            "clip_ratio/low_mean": total["clipped_low"] / tokens,
+            "clip_ratio/high_mean": total["clipped_high"] / tokens,
             "clip_ratio/dual_mean": total["clipped_dual"] / tokens, "updates": len(updates),
             "grad_norm": mean([norm for _, norm in updates] or [0.0]), "learning_rate": learning_rate,
             "rollout_gap": max([sums["gap"] for sums, _ in updates], default=0.0)}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from math import comb, sqrt
 
+from . import parallel
 from .curriculum import bucket
 from .log import progress
 from .records import Example, Group
@@ -16,7 +17,7 @@ def answer_examples(generator, tokenizer, examples: Sequence[Example], n: int, *
                     ) -> tuple[list[Group], list[list[str]], list[list[Score]]]:
     """Sample `n` answers to each example, a few examples at a time, and score them: groups, texts, scores."""
     groups: list[Group] = []
-    for start in progress(range(0, len(examples), AT_ONCE), "answers"):
+    for start in progress(range(0, len(examples), AT_ONCE), "answers", quiet=parallel.rank() > 0):
         batch = examples[start:start + AT_ONCE]
         groups += generator.sample([e.prompt_ids for e in batch], n=n, eos_ids=tokenizer.eos_ids,
                                    keys=[e.id for e in batch], **sampling)

@@ -33,9 +33,9 @@ class SamplingError(ValueError):
 
 
 class Generator:
-    """Samples from a model with a paged KV cache of `num_blocks` blocks of `block_size` tokens, which takes memory while
-    it samples and none between. With several ranks all call `sample` alike, each answers its share of the prompts, and
-    all get all answers; the weights are in one piece meanwhile (parallel.whole).
+    """Samples from a model with a paged KV cache of `num_blocks` blocks of `block_size` tokens, which takes memory only
+    while it samples. With several ranks all call `sample` alike, each answers its share of the prompts, and all get all
+    answers; the weights are in one piece meanwhile (parallel.whole).
 
     prefill_tokens: prompt tokens in one forward pass; a longer prompt goes through in chunks. shared=False is the plain
     twin: every token reads its own past, by itself. So its attention gives an answer the same bits in any company,

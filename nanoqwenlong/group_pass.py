@@ -27,7 +27,7 @@ from .attention import KeysValues, pack
 from .records import Branch, Family
 
 Tensor = torch.Tensor
-IDLE, IDLE_BRANCH = (0,), Branch((0,), (0,), (1.0,))            # what a rank computes that only keeps the others company
+IDLE, IDLE_BRANCH = (0,), Branch((0,), (0,), (1.0,))           # of a rank that only keeps the others company
 NOBODY = Family((), ())
 
 
@@ -54,7 +54,9 @@ def backward(model, stem: Sequence[int], branches: Sequence[Branch], loss: Calla
     del stem_kv                                                                # only the edges into its graph are kept
     made = 0
     for made, rows in enumerate(microbatches(branches, max_tokens), start=1):
-        loss(rows, *_run_branches(model, leaves if own else (), [branches[row] for row in rows], temperature)).backward()
+        values = _run_branches(model, leaves if own else (), [branches[row] for row in rows], temperature)
+        loss(rows, *values).backward()
+        del values
     for _ in range(calls.branches - made):
         (0 * _run_branches(model, (), [IDLE_BRANCH], temperature)[0].sum()).backward()
     grads = [torch.zeros_like(x) if x.grad is None else x.grad for pair in leaves for x in pair if x.requires_grad]
@@ -78,7 +80,8 @@ def logprobs(model, stem: Sequence[int], branches: Sequence[Branch], temperature
     return found
 
 
-def backward_all(model, families: Mapping, loss_of: Callable, temperature: float = 1.0, max_tokens: int = 16384) -> None:
+def backward_all(model, families: Mapping, loss_of: Callable, temperature: float = 1.0, max_tokens: int = 16384
+                 ) -> None:
     """`backward` of many families (named; each with .stem and .branches), every rank its share: `loss_of(name)` gives
     the loss of one, and is asked for this rank's own. All ranks must pass the same families."""
     for name, calls in deal(model, families, max_tokens):
@@ -104,8 +107,9 @@ def deal(model, families: Mapping, max_tokens: int) -> list[tuple]:
     dealt = []
     for places in zip_longest(*parts):
         slot = [None if place is None else names[place] for place in places]
-        calls = [calls_of(families[name].stem, families[name].branches, max_tokens) for name in slot if name is not None]
-        dealt.append((slot[parallel.rank()], Calls(any(c.stem for c in calls), max(c.branches for c in calls))))
+        needed = [calls_of(family.stem, family.branches, max_tokens)
+                  for family in (families[name] for name in slot if name is not None)]
+        dealt.append((slot[parallel.rank()], Calls(any(n.stem for n in needed), max(n.branches for n in needed))))
     return dealt
 
 

@@ -90,6 +90,13 @@ def sentence(error: BaseException) -> str:
     return str(error) or ("interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__)
 
 
+def computing_dtype(config) -> torch.dtype:
+    """What a model computes in: bfloat16 on a GPU, float32 elsewhere, unless told."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if config.device.startswith("cuda") else torch.float32
+    return DTYPES[config.dtype]
+
+
 class Run:
     """One run, from the moment its settings are known. `config` is a script's Config.
 
@@ -116,8 +123,7 @@ class Run:
             raise ConfigError(f"--name {cfg.name!r} should be a plain name; --runs-dir says where the run is kept")
         self.device = parallel.start(cfg.device, cfg.timeout_minutes)
         self.num_hosts = parallel.num_hosts()
-        self.dtype = DTYPES[cfg.dtype] if cfg.dtype != "auto" else (
-            torch.bfloat16 if cfg.device.startswith("cuda") else torch.float32)
+        self.dtype = computing_dtype(cfg)
         self.weights_dtype = torch.promote_types(self.dtype, torch.float32)
         self.log = Log(None, quiet=parallel.rank() > 0)
         if not cfg.dry_run:
@@ -146,8 +152,8 @@ class Run:
         for complaint in spoilt:
             self.log.say(f"passed over {complaint}")
         if spoilt and self.source is None:
-            raise checkpoint.CheckpointError(f"no checkpoint of {directory} can be gone on from; start anew with another "
-                                             f"--name, or remove {checkpoints}")
+            raise checkpoint.CheckpointError(f"no checkpoint of {directory} can be gone on from; start anew with "
+                                             f"another --name, or remove {checkpoints}")
         checkpoint.set_aside(checkpoints, self.source)
         if self.source:
             state = checkpoint.read_state(self.source)
@@ -231,6 +237,8 @@ class Run:
         signal asked the run to stop. That is agreed on by all ranks, so all stop after the same step."""
         last = min(last, 1) if self.config.dry_run else last
         bar = progress(range(self.done, last), self.script, quiet=self.log.quiet)
+        if self.done >= last or self.ended:
+            self.log.say(f"{self.directory} is complete: {self.done} steps")
         self._stop_if_asked()
         while self.done < last and not self.ended:
             self.step, self.times = self.done + 1, Counter()
@@ -245,8 +253,6 @@ class Run:
             if stop and not over:
                 self._stop_if_asked()
         bar.close()
-        if not self.step and self.source:
-            self.log.say(f"{self.directory} is complete: {self.done} steps")
 
     def end(self, why: str) -> None:
         """This step is the last one."""
@@ -377,8 +383,8 @@ class Run:
             knob = "--offload"
         else:
             knob = f"--max-prompt-tokens {longest * 3 // 4}"
-        return (f"out of memory in step {self.step} ({self.doing or 'before it'}; the longest sequence there has {longest} "
-                f"tokens): go on with {knob}")
+        return (f"out of memory in step {self.step} ({self.doing or 'before it'}; the longest sequence there has "
+                f"{longest} tokens): go on with {knob}")
 
 
 def holds_run(directory: Path) -> bool:

