@@ -1,0 +1,103 @@
+"""The recipes: every command in them is one that the scripts understand, and the one for a CPU runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import eval as eval_script
+import train_rl
+import train_sft
+from nanoqwenlong import config
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {"train_sft.py": train_sft, "train_rl.py": train_rl, "eval.py": eval_script}
+STUB = """#!{python}
+import json, pathlib, sys
+words = sys.argv[1:]
+if pathlib.Path(sys.argv[0]).name in ("scontrol", "srun"):
+    words = ["head-node"] if words[:1] == ["show"] else words
+    print(*words[:1])
+with open({log!r}, "a") as log:
+    log.write(json.dumps([pathlib.Path(sys.argv[0]).name, *words]) + "\\n")
+if "--name" in words:
+    name, runs = words[words.index("--name") + 1], pathlib.Path(words[words.index("--runs-dir") + 1])
+    (runs / name / "checkpoints" / "step_000007").mkdir(parents=True, exist_ok=True)
+    (runs / name / "exit.json").write_text(json.dumps({{"code": {code}, "reason": ""}}, indent=2))
+"""
+
+
+def commands(tmp_path: Path, recipe: str, code: int = 0, **variables) -> tuple[subprocess.CompletedProcess, list]:
+    """Run a copy of a recipe with stand-ins for python, srun and scontrol: how it ended, and what it called."""
+    (tmp_path / "recipes").mkdir()
+    copy, log = tmp_path / "recipes" / recipe, tmp_path / "log"
+    copy.write_bytes((ROOT / "recipes" / recipe).read_bytes())
+    for name in ("python", "srun", "scontrol"):
+        (tmp_path / name).write_text(STUB.format(python=sys.executable, log=str(log), code=code))
+        (tmp_path / name).chmod(0o755)
+    for name in ("sft.jsonl", "train.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text("{}\n" * 200)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python"),
+                   "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "n[1-4]", "SLURM_NNODES": "4",
+                   "SLURM_JOB_ID": "17", "MODEL": "m", "SFT": "sft.jsonl", "TRAIN": "train.jsonl", "TEST": "test.jsonl",
+                   **variables}
+    done = subprocess.run(["bash", str(copy)], env=environment, capture_output=True, text=True, timeout=60)
+    return done, [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("recipe, ranks, variables", [
+    ("cpu.sh", 0, {}), ("cpu.sh", 2, {"RANKS": "2"}), ("one_gpu.sh", 0, {}), ("one_gpu.sh", 0, {"OFFLOAD": "--offload"}),
+    ("eight_gpus.sh", 8, {}), ("slurm_multinode.sbatch", 8, {})])
+def test_every_command_of_a_recipe_has_flags_that_exist(tmp_path, recipe, ranks, variables):
+    done, calls = commands(tmp_path, recipe, **variables)
+    assert done.returncode == 0, done.stderr
+    found = []
+    for words in calls:
+        place = next((i for i, word in enumerate(words) if word in SCRIPTS), None)
+        if place is not None:
+            module = SCRIPTS[words[place]]
+            cfg = config.parse(module.Config, words[place + 1:], getattr(module, "PRESETS", {}))
+            found.append((words[place], cfg))
+            launched = [word for word in words[:place] if word.startswith("--nproc_per_node")]
+            assert launched == ([f"--nproc_per_node={ranks}"] if ranks and (recipe != "cpu.sh" or "train" in words[place])
+                                else []), words
+    assert [name for name, _ in found][-3:] == (["train_rl.py"] if "slurm" in recipe else [
+        "train_sft.py", "train_rl.py", "eval.py"] if recipe == "cpu.sh" else ["eval.py", "train_rl.py", "eval.py"])
+    rl = next(cfg for name, cfg in found if name == "train_rl.py")
+    if recipe != "cpu.sh":
+        assert rl.preset == "paper" and rl.learning_rate == 2e-6 and rl.phase_lengths == (20000, 60000)
+        assert rl.device == "cuda" and rl.checkpointing
+    if recipe in ("one_gpu.sh", "eight_gpus.sh"):
+        sft = next(cfg for name, cfg in found if name == "train_sft.py")
+        assert (sft.steps, sft.batch_size, sft.learning_rate) == (5, 128, 5e-6)             # 3 epochs of 200 rows
+
+
+@pytest.mark.parametrize("code, restarts, again, status", [(75, "0", True, 0), (75, "99", False, 1), (0, "0", False, 0),
+                                                           (70, "0", False, 1)])
+def test_a_slurm_job_goes_back_into_the_queue_when_it_was_stopped(tmp_path, code, restarts, again, status):
+    done, calls = commands(tmp_path, "slurm_multinode.sbatch", code=code, SLURM_RESTART_COUNT=restarts)
+    assert (["scontrol", "requeue", "17"] in calls, done.returncode) == (again, status), done.stderr
+
+
+@pytest.mark.full
+def test_the_recipe_for_a_cpu_runs_in_two_processes_and_goes_on():
+    """Twice: the second time there is nothing left to do but to evaluate."""
+    flags = {"SFT_FLAGS": "--toy-examples 8 --steps 3 --batch-size 4 --eval-every 0", "RANKS": "2",
+             "RL_FLAGS": "--toy-examples 6 --phase-steps 1 1 --prompts-per-step 3 --group-size 2 --max-new-tokens 6",
+             "EVAL_FLAGS": "--toy-examples 4 --max-new-tokens 6", "NAME": "test-recipe", "PYTHON": sys.executable}
+    runs = ROOT / "runs" / "test-recipe"
+    subprocess.run(["rm", "-rf", str(runs)], check=True)
+    outputs = []
+    try:
+        for _ in range(2):
+            done = subprocess.run(["bash", "recipes/cpu.sh"], cwd=ROOT, env={**os.environ, **flags}, timeout=300,
+                                  capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            outputs.append(done.stdout)
+    finally:
+        subprocess.run(["rm", "-rf", str(runs)], check=True)
+    assert "saved" in outputs[0] and outputs[1].count("is complete") == 2
+    assert outputs[0].splitlines()[-2:] == outputs[1].splitlines()[-2:] and "|" in outputs[1].splitlines()[-1]
