@@ -9,7 +9,10 @@ Deliberate departures from the paper, each for a reason (docs/departures.md): ex
 normaliser counts the tokens of the whole update; difficulty has a floor; one update per rollout unless asked for more.
 
     python train_rl.py --name my-rl                                  the tiny warmed-up model of assets/, on a CPU
-    python train_rl.py --preset paper --model DIR --data train.jsonl     the paper's settings, your model and data
+    python train_rl.py --preset paper --model DIR --data train.jsonl --device cuda      the paper's settings, one GPU
+    torchrun --standalone --nproc_per_node=8 train_rl.py --preset paper --model DIR --data train.jsonl --device cuda
+
+Whatever ends a run, the same command goes on with it.
 """
 
 import math

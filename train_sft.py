@@ -9,6 +9,9 @@ Departure from the paper: with held-out examples the run stops by itself once th
     python train_sft.py --name my-sft                                      the toy task, on one CPU core
     python train_sft.py --preset nano-base --name my-base                  pretrains the tiny base from random weights
     python train_sft.py --model DIR --data train.jsonl --heldout heldout.jsonl --learning-rate 5e-6
+    torchrun --standalone --nproc_per_node=8 train_sft.py --model DIR --data train.jsonl --device cuda
+
+Whatever ends a run, the same command goes on with it.
 """
 
 import sys

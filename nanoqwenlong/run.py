@@ -220,6 +220,8 @@ class Run:
 
     def _open(self, saved: dict[str, int]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
+        for place in (self.directory.parent, self.directory.parent.parent):
+            checkpoint.sync(place)                                             # that it is there is on the disk too
         if self.lock is None:
             self._lock()
             if holds_run(self.directory):

@@ -18,12 +18,13 @@ SCRIPTS = {"train_sft.py": train_sft, "train_rl.py": train_rl, "eval.py": eval_s
 WRITTEN = [README, *(module.__doc__ for module in SCRIPTS.values())]
 COMMANDS = sorted({line.strip().split("   ")[0].split("#")[0] for text in WRITTEN
                    for line in text.replace("\\\n", " ").splitlines()
-                   if re.match(r"\s*python (\w+\.py)", line)})
+                   if re.match(r"\s*(python|torchrun( --\S+)+) (\w+\.py)", line)})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_line_in_the_prose_has_flags_that_exist(command):
-    _, script, *argv = shlex.split(command)
+    words = shlex.split(command)
+    script, *argv = words[next(place for place, word in enumerate(words) if word.endswith(".py")):]
     module = SCRIPTS[script]
     config.parse(module.Config, argv, getattr(module, "PRESETS", {}))
     for word in argv:
