@@ -9,8 +9,8 @@ rm -rf "$runs"
 keep() {   # keep RUN ASSET: the last checkpoint of a run becomes an asset
     rm -rf "assets/$2" && mkdir -p "assets/$2"
     local last=$(printf '%s\n' "$runs/$1"/checkpoints/step_* | tail -n 1)
-    cp "$last"/{config,generation_config,tokenizer,tokenizer_config}.json "$last"/{model.safetensors,chat_template.jinja} \
-        "assets/$2/"
+    cp "$last"/{config,generation_config,tokenizer,tokenizer_config}.json "$last/model.safetensors" \
+        "$last/chat_template.jinja" "assets/$2/"
     cp "$runs/$1/config.json" "assets/$2/made_by.json"
 }
 seconds() { tail -n 1 "$runs/$1/metrics.jsonl" | grep -o '"elapsed": [0-9]*' | grep -o '[0-9]*'; }

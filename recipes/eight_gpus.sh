@@ -7,9 +7,9 @@
 # steps on (0, 20K] and (20K, 60K] tokens, then examples that nobody answered come back. Departures, marked (*):
 # (*) The steps of each phase, and the share of hard examples in a batch, are ours: the paper does not tell them.
 # (*) top_p 1 instead of 0.95 in training: the loss scores what was sampled (docs/departures.md).
-# (*) No sequence parallelism: a document runs on one GPU. A GPU holds, of 14B: 28 GB of weights, gradients and optimizer,
-#     in rollouts the whole weights (28 GB) and the cache, in updates the layers' inputs of one document of 60K tokens
-#     (29 GB), its keys and values and their gradients (24 GB).
+# (*) No sequence parallelism: a document runs on one GPU. A GPU holds, of 14B: 28 GB of weights, gradients and
+#     optimizer; in rollouts the whole weights (28 GB) and the cache; in updates the layers' inputs of one document of
+#     60K tokens (29 GB), its keys and values and their gradients (24 GB).
 # Not run yet: no GPU has been at hand. Figures in comments are calculated.
 set -euo pipefail
 cd "$(dirname "$0")/.."

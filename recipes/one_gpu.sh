@@ -4,9 +4,10 @@
 #
 #     MODEL=DIR SFT=sft.jsonl TRAIN=train.jsonl TEST=heldout.jsonl bash recipes/one_gpu.sh
 #
-# Paper (arXiv 2505.17667, section 3.2) and released script: 128 prompts x 8 answers, minibatches of 32 prompts, learning
-# rate 2e-6 constant, weight decay 0.01, clip 0.2, temperature 0.7, answers of 10,000 tokens, phases to 20K and 60K
-# tokens; SFT 3 epochs of batches of 128 at 5e-6 on inputs up to 20K. `--preset paper` is that. Departures, marked (*):
+# Paper (arXiv 2505.17667, section 3.2) and released script: 128 prompts x 8 answers, minibatches of 32 prompts,
+# learning rate 2e-6 constant, weight decay 0.01, clip 0.2, temperature 0.7, answers of 10,000 tokens, phases to 20K and
+# 60K tokens; SFT 3 epochs of batches of 128 at 5e-6 on inputs up to 20K. `--preset paper` is the RL part of that.
+# Departures, marked (*):
 # (*) 32 prompts a step and one update, a quarter of the paper's, so that a step ends within the hour.
 # (*) Answers of 4,096 tokens: most of a step is decoding.
 # Not run yet: no GPU has been at hand. Figures in comments are calculated.
