@@ -21,6 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -106,7 +107,7 @@ class Run:
     def __init__(self, config):
         self.config, self.directory, self.source = config, None, None
         self.script = Path(inspect.getfile(type(config))).stem
-        self.log, self.lock, self.begun = Log(None), None, False
+        self.log, self.lock, self.existed, self.begun = Log(None), None, False, False
         self.step, self.done, self.ended, self.bad_updates = 0, 0, False, 0
         self.asked, self.saving, self.handlers = "", False, {}
         self.started, self.spent = time.monotonic(), 0.0       # now, and seconds of earlier starts
@@ -139,7 +140,8 @@ class Run:
     def _find(self) -> None:
         """Whether the directory holds a run already, and what of it is the newest that can be gone on from."""
         directory, cfg = self.directory, self.config
-        parallel.on_all_ranks(lambda: directory.exists() and self._lock(), "cannot use the directory")
+        self.existed = directory.exists()
+        parallel.on_all_ranks(lambda: self.existed and self._lock(), "cannot use the directory")
         checkpoints = directory / "checkpoints"
         if not parallel.gather(holds_run(directory))[0]:
             return
@@ -154,7 +156,7 @@ class Run:
         if spoilt and self.source is None:
             raise checkpoint.CheckpointError(f"no checkpoint of {directory} can be gone on from; start anew with "
                                              f"another --name, or remove {checkpoints}")
-        checkpoint.set_aside(checkpoints, self.source)
+        parallel.on_all_ranks(lambda: checkpoint.set_aside(checkpoints, self.source), "cannot set a checkpoint aside")
         if self.source:
             state = checkpoint.read_state(self.source)
             for path, then in state["inputs"].items():
@@ -179,11 +181,13 @@ class Run:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             holder = os.read(handle, 200).decode(errors="replace").strip()
             os.close(handle)
             raise OSError(error.errno, f"in use by another job ({holder or 'which has just begun'}): wait for it, or "
                                        "choose another --name", str(self.directory)) from None
+        except OSError as error:                                               # some network file systems have none
+            self.log.say(f"{path}: no lock ({error.strerror}); take care that no other job uses this directory")
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
         self.lock = handle
@@ -222,14 +226,14 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=True)
         for place in (self.directory.parent, self.directory.parent.parent):
             checkpoint.sync(place)                                             # that it is there is on the disk too
-        if self.lock is None:
+        if not self.existed:
             self._lock()
             if holds_run(self.directory):
                 raise OSError(errno.EEXIST, "another job has just begun it: choose another --name", str(self.directory))
         self.log = Log(self.directory)
         self.log.cut(saved)
         (self.directory / "exit.json").unlink(missing_ok=True)
-        replace(self.directory / "config.json", configuration.as_json(self.config))
+        put(self.directory / "config.json", configuration.as_json(self.config))
 
     # Step by step
 
@@ -335,7 +339,7 @@ class Run:
         if parallel.size() > 1:
             nodes = [f"--nnodes={self.num_hosts}"] if self.num_hosts > 1 else ["--standalone"]
             words = ["torchrun", *nodes, f"--nproc_per_node={parallel.size() // self.num_hosts}"]
-        return shlex.join([*words, f"{self.script}.py", *configuration.flags(self.config)])
+        return shlex.join([*words, f"{self.script}.py", *configuration.flags(replace(self.config, resume="auto"))])
 
     def __exit__(self, kind, error, traceback) -> None:
         for number, handler in self.handlers.items():
@@ -369,7 +373,7 @@ class Run:
                    "checkpoint": str(self.source) if self.source else None,
                    "resume_command": None if code == DONE else self.command()}
         try:
-            replace(path, content)
+            put(path, content)
         except OSError:                                                        # the disk, which is the reason
             pass
 
@@ -407,7 +411,7 @@ def inputs(config) -> dict[str, str]:
     return {path: checkpoint.digest(Path(path)) for path in paths if Path(path).is_file()}
 
 
-def replace(path: Path, content: dict) -> None:
+def put(path: Path, content: dict) -> None:
     """A JSON file that is there whole, or as it was."""
     partial = path.with_name(f".{path.name}.partial")
     write_json(partial, content)
