@@ -388,7 +388,7 @@ class Run:
         elif not cfg.offload:
             knob = "--offload"
         else:
-            knob = f"--max-prompt-tokens {longest * 3 // 4}"
+            knob = f"more GPUs, or start anew with --max-prompt-tokens {longest * 3 // 4}"
         return (f"out of memory in step {self.step} ({self.doing or 'before it'}; the longest sequence there has "
                 f"{longest} tokens): go on with {knob}")
 
