@@ -114,13 +114,14 @@ def set_aside(directory: Path, newer_than: Path | None) -> None:
 
 
 def prune(directory: Path, keep: int, ends: Collection[int] = ()) -> None:
-    """Remove all but the `keep` newest checkpoints and those of the steps in `ends`, and what was never finished."""
+    """Remove all but the `keep` newest checkpoints and those of the steps in `ends`, and what was never quite
+    written or removed."""
     if parallel.rank() == 0:
         for path in all_of(directory)[:-keep]:
             if int(path.name[5:]) not in ends:
                 _remove(path)
-        for path in directory.glob(".partial-*"):
-            _remove(path)
+        for path in [*directory.glob(".partial-*"), *directory.glob(".removed-*")]:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove(directory: Path) -> None:

@@ -242,6 +242,8 @@ class Run:
         time: every --save-every steps, after the steps in `ends` (those checkpoints stay) and the last one, and when a
         signal asked the run to stop. That is agreed on by all ranks, so all stop after the same step."""
         last = min(last, 1) if self.config.dry_run else last
+        if self.source:
+            self._prune(ends)                                                  # the start before may have died at it
         bar = progress(range(self.done, last), self.script, quiet=self.log.quiet)
         if self.done >= last or self.ended:
             self.log.say(f"{self.directory} is complete: {self.done} steps")
@@ -301,16 +303,19 @@ class Run:
         if self.directory is None:
             return
         self.saving = True
-        checkpoints = self.directory / "checkpoints"
-        path = checkpoints / checkpoint.name_of(self.done)
+        path = self.directory / "checkpoints" / checkpoint.name_of(self.done)
         sizes, = parallel.on_all_ranks(self.log.sizes, "cannot sync the logs")[:1]
         state = {"step": self.done, "ended": self.ended, "bad_updates": self.bad_updates, "seconds": self.seconds,
                  "logs": sizes, "config": configuration.as_json(self.config), "inputs": self.inputs,
                  "states": {name: thing.state_dict() for name, thing in self.states.items()}}
         checkpoint.save(path, self.model, self.tokenizer, self.optimizer, state)
-        parallel.on_all_ranks(lambda: checkpoint.prune(checkpoints, self.config.keep, ends), "cannot remove")
+        self._prune(ends)
         self.source, self.saving = path, False
         self.log.say(f"saved {path}")
+
+    def _prune(self, ends: Collection[int]) -> None:
+        checkpoints = self.directory / "checkpoints"
+        parallel.on_all_ranks(lambda: checkpoint.prune(checkpoints, self.config.keep, ends), "cannot remove")
 
     # How it ends
 

@@ -212,9 +212,10 @@ def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: Model
 
 
 def write_file(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """One safetensors file, readable by whom the umask allows (safetensors itself keeps it to its owner)."""
+    """One safetensors file, readable by whom the umask allows (safetensors itself keeps it to its owner). The same bytes
+    for the same tensors, so one entry of metadata at most: safetensors writes several in an order that is random."""
     try:
-        save_file(tensors, path, metadata={"format": "pt"} | (metadata or {}))
+        save_file(tensors, path, metadata=metadata or {"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from None
     umask = os.umask(0)
