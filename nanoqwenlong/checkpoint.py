@@ -259,7 +259,10 @@ def load_optimizer(directory: Path, model, optimizer) -> None:
 
 def _pieces(directory: Path) -> Iterator[tuple]:
     """(parameter, "exp_avg" or the like, number of its first row, rows in the file) of all optimizer files."""
-    for path in sorted(directory.glob("optimizer-*.safetensors")):
+    paths = sorted(directory.glob("optimizer-*.safetensors"))
+    if not paths or len(paths) != int(paths[0].stem[-5:]):
+        raise CheckpointError(f"{directory} lacks optimizer files: it has {len(paths)}")
+    for path in paths:
         try:
             file = safe_open(path, framework="pt")
         except SafetensorError as error:

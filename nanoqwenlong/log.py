@@ -66,15 +66,19 @@ class Log:
         self.say(f"step {step:4d}  " + "  ".join(f"{k} {format_value(values[k])}" for k in headline if k in values))
 
     def say(self, text: str) -> None:
-        """On the console; if that is gone (its reader has ended), on nothing: the run goes on."""
-        if self.quiet:
-            return
-        try:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            self.quiet = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # or Python complains at its end
+        """On the console; if that is gone, on nothing: the run goes on."""
+        self.quiet = self.quiet or not tell(text, sys.stdout)
+
+
+def tell(text: str, stream) -> bool:
+    """On stdout or stderr, if it is still there: its reader may have ended, its terminal may be closed."""
+    try:
+        tqdm.write(text, file=stream)
+        stream.flush()
+        return True
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())             # or Python complains at its end
+        return False
 
 
 def format_value(value) -> str:

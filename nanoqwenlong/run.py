@@ -32,7 +32,7 @@ from .config import ConfigError
 from .curriculum import CurriculumError
 from .generate import SamplingError
 from .kvcache import OutOfBlocks
-from .log import FILES, Log, progress
+from .log import FILES, Log, progress, tell
 from .records import DataError
 from .weights import ModelError, read_json, write_json
 
@@ -75,7 +75,7 @@ def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str
         return DONE
     except tuple(EXIT_CODES) as error:
         if parallel.rank() == 0 or isinstance(error, OutOfMemory | parallel.LostRanks | SamplingError | OSError):
-            print(sentence(error), file=sys.stderr)                            # the others have the same to say
+            tell(sentence(error), sys.stderr)                                  # the others have the same to say
         return exit_code(error)
 
 
@@ -223,14 +223,15 @@ class Run:
             self.log.say(f"going on from {self.source}")
 
     def _open(self, saved: dict[str, int]) -> None:
+        new = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
         self.directory.mkdir(parents=True, exist_ok=True)
-        for place in (self.directory.parent, self.directory.parent.parent):
-            checkpoint.sync(place)                                             # that it is there is on the disk too
+        for path in new:                                                       # checkpoints in a lost directory are lost
+            checkpoint.sync(path.parent)
         if not self.existed:
             self._lock()
             if holds_run(self.directory):
                 raise OSError(errno.EEXIST, "another job has just begun it: choose another --name", str(self.directory))
-        self.log = Log(self.directory)
+        self.log, self.begun = Log(self.directory), True
         self.log.cut(saved)
         (self.directory / "exit.json").unlink(missing_ok=True)
         put(self.directory / "config.json", configuration.as_json(self.config))
@@ -327,7 +328,10 @@ class Run:
             if not self.asked:
                 self.asked = signal.Signals(number).name
                 more = " (Ctrl-C once more: at once, without saving it)" if number == signal.SIGINT else ""
-                os.write(2, f"{self.asked}: stopping after step {self.step}{more}\n".encode())      # print is not safe
+                try:                                                           # print is not safe here
+                    os.write(2, f"{self.asked}: stopping after step {self.step}{more}\n".encode())
+                except OSError:                                                # the terminal is closed: SIGHUP
+                    pass
         for name in SIGNALS:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:      # nohup stays nohup
@@ -392,10 +396,11 @@ class Run:
             knob = f"--max-tokens {max(1, longest, cfg.max_tokens // 2)}"
         elif not cfg.offload:
             knob = "--offload"
-        else:
-            knob = f"more GPUs, or start anew with --max-prompt-tokens {longest * 3 // 4}"
+        else:                                                                  # other data: another run
+            knob = ""
         return (f"out of memory in step {self.step} ({self.doing or 'before it'}; the longest sequence there has "
-                f"{longest} tokens): go on with {knob}")
+                f"{longest} tokens): " + (f"go on with {knob}" if knob else "only shorter sequences would fit: start "
+                                          f"anew under another --name with --max-prompt-tokens {longest * 3 // 4}"))
 
 
 def holds_run(directory: Path) -> bool:
