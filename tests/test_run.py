@@ -1,0 +1,655 @@
+"""The life of a run: signals, the lock, what it goes on from and what it refuses, losses that are not finite, too
+little memory, and the word it leaves."""
+
+import errno
+import fcntl
+import json
+import math
+import os
+import shlex
+import shutil
+import signal
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_checkpoint import begin, contents, end, in_child, in_tmp, outcome, small
+from test_scripts import SMALL_RL, metrics, start
+
+import train_rl
+import train_sft
+from nanoqwenlong import checkpoint, generate, group_pass, kvcache, optim, parallel, run, weights
+from nanoqwenlong.config import ConfigError
+
+__all__ = ["in_tmp", "small"]                                 # fixtures
+DIRECTORY = Path("runs/sft")
+
+
+@pytest.fixture
+def expected(in_tmp, small) -> tuple:
+    """What an undisturbed run of four steps becomes."""
+    assert sft(small, "--steps", 4, "--name", "undisturbed") == 0
+    return outcome(Path("runs/undisturbed"))
+
+
+def sft(small, *flags) -> int:
+    """Start train_sft.py; flags win over those of `small`."""
+    kept = [word for flag, value in zip(small[::2], small[1::2]) if flag not in flags for word in (flag, value)]
+    return start(train_sft, *kept, *flags)
+
+
+def exit_word() -> dict:
+    return json.loads((DIRECTORY / "exit.json").read_text())
+
+
+def steps_of(directory: Path = DIRECTORY) -> list[int]:
+    return [row["step"] for row in metrics(directory)]
+
+
+def checkpoints_of(directory: Path = DIRECTORY) -> list[str]:
+    return [path.name for path in checkpoint.all_of(directory / "checkpoints")]
+
+
+def at_step(patch, number: int, act, after: bool = False) -> None:
+    """act() in the middle of step `number` (counted in this process): before, or after its update."""
+    step, calls = optim.step, []
+
+    def acted(*args):
+        calls.append(0)
+        if len(calls) == number and not after:
+            act()
+        norm = step(*args)
+        if len(calls) == number and after:
+            act()
+        return norm
+    patch.setattr(optim, "step", acted)
+
+
+def send(*names: str):
+    return lambda: [os.kill(os.getpid(), getattr(signal, name)) for name in names]
+
+
+def resume(word: dict, *more, module=train_sft) -> int:
+    """Run the command of exit.json, in this process."""
+    python, script, *flags = shlex.split(word["resume_command"])
+    assert (python, script) == ("python", f"{module.__name__}.py")
+    return start(module, *flags, *more)
+
+
+def everything(directory: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+# Signals
+
+@pytest.mark.parametrize("name", run.SIGNALS)
+def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_to_the_same_bits(in_tmp, small, expected, monkeypatch,
+                                                                              capfd, name):
+    handlers = [signal.getsignal(getattr(signal, each)) for each in run.SIGNALS]
+    capfd.readouterr()
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, send(name))
+        assert sft(small, "--steps", 4, "--save-every", 100) == run.STOPPED
+    told, word = capfd.readouterr().err.splitlines(), exit_word()
+    assert told[0].startswith(f"{name}: stopping after step 2") and len(told) == 2 and word["resume_command"] in told[1]
+    assert steps_of() == [1, 2] and checkpoints_of() == ["step_000002"]
+    assert word.keys() == {"code", "reason", "step", "checkpoint", "resume_command"}
+    assert (word["code"], word["step"], word["checkpoint"]) == (75, 2, "runs/sft/checkpoints/step_000002")
+    assert word["reason"].startswith(f"stopped by {name} after step 2")
+    assert handlers == [signal.getsignal(getattr(signal, each)) for each in run.SIGNALS]
+    assert resume(word) == 0 and outcome(DIRECTORY) == expected
+    assert exit_word() == {"code": 0, "reason": "done", "step": 4, "checkpoint": "runs/sft/checkpoints/step_000004",
+                           "resume_command": None}
+
+
+def test_the_resume_command_of_train_rl_leads_to_the_same_answers(in_tmp, toy_directory, monkeypatch, capsys):
+    monkeypatch.setattr(train_rl, "score_all", learnable)
+    flags = ["--model", toy_directory, *SMALL_RL, "--save-every", "2", "--runs-dir", "a place"]
+    assert start(train_rl, *flags, "--name", "whole") == 0
+    sample, codes = generate.Generator.sample, []
+    monkeypatch.setattr(generate.Generator, "sample", lambda *a, **k: (send("SIGTERM")(), sample(*a, **k))[1])
+    codes.append(start(train_rl, *flags, "--name", "parts"))
+    for _ in range(2):                                          # a signal in every step
+        codes.append(resume(json.loads(Path("a place/parts/exit.json").read_text()), module=train_rl))
+    assert codes == [75, 75, 0]                                 # the last step was over when it could have stopped
+    words = [Path("a place", name, "rollouts.jsonl").read_text() for name in ("whole", "parts")]
+    assert words[0] == words[1] and outcome(Path("a place/whole")) == outcome(Path("a place/parts"))
+
+
+def test_a_signal_in_the_last_step_changes_nothing(in_tmp, small, monkeypatch):
+    at_step(monkeypatch, 2, send("SIGTERM"))
+    assert sft(small, "--steps", 2) == 0 and exit_word()["code"] == 0
+
+
+def test_a_signal_before_the_first_step_is_heeded_too(in_tmp, small, expected, monkeypatch):
+    with monkeypatch.context() as patch:
+        by_document = train_sft.by_document
+        patch.setattr(train_sft, "by_document", lambda *args: (send("SIGUSR1")(), by_document(*args))[1])
+        assert sft(small, "--steps", 4) == run.STOPPED
+    word = exit_word()
+    assert word["step"] == 0 and word["checkpoint"] is None and not (DIRECTORY / "checkpoints").exists()
+    assert resume(word) == 0 and outcome(DIRECTORY) == expected
+
+
+def test_a_second_signal_while_saving_is_ignored(in_tmp, small, expected, monkeypatch):
+    write_file = weights.write_file
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, send("SIGINT"))
+        patch.setattr(weights, "write_file", lambda *args: (exit_codes.append(send(*run.SIGNALS)()),
+                                                            write_file(*args)) and None)
+        exit_codes = []
+        assert sft(small, "--steps", 4, "--save-every", 100) == run.STOPPED
+        assert len(exit_codes) == 2                             # in both files of the one save
+    assert checkpoints_of() == ["step_000002"] and exit_word()["reason"].startswith("stopped by SIGINT")
+    assert resume(exit_word()) == 0 and outcome(DIRECTORY) == expected
+
+
+def test_a_signal_while_saving_lets_the_save_finish(in_tmp, small, expected, monkeypatch):
+    write_file, sent = weights.write_file, []
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "write_file", lambda *args: (sent or sent.append(send("SIGTERM")()), write_file(*args))
+                      and None)
+        assert sft(small, "--steps", 4, "--save-every", 2) == run.STOPPED
+    assert checkpoints_of()[0] == "step_000002" and exit_word()["step"] == 3
+    assert resume(exit_word()) == 0 and outcome(DIRECTORY) == expected
+
+
+def test_ctrl_c_twice_stops_at_once_and_the_last_checkpoint_is_whole(in_tmp, small, expected, monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, send("SIGINT", "SIGINT"))
+        assert sft(small, "--steps", 4, "--save-every", 2) == run.INTERRUPTED == 130
+    told, word = capfd.readouterr().err, exit_word()
+    assert "Ctrl-C once more" in told and told.endswith("stopped at once, step 3 is not saved\n")
+    assert (word["code"], word["step"], word["checkpoint"]) == (130, 2, "runs/sft/checkpoints/step_000002")
+    assert checkpoint.newest(DIRECTORY / "checkpoints") == (DIRECTORY / "checkpoints/step_000002", [])
+    assert resume(word) == 0 and outcome(DIRECTORY) == expected
+
+
+def test_other_signals_after_a_ctrl_c_do_not_stop_at_once(in_tmp, small, monkeypatch):
+    at_step(monkeypatch, 2, send("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"))
+    assert sft(small, "--steps", 4) == run.STOPPED and exit_word()["step"] == 2
+
+
+def test_nohup_stays_nohup(in_tmp, small, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        at_step(monkeypatch, 1, send("SIGHUP"))
+        assert sft(small, "--steps", 2) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_handlers_are_put_back_however_the_run_ends(in_tmp, small, monkeypatch):
+    def mine(number, frame):
+        raise AssertionError
+    before = {number: signal.signal(number, mine) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for error in (OSError(errno.EIO, "no"), RuntimeError("a bug")):
+            with monkeypatch.context() as patch:
+                at_step(patch, 1, lambda: (_ for _ in ()).throw(error))
+                try:
+                    sft(small, "--steps", 2)
+                except RuntimeError:
+                    pass
+            assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == mine
+        assert sft(small, "--dry-run") == 0 and signal.getsignal(signal.SIGTERM) == mine
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("streams", [("stdout",), ("stdout", "stderr")])
+def test_a_reader_that_has_gone_does_not_end_the_run(in_tmp, small, expected, streams):
+    """`python train_sft.py 2>&1 | tee log`, and Ctrl-C, which ends tee first."""
+    def piped():
+        reader, writer = os.pipe()
+        os.close(reader)
+        for name in streams:
+            number = {"stdout": 1, "stderr": 2}[name]
+            os.dup2(writer, number)
+            setattr(sys, name, open(number, "w"))
+        if "stderr" in streams:
+            at_step(pytest.MonkeyPatch(), 2, send("SIGINT"))
+        code = sft(small, "--steps", 4, "--print-every", 1)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()                                      # as Python does at its end, which would make it 120
+        return code
+    code = in_child(piped)
+    if "stderr" in streams:
+        assert code == run.STOPPED and exit_word()["step"] == 2 and resume(exit_word()) == 0
+    else:
+        assert code == 0
+    assert outcome(DIRECTORY) == expected
+
+
+def test_a_terminal_that_is_closed_does_not_cost_a_step(in_tmp, small, expected):
+    """SIGHUP comes when nothing can be written to the terminal any more."""
+    master, slave = os.openpty()
+
+    def on_terminal():
+        os.close(master)
+        os.setsid()
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+        for number in (1, 2):
+            os.dup2(slave, number)
+        sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
+        os.close(slave)
+
+        def wait():
+            Path("reached").touch()
+            until(lambda: not is_alive(1))
+        at_step(pytest.MonkeyPatch(), 2, wait)
+        return sft(small, "--steps", 4, "--print-every", 1)
+
+    def is_alive(number):
+        try:
+            os.write(number, b".")
+            return True
+        except OSError:
+            return False
+    pid = begin(on_terminal)
+    os.close(slave)
+    until(Path("reached").exists)
+    os.close(master)
+    assert end(pid) == run.STOPPED and exit_word()["reason"].startswith("stopped by SIGHUP after step 2")
+    assert resume(exit_word()) == 0 and outcome(DIRECTORY) == expected
+
+
+# One directory, one job
+
+def until(ready) -> None:
+    deadline = time.monotonic() + 60
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def in_use(small) -> int:
+    """Another process that has the directory and waits in its second step until there is a file "go on": its number."""
+    def work():
+        at_step(pytest.MonkeyPatch(), 2, lambda: (Path("waiting").touch(), until(Path("go on").exists)))
+        return sft(small, "--steps", 4)
+    pid = begin(work)
+    until(Path("waiting").exists)
+    return pid
+
+
+def test_a_second_job_in_a_directory_is_refused_and_touches_nothing(in_tmp, small, expected, capsys):
+    pid = in_use(small)
+    before = everything(DIRECTORY)
+    capsys.readouterr()
+    assert sft(small, "--steps", 4) == run.IO_ERROR
+    told = capsys.readouterr().err
+    assert f"runs/sft: in use by another job (process {pid} on " in told and "--name" in told and told.count("\n") == 1
+    assert everything(DIRECTORY) == before
+    assert sft(small, "--steps", 4, "--name", "other") == 0      # elsewhere it may
+    Path("go on").touch()
+    assert end(pid) == 0 and outcome(DIRECTORY) == expected
+
+
+def test_the_lock_goes_with_its_process(in_tmp, small, expected):
+    pid = in_use(small)
+    os.kill(pid, signal.SIGKILL)
+    assert end(pid) == -signal.SIGKILL and not (DIRECTORY / "exit.json").exists()
+    assert sft(small, "--steps", 4) == 0 and outcome(DIRECTORY) == expected
+
+
+@pytest.mark.parametrize("how", ["it goes on", "it is over"])
+def test_a_directory_that_another_job_has_begun_meanwhile_is_refused(in_tmp, small, monkeypatch, capsys, how):
+    """Both were started when there was none."""
+    by_document, pids, before = train_sft.by_document, [], []
+
+    def meanwhile(examples):
+        if not pids:
+            pids.append(0)
+            pids.append(in_use(small))
+            if how == "it is over":
+                Path("go on").touch()
+                assert end(pids[1]) == 0
+            before.append(everything(DIRECTORY))
+        return by_document(examples)
+    monkeypatch.setattr(train_sft, "by_document", meanwhile)
+    assert sft(small, "--steps", 4) == run.IO_ERROR
+    told = capsys.readouterr().err
+    assert "another job" in told and "--name" in told and told.count("\n") == 1
+    after = everything(DIRECTORY)
+    assert {name: data for name, data in after.items() if "lock" not in name} == {
+        name: data for name, data in before[0].items() if "lock" not in name}
+    Path("go on").touch()
+    assert how == "it is over" or end(pids[1]) == 0
+
+
+# Going on, and what is refused
+
+def test_resume_never_refuses_what_holds_a_run(in_tmp, small, capsys):
+    assert sft(small, "--steps", 2, "--resume", "never") == 0
+    before = everything(DIRECTORY)
+    assert sft(small, "--steps", 2, "--resume", "never") == run.BAD_CONFIG
+    told = capsys.readouterr().err
+    assert "runs/sft already holds a run" in told and "--resume auto" in told and told.count("\n") == 1
+    assert {k: v for k, v in everything(DIRECTORY).items() if "lock" not in k} == {
+        k: v for k, v in before.items() if "lock" not in k}
+    shutil.rmtree(DIRECTORY)
+    DIRECTORY.mkdir()
+    (DIRECTORY / "notes.txt").write_text("no run")
+    assert sft(small, "--steps", 2, "--resume", "never") == 0
+
+
+@pytest.mark.parametrize("flag, values", [
+    ("--learning-rate", ("0.001", "0.5")), ("--seed", ("0", "3")), ("--weight-decay", ("0.1", "0.25")),
+    ("--dtype", ("'auto'", "'float64'"))])
+def test_other_settings_are_refused_with_both_values(in_tmp, small, capsys, flag, values):
+    assert sft(small, "--steps", 2) == 0
+    before = everything(DIRECTORY)
+    assert sft(small, "--steps", 4, flag, values[1].strip("'")) == run.BAD_CONFIG
+    told = capsys.readouterr().err
+    assert f"was begun with {flag} {values[0]}, now it is {values[1]}: " in told and told.count("\n") == 1
+    assert {k: v for k, v in everything(DIRECTORY).items() if "lock" not in k} == {
+        k: v for k, v in before.items() if "lock" not in k}
+    assert sft(small, "--steps", 2) == 0
+
+
+def test_free_settings_may_change_and_more_steps_go_on(in_tmp, small, expected, capsys):
+    assert run.FREE <= {*train_sft.Config.__dataclass_fields__, *train_rl.Config.__dataclass_fields__}
+    assert sft(small, "--steps", 2) == 0
+    assert sft(small, "--steps", 4, "--save-every", 3, "--keep", 5, "--max-bad-updates", 7,
+                 "--threads", 1, "--checkpointing", "--kv-blocks", 100, "--timeout-minutes", 3, "--minutes", 99,
+                 "--check-finite", "--max-tokens", 5000) == 0
+    assert "going on from runs/sft/checkpoints/step_000002" in capsys.readouterr().out
+    assert outcome(DIRECTORY) == expected and json.loads((DIRECTORY / "config.json").read_text())["keep"] == 5
+
+
+def test_a_complete_run_says_so(in_tmp, small, capsys):
+    assert sft(small, "--steps", 2) == 0
+    before = everything(DIRECTORY)
+    for steps in (2, 1):
+        capsys.readouterr()
+        assert sft(small, "--steps", steps) == 0
+        assert "runs/sft is complete: 2 steps\n" in capsys.readouterr().out
+    after = everything(DIRECTORY)
+    assert {path for path in after if before.get(path) != after[path]} <= {f"runs/sft/{name}" for name in (
+        ".lock", "config.json")}
+    assert exit_word() == {"code": 0, "reason": "done", "step": 2, "checkpoint": "runs/sft/checkpoints/step_000002",
+                           "resume_command": None}
+
+
+def test_other_data_are_refused(in_tmp, small, expected, capsys):
+    rows = Path("rows.jsonl")
+    original = Path(small[small.index("--data") + 1]).read_bytes()
+    rows.write_bytes(original)
+    flags = [*small[:small.index("--data")], "--data", rows, *small[small.index("--data") + 2:]]
+    assert sft(flags, "--steps", 2) == 0
+    before = contents(DIRECTORY / "checkpoints/step_000002")
+    for change, code in ((lambda: rows.write_bytes(original + b"\n"), run.BAD_CONFIG), (rows.unlink, run.BAD_CONFIG)):
+        change()
+        capsys.readouterr()
+        assert sft(flags, "--steps", 4) == code
+        told = capsys.readouterr().err
+        assert "rows.jsonl is not what it was" in told and "--name" in told and told.count("\n") == 1
+        assert "missing" in told or told.count("...") == 2
+    assert contents(DIRECTORY / "checkpoints/step_000002") == before
+    rows.write_bytes(original)
+    assert sft(flags, "--steps", 4) == 0 and outcome(DIRECTORY) == expected
+
+
+def killed_at(step: int, start_it) -> None:
+    def work():
+        at_step(pytest.MonkeyPatch(), step, send("SIGKILL"))
+        return start_it()
+    assert in_child(work) == -signal.SIGKILL
+
+
+def test_lines_after_the_last_checkpoint_are_cut_and_written_again(in_tmp, small, expected):
+    killed_at(4, lambda: sft(small, "--steps", 4, "--save-every", 2))
+    assert steps_of() == [1, 2, 3]
+    with open(DIRECTORY / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "lo')
+    (DIRECTORY / "skipped.jsonl").write_text('{"step": 3, "i')
+    assert sft(small, "--steps", 4) == 0 and outcome(DIRECTORY) == expected
+    assert steps_of() == [1, 2, 3, 4] and (DIRECTORY / "skipped.jsonl").read_text() == ""
+
+
+def learnable(texts, examples):
+    """Stands in for the rule, so that groups disagree."""
+    from nanoqwenlong import rewards
+    return [[rewards.Score(float(i % 2), 0.0, None, text) for i, text in enumerate(group)] for group in texts]
+
+
+def test_half_a_line_of_answers_is_cut(in_tmp, toy_directory, monkeypatch):
+    monkeypatch.setattr(train_rl, "score_all", learnable)
+    flags = ["--model", toy_directory, *SMALL_RL]
+    assert start(train_rl, *flags, "--name", "whole") == 0
+    killed_at(3, lambda: start(train_rl, *flags))
+    with open("runs/rl/rollouts.jsonl", "a") as file:
+        file.write('{"step": 3, "id": "half a')
+    assert start(train_rl, *flags) == 0
+    assert outcome(Path("runs/rl")) == outcome(Path("runs/whole")) and steps_of(Path("runs/rl")) == [1, 2, 3]
+    assert Path("runs/rl/rollouts.jsonl").read_text() == Path("runs/whole/rollouts.jsonl").read_text()
+
+
+def test_a_log_that_lost_lines_is_told(in_tmp, small, expected, capsys):
+    assert sft(small, "--steps", 2) == 0
+    os.truncate(DIRECTORY / "metrics.jsonl", 10)
+    assert sft(small, "--steps", 4) == 0
+    assert "runs/sft/metrics.jsonl is shorter than it was" in capsys.readouterr().out
+    assert contents(DIRECTORY / "checkpoints/step_000004").keys() and checkpoints_of()[-1] == "step_000004"
+
+
+def test_killed_before_the_first_checkpoint_it_starts_over(in_tmp, small, expected):
+    killed_at(3, lambda: sft(small, "--steps", 4, "--save-every", 100))
+    assert steps_of() == [1, 2] and not (DIRECTORY / "checkpoints").exists()
+    assert sft(small, "--steps", 4) == 0
+    assert steps_of() == [1, 2, 3, 4] and outcome(DIRECTORY) == expected
+
+
+@pytest.mark.full
+def test_killed_anywhere_and_again_it_ends_the_same(in_tmp, small, expected):
+    for first in range(1, 5):
+        for second in range(1, 6 - first):
+            shutil.rmtree(DIRECTORY, ignore_errors=True)
+            killed_at(first, lambda: sft(small, "--steps", 4))
+            killed_at(second, lambda: sft(small, "--steps", 4))
+            assert sft(small, "--steps", 4) == 0 and outcome(DIRECTORY) == expected, (first, second)
+
+
+# Losses that are not finite
+
+def poison(patch, bad_steps, what: str) -> list:
+    """NaN in these updates (counted in this process): in the gradient of one weight, or in the loss alone. Returns what
+    [weights and optimizer state before and after] each of them were."""
+    calls, found, backward_all, step = [], [], group_pass.backward_all, optim.step
+
+    def state(optimizer, parameters):
+        return [tensor.clone() for parameter in parameters for tensor in (
+            parameter.detach(), *optimizer.state.get(parameter, {}).values())]
+
+    def bad_backward(model, *args, **kwargs):
+        backward_all(model, *args, **kwargs)
+        calls.append(0)
+        if len(calls) in bad_steps and what != "loss":
+            model.model.norm.weight.grad[3] = float(what)
+
+    def watched(optimizer, parameters, learning_rate, max_grad_norm, loss):
+        before = state(optimizer, parameters)
+        if len(calls) in bad_steps and what == "loss":
+            loss = math.nan
+        norm = step(optimizer, parameters, learning_rate, max_grad_norm, loss)
+        if len(calls) in bad_steps:
+            found.append((before, state(optimizer, parameters)))
+            assert all(parameter.grad is None for parameter in parameters)
+        return norm
+    patch.setattr(group_pass, "backward_all", bad_backward)
+    patch.setattr(optim, "step", watched)
+    return found
+
+
+@pytest.mark.parametrize("what", ["nan", "inf", "loss"])
+def test_an_update_that_is_not_finite_is_not_made_and_the_run_goes_on(in_tmp, small, monkeypatch, capsys, what):
+    found = poison(monkeypatch, {2, 3}, what)
+    assert sft(small, "--steps", 5) == 0
+    for before, after in found:
+        assert len(before) == len(after) and all(map(torch.equal, before, after))
+    assert len(found) == 2 and len(found[0][0]) > 40            # weights, two moments and a count of each
+    rows, skipped = metrics(DIRECTORY), [json.loads(line) for line in open(DIRECTORY / "skipped.jsonl")]
+    assert [row["loss"] is None for row in rows] == [row["grad_norm"] is None for row in rows] == [
+        False, True, True, False, False]
+    assert [row["step"] for row in skipped] == [2, 3] and all(
+        len(row["ids"]) == 2 and all(name.startswith("train-") for name in row["ids"]) for row in skipped)
+    assert capsys.readouterr().out.count("is not finite; nothing was updated") == 2
+    state = json.loads((DIRECTORY / "checkpoints/step_000005/state.json").read_text())
+    assert state["bad_updates"] == 0
+
+
+def test_too_many_in_a_row_end_the_run(in_tmp, small, monkeypatch, capsys):
+    poison(monkeypatch, {2, 4, 5, 6}, "nan")
+    assert sft(small, "--steps", 9) == run.INTERNAL
+    told = capsys.readouterr().err
+    assert "not finite 3 times in a row, up to step 6" in told and "--learning-rate" in told and told.count("\n") == 1
+    assert checkpoints_of()[-1] == "step_000005" and exit_word()["code"] == 70 and exit_word()["step"] == 5
+    assert [json.loads(line)["step"] for line in open(DIRECTORY / "skipped.jsonl")] == [2, 4, 5, 6]
+
+
+def test_the_count_of_bad_updates_survives_a_resume(in_tmp, small, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        poison(patch, {2}, "nan")
+        at_step(patch, 2, send("SIGTERM"))
+        assert sft(small, "--steps", 5, "--max-bad-updates", 2) == run.STOPPED
+    with monkeypatch.context() as patch:
+        poison(patch, {1}, "nan")
+        assert sft(small, "--steps", 5, "--max-bad-updates", 2) == run.INTERNAL
+    assert "2 times in a row, up to step 3" in capsys.readouterr().err
+    assert sft(small, "--steps", 5, "--max-bad-updates", 2) == 0          # it was not the data
+    assert steps_of() == [1, 2, 3, 4, 5]
+
+
+def test_reinforcement_learning_skips_an_update_too(in_tmp, toy_directory, monkeypatch):
+    monkeypatch.setattr(train_rl, "score_all", learnable)
+    found = poison(monkeypatch, {3}, "nan")                     # the first of the second step's two
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--updates-per-step", 2) == 0
+    rows = metrics(Path("runs/rl"))
+    assert [row["updates"] for row in rows] == [2, 1, 2] and all(math.isfinite(row["loss"]) for row in rows)
+    (before, after), = found
+    assert all(map(torch.equal, before, after))
+    skipped, = (json.loads(line) for line in open("runs/rl/skipped.jsonl"))
+    assert skipped["step"] == 2 and len(skipped["ids"]) == 2
+
+
+# Too little memory
+
+MEMORY = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), MemoryError(),
+          RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried ...")]
+
+
+def raising(error):
+    def fail(*args, **kwargs):
+        raise error
+    return fail
+
+
+@pytest.mark.parametrize("error", MEMORY, ids=["cuda", "python", "torch"])
+def test_too_little_memory_names_the_part_and_a_flag_that_helps(in_tmp, small, expected, monkeypatch, capsys, error):
+    """Each piece of advice is followed, until none is left."""
+    assert sft(small, "--steps", 2) == 0
+    given, knobs = [], []
+    for _ in range(20):
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(group_pass, "backward", raising(error))
+            assert sft(small, "--steps", 4, *given) == run.INTERNAL
+        told, word = capsys.readouterr().err, exit_word()
+        assert told.startswith("out of memory in step 3 (update; the longest sequence there has ")
+        assert told.count("\n") == 1
+        assert word["code"] == 70 and word["reason"] == told.strip() and word["step"] == 2
+        assert word["checkpoint"] == "runs/sft/checkpoints/step_000002"
+        longest = int(told.split(" has ")[1].split()[0])
+        if "go on with" not in told:
+            break
+        knob = told.split("go on with ")[1].split()
+        assert knob[0][2:].replace("-", "_") in run.FREE and told not in knobs
+        knobs.append(told)
+        flag = knob[0]
+        if flag in given:
+            given[given.index(flag) + 1] = knob[1]
+        else:
+            given += knob
+    assert set(given) > {"--checkpointing", "--max-tokens", "--offload"} and 100 < longest < 400
+    assert int(given[given.index("--max-tokens") + 1]) == longest and "--name" in told and "--max-prompt-tokens" in told
+    assert sft(small, "--steps", 4, *given) == 0
+    assert steps_of() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("part", ["sample", "update"])
+def test_too_little_memory_in_reinforcement_learning(in_tmp, toy_directory, monkeypatch, capsys, part):
+    monkeypatch.setattr(train_rl, "score_all", learnable)
+    flags = ["--model", toy_directory, *SMALL_RL]
+    with monkeypatch.context() as patch:
+        if part == "sample":
+            patch.setattr(generate.Generator, "sample", raising(MEMORY[0]))
+        else:
+            patch.setattr(group_pass, "backward", raising(MEMORY[0]))
+        assert start(train_rl, *flags) == run.INTERNAL
+    told, word = capsys.readouterr().err, json.loads(Path("runs/rl/exit.json").read_text())
+    knob = {"sample": "--kv-blocks 256", "update": "--checkpointing"}[part]
+    assert told.startswith(f"out of memory in step 1 ({part}; ") and told.endswith(f"go on with {knob}\n")
+    assert word["code"] == 70 and word["reason"] == told.strip() and word["checkpoint"] is None
+    if part == "sample":
+        flags[flags.index("--kv-blocks") + 1] = "256"
+    assert start(train_rl, *flags, *(["--checkpointing"] if part == "update" else [])) == 0
+
+
+def test_too_little_memory_while_measuring_or_loading(in_tmp, small, monkeypatch, capsys):
+    rows = small[small.index("--data") + 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(generate.Generator, "sample", raising(MEMORY[0]))
+        assert sft(small, "--heldout", rows, "--steps", 2, "--eval-every", 1, "--max-new-tokens", 2) == run.INTERNAL
+    told = capsys.readouterr().err
+    assert "in step 1 (evaluate; the longest sequence" in told and "--kv-blocks 2048" in told
+    monkeypatch.setattr(train_sft, "by_document", raising(MEMORY[0]))
+    assert sft(small, "--name", "other") == run.INTERNAL
+    assert "in step 0 (before it; " in capsys.readouterr().err and not Path("runs/other").exists()
+
+
+# The word it leaves
+
+@pytest.mark.parametrize("error, code", [
+    (ConfigError("no"), 78), (train_rl.DataError("no"), 65), (weights.ModelError("no"), 65),
+    (FileNotFoundError(2, "No such file", "x"), 66), (kvcache.OutOfBlocks("no"), 78), (MEMORY[0], 70),
+    (run.NonFinite("no"), 70), (parallel.LostRanks("no"), 70), (OSError(errno.EIO, "no", "x"), 74),
+    (KeyboardInterrupt(), 130), (checkpoint.CheckpointError("no"), 74)], ids=lambda x: type(x).__name__)
+def test_every_exit_code_is_in_exit_json_with_a_command_to_go_on(in_tmp, small, monkeypatch, capsys, error, code):
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, raising(error))
+        assert sft(small, "--steps", 4) == code
+    told, word = capsys.readouterr().err, exit_word()
+    assert word["code"] == code and word["reason"] == told.strip() != "" and told.count("\n") == 1
+    assert word["step"] == 2 and word["checkpoint"] == "runs/sft/checkpoints/step_000002"
+    assert resume(word) == 0 and exit_word()["code"] == 0 and steps_of() == [1, 2, 3, 4]
+
+
+def test_every_kind_of_exit_is_tried_above():
+    assert set(run.EXIT_CODES.values()) == {65, 66, 70, 74, 75, 78, 130}
+
+
+def test_a_bug_leaves_its_word_and_its_traceback(in_tmp, small, monkeypatch):
+    at_step(monkeypatch, 2, raising(ZeroDivisionError("a bug")))
+    with pytest.raises(ZeroDivisionError):
+        sft(small, "--steps", 4)
+    assert exit_word()["code"] == 70 and exit_word()["reason"] == "a bug"
+
+
+def test_the_word_of_an_earlier_start_is_gone_once_the_next_has_begun(in_tmp, small, monkeypatch):
+    assert sft(small, "--steps", 2) == 0 and exit_word()["code"] == 0
+    seen = []
+    at_step(monkeypatch, 1, lambda: seen.append((DIRECTORY / "exit.json").exists()))
+    assert sft(small, "--steps", 3) == 0 and seen == [False]
+
+
+def test_settings_of_a_run_that_make_no_sense(in_tmp, small, capsys):
+    for flags in (["--keep", 1], ["--max-bad-updates", 0], ["--timeout-minutes", 0], ["--timeout-minutes", "nan"]):
+        assert sft(small, *flags) == run.BAD_CONFIG, flags
+        assert flags[0] in (told := capsys.readouterr().err) and told.count("\n") == 1
+    assert not Path("runs").exists()
