@@ -126,6 +126,7 @@ class Run:
         self.num_hosts = parallel.num_hosts()
         self.dtype = computing_dtype(cfg)
         self.weights_dtype = torch.promote_types(self.dtype, torch.float32)
+        self.settings = {**configuration.as_json(cfg), "dtype": str(self.dtype).removeprefix("torch.")}
         self.log = Log(None, quiet=parallel.rank() > 0)
         if not cfg.dry_run:
             self.directory = Path(cfg.runs_dir) / cfg.name
@@ -166,7 +167,7 @@ class Run:
 
     def _compare(self, before: dict) -> None:
         """Going on with other settings would be another run."""
-        now = configuration.as_json(self.config)
+        now = self.settings
         for name in sorted(now.keys() - FREE):
             if name in before and before[name] != now[name]:
                 flag = "--" + name.replace("_", "-")
@@ -234,7 +235,7 @@ class Run:
         self.log, self.begun = Log(self.directory), True
         self.log.cut(saved)
         (self.directory / "exit.json").unlink(missing_ok=True)
-        put(self.directory / "config.json", configuration.as_json(self.config))
+        put(self.directory / "config.json", self.settings)
 
     # Step by step
 
@@ -307,7 +308,7 @@ class Run:
         path = self.directory / "checkpoints" / checkpoint.name_of(self.done)
         sizes, = parallel.on_all_ranks(self.log.sizes, "cannot sync the logs")[:1]
         state = {"step": self.done, "ended": self.ended, "bad_updates": self.bad_updates, "seconds": self.seconds,
-                 "logs": sizes, "config": configuration.as_json(self.config), "inputs": self.inputs,
+                 "logs": sizes, "config": self.settings, "inputs": self.inputs,
                  "states": {name: thing.state_dict() for name, thing in self.states.items()}}
         checkpoint.save(path, self.model, self.tokenizer, self.optimizer, state)
         self._prune(ends)
