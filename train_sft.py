@@ -130,7 +130,7 @@ def train(cfg: Config, this: run.Run) -> None:
         sums = parallel.reduce(sums)
         grad_norm = optim.step(optimizer, parameters, learning_rate, cfg.max_grad_norm, sums["loss"])
         updated = this.watch(grad_norm, ids=[examples[i].id for i in used])
-        this.part("evaluate", longest=max((len(example.prompt_ids) for example in heldout), default=0))
+        this.part("evaluate", longest=max((len(e.prompt_ids) for e in heldout), default=0) + cfg.max_new_tokens)
         step_time = this.times["update"]
         values = {"loss": sums["loss"] if updated else None, "learning_rate": learning_rate,
                   "grad_norm": grad_norm if updated else None, "step_time": step_time,

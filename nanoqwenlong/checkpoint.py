@@ -49,8 +49,8 @@ def all_of(directory: Path) -> list[Path]:
 # Writing
 
 def save(final: Path, model, tokenizer, optimizer, state: dict) -> None:
-    """All ranks call it. On return the checkpoint is on the disk, under its name; after an OSError, which all ranks
-    get, there is no such name, and nothing else has changed."""
+    """All ranks call it. On return the checkpoint is on the disk, under its name. An OSError comes to all ranks; then
+    older checkpoints are as they were, and this one is there whole (the very last sync failed) or not at all."""
     partial, first = final.with_name(f".partial-{final.name}"), parallel.rank() == 0
     parallel.on_all_ranks(lambda: first and _begin(partial, model), "cannot begin a checkpoint")
     failed = None

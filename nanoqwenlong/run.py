@@ -31,7 +31,7 @@ from . import config as configuration
 from .config import ConfigError
 from .curriculum import CurriculumError
 from .generate import SamplingError
-from .kvcache import OutOfBlocks
+from .kvcache import OutOfBlocks, blocks_for
 from .log import FILES, Log, progress, tell
 from .records import DataError
 from .weights import ModelError, read_json, write_json
@@ -62,7 +62,7 @@ EXIT_CODES = {ConfigError: BAD_CONFIG, DataError: BAD_DATA, ModelError: BAD_DATA
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 # Settings that may change when a run goes on: where it runs, how much it tells, and memory, which costs digits at most.
-FREE = {"preset", "name", "runs_dir", "resume", "dry_run", "steps", "minutes", "device", "threads", "offload",
+FREE = {"preset", "name", "runs_dir", "resume", "dry_run", "steps", "device", "threads", "offload",
         "timeout_minutes", "save_every", "keep", "max_bad_updates", "check_finite", "show_every", "print_every",
         "checkpointing", "max_tokens", "kv_blocks", "block_size"}
 
@@ -352,8 +352,6 @@ class Run:
         return shlex.join([*words, f"{self.script}.py", *configuration.flags(replace(self.config, resume="auto"))])
 
     def __exit__(self, kind, error, traceback) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
         if error is not None and is_out_of_memory(error):
             told = OutOfMemory(self._memory_sentence())
         elif error is not None and parallel.is_loss(error):
@@ -365,6 +363,8 @@ class Run:
                 self._leave_word(told)
         finally:
             self._unlock()
+            for number, handler in self.handlers.items():
+                signal.signal(number, handler)
         if told is not error:
             raise told from error
 
@@ -388,17 +388,16 @@ class Run:
             pass
 
     def _memory_sentence(self) -> str:
-        cfg, longest = self.config, self.longest
+        cfg, longest, knob = self.config, self.longest, ""
         if self.doing in ("sample", "evaluate"):
-            knob = f"--kv-blocks {cfg.kv_blocks // 2}"
+            blocks = max(cfg.kv_blocks // 2, blocks_for(longest, getattr(cfg, "block_size", 16)))
+            knob = f"--kv-blocks {blocks}" if blocks < cfg.kv_blocks else ""
         elif not cfg.checkpointing:
             knob = "--checkpointing"
         elif cfg.max_tokens > max(1, longest):
             knob = f"--max-tokens {max(1, longest, cfg.max_tokens // 2)}"
         elif not cfg.offload:
             knob = "--offload"
-        else:                                                                  # other data: another run
-            knob = ""
         return (f"out of memory in step {self.step} ({self.doing or 'before it'}; the longest sequence there has "
                 f"{longest} tokens): " + (f"go on with {knob}" if knob else "only shorter sequences would fit: start "
                                           f"anew under another --name with --max-prompt-tokens {longest * 3 // 4}"))

@@ -341,7 +341,7 @@ def test_resume_never_refuses_what_holds_a_run(in_tmp, small, capsys):
 
 @pytest.mark.parametrize("flag, values", [
     ("--learning-rate", ("0.001", "0.5")), ("--seed", ("0", "3")), ("--weight-decay", ("0.1", "0.25")),
-    ("--dtype", ("'auto'", "'float64'"))])
+    ("--minutes", ("0.0", "9.0")), ("--dtype", ("'float32'", "'float64'"))])
 def test_other_settings_are_refused_with_both_values(in_tmp, small, capsys, flag, values):
     assert sft(small, "--steps", 2) == 0
     before = everything(DIRECTORY)
@@ -357,8 +357,8 @@ def test_free_settings_may_change_and_more_steps_go_on(in_tmp, small, expected, 
     assert run.FREE <= {*train_sft.Config.__dataclass_fields__, *train_rl.Config.__dataclass_fields__}
     assert sft(small, "--steps", 2) == 0
     assert sft(small, "--steps", 4, "--save-every", 3, "--keep", 5, "--max-bad-updates", 7,
-                 "--threads", 1, "--checkpointing", "--kv-blocks", 100, "--timeout-minutes", 3, "--minutes", 99,
-                 "--check-finite", "--max-tokens", 5000) == 0
+                 "--threads", 1, "--checkpointing", "--kv-blocks", 100, "--timeout-minutes", 3, "--check-finite",
+                 "--max-tokens", 5000) == 0
     assert "going on from runs/sft/checkpoints/step_000002" in capsys.readouterr().out
     assert outcome(DIRECTORY) == expected and json.loads((DIRECTORY / "config.json").read_text())["keep"] == 5
 
