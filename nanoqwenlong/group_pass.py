@@ -96,6 +96,7 @@ def logprobs_all(model, families: Mapping, temperature: float = 1.0, max_tokens:
     for name, calls in deal(model, families, max_tokens):
         family = families.get(name, NOBODY)
         found[name] = logprobs(model, family.stem, family.branches, temperature, max_tokens, calls)
+    parallel.at_rest(model)
     return found
 
 

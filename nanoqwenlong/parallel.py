@@ -235,6 +235,13 @@ def whole(model: nn.Module):
             module.reshard()
 
 
+def at_rest(model: nn.Module) -> None:
+    """After passes without a gradient: what the last one left gathered (what is outside of the layers) is given up, and
+    the model's parameters are each rank's own rows again. A backward pass does that by itself."""
+    if hasattr(model, "reshard"):
+        model.reshard()
+
+
 def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "to_local")
 
