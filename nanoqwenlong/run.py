@@ -363,7 +363,7 @@ class Run:
                 self._leave_word(told)
         finally:
             self._unlock()
-            for number, handler in self.handlers.items():
+            for number, handler in self.handlers.items():      # only now: torchrun sends SIGTERM when one rank has left
                 signal.signal(number, handler)
         if told is not error:
             raise told from error

@@ -212,8 +212,8 @@ def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: Model
 
 
 def write_file(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """One safetensors file, readable by whom the umask allows (safetensors itself keeps it to its owner). The same bytes
-    for the same tensors, so one entry of metadata at most: safetensors writes several in an order that is random."""
+    """One safetensors file, readable by whom the umask allows (safetensors itself keeps it to its owner). Of metadata
+    one entry: safetensors writes several in any order, and the same tensors should be the same bytes."""
     try:
         save_file(tensors, path, metadata=metadata or {"format": "pt"})
     except SafetensorError as error:
