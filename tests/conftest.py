@@ -1,7 +1,9 @@
-"""What the tests share: one thread, Triton's interpreter where there is no GPU, small random models of transformers,
+"""What the tests share: a watch for pickles, one thread, Triton's interpreter where there is no GPU, small random models of transformers,
 the toy model and its tokenizer."""
 
 import os
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,30 @@ if not torch.cuda.is_available():
 from nanoqwenlong import toy
 
 torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parent.parent
+OURS = tuple(str(path) for path in (ROOT / "nanoqwenlong", ROOT / "kernels", *ROOT.glob("*.py")))
+UNPICKLED = tempfile.NamedTemporaryFile(prefix="unpickled-")    # a file, since forked ranks write into it too
+
+
+def note_unpickling(event: str, args: tuple) -> None:
+    """Writes down what is unpickled while a function of this project is running, the tests' own apart."""
+    if event != "pickle.find_class":
+        return
+    frame = sys._getframe()
+    while frame is not None and not frame.f_code.co_filename.startswith(OURS):
+        frame = frame.f_back
+    if frame is not None:
+        line = f"{'.'.join(map(str, args))} under {frame.f_code.co_filename}:{frame.f_lineno}\n"
+        os.write(os.open(UNPICKLED.name, os.O_WRONLY | os.O_APPEND), line.encode())
+
+
+sys.addaudithook(note_unpickling)
+
+
+def pytest_sessionfinish(session, exitstatus) -> None:
+    if found := Path(UNPICKLED.name).read_text():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f"\nFAILED: nothing is to be read through pickle, but these were:\n{found}")
 
 
 def repair_interpreter() -> None:

@@ -182,6 +182,10 @@ BAD_TENSORS = {
     "transposed": (lambda t: t.update({K: t[K].T.contiguous()}), [K, "(64, 32)", "(32, 64)"]),
     "integers": (lambda t: t.update({K: t[K].to(torch.int8)}), [K, "I8"]),
     "booleans": (lambda t: t.update({K: t[K] > 0}), [K, "BOOL"]),
+    "no dimension": (lambda t: t.update({K: torch.tensor(1.0)}), [K, "()", "(32, 64)"]),
+    "a dimension too many": (lambda t: t.update({K: t[K][None]}), [K, "(1, 32, 64)"]),
+    "a row too many": (lambda t: t.update({K: torch.ones(33, 64)}), [K, "(33, 64)"]),
+    "nothing": (lambda t: t.update({K: torch.ones(0, 64)}), [K, "(0, 64)"]),
     "eight-bit floats without their scale": (lambda t: t.update({K: t[K].to(torch.float8_e4m3fn)}), [K, "F8"]),
 }
 
@@ -226,6 +230,29 @@ def test_a_damaged_header_is_refused_or_changes_nothing(single, tmp_path):
         except ModelError:
             num_refused += 1
     assert num_refused > 100
+
+
+def safetensors(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + data
+
+
+def test_headers_made_to_do_harm_are_refused(single, tmp_path):
+    """A header longer than the file, than memory, than safetensors reads; tensors that overlap, leave a hole, end
+    outside, or whose size overflows; the same name twice; no JSON."""
+    shutil.copytree(single, tmp_path, dirs_exist_ok=True)
+    entry = '{"dtype":"F32","shape":%s,"data_offsets":%s}'
+    two = '{"a":%s,"b":%s}'
+    cases = [safetensors(b"{}", length=n) for n in (3, 10**6, 100_000_001, 2**31, 2**40, 2**63, 2**64 - 1)]
+    cases += [safetensors(header.encode(), bytes(8)) for header in (
+        two % (entry % ([1], [0, 4]), entry % ([1], [0, 4])), two % (entry % ([1], [0, 4]), entry % ([1], [2, 6])),
+        two % (entry % ([0], [0, 0]), entry % ([1], [4, 8])), '{"a":%s}' % entry % ([1], [4, 8]),
+        '{"a":%s}' % entry % ([2], [0, 4]), '{"a":%s}' % entry % ([2**32, 2**32], [0, 8]),
+        '{"a":%s}' % entry % ([-1], [0, 8]), '{"a":%s}' % entry % ([4], [0, 16]), '{"a":%s}' % entry % ([2], [8, 0]),
+        '{"a":%s,"a":%s}' % (entry % ([1], [0, 4]), entry % ([1], [4, 8])), "[" * 50_000, '{"a":', "null", "")]
+    cases += [safetensors(b" " * 100_000_001)]
+    for content in cases:
+        (tmp_path / "model.safetensors").write_bytes(content)
+        refused(tmp_path, str(tmp_path))
 
 
 def test_refused_shards(sharded, tmp_path):
@@ -317,3 +344,47 @@ def test_code_in_a_model_directory_is_never_run(toy_directory, tmp_path):
         assert Tokenizer(directory).encode("Tom") == Tokenizer(toy_directory).encode("Tom")
     assert torch.equal(model.logits(IDS), Qwen.from_pretrained(toy_directory).logits(IDS))
     assert not marker.exists()
+
+
+def spoil(directory: Path, how: str) -> None:
+    """A model directory that is out for harm."""
+    tensors = load_file(directory / "model.safetensors")
+    name = next(iter(tensors))
+    if how == "pickle":
+        (directory / "model.safetensors").unlink()
+        (directory / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(directory.parent / "marker")))
+    elif how == "path":
+        (directory / "model.safetensors").rename(directory.parent / "outside.safetensors")
+        (directory / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "../outside.safetensors")}))
+    elif how == "header":
+        (directory / "model.safetensors").write_bytes(safetensors(b"{}", length=2**62))
+    elif how == "shape":
+        save_file(tensors | {name: tensors[name][:, :-1].contiguous()}, directory / "model.safetensors")
+    elif how in ("nan", "inf"):
+        tensors[name][-1, -1] = float(how)
+        save_file(tensors, directory / "model.safetensors")
+    elif how == "code":
+        (directory / "evil.py").write_text(f"open({str(directory.parent / 'marker')!r}, 'w')\nclass Model: pass\n")
+        for file in ("config.json", "tokenizer_config.json"):
+            edit(directory / file, auto_map={"AutoConfig": "evil.Model", "AutoTokenizer": ["evil.Model", "evil.Model"]},
+                 model_type="evil", tokenizer_class="Evil")
+
+
+@pytest.mark.parametrize("script", ["train_sft", "train_rl"])
+@pytest.mark.parametrize("how, words", [
+    ("pickle", "pytorch_model.bin"), ("path", "../outside.safetensors"), ("header", "model.safetensors"),
+    ("shape", "config.json asks for"), ("nan", "holds NaN or infinity"), ("inf", "holds NaN or infinity"),
+    ("code", "")])
+def test_training_refuses_a_hostile_directory_in_one_sentence(script, how, words, toy_directory, tmp_path, capsys):
+    from importlib import import_module
+
+    from nanoqwenlong import run
+    module, directory = import_module(script), tmp_path / "m"
+    shutil.copytree(toy_directory, directory)
+    spoil(directory, how)
+    with no_pickle():
+        code = run.start(module.main, module.Config, module.PRESETS, [
+            "--model", str(directory), "--runs-dir", str(tmp_path / "runs"), "--toy-examples", "8", "--check-finite"])
+    error = capsys.readouterr().err
+    assert code == run.BAD_DATA and error.count("\n") == 1 and words in error and str(directory) in error, error
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "marker").exists()
