@@ -112,6 +112,7 @@ class Points:
             self.die_at, self.victims = place, {}
             return True
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED
+        signal.alarm(SECONDS)
         return False
 
     def watch(self, bad_steps: frozenset[int]) -> None:

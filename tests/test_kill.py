@@ -84,9 +84,8 @@ def test_the_runs_have_something_to_lose(reference):
 
 
 def test_sft_killed_in_any_step_goes_on_to_the_same_end(reference, tmp_path):
-    """Also before the first one and after the last one."""
     whole = reference("sft")
-    places = whole.places("start", "step", "end")[::2]
+    places = whole.places("step")[::2]
     assert len(places) >= 20
     assert whole.all_missed(tmp_path, places) == {}
 
@@ -106,6 +105,18 @@ def test_a_run_killed_at_any_file_operation_of_a_checkpoint_goes_on_to_the_same_
     halves = {whole.points[place - 1].split()[-1] for place in places if "half of" in whole.points[place - 1]}
     assert len(places) >= 50 and halves == {path[len(last):] for path in whole.left if path.startswith(last)}
     assert whole.all_missed(tmp_path, places) == {}
+
+
+def test_a_start_killed_before_its_first_step_spoils_nothing_for_the_next(reference, begun, tmp_path):
+    """The second start of a run, at every point of it up to its step."""
+    whole, found = reference("sft"), {}
+    places = Reference(whole.case, shutil.copytree(begun("sft", "step 5: over"), tmp_path / "rest")).places("start")
+    assert len(places) >= 8
+    for place in places:
+        directory = shutil.copytree(tmp_path / "begun", tmp_path / str(place))
+        if missed := whole.missed(whole.kill(directory, place)):
+            found[place] = missed
+    assert found == {}
 
 
 def lose(change):
