@@ -226,7 +226,7 @@ class Run:
     def _open(self, saved: dict[str, int]) -> None:
         new = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
         self.directory.mkdir(parents=True, exist_ok=True)
-        for path in new:                                                       # checkpoints in a lost directory are lost
+        for path in new:                                                       # a lost directory loses what is in it
             checkpoint.sync(path.parent)
         if not self.existed:
             self._lock()
