@@ -86,7 +86,8 @@ def _write_own(partial: Path, failed: OSError | None, tokenizer, model, optimize
         tokenizer.save_pretrained(partial)
         state = {"format": FORMAT, "world_size": parallel.size(), "torch": torch.__version__, **state}
         weights.write_json(partial / "state.json", state)
-        names = [name, *(path.name for path in partial.iterdir() if not path.name.startswith("optimizer-"))]
+        own = [path.name for path in partial.iterdir() if not path.name.startswith(("optimizer-", "."))]
+        names = [name, *own]                                                  # .tmp...: another rank is writing
     found = {}
     for name in sorted(names):
         sync(partial / name)
