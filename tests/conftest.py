@@ -1,5 +1,5 @@
-"""What the tests share: a watch for pickles, one thread, Triton's interpreter where there is no GPU, small random models of transformers,
-the toy model and its tokenizer."""
+"""What the tests share: a watch for pickles, one thread, Triton's interpreter where there is no GPU, small random
+models of transformers, the toy model and its tokenizer."""
 
 import os
 import sys

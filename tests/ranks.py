@@ -29,7 +29,7 @@ class Ranks:
 
     open: list["Ranks"] = []
 
-    def __init__(self, size: int, directory: Path, wait: float = 60.0, joined: bool = True):
+    def __init__(self, size: int, directory: Path, wait: float = 40.0, joined: bool = True):
         import torch._dynamo                                    # imported here: they take seconds, and once is enough
         import torch.distributed.device_mesh
         import torch.distributed.fsdp
@@ -80,7 +80,7 @@ class Ranks:
         torch.distributed.init_process_group("gloo", init_method=f"file://{self.directory}/store", rank=rank,
                                              world_size=self.size, timeout=timedelta(seconds=self.wait))
 
-    def call(self, function, seconds: float = 120, mortal: bool = False, **args) -> list:
+    def call(self, function, seconds: float = 60, mortal: bool = False, **args) -> list:
         """What `function(**args)`, which must stand in a module, returns on each rank. A rank that fails, or does not
         come back in time, fails the test with all that the ranks said; mortal: one that died is told as None."""
         for end in self.ends:
@@ -116,7 +116,8 @@ class Ranks:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 end.close()
-        return "\n".join(f"--- {path.name}\n{path.read_text()[-4000:]}" for path in sorted(self.directory.glob("rank*")))
+        paths = sorted(self.directory.glob("rank*"))
+        return "\n".join(f"--- {path.name}\n{path.read_text()[-4000:]}" for path in paths)
 
 
 @contextlib.contextmanager

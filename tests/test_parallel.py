@@ -178,6 +178,20 @@ def full_disk(patch, save: int, rank: int) -> None:
     patch.setattr(weights, "write_file", refuse)
 
 
+def slow_neighbour(patch) -> None:
+    """The other rank is still writing, under another name, when the first one is done."""
+    write_file = weights.write_file
+
+    def write(path, *args):
+        if parallel.rank() == 1:
+            other = path.with_name(".tmpABCD")
+            other.write_bytes(b"half")
+            time.sleep(0.3)
+            other.unlink()
+        return write_file(path, *args)
+    patch.setattr(weights, "write_file", write)
+
+
 def killed(patch, event: str, number: int, rank: int = 0) -> None:
     """All ranks die when this one is at an event ("module.function") for the n-th time."""
     pids, made = parallel.gather(os.getpid()), []
@@ -372,22 +386,19 @@ def test_offloading_changes_nothing(world, tied, rl_alone, tmp_path):
 
 
 @pytest.mark.full
-def test_bfloat16_computes_so_and_keeps_float32(world, tied, tmp_path):
-    flags = argv("rl", tied, tmp_path, "32", "--learning-rate", 1e-4)
-    assert world(1).call(train, script="rl", argv=flags) == [[0, ""]]
-    for size in (1, 2):
-        flags = argv("rl", tied, tmp_path, str(size), "--learning-rate", 1e-4, "--dtype", "bfloat16")
-        assert world(size).call(train, script="rl", argv=flags, change="listening", path=str(tmp_path / f"heard{size}")
-                                ) == [[0, ""]] * size
-        heard = {line for path in tmp_path.glob(f"heard{size}.*") for line in path.read_text().splitlines()}
-        assert heard == {"torch.bfloat16 torch.bfloat16"}
-        files = [load_file(path) for path in newest(tmp_path / str(size)).glob("*.safetensors")]
+def test_bfloat16_computes_so_and_keeps_float32(world, untied, rows, tmp_path):
+    for name, size, dtype in (("32", 1, "float32"), ("1", 1, "bfloat16"), ("2", 2, "bfloat16")):
+        assert world(size).call(train, script="sft", change="listening", path=str(tmp_path / f"heard{name}"), argv=argv(
+            "sft", untied, tmp_path, name, "--learning-rate", 1e-3, "--dtype", dtype, data=rows)) == [[0, ""]] * size
+        heard = {line for path in tmp_path.glob(f"heard{name}.*") for line in path.read_text().splitlines()}
+        assert heard == {f"torch.{dtype} torch.{dtype}"}
+        files = [load_file(path) for path in newest(tmp_path / name).glob("*.safetensors")]
+        assert len(files) == 1 + size
         assert {tensor.dtype for tensors in files for tensor in tensors.values()} == {torch.float32}
-        assert parameters(newest(tmp_path / str(size))).keys() == parameters(newest(tmp_path / "32")).keys()
-        first, wide = metrics(tmp_path / str(size))[0], metrics(tmp_path / "32")[0]
-        assert first["entropy"] == pytest.approx(wide["entropy"], abs=0.1) and first["rollout_gap"] < 0.2
-        assert any(row["grad_norm"] for row in metrics(tmp_path / str(size)))
-        assert distance(parameters(newest(tmp_path / str(size))), parameters(newest(tmp_path / "32"))) < 2e-3
+        for row, wide in zip(metrics(tmp_path / name), metrics(tmp_path / "32"), strict=True):
+            assert row["loss"] == pytest.approx(wide["loss"], rel=0.01) and row["grad_norm"] > 0
+        assert distance(parameters(newest(tmp_path / name)), parameters(newest(tmp_path / "32"))) < 0.02
+    assert 0 < distance(parameters(newest(tmp_path / "1")), parameters(newest(tmp_path / "32")))
 
 
 # Families over ranks
@@ -422,10 +433,10 @@ def compute_families(kind: str, families: dict, max_tokens: int) -> list[float]:
         found.append(({name: p.grad.full_tensor() if parallel.is_sharded(p) and p.grad is not None else p.grad
                        for name, p in model.named_parameters()}, values))
     (grads, values), (plain_grads, plain_values) = found
-    empty = [torch.zeros(0)]
+    empty, nothing = [torch.zeros(0)], torch.zeros(())
     assert set(values) - {None} <= set(plain_values) and values.get(None, []) == []
-    return [max(float((torch.zeros(()) if grad is None else grad).sub(
-                    0 if plain_grads[name] is None else plain_grads[name]).abs().max()) for name, grad in grads.items()),
+    pairs = [[nothing if g is None else g for g in (grads[name], plain_grads[name])] for name in grads]
+    return [max(float((a - b).abs().max()) for a, b in pairs),
             max([float((a - b).abs().max()) for name in set(values) - {None}
                  for a, b in zip(values[name] or empty, plain_values[name] or empty, strict=True) if len(a)] or [0.0])]
 
@@ -543,9 +554,8 @@ def sample_in_turns() -> list[float]:
     for one in (model, plain):
         adamw, told = optim.adamw(one, 0.01, 0.1), []
         for step in range(3):
-            part = 1 if one is plain else parallel.size()
-            ((one.logits((ids + step) % VOCAB) / part).log_softmax(-1)[:, 0].sum() / 20).backward() if part == 1 else (
-                one.logits((ids + step) % VOCAB).log_softmax(-1)[:, 0].sum() / 20 / part).backward()
+            part = 1 if one is plain else parallel.size()                      # each rank adds an equal share
+            (one.logits((ids + step) % VOCAB).log_softmax(-1)[:, 0].sum() / 20 / part).backward()
             told.append(optim.step(adamw, list(one.parameters()), 0.01, 0.05))
             if one is model:
                 with torch.no_grad(), parallel.whole(model):                   # sees what was just learned
@@ -562,7 +572,7 @@ def test_sharded_weights_in_one_piece_and_back(world):
 
 # What ranks tell each other
 
-def talk(values: list, numbers: list[list], dtype: str, sums: list[dict], flags: list[bool], failing: list[bool]) -> list:
+def talk(values: list, numbers: list, dtype: str, sums: list[dict], flags: list[bool], failing: list[bool]) -> list:
     own, number = parallel.rank(), numbers[parallel.rank()]
     rows = parallel.gather_flat(torch.tensor(number, dtype=getattr(torch, dtype)))
     assert {row.dtype for row in rows} == {getattr(torch, dtype)}
@@ -583,14 +593,14 @@ something = st.recursive(st.none() | st.booleans() | st.integers(-2**60, 2**60) 
                          st.text(st.characters(exclude_categories=())), lambda x: st.lists(x, max_size=3) |
                          st.dictionaries(st.text(max_size=3), x, max_size=3), max_leaves=5)
 bits = st.tuples(st.booleans(), st.booleans())
+NUMBERS = {"int64": st.integers(-2**63, 2**63 - 1), "float64": st.floats(allow_nan=False), "uint8": st.integers(0, 255)}
 some_sums = st.fixed_dictionaries({"a": st.integers(-9, 9), "max": st.floats(-9, 9)}) | st.just({})
 
 
 @settings(on_ranks, max_examples=40)
 @given(values=st.tuples(something, something), flags=bits, failing=bits, sums=st.tuples(some_sums, some_sums),
-       numbers=st.sampled_from(("int64", "float64", "uint8")).flatmap(lambda dtype: st.tuples(st.just(dtype), *[st.lists(
-           {"int64": st.integers(-2**63, 2**63 - 1), "float64": st.floats(allow_nan=False),
-            "uint8": st.integers(0, 255)}[dtype], max_size=9)] * 2)))
+       numbers=st.sampled_from(list(NUMBERS)).flatmap(
+           lambda dtype: st.tuples(st.just(dtype), *[st.lists(NUMBERS[dtype], max_size=9)] * 2)))
 def test_all_ranks_hear_what_each_says(world, values, numbers, sums, flags, failing):
     dtype, *numbers = numbers
     total = {key: max(row[key] for row in sums if row) if key == "max" else sum(row.get(key, 0) for row in sums)
@@ -634,7 +644,8 @@ def test_a_disk_that_is_full_for_one_rank_stops_all(world, untied, rows, sft_pai
     left = json.loads((tmp_path / "a/exit.json").read_text())
     assert (left["code"], left["step"]) == (run.IO_ERROR, 3) and left["checkpoint"].endswith("step_000002")
     assert checkpoint.verify(Path(left["checkpoint"])) == [] and newest(tmp_path / "a").name == "step_000002"
-    assert world(2).call(train, script="sft", argv=flags) == [[0, ""]] * 2     # with room again
+    assert world(2).call(train, script="sft", argv=flags, change="slow_neighbour") == [[0, ""]] * 2    # with room again
+    assert checkpoint.verify(newest(tmp_path / "a")) == []
     assert_same_bits(tmp_path / "a", sft_pair)
 
 
@@ -644,7 +655,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(world, untied, rows,
     found = world(2).call(train, script="sft", argv=flags, change="signalled")
     assert [code for code, _ in found] == [run.STOPPED] * 2 and found[0][1].count("\n") == 1
     left = json.loads((tmp_path / "a/exit.json").read_text())
-    assert left["code"] == run.STOPPED and left["step"] == 2 and left["checkpoint"].endswith("a/checkpoints/step_000002")
+    assert (left["code"], left["step"]) == (run.STOPPED, 2) and left["checkpoint"].endswith("checkpoints/step_000002")
     assert left["resume_command"].startswith("torchrun --standalone --nproc_per_node=2 train_sft.py --")
     assert left["reason"].endswith(left["resume_command"]) and checkpoint.verify(Path(left["checkpoint"])) == []
     assert [path.name for path in checkpoint.all_of(tmp_path / "a/checkpoints")] == ["step_000002"]
@@ -755,7 +766,8 @@ def test_any_number_of_ranks_writes_the_same_model_and_reads_its_own_rows(world,
             share = -(-num // 2)
             assert shapes[name] == [share if rank == 0 else num - share, *rest], name
     for form in ("one", "many"):
-        files = [{path.name: path.read_bytes() for path in (tmp_path / who / form).iterdir()} for who in ("alone", "pair")]
+        files = [{path.name: path.read_bytes() for path in (tmp_path / who / form).iterdir()}
+                 for who in ("alone", "pair")]
         assert files[0] == files[1] and (len(files[0]) > 4) == (form == "many")
     from transformers import AutoModelForCausalLM
     ids = torch.arange(30)[None]
@@ -775,8 +787,8 @@ def unpickle(path: str) -> None:
 def test_the_watch_for_pickles_sees_the_project_and_its_ranks(world, monkeypatch, tmp_path):
     """And nothing else; conftest.py fails the run for what it has seen."""
     import conftest
-    with open(tmp_path / "seen", "w") as monkeypatch_file, monkeypatch.context() as patch:
-        patch.setattr(conftest, "UNPICKLED", monkeypatch_file)
+    with open(tmp_path / "seen", "w") as file, monkeypatch.context() as patch:
+        patch.setattr(conftest, "UNPICKLED", file)
         for path in (ROOT / "nanoqwenlong/evil.py", ROOT / "train_rl.py", ROOT / "tests/evil.py", "/evil.py"):
             unpickle(str(path))
     seen = (tmp_path / "seen").read_text().splitlines()
