@@ -301,7 +301,7 @@ def test_the_power_loss_model_sees_what_is_left_out(tmp_path, monkeypatch, skipp
             skipped == "folders") else sync(path))
     if "sha256" in skipped:
         monkeypatch.setattr(checkpoint, "_problems", lambda path: [] if (path / "manifest.json").exists() else ["no"])
-    counts = judge(recorded(tmp_path, monkeypatch), tmp_path, each=15)
+    counts = judge(recorded(tmp_path, monkeypatch), tmp_path, each=5)
     assert counts[found] > 20 and (found == "garbage" or not counts["garbage"]), counts
 
 

@@ -636,6 +636,7 @@ def test_what_is_not_finite_on_one_rank_updates_none(world, untied, rows, tmp_pa
     assert left["code"] == run.INTERNAL and left["step"] == 4 and left["checkpoint"] == str(fourth)
 
 
+@pytest.mark.full
 def test_a_disk_that_is_full_for_one_rank_stops_all(world, untied, rows, sft_pair, tmp_path):
     flags = argv("sft", untied, tmp_path, "a", "--dtype", "float64", data=rows)
     found = world(2).call(train, script="sft", argv=flags, change="full_disk", save=3, rank=1)
@@ -707,6 +708,7 @@ def test_a_job_that_is_killed_goes_on_to_the_same_bits(world, untied, rows, sft_
     assert not list((tmp_path / "a/checkpoints").glob(".*"))
 
 
+@pytest.mark.full
 def test_the_others_leave_a_rank_that_died_and_name_it(untied, rows, tmp_path):
     with forked.ranks(2, tmp_path / "doomed", wait=30) as doomed:
         started = time.monotonic()
