@@ -79,10 +79,11 @@ def main(cfg: Config) -> None:
         groups, texts, scores = evaluate.answer_examples(
             Generator(model, cfg.kv_blocks, cfg.block_size), tokenizer, kept, cfg.samples, seed=cfg.seed,
             temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens)
+        del model                                                              # before the next one is read
         rows.append({"model": directory, **summarise(cfg, kept, scores, lengths)})
         if cfg.difficulty and first:
             means = dict(zip([e.id for e in kept], evaluate.mean_rewards(scores)))
-            Path(cfg.difficulty).write_text(json.dumps({"mean_rewards": means}, indent=1) + "\n", encoding="utf-8")
+            run.put(Path(cfg.difficulty), {"mean_rewards": means})
         if cfg.keep_correct and first:
             num_kept = write_correct(Path(cfg.keep_correct), kept, groups, texts, scores)
             print(f"{num_kept} of {len(kept)} questions have a right answer that ended by itself: {cfg.keep_correct}")

@@ -119,7 +119,7 @@ def train(cfg: Config, this: run.Run) -> None:
     examples, phases, sampler = read_data(cfg, tokenizer, this.log.say)
     model = Qwen.from_pretrained(this.source or cfg.model, this.weights_dtype, this.device, this.prepare,
                                  cfg.check_finite)
-    reference = Qwen.from_pretrained(cfg.model, this.weights_dtype, this.device, this.prepare) if cfg.kl_coef else None
+    reference = Qwen.from_pretrained(cfg.model, this.dtype, this.device, this.prepare) if cfg.kl_coef else None
     model.checkpointing = cfg.checkpointing
     generator = Generator(model, cfg.kv_blocks, cfg.block_size, prefill_tokens=cfg.max_tokens)
     generator.require(max(len(example.prompt_ids) for example in examples.values()), cfg.max_new_tokens)

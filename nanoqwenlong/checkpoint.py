@@ -203,7 +203,7 @@ def _problems(directory: Path) -> list[str]:
     except (ValueError, OSError) as error:
         return [f"manifest.json cannot be read: {error}"]
     files = json.loads(text)["files"]
-    extra = sorted({path.name for path in directory.iterdir()} - files.keys() - {"manifest.json"})
+    extra = sorted(path.name for path in directory.glob("*.safetensors*") if path.name not in files)
     share = sorted(files)[parallel.rank()::parallel.size()]
     return [f"{name} is not in the manifest" for name in extra] + [
         problem for name in share if (problem := _compare(directory / name, files[name]))]

@@ -53,7 +53,7 @@ class Generator:
         self.kernels = shared and (
             AVAILABLE and model.device.type == "cuda" and model.dtype != torch.float64 if kernels is None else kernels)
         self.steps: dict[Room, Step] = {}
-        self.graph_pool = torch.cuda.graph_pool_handle() if model.device.type == "cuda" else None
+        self.graph_pool = None
         self.pool, self.cache = BlockPool(num_blocks, block_size), None
 
     @torch.no_grad()
@@ -91,6 +91,8 @@ class Generator:
         c, pool = self.model.config, self.pool
         self.cache = KVCache(c.num_hidden_layers, pool.num_blocks, pool.block_size, c.num_key_value_heads, c.head_dim,
                              self.model.dtype, self.model.device)
+        if self.cache.device.type == "cuda":                                   # a new one: graphs cannot go back into a
+            self.graph_pool = torch.cuda.graph_pool_handle()                   # pool in which the last of them has died
         schedule = Schedule(pool, answers, max_new_tokens)
         try:
             while schedule.waiting or schedule.running:
@@ -110,6 +112,8 @@ class Generator:
             schedule.close()
             self.steps.clear()                                                 # they know where the weights lay
             self.cache = None
+            if self.graph_pool:
+                torch.cuda.empty_cache()                                       # or what stays settles in pieces of it
 
     def require(self, prompt_tokens: int, max_new_tokens: int) -> None:
         """Raises OutOfBlocks if even the empty pool could not hold one answer to such a prompt."""

@@ -39,10 +39,16 @@ def start(device: str, timeout_minutes: float) -> str:
     timeout = timedelta(minutes=timeout_minutes)
     if dist.is_torchelastic_launched() and not dist.is_initialized():
         with named_losses():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=timeout)
-    if device == "cuda" and size() > 1:
+            dist.init_process_group(backend(device), timeout=timeout)
+    if device.startswith("cuda") and size() > 1:
         device = f"cuda:{dist.get_node_local_rank(fallback_rank=rank())}"
+        torch.cuda.set_device(device)                          # FSDP, NCCL and Triton take the current one
     return device
+
+
+def backend(device: str) -> str:
+    """What ranks talk with: of tensors on the CPU always gloo."""
+    return "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
 
 
 def stop() -> None:
@@ -192,8 +198,7 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], dtype: torch.dtype, dev
         return model
     kind = torch.device(device).type
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", store=dist.HashStore(), rank=0,
-                                world_size=1)
+        dist.init_process_group(backend(device), store=dist.HashStore(), rank=0, world_size=1)
     replicas = replicas or num_hosts()
     mesh = (init_device_mesh(kind, (replicas, size() // replicas), mesh_dim_names=("replicate", "shard"))
             if replicas > 1 else init_device_mesh(kind, (size(),), mesh_dim_names=("shard",)))

@@ -149,19 +149,23 @@ class Run:
         if cfg.resume == "never":
             raise ConfigError(f"{directory} already holds a run; choose another --name, or remove it first, or let it "
                               "go on with --resume auto")
-        if (directory / "config.json").exists():
-            self._compare(read_json(directory / "config.json"))
+        before = read_json(directory / "config.json") if (directory / "config.json").exists() else self.settings
+        self._compare(before)
         self.source, spoilt = checkpoint.newest(checkpoints)
         for complaint in spoilt:
             self.log.say(f"passed over {complaint}")
+        if not spoilt and self.source is None and num_lines(directory / "metrics.jsonl") > before["save_every"]:
+            raise checkpoint.CheckpointError(f"{directory} has more steps in metrics.jsonl than are made without a "
+                                             "checkpoint, and no checkpoint: was it removed? Remove the directory, or "
+                                             "choose another --name")
         if spoilt and self.source is None:
             raise checkpoint.CheckpointError(f"no checkpoint of {directory} can be gone on from; start anew with "
                                              f"another --name, or remove {checkpoints}")
         parallel.on_all_ranks(lambda: checkpoint.set_aside(checkpoints, self.source), "cannot set a checkpoint aside")
         if self.source:
-            state = checkpoint.read_state(self.source)
-            for path, then in state["inputs"].items():
-                if (now := inputs(cfg).get(path)) != then:
+            self.inputs = inputs(cfg)
+            for path, then in checkpoint.read_state(self.source)["inputs"].items():
+                if (now := self.inputs.get(path)) != then:
                     raise ConfigError(f"{path} is not what it was when this run began (sha256 {then[:12]}... then, "
                                       f"{(now or 'missing')[:12]}... now): put it back, or choose another --name")
 
@@ -210,7 +214,9 @@ class Run:
         if self.directory is None:
             return
         saved = {}
-        if self.source:
+        if not self.source:
+            self.inputs = inputs(self.config)
+        else:
             state = checkpoint.read_state(self.source)
             checkpoint.load_optimizer(self.source, model, optimizer)
             for name, thing in states.items():
@@ -219,7 +225,7 @@ class Run:
             self.ended, self.bad_updates, self.spent = state["ended"], state["bad_updates"], state["seconds"]
             saved = state["logs"]
         parallel.on_all_ranks(lambda: parallel.rank() == 0 and self._open(saved), "cannot begin the run")
-        self.begun, self.inputs = True, inputs(self.config)
+        self.begun = True
         if self.source:
             self.log.say(f"going on from {self.source}")
 
@@ -347,7 +353,8 @@ class Run:
         """The command line that goes on with this run."""
         words = ["python"]
         if parallel.size() > 1:
-            nodes = [f"--nnodes={self.num_hosts}"] if self.num_hosts > 1 else ["--standalone"]
+            nodes = [f"--nnodes={self.num_hosts}", "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:29500"] if (
+                self.num_hosts > 1) else ["--standalone"]
             words = ["torchrun", *nodes, f"--nproc_per_node={parallel.size() // self.num_hosts}"]
         return shlex.join([*words, f"{self.script}.py", *configuration.flags(replace(self.config, resume="auto"))])
 
@@ -407,6 +414,10 @@ def holds_run(directory: Path) -> bool:
     return any((directory / name).exists() for name in (*FILES, "checkpoints"))
 
 
+def num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
@@ -423,7 +434,7 @@ def inputs(config) -> dict[str, str]:
 
 def put(path: Path, content: dict) -> None:
     """A JSON file that is there whole, or as it was."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{parallel.rank()}.partial")       # several ranks may have a last word
     write_json(partial, content)
     checkpoint.sync(partial)
     partial.replace(path)

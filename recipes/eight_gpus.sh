@@ -17,13 +17,13 @@ python=${PYTHON:-python} runs=runs/${NAME:-eight_gpus} ranks=${RANKS:-8}
 : "${MODEL:?a Hugging Face directory}" "${SFT:?JSONL with responses}" "${TRAIN:?JSONL}" "${TEST:?JSONL}"
 launch=("$python" -m torch.distributed.run --standalone --nproc_per_node="$ranks")
 last() { printf '%s\n' "$runs/$1"/checkpoints/step_* | tail -n 1; }
-memory=(--device cuda --checkpointing ${OFFLOAD:-})
+memory=(--device cuda --checkpointing ${OFFLOAD:+--offload --threads 8})
 
 "${launch[@]}" train_sft.py --runs-dir "$runs" --name sft --model "$MODEL" --data "$SFT" --batch-size 128 \
     --steps $(( ($(wc -l < "$SFT") * 3 + 127) / 128 )) --learning-rate 5e-6 --warmup-steps 0 --max-prompt-tokens 20000 \
     --eval-every 0 --save-every 20 "${memory[@]}"
-"${launch[@]}" eval.py --device cuda --model "$(last sft)" --data "$TRAIN" --samples 8 --temperature 0.7 --top-p 0.95 \
-    --max-new-tokens 10000 --difficulty "$runs/difficulty.json"
+[ -e "$runs/difficulty.json" ] || "${launch[@]}" eval.py --device cuda --model "$(last sft)" --data "$TRAIN" \
+    --samples 8 --temperature 0.7 --top-p 0.95 --max-new-tokens 10000 --difficulty "$runs/difficulty.json"
 "${launch[@]}" train_rl.py --preset paper --runs-dir "$runs" --name rl --model "$(last sft)" --data "$TRAIN" \
     --difficulty "$runs/difficulty.json" --kv-blocks "${KV_BLOCKS:-20000}" --save-every 5 --timeout-minutes 120 \
     "${memory[@]}"                                                     # 320,000 tokens of cache a GPU: 63 GB for 14B

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # QwenLong-L1 on one GPU, for a model of up to 1.5B parameters on 80 GB (its weights, gradients and optimizer take 16
-# bytes a parameter, or nothing of the GPU with OFFLOAD=--offload).
+# bytes a parameter, or nothing of the GPU with OFFLOAD=1).
 #
 #     MODEL=DIR SFT=sft.jsonl TRAIN=train.jsonl TEST=heldout.jsonl bash recipes/one_gpu.sh
 #
@@ -16,13 +16,13 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python} runs=runs/${NAME:-one_gpu}
 : "${MODEL:?a Hugging Face directory}" "${SFT:?JSONL with responses}" "${TRAIN:?JSONL}" "${TEST:?JSONL}"
 last() { printf '%s\n' "$runs/$1"/checkpoints/step_* | tail -n 1; }
-memory=(--device cuda --checkpointing ${OFFLOAD:-})
+memory=(--device cuda --checkpointing ${OFFLOAD:+--offload --threads 8})
 
 $python train_sft.py --runs-dir "$runs" --name sft --model "$MODEL" --data "$SFT" --batch-size 128 \
     --steps $(( ($(wc -l < "$SFT") * 3 + 127) / 128 )) --learning-rate 5e-6 --warmup-steps 0 --max-prompt-tokens 20000 \
     --eval-every 0 --save-every 20 "${memory[@]}"
-$python eval.py --device cuda --model "$(last sft)" --data "$TRAIN" --samples 8 --temperature 0.7 --top-p 0.95 \
-    --max-new-tokens 4096 --difficulty "$runs/difficulty.json"         # which examples are hard, before any RL
+[ -e "$runs/difficulty.json" ] || $python eval.py --device cuda --model "$(last sft)" --data "$TRAIN" --samples 8 \
+    --temperature 0.7 --top-p 0.95 --max-new-tokens 4096 --difficulty "$runs/difficulty.json"     # before any RL
 $python train_rl.py --preset paper --runs-dir "$runs" --name rl --model "$(last sft)" --data "$TRAIN" \
     --difficulty "$runs/difficulty.json" --prompts-per-step 32 --updates-per-step 1 --max-new-tokens 4096 \
     --kv-blocks 40000 --save-every 5 "${memory[@]}"                    # 640,000 tokens of cache: 18 GB for 1.5B

@@ -393,7 +393,7 @@ def fails_well(case, in_tmp, two_steps, capsys, monkeypatch, at: int, code: int,
         failing(patch, directory, at, code)
         ended = start(train_sft, *flags)
     error = capsys.readouterr().err
-    if operation.endswith(".exit.json.partial"):
+    if operation.endswith(".exit.json.0.partial"):
         assert ended == run.DONE and error == "", case                         # what can be done without
     else:
         assert ended == run.IO_ERROR and error.count("\n") == 1 and os.strerror(code) in error, (case, error)
@@ -538,9 +538,13 @@ def test_every_flipped_bit_cut_and_stray_file_is_noticed_and_named(tmp_path):
         judged(f"deleted {name}", name)
         (bad / name).write_bytes(rng.randbytes(len(files[name])))
         judged(f"replaced {name}", name)
-    for name in ("model-00002-of-00002.safetensors", ".hidden", "manifest.json.bak"):
+    for name in ("model-00002-of-00002.safetensors", "optimizer-00001-of-00002.safetensors",
+                 "model.safetensors.index.json"):
         (bad / name).write_bytes(b"")
         judged(f"stray {name}", name)
+    (bad / ".DS_Store").write_bytes(b"")                              # what is never read does no harm
+    assert checkpoint.newest(tmp_path / "checkpoints") == (bad, [])
+    (bad / ".DS_Store").unlink()
     text = files["manifest.json"].decode()
     digest = sha256(files["state.json"]).hexdigest()
     for old, new in ((digest, sha256(b"").hexdigest()), ("state.json", "slate.json"), ('"format": 1', '"format": 2'),
@@ -560,7 +564,7 @@ def test_every_flipped_bit_cut_and_stray_file_is_noticed_and_named(tmp_path):
 def test_a_run_passes_over_a_spoilt_checkpoint_says_so_and_keeps_it(in_tmp, two_steps, capsys, what):
     flags, directory, expected = two_steps
     bad = directory / "checkpoints/step_000002"
-    name = {"flip": "model.safetensors", "delete": "tokenizer.json", "stray": "notes.txt"}.get(what, "manifest.json")
+    name = {"flip": "model.safetensors", "delete": "tokenizer.json", "stray": "optimizer-00009-of-00009.safetensors"}.get(what, "manifest.json")
     if what == "flip":
         flip(bad / name, random.Random(0))
     elif what == "delete":

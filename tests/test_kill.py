@@ -26,7 +26,7 @@ RL = dict(toy_examples=8, prompts_per_step=3, group_size=3, max_new_tokens=3, kv
 SFT = dict(toy_examples=8, batch_size=4, eval_every=1, eval_questions=4, max_new_tokens=3, kv_blocks=256,
            learning_rate=1e-2, warmup_steps=3)
 IN_RL, IN_SFT, AFTER_SFT, IN_BAD = (("rl", "step 4: over"), ("sft", "step 5: over"),
-                                    ("sft", "end: open .exit.json.partial"), ("bad", "step 4: before the update"))
+                                    ("sft", "end: open .exit.json.0.partial"), ("bad", "step 4: before the update"))
 
 
 @pytest.fixture(scope="module")

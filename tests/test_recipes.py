@@ -50,7 +50,7 @@ def commands(tmp_path: Path, recipe: str, code: int = 0, **variables) -> tuple[s
 
 @pytest.mark.parametrize("recipe, ranks, variables", [
     ("cpu.sh", 0, {}), ("cpu.sh", 2, {"RANKS": "2"}), ("one_gpu.sh", 0, {}),
-    ("one_gpu.sh", 0, {"OFFLOAD": "--offload"}), ("eight_gpus.sh", 8, {}), ("slurm_multinode.sbatch", 8, {})])
+    ("one_gpu.sh", 0, {"OFFLOAD": "1"}), ("eight_gpus.sh", 8, {}), ("slurm_multinode.sbatch", 8, {})])
 def test_every_command_of_a_recipe_has_flags_that_exist(tmp_path, recipe, ranks, variables):
     done, calls = commands(tmp_path, recipe, **variables)
     assert done.returncode == 0, done.stderr

@@ -363,6 +363,14 @@ def test_free_settings_may_change_and_more_steps_go_on(in_tmp, small, expected, 
     assert outcome(DIRECTORY) == expected and json.loads((DIRECTORY / "config.json").read_text())["keep"] == 5
 
 
+def test_a_run_whose_checkpoints_were_removed_keeps_its_lines(in_tmp, small, capsys):
+    assert sft(small, "--steps", 4) == 0
+    shutil.rmtree(DIRECTORY / "checkpoints")
+    before = everything(DIRECTORY)
+    assert sft(small, "--steps", 4) == run.IO_ERROR
+    assert "no checkpoint: was it removed?" in capsys.readouterr().err and everything(DIRECTORY) == before
+
+
 def test_a_complete_run_says_so(in_tmp, small, capsys):
     assert sft(small, "--steps", 2) == 0
     before = everything(DIRECTORY)
