@@ -70,8 +70,8 @@ def _begin(partial: Path, model) -> None:
     needed = 3 * sum(parameter.nbytes for parameter in model.parameters())     # weights, and two moments of each
     free = shutil.disk_usage(partial).free
     if free < needed:
-        raise OSError(errno.ENOSPC, f"the disk is full: a checkpoint needs {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB "
-                                    "are free; make room, the last checkpoint is untouched", str(partial))
+        raise OSError(errno.ENOSPC, f"the disk is full: a checkpoint needs {needed:,} bytes, {free:,} are free; "
+                                    "make room, older checkpoints are untouched", str(partial))
 
 
 def _write_own(partial: Path, failed: OSError | None, tokenizer, model, optimizer, state: dict, first: bool) -> dict:
@@ -178,12 +178,20 @@ def newest(directory: Path) -> tuple[Path | None, list[str]]:
     it, each checks a part of the files."""
     complaints = []
     for path in reversed(parallel.gather([str(path) for path in all_of(directory)])[0]):
-        problems = verify(Path(path))
+        problems = verify(Path(path)) or _misnamed(Path(path))
         if not problems:
             return Path(path), complaints
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         complaints.append(f"{path}: {problems[0]}{more}")
     return None, complaints
+
+
+def _misnamed(directory: Path) -> list[str]:
+    try:
+        step = weights.read_json(directory / "state.json").get("step")
+    except (weights.ModelError, OSError) as error:
+        return [str(error)]
+    return [] if isinstance(step, int) and name_of(step) == directory.name else [f"state.json is of step {step}"]
 
 
 def verify(directory: Path) -> list[str]:
@@ -202,7 +210,9 @@ def _problems(directory: Path) -> list[str]:
         return ["manifest.json is missing"]
     except (ValueError, OSError) as error:
         return [f"manifest.json cannot be read: {error}"]
-    files = json.loads(text)["files"]
+    files = json.loads(text).get("files")
+    if not isinstance(files, dict):
+        return ["manifest.json lists no files"]
     extra = sorted(path.name for path in directory.glob("*.safetensors*") if path.name not in files)
     share = sorted(files)[parallel.rank()::parallel.size()]
     return [f"{name} is not in the manifest" for name in extra] + [
@@ -261,13 +271,15 @@ def load_optimizer(directory: Path, model, optimizer) -> None:
 def _pieces(directory: Path) -> Iterator[tuple]:
     """(parameter, "exp_avg" or the like, number of its first row, rows in the file) of all optimizer files."""
     paths = sorted(directory.glob("optimizer-*.safetensors"))
-    if not paths or len(paths) != int(paths[0].stem[-5:]):
+    if not paths or f"{len(paths):05d}" != paths[0].stem[-5:]:
         raise CheckpointError(f"{directory} lacks optimizer files: it has {len(paths)}")
     for path in paths:
         try:
             file = safe_open(path, framework="pt")
         except SafetensorError as error:
             raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
+        if "rows" not in (file.metadata() or {}):
+            raise CheckpointError(f"{path} does not say which rows it holds")
         first_rows = json.loads(file.metadata()["rows"])
         for name in sorted(file.keys()):
             yield *name.rsplit("/", 1), first_rows[name], file.get_slice(name)

@@ -32,6 +32,10 @@ class SamplingError(ValueError):
     """Settings that nothing can be sampled with; the message names them."""
 
 
+class NaNLogits(SamplingError):
+    """A model that computes nothing."""
+
+
 class Generator:
     """Samples from a model with a paged KV cache of `num_blocks` blocks of `block_size` tokens, which takes memory only
     while it samples. With several ranks all call `sample` alike, each answers its share of the prompts, and all get all
@@ -149,7 +153,8 @@ class Generator:
         u = torch.tensor([next(a.uniforms) for a in running], dtype=torch.float64, device=logits.device)
         drawn = torch.stack([x.double() for x in draw(logits, u, temperature, top_p)]).tolist()      # one transfer
         if any(map(math.isnan, drawn[1])):
-            raise SamplingError("the model's logits are NaN; its weights are damaged, or a training step broke them")
+            raise NaNLogits("the model's logits are NaN: its weights are damaged (--check-finite names the tensor), or "
+                            "a training step broke them")
         return zip(running, map(int, drawn[0]), drawn[1])
 
     def _logits(self, running: Sequence[Answer]) -> Tensor:

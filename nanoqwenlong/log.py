@@ -72,6 +72,8 @@ class Log:
 
 def tell(text: str, stream) -> bool:
     """On stdout or stderr, if it is still there: its reader may have ended, its terminal may be closed."""
+    if stream is None:                                                         # closed before we began
+        return False
     try:
         tqdm.write(text, file=stream)
         stream.flush()

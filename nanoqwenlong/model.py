@@ -210,12 +210,7 @@ class Qwen(nn.Module):
         """A Hugging Face directory (sharded or not, tied or not). Raises weights.ModelError with one sentence. For
         `prepare` see `empty`; of a model that it split each rank reads its own rows. check_finite: refuse NaN."""
         config = weights.read_config(directory)
-        try:
-            torch.zeros(1, device=device).item()
-            if torch.device(device).index is not None and torch.device(device).type == "cuda":
-                torch.cuda.set_device(device)                                  # Triton launches on the current one
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise weights.ModelError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
+        parallel.require_device(device)
         model = cls.empty(config, dtype, device, prepare)
         parameters = dict(model.named_parameters())                            # tied weights appear once
         shapes = {name: parameter.shape for name, parameter in parameters.items()}

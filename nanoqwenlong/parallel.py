@@ -12,6 +12,7 @@ ranks. group_pass.deal sees to it that all make equally many.
 """
 
 import json
+import re
 import socket
 import time
 import warnings
@@ -28,6 +29,14 @@ Tensor = torch.Tensor
 timeout = timedelta(minutes=30)         # of a wait for the other ranks; `start` sets it
 
 
+class DeviceError(ValueError):
+    """A device that is not there."""
+
+
+class Elsewhere(OSError):
+    """What went wrong on another rank, which says so itself."""
+
+
 class LostRanks(RuntimeError):
     """Another rank has died, or did not come in time; the message says which, where that can be known."""
 
@@ -36,14 +45,28 @@ def start(device: str, timeout_minutes: float) -> str:
     """Join the other processes that torchrun started, if it did. Returns the device of this one: "cuda" becomes
     "cuda:N", N being its number on the node."""
     global timeout
-    timeout = timedelta(minutes=timeout_minutes)
+    timeout = timedelta(minutes=min(timeout_minutes, 1e6))
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        require_device(device)                                 # which says so, before NCCL does
     if dist.is_torchelastic_launched() and not dist.is_initialized():
         with named_losses():
             dist.init_process_group(backend(device), timeout=timeout)
     if device.startswith("cuda") and size() > 1:
         device = f"cuda:{dist.get_node_local_rank(fallback_rank=rank())}"
-        torch.cuda.set_device(device)                          # FSDP, NCCL and Triton take the current one
+    require_device(device)
     return device
+
+
+def require_device(device: str | torch.device) -> None:
+    """Raises DeviceError if nothing can be computed there. A GPU becomes the current one: FSDP, NCCL and Triton take
+    that."""
+    try:
+        torch.zeros(1, device=device).item()
+        if torch.device(device).type == "cuda" and torch.device(device).index is not None:
+            torch.cuda.set_device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        told = str(error).splitlines()[0].split(". ")[0][:160]
+        raise DeviceError(f"--device {str(device)!r} cannot be used: {told}; without a GPU it is cpu") from None
 
 
 def backend(device: str) -> str:
@@ -117,7 +140,8 @@ def on_all_ranks(work: Callable, what: str) -> list:
     found = gather(found)
     for number, (_, error) in enumerate(found):
         if error:
-            raise OSError(error[0], error[1] + (f" (rank {number})" if size() > 1 else ""))
+            told = error[1] + (f" (rank {number})" if size() > 1 else "")
+            raise OSError(error[0], told) if number == rank() else Elsewhere(error[0], told)
     return [result for result, _ in found]
 
 
@@ -146,9 +170,10 @@ def loss(error: BaseException) -> str:
         return str(error)
     missing = missing_ranks()
     who = "lost " + ("another rank" if not missing else "rank " + ", ".join(map(str, missing)))
-    return (f"rank {rank()} {who}: {' '.join(str(error).split())[:160]} (ranks wait {timeout.total_seconds() / 60:g} "
-            "minutes for each other: --timeout-minutes); what it said itself, if anything, stands above; the run goes "
-            "on from its last checkpoint when it is started again")
+    said = re.sub(r"^(\[[^\]]*\] ?)+", "", " ".join(str(error).split())).split(". ")[0][:160]
+    return (f"rank {rank()} {who}: {said} (ranks wait {timeout.total_seconds() / 60:g} minutes for each other: "
+            "--timeout-minutes); what it said itself, if anything, stands above; the run goes on from its last "
+            "checkpoint when it is started again")
 
 
 def missing_ranks(seconds: float = 3.0) -> list[int]:

@@ -30,7 +30,7 @@ from . import checkpoint, parallel
 from . import config as configuration
 from .config import ConfigError
 from .curriculum import CurriculumError
-from .generate import SamplingError
+from .generate import NaNLogits, SamplingError
 from .kvcache import OutOfBlocks, blocks_for
 from .log import FILES, Log, progress, tell
 from .records import DataError
@@ -55,12 +55,14 @@ class Stopped(Exception):
 
 
 DONE, BAD_DATA, MISSING_INPUT, INTERNAL, IO_ERROR, STOPPED, BAD_CONFIG, INTERRUPTED = 0, 65, 66, 70, 74, 75, 78, 130
-EXIT_CODES = {ConfigError: BAD_CONFIG, DataError: BAD_DATA, ModelError: BAD_DATA, FileNotFoundError: MISSING_INPUT,
-              CurriculumError: BAD_CONFIG, SamplingError: BAD_CONFIG, OutOfBlocks: BAD_CONFIG, NonFinite: INTERNAL,
-              OutOfMemory: INTERNAL, parallel.LostRanks: INTERNAL, Stopped: STOPPED, OSError: IO_ERROR,
-              KeyboardInterrupt: INTERRUPTED}
+EXIT_CODES = {NaNLogits: INTERNAL, parallel.DeviceError: BAD_CONFIG, ConfigError: BAD_CONFIG, DataError: BAD_DATA,
+              ModelError: BAD_DATA, FileNotFoundError: MISSING_INPUT, CurriculumError: BAD_CONFIG,
+              SamplingError: BAD_CONFIG, OutOfBlocks: BAD_CONFIG, NonFinite: INTERNAL, OutOfMemory: INTERNAL,
+              parallel.LostRanks: INTERNAL, Stopped: STOPPED, OSError: IO_ERROR,
+              KeyboardInterrupt: INTERRUPTED}                  # the first that fits
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+STATE = {"step", "ended", "bad_updates", "seconds", "logs", "config", "inputs", "states"}         # keys of state.json
 # Settings that may change when a run goes on: where it runs, how much it tells, and memory, which costs digits at most.
 FREE = {"preset", "name", "runs_dir", "resume", "dry_run", "steps", "device", "threads", "offload",
         "timeout_minutes", "save_every", "keep", "max_bad_updates", "check_finite", "show_every", "print_every",
@@ -74,8 +76,10 @@ def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str
         parallel.stop()
         return DONE
     except tuple(EXIT_CODES) as error:
-        if parallel.rank() == 0 or isinstance(error, OutOfMemory | parallel.LostRanks | SamplingError | OSError):
-            tell(sentence(error), sys.stderr)                                  # the others have the same to say
+        own = isinstance(error, OutOfMemory | parallel.LostRanks | SamplingError | OSError) and not (
+            isinstance(error, parallel.Elsewhere | FileNotFoundError))
+        if parallel.rank() == 0 or own:                                        # else all ranks have the same to say
+            tell(sentence(error), sys.stderr)
         return exit_code(error)
 
 
@@ -117,9 +121,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         cfg = self.config
-        if cfg.keep < 2 or cfg.save_every < 1 or cfg.max_bad_updates < 1 or not cfg.timeout_minutes > 0:
-            raise ConfigError(f"--keep must be at least 2, got {cfg.keep}; --save-every ({cfg.save_every}) and "
-                              f"--max-bad-updates ({cfg.max_bad_updates}) at least 1, --timeout-minutes above 0")
+        configuration.at_least(cfg, keep=2, save_every=1, max_bad_updates=1, timeout_minutes=1e-9)
         if cfg.name in ("", ".", "..") or Path(cfg.name).name != cfg.name:
             raise ConfigError(f"--name {cfg.name!r} should be a plain name; --runs-dir says where the run is kept")
         self.device = parallel.start(cfg.device, cfg.timeout_minutes)
@@ -141,20 +143,31 @@ class Run:
     def _find(self) -> None:
         """Whether the directory holds a run already, and what of it is the newest that can be gone on from."""
         directory, cfg = self.directory, self.config
-        self.existed = directory.exists()
+        self.existed = directory.is_dir()
         parallel.on_all_ranks(lambda: self.existed and self._lock(), "cannot use the directory")
         checkpoints = directory / "checkpoints"
+        for path in (directory, checkpoints):
+            if path.exists() and not path.is_dir():
+                raise ConfigError(f"{path} is a file where a run wants a directory; choose another --name")
         if not parallel.gather(holds_run(directory))[0]:
             return
         if cfg.resume == "never":
             raise ConfigError(f"{directory} already holds a run; choose another --name, or remove it first, or let it "
                               "go on with --resume auto")
-        before = read_json(directory / "config.json") if (directory / "config.json").exists() else self.settings
-        self._compare(before)
         self.source, spoilt = checkpoint.newest(checkpoints)
         for complaint in spoilt:
             self.log.say(f"passed over {complaint}")
-        if not spoilt and self.source is None and num_lines(directory / "metrics.jsonl") > before["save_every"]:
+        before = self.settings
+        if self.source:
+            state = checkpoint.read_state(self.source)
+            if lacking := sorted(STATE - state.keys()):
+                raise checkpoint.CheckpointError(f"{self.source}/state.json lacks {lacking[0]!r}: start anew from its "
+                                                 "weights, with --model and another --name")
+            before = state["config"]
+        elif (directory / "config.json").exists():
+            before = read_json(directory / "config.json")
+        self._compare(before)
+        if not spoilt and self.source is None and num_lines(directory / "metrics.jsonl") > before.get("save_every", 0):
             raise checkpoint.CheckpointError(f"{directory} has more steps in metrics.jsonl than are made without a "
                                              "checkpoint, and no checkpoint: was it removed? Remove the directory, or "
                                              "choose another --name")
@@ -164,7 +177,7 @@ class Run:
         parallel.on_all_ranks(lambda: checkpoint.set_aside(checkpoints, self.source), "cannot set a checkpoint aside")
         if self.source:
             self.inputs = inputs(cfg)
-            for path, then in checkpoint.read_state(self.source)["inputs"].items():
+            for path, then in state["inputs"].items():
                 if (now := self.inputs.get(path)) != then:
                     raise ConfigError(f"{path} is not what it was when this run began (sha256 {then[:12]}... then, "
                                       f"{(now or 'missing')[:12]}... now): put it back, or choose another --name")
@@ -266,8 +279,8 @@ class Run:
             over, stop = self.done == last or self.ended, parallel.any_rank(bool(self.asked))
             if over or stop or self.done in ends or self.done % self.config.save_every == 0:
                 self._save(ends)
-            if stop and not over:
-                self._stop_if_asked()
+                if not over:                                                   # also if it was asked while saving
+                    self._stop_if_asked()
         bar.close()
 
     def end(self, why: str) -> None:
@@ -396,6 +409,8 @@ class Run:
 
     def _memory_sentence(self) -> str:
         cfg, longest, knob = self.config, self.longest, ""
+        if not self.doing:
+            return f"out of memory: give fewer --kv-blocks than {cfg.kv_blocks}, or --offload, or use more ranks"
         if self.doing in ("sample", "evaluate"):
             blocks = max(cfg.kv_blocks // 2, blocks_for(longest, getattr(cfg, "block_size", 16)))
             knob = f"--kv-blocks {blocks}" if blocks < cfg.kv_blocks else ""
@@ -405,7 +420,7 @@ class Run:
             knob = f"--max-tokens {max(1, longest, cfg.max_tokens // 2)}"
         elif not cfg.offload:
             knob = "--offload"
-        return (f"out of memory in step {self.step} ({self.doing or 'before it'}; the longest sequence there has "
+        return (f"out of memory in step {self.step} ({self.doing}; the longest sequence there has "
                 f"{longest} tokens): " + (f"go on with {knob}" if knob else "only shorter sequences would fit: start "
                                           f"anew under another --name with --max-prompt-tokens {longest * 3 // 4}"))
 
@@ -428,7 +443,8 @@ def inputs(config) -> dict[str, str]:
     paths = [path for name in ("data", "heldout", "difficulty") if (given := getattr(config, name, ()))
              for path in ([given] if isinstance(given, str) else given)]
     if getattr(config, "kl_coef", 0):
-        paths += sorted(str(path) for path in Path(config.model).glob("*.safetensors"))        # the reference
+        paths += [str(path) for pattern in ("config.json", "*.safetensors")                     # of the reference
+                  for path in sorted(Path(config.model).glob(pattern))]
     return {path: checkpoint.digest(Path(path)) for path in paths if Path(path).is_file()}
 
 

@@ -490,7 +490,7 @@ def test_free_space_is_looked_at_first_and_told(in_tmp, two_steps, monkeypatch, 
         patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1000))
         assert start(train_sft, *flags) == run.IO_ERROR
         error = capsys.readouterr().err
-        assert f"needs {needed / 1e9:.3g} GB, {(needed - 1000) / 1e9:.3g} GB are free" in error
+        assert f"needs {needed:,} bytes, {needed - 1000:,} are free" in error
         assert error.count("\n") == 1
         assert contents(directory / "checkpoints/step_000002") == before and not list(directory.rglob("step_000003"))
         patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
@@ -564,7 +564,8 @@ def test_every_flipped_bit_cut_and_stray_file_is_noticed_and_named(tmp_path):
 def test_a_run_passes_over_a_spoilt_checkpoint_says_so_and_keeps_it(in_tmp, two_steps, capsys, what):
     flags, directory, expected = two_steps
     bad = directory / "checkpoints/step_000002"
-    name = {"flip": "model.safetensors", "delete": "tokenizer.json", "stray": "optimizer-00009-of-00009.safetensors"}.get(what, "manifest.json")
+    name = {"flip": "model.safetensors", "delete": "tokenizer.json", "stray": "optimizer-00009-of-00009.safetensors",
+            "manifest": "manifest.json"}[what]
     if what == "flip":
         flip(bad / name, random.Random(0))
     elif what == "delete":

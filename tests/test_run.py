@@ -153,7 +153,7 @@ def test_a_signal_while_saving_lets_the_save_finish(in_tmp, small, expected, mon
         patch.setattr(weights, "write_file", lambda *args: (sent or sent.append(send("SIGTERM")()), write_file(*args))
                       and None)
         assert sft(small, "--steps", 4, "--save-every", 2) == run.STOPPED
-    assert checkpoints_of()[0] == "step_000002" and exit_word()["step"] == 3
+    assert checkpoints_of() == ["step_000002"] and exit_word()["step"] == 2    # which it had been about to do
     assert resume(exit_word()) == 0 and outcome(DIRECTORY) == expected
 
 
@@ -618,7 +618,7 @@ def test_too_little_memory_while_measuring_or_loading(in_tmp, small, monkeypatch
     assert "in step 1 (evaluate; the longest sequence" in told and "--kv-blocks 2048" in told
     monkeypatch.setattr(train_sft, "by_document", raising(MEMORY[0]))
     assert sft(small, "--name", "other") == run.INTERNAL
-    assert "in step 0 (before it; " in capsys.readouterr().err and not Path("runs/other").exists()
+    assert "--kv-blocks than 4096" in capsys.readouterr().err and not Path("runs/other").exists()
 
 
 # The word it leaves
@@ -661,3 +661,44 @@ def test_settings_of_a_run_that_make_no_sense(in_tmp, small, capsys):
         assert sft(small, *flags) == run.BAD_CONFIG, flags
         assert flags[0] in (told := capsys.readouterr().err) and told.count("\n") == 1
     assert not Path("runs").exists()
+
+
+# What somebody did to its directory
+
+def test_settings_are_compared_with_the_checkpoints_own(in_tmp, small, capsys):
+    """Without config.json, or with one that is damaged: the checkpoint knows them, too."""
+    assert sft(small, "--steps", 2) == 0
+    for spoil in (Path.unlink, lambda path: path.write_text("{")):
+        spoil(DIRECTORY / "config.json")
+        assert sft(small, "--steps", 4, "--seed", 3) == run.BAD_CONFIG
+        assert "--seed 0, now it is 3" in capsys.readouterr().err
+        assert sft(small, "--steps", 2) == 0 and json.loads((DIRECTORY / "config.json").read_text())["seed"] == 0
+
+
+def test_a_checkpoint_under_another_ones_name_is_passed_over(in_tmp, small, expected, capsys):
+    assert sft(small, "--steps", 2, "--save-every", 1) == 0
+    shutil.copytree(DIRECTORY / "checkpoints/step_000002", DIRECTORY / "checkpoints/step_000009")
+    assert sft(small, "--steps", 4) == 0 and outcome(DIRECTORY) == expected
+    assert "step_000009: state.json is of step 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["runs/sft", "runs/sft/checkpoints"])
+def test_a_file_in_the_place_of_a_directory_is_told(in_tmp, small, capsys, place):
+    Path(place).parent.mkdir(parents=True)
+    Path(place).write_text("")
+    assert sft(small) == run.BAD_CONFIG
+    assert f"{place} is a file" in capsys.readouterr().err and Path(place).read_text() == ""
+
+
+@pytest.mark.parametrize("flags", [("--timeout-minutes", "inf"), ("--timeout-minutes", "nan"), ("--keep", 1),
+                                   ("--save-every", 0), ("--max-bad-updates", 0), ("--device", "nowhere"),
+                                   *([] if torch.cuda.is_available() else [("--device", "cuda")])])
+def test_a_setting_that_cannot_be_is_named(in_tmp, small, capsys, flags):
+    assert sft(small, *flags) == run.BAD_CONFIG
+    error = capsys.readouterr().err
+    assert error.startswith(flags[0]) and error.count("\n") == 1 and not Path("runs").exists()
+
+
+def test_a_console_that_never_was(in_tmp, small, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert sft(small, "--steps", 1) == 0 and exit_word()["code"] == 0
