@@ -13,7 +13,7 @@ import difflib
 import inspect
 import json
 import typing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 
 
 class ConfigError(ValueError):
@@ -108,6 +108,7 @@ def manual(config_class, presets: dict[str, dict]) -> str:
 def flags(config) -> list[str]:
     """The words that give this configuration again: what differs from the defaults, a preset spelled out.
 
+    >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)
     ... class Config:
     ...     name: str = "a"

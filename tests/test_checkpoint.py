@@ -320,7 +320,7 @@ def test_a_power_loss_leaves_a_whole_run_its_checkpoints(in_tmp, small, monkeypa
 
 def failing(patch, root: Path, at: int | None = None, code: int = errno.ENOSPC) -> list[str]:
     """From now on a list of what is done to files below `root`; operation `at` fails, a write when half is written."""
-    done, names = [], {}
+    done = []
 
     def hit(what, path) -> bool:
         if not isinstance(path, str | os.PathLike) or not str(Path(path).absolute()).startswith(str(root)) or (

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -783,7 +782,7 @@ def test_any_number_of_ranks_writes_the_same_model_and_reads_its_own_rows(world,
 
 def unpickle(path: str) -> None:
     """Under a function that claims to stand in this file."""
-    exec(compile("import pickle; pickle.loads(pickle.dumps(sorted))", path, "exec"), {})
+    exec(compile("import sys; sys.audit('pickle.find_class', 'builtins', 'sorted')", path, "exec"), {})
 
 
 def test_the_watch_for_pickles_sees_the_project_and_its_ranks(world, monkeypatch, tmp_path):
