@@ -55,7 +55,8 @@ class Config:
 
 
 def main(cfg: Config) -> None:
-    at_least(cfg, samples=1, threads=1, max_new_tokens=1, temperature=0, toy_examples=1, kv_blocks=1, block_size=1)
+    at_least(cfg, samples=1, threads=1, max_new_tokens=1, temperature=0, toy_examples=1, kv_blocks=1, block_size=1,
+             timeout_minutes=1e-9)
     torch.set_num_threads(cfg.threads)
     if not all(1 <= k <= cfg.samples for k in cfg.pass_at):
         raise ConfigError(f"--pass-at takes numbers from 1 to --samples ({cfg.samples}), got {cfg.pass_at}")

@@ -254,6 +254,12 @@ def test_eval_reports_each_bucket_and_writes_difficulty_that_rl_reads(in_tmp, to
     assert [row["retro/frac"] for row in metrics(in_tmp / "runs/rl")] == [0, 0.5, 0.5]
 
 
+@pytest.mark.parametrize("minutes", ["nan", "inf", 0])
+def test_eval_waits_for_a_time_that_there_is(in_tmp, toy_directory, capsys, minutes):
+    assert start(eval_script, "--model", toy_directory, "--timeout-minutes", minutes) == run.BAD_CONFIG
+    assert "--timeout-minutes" in capsys.readouterr().err
+
+
 def test_kept_right_answers_are_sft_rows(in_tmp, toy_directory, monkeypatch):
     rows = write_rows(in_tmp / "rows.jsonl", toy.examples(6, toy.SHORT, 0))
     from nanoqwenlong import evaluate, rewards
