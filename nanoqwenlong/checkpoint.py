@@ -40,10 +40,13 @@ def name_of(step: int) -> str:
     return f"step_{step:06d}"
 
 
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
 def all_of(directory: Path) -> list[Path]:
     """The checkpoints in a directory, the oldest first."""
-    return sorted((path for path in directory.glob("step_*") if re.fullmatch(r"step_\d{6,}", path.name)),
-                  key=lambda path: int(path.name[5:]))
+    return sorted((path for path in directory.glob("step_*") if re.fullmatch(r"step_\d{6,}", path.name)), key=step_of)
 
 
 # Writing
@@ -109,7 +112,7 @@ def set_aside(directory: Path, newer_than: Path | None) -> None:
     """Checkpoints that are not what was written get another name, so that they count as none any more."""
     if parallel.rank() == 0:
         for path in all_of(directory):
-            if newer_than is None or int(path.name[5:]) > int(newer_than.name[5:]):
+            if newer_than is None or step_of(path) > step_of(newer_than):
                 _remove(path.with_name(f"spoilt_{path.name}"))
                 path.rename(path.with_name(f"spoilt_{path.name}"))
 
@@ -119,7 +122,7 @@ def prune(directory: Path, keep: int, ends: Collection[int] = ()) -> None:
     written or removed."""
     if parallel.rank() == 0:
         for path in all_of(directory)[:-keep]:
-            if int(path.name[5:]) not in ends:
+            if step_of(path) not in ends:
                 _remove(path)
         for path in [*directory.glob(".partial-*"), *directory.glob(".removed-*")]:
             shutil.rmtree(path, ignore_errors=True)

@@ -135,14 +135,20 @@ def on_all_ranks(work: Callable, what: str) -> list:
     try:
         found = [work(), None]
     except OSError as error:
-        found = [None, [error.errno, f"{what}: " + (f"{error.filename}: " if error.filename else "")
-                        + (error.strerror or str(error))]]
+        found = [None, [error.errno, f"{what}: {reason(error)}"]]
     found = gather(found)
     for number, (_, error) in enumerate(found):
         if error:
             told = error[1] + (f" (rank {number})" if size() > 1 else "")
             raise OSError(error[0], told) if number == rank() else Elsewhere(error[0], told)
     return [result for result, _ in found]
+
+
+def reason(error: OSError) -> str:
+    """What is told of it: which file, and what was wrong."""
+    if not error.strerror:
+        return str(error) or type(error).__name__
+    return (f"{error.filename}: " if error.filename else "") + error.strerror
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -90,8 +91,8 @@ def exit_code(error: BaseException | None) -> int:
 
 def sentence(error: BaseException) -> str:
     """What is told of an error."""
-    if isinstance(error, OSError) and error.strerror:
-        return (f"{error.filename}: " if error.filename else "") + error.strerror
+    if isinstance(error, OSError):
+        return parallel.reason(error)
     return str(error) or ("interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__)
 
 
@@ -176,11 +177,15 @@ class Run:
                                              f"another --name, or remove {checkpoints}")
         parallel.on_all_ranks(lambda: checkpoint.set_aside(checkpoints, self.source), "cannot set a checkpoint aside")
         if self.source:
-            self.inputs = inputs(cfg)
             for path, then in state["inputs"].items():
                 if (now := self.inputs.get(path)) != then:
                     raise ConfigError(f"{path} is not what it was when this run began (sha256 {then[:12]}... then, "
                                       f"{(now or 'missing')[:12]}... now): put it back, or choose another --name")
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """{path: sha256} of the files that every start of the run reads again; they are read once for it."""
+        return inputs(self.config)
 
     def _compare(self, before: dict) -> None:
         """Going on with other settings would be another run."""
@@ -227,9 +232,7 @@ class Run:
         if self.directory is None:
             return
         saved = {}
-        if not self.source:
-            self.inputs = inputs(self.config)
-        else:
+        if self.source:
             state = checkpoint.read_state(self.source)
             checkpoint.load_optimizer(self.source, model, optimizer)
             for name, thing in states.items():
