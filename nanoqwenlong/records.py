@@ -20,13 +20,18 @@ class Example:
     (('Oslo', 'oslo'), 'qa')
     >>> Example(id="a2", document="Rain fell.", question="", answer="", task="text").accepted   # pretraining text
     ('',)
+    >>> Example(id="a3", document="", question="", answer="tea\\nsalt", task="f1").task          # a list: an item a line
+    'f1'
     """
 
     id: str
     document: str
     question: str
     answer: str | tuple[str, ...]       # one accepted answer, or several
-    task: str = "qa"                    # "text": plain text for language modelling, no question
+    task: str = "qa"                    # how it is rewarded: a name in rewards.TASKS; "text": plain text for language
+                                        # modelling, no question
+    messages: tuple[tuple[str, str], ...] = ()      # (role, content) of a chat that stands for the prompt as it is;
+                                        # the question, if known, is then for the judge only
     response: str = ""                  # a full worked response, for supervised fine-tuning
     prompt_ids: tuple[int, ...] = ()    # filled by data.tokenize
     length: int = 0                     # tokens of document and question: |c| + |x| of QwenLong-L1, Eq. 9
