@@ -14,6 +14,7 @@ The last two write what train_rl.py --difficulty and train_sft.py --data read.
 """
 
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import torch
 from nanoqwenlong import data, evaluate, parallel, run, toy
 from nanoqwenlong.config import ConfigError, at_least
 from nanoqwenlong.generate import Generator
+from nanoqwenlong.judge import connect
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.tokenizer import Tokenizer
 
@@ -32,7 +34,8 @@ from nanoqwenlong.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class Config:
     model: tuple[str, ...] = ("assets/nano-base", "assets/nano-sft")    # Hugging Face directories, a row each
-    data: tuple[str, ...] = ()          # JSONL files; none: the toy task's held-out documents of both lengths
+    data: tuple[str, ...] = ()          # JSONL or parquet files; none: the toy task's held-out documents
+    task: tuple[str, ...] = ()          # only examples of these tasks, in these shares: qa=2 f1=1; none: as they come
     toy_examples: int = 200             # of the toy task for each length, when no --data is given
     max_prompt_tokens: int = 120000     # longer prompts are dropped and counted, never cut
     lengths: tuple[int, ...] = ()       # where length buckets end (document + question tokens); none: one bucket
@@ -42,6 +45,11 @@ class Config:
     top_p: float = 1.0
     max_new_tokens: int = 48
     seed: int = 0
+    judge: str = ""                     # asked for answers that the rule rejects: the URL of an OpenAI-style server
+                                        # (its key: JUDGE_API_KEY in the environment) or a Hugging Face directory
+    judge_model: str = ""               # its name on that server
+    judge_minutes: float = 30.0         # that a server may take for all answers
+    judge_concurrency: int = 16         # requests at once
     difficulty: str = ""                # write each question's mean reward there, as JSON
     keep_correct: str = ""              # write one right answer per question there, as rows for SFT
     metrics: str = ""                   # write the table there, as JSON
@@ -54,9 +62,12 @@ class Config:
     threads: int = 1
 
 
+MAX_UNSCORABLE = 0.25                   # of all answers; above it a judge's accuracy is none
+
+
 def main(cfg: Config) -> None:
     at_least(cfg, samples=1, threads=1, max_new_tokens=1, temperature=0, toy_examples=1, kv_blocks=1, block_size=1,
-             timeout_minutes=1e-9)
+             timeout_minutes=1e-9, judge_minutes=1e-9, judge_concurrency=1)
     torch.set_num_threads(cfg.threads)
     if not all(1 <= k <= cfg.samples for k in cfg.pass_at):
         raise ConfigError(f"--pass-at takes numbers from 1 to --samples ({cfg.samples}), got {cfg.pass_at}")
@@ -66,10 +77,16 @@ def main(cfg: Config) -> None:
         raise ConfigError("--difficulty and --keep-correct are about one model; give one --model")
     check_outputs(cfg)
     device, first = parallel.start(cfg.device, cfg.timeout_minutes), parallel.rank() == 0
-    examples = data.read_jsonl(cfg.data, need_question=True) if cfg.data else (
-        toy.examples(cfg.toy_examples, toy.SHORT, 0, "heldout")
-        + toy.examples(cfg.toy_examples, toy.LONG, 0, "heldout"))
+    shares = data.shares(cfg.task)
+    examples = data.read(cfg.data, need_question=True) if cfg.data else [
+        example for records in (toy.SHORT, toy.LONG)
+        for example in toy.examples(cfg.toy_examples, records, 0, "heldout", tuple(shares) or toy.TASKS[:1])]
+    if shares:
+        examples = data.mix(examples, shares, cfg.seed)
     lengths = cfg.lengths or (() if cfg.data else toy.LENGTHS)
+    judge = connect(cfg.judge, cfg.judge_model, os.environ.get("JUDGE_API_KEY", ""), seed=cfg.seed, device=device,
+                    dtype=run.computing_dtype(cfg), deadline=60 * cfg.judge_minutes,
+                    concurrency=cfg.judge_concurrency) if cfg.judge else None
     rows = []
     for directory in cfg.model:
         model = Qwen.from_pretrained(directory, run.computing_dtype(cfg), device, check_finite=cfg.check_finite)
@@ -78,12 +95,16 @@ def main(cfg: Config) -> None:
         if num_dropped and first:
             print(f"{directory}: {num_dropped} questions dropped, their prompt is over {cfg.max_prompt_tokens} tokens")
         groups, texts, scores = evaluate.answer_examples(
-            Generator(model, cfg.kv_blocks, cfg.block_size), tokenizer, kept, cfg.samples, seed=cfg.seed,
-            temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens)
+            Generator(model, cfg.kv_blocks, cfg.block_size), tokenizer, kept, cfg.samples, judge,
+            seed=cfg.seed, temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens)
         del model                                                              # before the next one is read
+        open_answers = [math.isnan(s.reward) for question in scores for s in question]
+        if sum(open_answers) > MAX_UNSCORABLE * len(open_answers):
+            raise run.JudgeUnavailable(f"{directory}: the judge left {sum(open_answers)} of {len(open_answers)} "
+                                       f"answers open: {judge.trouble()}")
         rows.append({"model": directory, **summarise(cfg, kept, scores, lengths)})
         if cfg.difficulty and first:
-            means = dict(zip([e.id for e in kept], evaluate.mean_rewards(scores)))
+            means = {e.id: mean for e, mean in zip(kept, evaluate.mean_rewards(scores)) if not math.isnan(mean)}
             run.put(Path(cfg.difficulty), {"mean_rewards": means})
         if cfg.keep_correct and first:
             num_kept = write_correct(Path(cfg.keep_correct), kept, groups, texts, scores)
@@ -95,12 +116,19 @@ def main(cfg: Config) -> None:
 
 
 def summarise(cfg: Config, examples, scores, lengths) -> dict:
-    """{bucket: {"accuracy", "low", "high", "questions", "pass@k", ...}}, shortest bucket first."""
+    """{bucket or task: {"accuracy", "low", "high", "questions", "pass@k", ...}}, shortest bucket first, tasks (if there
+    are several) last. Answers that a judge left open are in "unscorable"; they are not in the accuracy, but low counts
+    them wrong and high right, so that an outage looks like what it is."""
     result = {}
-    for name, questions in evaluate.by_bucket(examples, scores, lengths).items():
+    for name, questions in {**evaluate.by_bucket(examples, scores, lengths),
+                            **evaluate.by_task(examples, scores)}.items():
+        low, high = (evaluate.interval(evaluate.accuracy(questions, unscorable), len(questions))[unscorable]
+                     for unscorable in (0, 1))
         rate = evaluate.accuracy(questions)
-        low, high = evaluate.interval(rate, len(questions))
-        result[name] = {"accuracy": rate, "low": low, "high": high, "questions": len(questions)}
+        result[name] = {"accuracy": None if math.isnan(rate) else rate, "low": low, "high": high,
+                        "questions": len(questions)}
+        if num_unscorable := sum(math.isnan(s.reward) for q in questions for s in q):
+            result[name]["unscorable"] = num_unscorable
         for k in cfg.pass_at:
             result[name][f"pass@{k}"] = sum(evaluate.pass_at_k(len(q), sum(s.reward == 1 for s in q), k)
                                             for q in questions) / len(questions)
@@ -108,14 +136,16 @@ def summarise(cfg: Config, examples, scores, lengths) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: models down, length buckets across."""
+    """Markdown: models down, length buckets and tasks across."""
     buckets = list(dict.fromkeys(name for row in rows for name in row if name != "model"))
-    lines = [["model", *(name if name == "all" else f"{name} tokens" for name in buckets)]]
+    lines = [["model", *(f"{name} tokens" if name[0].isdigit() else name for name in buckets)]]
     for row in rows:
         cells = []
         for cell in (row.get(name) for name in buckets):
             extra = "".join(f", {k} {100 * v:.1f}" for k, v in (cell or {}).items() if k.startswith("pass@"))
-            cells.append(f"{100 * cell['accuracy']:.1f} % [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}], "
+            extra += f", {cell['unscorable']} answers unscorable" if cell and "unscorable" in cell else ""
+            rate = cell and ("?" if cell["accuracy"] is None else f"{100 * cell['accuracy']:.1f}")
+            cells.append(f"{rate} % [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}], "
                          f"n={cell['questions']}{extra}" if cell else "")
         lines.append([row["model"], *cells])
     widths = [max(map(len, column)) for column in zip(*lines)]

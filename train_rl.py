@@ -1,21 +1,23 @@
 """Reinforcement learning in phases of growing document length: the algorithm of QwenLong-L1, one loop.
 
-The method (arXiv 2505.17667): a warmed-up model answers each question G times; an answer is right or not; what counts
-is how much better it is than its group (GRPO), with a token-level, asymmetrically clipped loss (DAPO). Training begins
-on short documents (phase I) and goes on with long ones (phase II), where a part of each batch are examples of phase I
-that were still hard: the retrospective sampler.
+The method (arXiv 2505.17667): a warmed-up model answers each question G times; a rule rewards the answers, and a judge
+those that the rule rejects; what counts is how much better one is than its group (GRPO), with a token-level,
+asymmetrically clipped loss, and groups that agree replaced by others (DAPO). Training begins on short documents (phase
+I) and goes on with long ones (phase II), where a part of each batch are examples of phase I that were still hard: the
+retrospective sampler. For several kinds of tasks at once there is TMN-Reweight (GoLongRL, arXiv 2605.19577).
 
-Deliberate departures from the paper, each for a reason (docs/departures.md): exact match instead of substrings; the
+Deliberate departures from the papers, each for a reason (docs/departures.md): exact match instead of substrings; the
 normaliser counts the tokens of the whole update; difficulty has a floor; one update per rollout unless asked for more.
 
     python train_rl.py --name my-rl                                  the tiny warmed-up model of assets/, on a CPU
-    python train_rl.py --preset paper --model DIR --data train.jsonl --device cuda      the paper's settings, one GPU
+    python train_rl.py --preset paper --model DIR --data train.parquet --judge http://localhost:8000/v1 --device cuda
     torchrun --standalone --nproc_per_node=8 train_rl.py --preset paper --model DIR --data train.jsonl --device cuda
 
 Whatever ends a run, the same command goes on with it.
 """
 
 import math
+import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ import torch
 from nanoqwenlong import curriculum, data, group_pass, grpo, log, optim, parallel, run, toy
 from nanoqwenlong.config import ConfigError, at_least
 from nanoqwenlong.generate import Generator
+from nanoqwenlong.judge import connect
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.records import DataError
 from nanoqwenlong.rewards import score_all
@@ -44,7 +47,8 @@ class Config:
     seed: int = 0                       # decides every draw and every sample
     model: str = "assets/nano-sft"      # a Hugging Face directory
     # data and curriculum
-    data: tuple[str, ...] = ()          # JSONL files; none: the toy task, short and long documents
+    data: tuple[str, ...] = ()          # JSONL or parquet files; none: the toy task, short and long documents
+    task: tuple[str, ...] = ()          # only examples of these tasks, in these shares: qa=2 f1=1; none: as they come
     toy_examples: int = 2000            # of the toy task for each length, when no --data is given
     max_prompt_tokens: int = 60000      # longer prompts are dropped and counted, never cut
     phase_lengths: tuple[int, ...] = ()  # document + question tokens that phases end at; none: the toy task's, or the
@@ -63,7 +67,23 @@ class Config:
     max_new_tokens: int = 48
     kv_blocks: int = 8192               # of the paged KV cache
     block_size: int = 16                # tokens per block
+    max_refills: int = 0                # rounds of more prompts while groups that disagree are missing (DAPO's dynamic
+                                        # sampling)
+    max_idle_steps: int = 50            # in a row without a single such group; then the run stops
+    # reward
+    judge: str = ""                     # asked for answers that the rule rejects: the URL of an OpenAI-style server
+                                        # (its key: JUDGE_API_KEY in the environment) or a Hugging Face directory
+    judge_model: str = ""               # its name on that server
+    judge_minutes: float = 5.0          # that a server may take for the answers of one round
+    judge_concurrency: int = 16         # requests at once
+    max_unscorable: float = 0.25        # share of answers that the judge may leave open; 3 steps over it end the run
+    overlong_buffer: int = 0            # tokens below --max-new-tokens within which an answer loses up to 1 of its
+                                        # reward (DAPO: 1000); 0: no penalty
     # objective and optimisation
+    advantages: Literal["grpo", "dr_grpo", "tmn", "tmn_reweight", "task_std"] = "grpo"  # divided by the group's std,
+                                        # not divided, by the task's (GoLongRL; QwenLong-L1.5: task_std)
+    min_reward_std: float = 0.01        # a group whose rewards spread less has agreed
+    loss: Literal["dapo", "grpo", "dr_grpo"] = "dapo"   # tokens weigh alike, answers do, or tokens by --max-new-tokens
     updates_per_step: int = 1           # optimizer steps per rollout
     old_logprobs: Literal["rollout", "recompute"] = "rollout"  # from the second update on: the sampler's, or computed
                                         # again before the first
@@ -71,6 +91,7 @@ class Config:
     clip_high: float = 0.28
     dual_clip: float = 0.0              # a bad token's ratio counts with this at most (GoLongRL: 3); 0: no bound
     kl_coef: float = 0.0                # of the k3 KL to the starting model; 0: no reference is kept
+    entropy_coef: float = 0.0           # of the entropy bonus
     learning_rate: float = 6e-4
     warmup_steps: int = 5
     weight_decay: float = 0.0
@@ -97,18 +118,27 @@ class Config:
 PRESETS = {"paper": dict(phase_lengths=(20000, 60000), phase_steps=(50, 50), prompts_per_step=128, updates_per_step=4,
                          learning_rate=2e-6, weight_decay=0.01, warmup_steps=0, clip_high=0.2, temperature=0.7,
                          max_new_tokens=10000, max_prompt_tokens=60000, kv_blocks=40000, retro_hard_below=0.0,
-                         checkpointing=True)}
-HEADLINE = ("phase", "reward", "frac_reward_zero_std", "entropy", "completions/clipped_ratio",
+                         max_refills=9, overlong_buffer=1000, checkpointing=True),
+           "golongrl": dict(phase_lengths=(163840,), phase_steps=(1000,), prompts_per_step=128, group_size=16,
+                            learning_rate=2e-6, weight_decay=0.1, dual_clip=3.0, max_new_tokens=16384,
+                            max_prompt_tokens=163840, kv_blocks=60000, max_refills=9, advantages="tmn_reweight",
+                            loss="grpo", checkpointing=True)}
+HEADLINE = ("phase", "reward", "judge/error_rate", "frac_reward_zero_std", "entropy", "completions/clipped_ratio",
             "completions/mean_length", "grad_norm", "retro/frac", "step_time")
+MAX_UNJUDGED_STEPS = 3
 
 
 def main(cfg: Config) -> None:
     at_least(cfg, group_size=2, prompts_per_step=1, updates_per_step=1, max_new_tokens=1, steps=0, threads=1,
              temperature=1e-3, learning_rate=0, clip_low=0, clip_high=0, dual_clip=0, kl_coef=0, max_tokens=1,
              weight_decay=0, max_grad_norm=1e-9, warmup_steps=0, show_every=0, toy_examples=1, kv_blocks=1,
-             block_size=1, retro_hard_below=0)
+             block_size=1, retro_hard_below=0, max_refills=0, max_idle_steps=1, overlong_buffer=0, min_reward_std=0,
+             entropy_coef=0, judge_minutes=1e-9, judge_concurrency=1, max_unscorable=0)
     if 0 < cfg.dual_clip <= 1:
         raise ConfigError(f"dual_clip is {cfg.dual_clip}; as a bound on ratios it belongs above 1 (0: no bound)")
+    if cfg.overlong_buffer > cfg.max_new_tokens:
+        raise ConfigError(f"--overlong-buffer {cfg.overlong_buffer} is more than --max-new-tokens, "
+                          f"{cfg.max_new_tokens}: every answer would lose reward")
     with run.Run(cfg) as this:
         train(cfg, this)
 
@@ -127,8 +157,12 @@ def train(cfg: Config, this: run.Run) -> None:
     sampling = dict(temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens)
     scoring = dict(temperature=cfg.temperature, max_tokens=cfg.max_tokens)
     objective = dict(clip_low=cfg.clip_low, clip_high=cfg.clip_high, dual_clip=cfg.dual_clip or math.inf,
-                     kl_coef=cfg.kl_coef)
-    this.begin(model, tokenizer, optimizer, sampler=sampler)
+                     kl_coef=cfg.kl_coef, entropy_coef=cfg.entropy_coef)
+    judge = connect(cfg.judge, cfg.judge_model, os.environ.get("JUDGE_API_KEY", ""), seed=cfg.seed, device=this.device,
+                    dtype=this.dtype, prepare=this.prepare, deadline=60 * cfg.judge_minutes,
+                    concurrency=cfg.judge_concurrency) if cfg.judge else None
+    vain = Vain()
+    this.begin(model, tokenizer, optimizer, sampler=sampler, vain=vain, **{"judge": judge} if judge else {})
     for phase in phases:
         num_examples = len(sampler.members[phase.number])
         this.log.say(f"phase {phase.number}: {num_examples} examples of {phase.low + 1} to {phase.high} tokens, "
@@ -136,37 +170,42 @@ def train(cfg: Config, this: run.Run) -> None:
 
     plan = [phase for phase in phases for _ in range(phase.num_steps)][:cfg.steps or None]
     for step in this.steps(len(plan), ends=set(accumulate(phase.num_steps for phase in phases))):
-        # 1. Roll out: this phase's examples and the hard ones kept from earlier phases, G answers each
-        phase = plan[step - 1]
-        batch = [examples[key] for key in sampler.draw(phase, cfg.prompts_per_step)]
-        this.part("sample", longest=max(len(e.prompt_ids) for e in batch) + cfg.max_new_tokens)
-        groups = generator.sample([e.prompt_ids for e in batch], n=cfg.group_size, eos_ids=tokenizer.eos_ids,
-                                  keys=[e.id for e in batch], seed=(cfg.seed, step), **sampling)
+        phase, batch, groups, texts, scores = plan[step - 1], [], [], [], []
+        wanted = num_groups = min(cfg.prompts_per_step, len(sampler.members[phase.number]))
+        for refill in range(1 + cfg.max_refills):
+            # 1. Roll out: this phase's examples and the hard ones kept from earlier phases, G answers each
+            drawn = [examples[key] for key in sampler.draw(phase, wanted)]
+            this.part("sample", longest=max(len(e.prompt_ids) for e in drawn) + cfg.max_new_tokens)
+            groups += generator.sample([e.prompt_ids for e in drawn], n=cfg.group_size, eos_ids=tokenizer.eos_ids,
+                                       keys=[e.id for e in drawn], seed=(cfg.seed, step, refill), **sampling)
 
-        # 2. Reward: right or wrong; an answer's advantage is relative to its group
-        this.part("reward")
-        texts = [[tokenizer.decode(c.ids) for c in group.completions] for group in groups]
-        scores = score_all(texts, batch)
-        rewards = torch.tensor([[s.reward for s in group] for group in scores])           # (P, G)
-        advantages = grpo.group_advantages(rewards)                                       # (P, G)
-        for example, mean_reward in zip(batch, rewards.mean(-1).tolist()):
-            sampler.record(example.id, mean_reward)
+            # 2. Reward: the rule first, the judge for what it rejects; an advantage is relative to the answer's group
+            this.part("reward")
+            texts += [[tokenizer.decode(c.ids) for c in group.completions] for group in groups[len(batch):]]
+            scores += score_all(texts[len(batch):], drawn, judge)
+            batch += drawn
+            rewards = torch.tensor([[s.reward for s in group] for group in scores]).double()          # (P, G)
+            shaped = rewards - penalties(cfg, groups)
+            advantages = advantages_of(cfg, shaped, [e.task for e in batch])
 
-        # 3. Select: a group that agrees with itself teaches nothing
-        this.part("update", longest=max(len(g.prompt_ids) + len(c.ids) for g in groups for c in g.completions))
-        informative = [row for row in range(len(groups)) if advantages[row].any()]
+            # 3. Select: a group that agrees with itself teaches nothing; if too many do, others are rolled out
+            informative = [row for row in range(len(groups)) if advantages[row].any()]
+            wanted = grpo.num_wanted(num_groups, len(informative), len(groups))
+            if not wanted:
+                break
         minibatches = [{row: groups[row] for row in informative[i::cfg.updates_per_step]}
                        for i in range(cfg.updates_per_step)]
-        old = old_logprobs(cfg, model, minibatches[1:], scoring)
 
         # 4. Update: count the loss tokens first, then one group at a time, one optimizer step per minibatch
+        this.part("update", longest=max(len(g.prompt_ids) + len(c.ids) for g in groups for c in g.completions))
+        old = old_logprobs(cfg, model, minibatches[1:], scoring)
         updates = []                                                    # of each its sums over tokens, its grad norm
         learning_rate = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, len(plan))
         for minibatch in filter(None, minibatches):
-            num_tokens, sums = sum(group.num_tokens for group in minibatch.values()), Counter()
+            weights, sums = grpo.token_weights(minibatch, ~rewards.isnan(), cfg.loss, cfg.max_new_tokens), Counter()
             ref = group_pass.logprobs_all(reference, minibatch, **scoring) if reference else {}
             group_pass.backward_all(model, minibatch, lambda row: grpo.group_loss(
-                groups[row], advantages[row], num_tokens, sums, old.get(row), ref.get(row), **objective), **scoring)
+                groups[row], advantages[row], weights[row], sums, old.get(row), ref.get(row), **objective), **scoring)
             sums = parallel.reduce(sums, highest=("gap",))
             grad_norm = optim.step(optimizer, parameters, learning_rate, cfg.max_grad_norm, sums["loss"])
             if this.watch(grad_norm, ids=[group.key for group in minibatch.values()]):
@@ -174,7 +213,9 @@ def train(cfg: Config, this: run.Run) -> None:
 
         # 5. Report: numbers for every step, words for some of them
         this.part("report")
-        values = {"phase": phase.number, **rollout_values(batch, groups, scores, rewards, phases),
+        record(sampler, batch, rewards)
+        values = {"phase": phase.number, **rollout_values(batch, groups, scores, rewards, shaped, phases),
+                  "sampling/refills": refill, "sampling/informative": len(informative), **judge_values(judge, scores),
                   **update_values(updates, learning_rate), **retro_values(sampler, phase, batch),
                   **timing(this.times, groups)}
         this.log.metrics(step, values)
@@ -182,12 +223,17 @@ def train(cfg: Config, this: run.Run) -> None:
         keep_words(this.log, step, batch, groups, texts, scores, advantages)
         if cfg.show_every and (step == 1 or step % cfg.show_every == 0):
             show_words(this.log, batch[0], texts[0][0], scores[0][0], log.advice(values))
+        vain.see(cfg, this, values, judge)
 
 
 def read_data(cfg: Config, tokenizer: Tokenizer, say):
     """{id: example}, the phases, and the sampler over both."""
-    examples = data.read_jsonl(cfg.data, need_question=True) if cfg.data else [
-        example for records in (toy.SHORT, toy.LONG) for example in toy.examples(cfg.toy_examples, records, cfg.seed)]
+    shares = data.shares(cfg.task)
+    examples = data.read(cfg.data, need_question=True) if cfg.data else [
+        example for records in (toy.SHORT, toy.LONG)
+        for example in toy.examples(cfg.toy_examples, records, cfg.seed, tasks=tuple(shares) or toy.TASKS[:1])]
+    if shares:
+        examples = data.mix(examples, shares, cfg.seed)
     examples, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
     if num_dropped:
         say(f"{num_dropped} examples dropped: their prompt is longer than {cfg.max_prompt_tokens} tokens")
@@ -231,18 +277,78 @@ def old_logprobs(cfg: Config, model, minibatches, scoring) -> dict:
     return {row: found for part in parts for row, found in part.items()}
 
 
-def rollout_values(batch, groups, scores, rewards, phases) -> dict:
-    """What was sampled, as numbers under TRL's names where it has them."""
+def penalties(cfg: Config, groups) -> torch.Tensor:
+    """(P, G): what each answer loses of its reward for its length."""
+    lengths = torch.tensor([[len(answer.ids) for answer in group.completions] for group in groups])
+    return grpo.overlong_penalty(lengths, cfg.max_new_tokens, cfg.overlong_buffer)
+
+
+def advantages_of(cfg: Config, rewards: torch.Tensor, tasks: list[str]) -> torch.Tensor:
+    """(P, G), exact zeros where a group agrees."""
+    if cfg.advantages in ("grpo", "dr_grpo"):
+        return grpo.group_advantages(rewards, scale=cfg.advantages == "grpo", min_std=cfg.min_reward_std)
+    if cfg.advantages == "task_std":
+        return grpo.task_std_advantages(rewards, tasks, cfg.min_reward_std)
+    return grpo.tmn_advantages(rewards, tasks, reweight=cfg.advantages == "tmn_reweight", min_std=cfg.min_reward_std)
+
+
+def record(sampler, batch, rewards: torch.Tensor) -> None:
+    """What was earned, where anything could be scored, without the penalties for length."""
+    for example, mean_reward in zip(batch, rewards.nanmean(-1).tolist()):
+        if not math.isnan(mean_reward):
+            sampler.record(example.id, mean_reward)
+
+
+@dataclass
+class Vain:
+    """Steps in a row that were in vain: not one group disagreed; the judge left too many answers open. Too many of
+    them end the run, saved."""
+
+    idle: int = 0
+    unjudged: int = 0
+
+    def see(self, cfg: Config, this: run.Run, values: dict, judge) -> None:
+        """The numbers of one more step."""
+        self.idle = 0 if values["sampling/informative"] else self.idle + 1
+        self.unjudged = self.unjudged + 1 if values.get("judge/error_rate", 0) > cfg.max_unscorable else 0
+        if self.unjudged:
+            this.log.say(f"    the judge: {judge.trouble()}")
+        if self.unjudged >= MAX_UNJUDGED_STEPS:
+            this.leave(run.JudgeUnavailable(
+                f"{self.unjudged} steps in a row the judge left over {cfg.max_unscorable:.0%} of the answers it was "
+                f"asked about open, at last {judge.trouble()}; see to it, then go on with the same command"))
+        elif self.idle >= cfg.max_idle_steps:
+            this.leave(DataError(
+                f"in {self.idle} steps in a row there was no group whose answers earned different rewards, the last "
+                f"mean reward was {values['reward']:.3f}: nothing can be learned from these examples; warm up with "
+                "train_sft.py, take easier or harder ones, or raise --group-size, --max-refills or --max-idle-steps"))
+
+    def state_dict(self) -> dict:
+        return {"idle": self.idle, "unjudged": self.unjudged}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.idle, self.unjudged = state["idle"], state["unjudged"]
+
+
+def rollout_values(batch, groups, scores, rewards, shaped, phases) -> dict:
+    """What was sampled, as numbers under TRL's names where it has them; unscorable answers count in none but lengths.
+    `reward` is what is trained on, penalties included; all else called a reward is without them."""
     answers = [completion for group in groups for completion in group.completions]
     lengths = [len(answer.ids) for answer in answers]
-    by_length = {}
-    for example, reward in zip(batch, rewards.mean(-1).tolist()):
+    by_length, by_task = {}, {}
+    for example, reward in zip(batch, rewards.nanmean(-1).tolist()):
         by_length.setdefault(curriculum.bucket(example.length, [p.high for p in phases]), []).append(reward)
+        by_task.setdefault(example.task, []).append(reward)
+    spread = grpo.Spread.of(shaped)
     return {
-        "reward": float(rewards.mean()),
-        "reward_std": float(rewards.std(-1).mean()),
-        "frac_reward_zero_std": float((rewards.amax(-1) == rewards.amin(-1)).float().mean()),
-        **{f"reward_by_len/{name}": mean(values) for name, values in by_length.items()},
+        "reward": number(shaped.nanmean()),
+        "reward_std": float(spread.std.mean()),
+        "frac_reward_zero_std": float(spread.alike.double().mean()),
+        "accuracy": number(rewards.nanmean()),
+        "rewards/rule/mean": mean(score.rule for group in scores for score in group),
+        "rewards/overlong/mean": number((shaped - rewards).nanmean()),
+        **{f"reward_by_len/{name}": mean_of(values) for name, values in by_length.items()},
+        **{f"reward_by_task/{name}": mean_of(values) for name, values in by_task.items() if len(by_task) > 1},
         "entropy": -sum(sum(answer.logprobs) for answer in answers) / max(1, sum(lengths)),    # estimate, all tokens
         "answers/extracted": mean(bool(score.answer) for group in scores for score in group),
         "completions/mean_length": mean(lengths),
@@ -251,6 +357,26 @@ def rollout_values(batch, groups, scores, rewards, phases) -> dict:
         "completions/clipped_ratio": mean(answer.finish_reason == "length" for answer in answers),
         "prompts/mean_length": mean(len(group.prompt_ids) for group in groups),
     }
+
+
+def mean_of(values: list[float]) -> float | None:
+    """Of those that are no NaN; None if all are."""
+    known = [value for value in values if not math.isnan(value)]
+    return mean(known) if known else None
+
+
+def number(value: torch.Tensor) -> float | None:
+    return mean_of([float(value)])
+
+
+def judge_values(judge, scores) -> dict:
+    """What was asked, and what came of it."""
+    if judge is None:
+        return {}
+    counts, verdicts = judge.take(), [s.judge for group in scores for s in group if s.judge is not None]
+    return {"judge/calls": counts["asked"], "judge/cached": counts["cached"],
+            "judge/error_rate": mean([math.isnan(verdict) for verdict in verdicts] or [0.0]),
+            "rewards/judge/mean": mean_of(verdicts) or 0.0, "judge/canaries_wrong": counts["canaries_wrong"]}
 
 
 def update_values(updates: list[tuple[Counter, float]], learning_rate: float) -> dict:
@@ -285,15 +411,18 @@ def keep_words(logger, step, batch, groups, texts, scores, advantages) -> None:
     """Every answer of the step, one line each, in rollouts.jsonl."""
     for row, (example, group) in enumerate(zip(batch, groups)):
         for i, completion in enumerate(group.completions):
-            logger.rollout(step=step, id=example.id, sample=i, question=example.question, gold=example.accepted,
-                           text=texts[row][i], answer=scores[row][i].answer, reward=scores[row][i].reward,
+            score = scores[row][i]
+            logger.rollout(step=step, id=example.id, sample=i, task=example.task, question=example.question,
+                           gold=example.accepted, text=texts[row][i], answer=score.answer, rule=score.rule,
+                           judge=score.judge and mean_of([score.judge]), reward=mean_of([score.reward]),
                            advantage=float(advantages[row][i]), finish_reason=completion.finish_reason)
 
 
 def show_words(logger, example, text, score, hint) -> None:
     """One answer in full, and advice where the numbers call for it."""
+    judged = "" if score.judge is None else f" by the judge, {score.judge:g}"
     logger.say(f"    {example.question} {text}\n    gold {' | '.join(example.accepted)}, extracted {score.answer!r}, "
-               f"reward {score.reward:g}")
+               f"reward {score.reward:g}{judged}")
     if hint:
         logger.say(f"    note: {hint}")
 

@@ -40,9 +40,12 @@ class Config:
     seed: int = 0                       # decides the order of the data and every sample
     model: str = "assets/nano-base"     # a Hugging Face directory; "new" makes the random tiny model of toy.py
     # data
-    data: tuple[str, ...] = ()          # JSONL files with "response" or "text"; none: the toy task, short documents
-    heldout: tuple[str, ...] = ()       # JSONL files to measure accuracy on; none: the toy task's held-out documents
+    data: tuple[str, ...] = ()          # JSONL or parquet files of worked responses, chats or plain text; none: the toy
+                                        # task, short documents
+    heldout: tuple[str, ...] = ()       # files to measure accuracy on; none: the toy task's held-out documents
+    task: tuple[str, ...] = ()          # only examples of these tasks, in these shares: qa=2 f1=1; none: as they come
     toy_examples: int = 4000            # of the toy task, when no --data is given
+    toy_paraphrased: float = 0.0        # share of its responses that name a thing by its other word
     toy_pages: int = 0                  # of the toy task's plain text
     max_prompt_tokens: int = 20000      # longer prompts are dropped and counted, never cut
     # optimisation
@@ -97,7 +100,7 @@ def train(cfg: Config, this: run.Run) -> None:
     torch.set_num_threads(cfg.threads)
     examples, heldout = read_data(cfg)
     if cfg.model == "new" and this.source is None:
-        model, tokenizer = toy.new_model(cfg.seed)
+        model, tokenizer = toy.new_model(cfg.seed, words(examples) if cfg.data else ())
         this.prepare(model.to(this.device, this.weights_dtype))
     else:
         model = Qwen.from_pretrained(this.source or cfg.model, this.weights_dtype, this.device, this.prepare,
@@ -185,18 +188,27 @@ def mean_loss(family: Sequence[Branch], num_examples: int, sums: Counter):
 
 def read_data(cfg: Config):
     """Training and held-out examples: from the files, or made up."""
-    train = data.read_jsonl(cfg.data, need_response=True) if cfg.data else (
-        toy.pages(cfg.toy_pages, cfg.seed) + toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed))
-    heldout = data.read_jsonl(cfg.heldout, need_question=True) if cfg.heldout else (
-        [] if cfg.data else toy.examples(cfg.eval_questions, toy.SHORT, 1, "heldout"))
-    return train, heldout if cfg.eval_every else []
+    shares = data.shares(cfg.task)
+    tasks = tuple(shares) or toy.TASKS[:1]
+    train = data.read(cfg.data, need_response=True) if cfg.data else (
+        toy.pages(cfg.toy_pages, cfg.seed)
+        + toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed, tasks=tasks, paraphrased=cfg.toy_paraphrased))
+    heldout = data.read(cfg.heldout, need_question=True) if cfg.heldout else (
+        [] if cfg.data else toy.examples(cfg.eval_questions, toy.SHORT, 1, "heldout", tasks))
+    return data.mix(train, shares, cfg.seed) if shares else train, heldout if cfg.eval_every else []
+
+
+def words(examples) -> list[str]:
+    """What the tokenizer of a new model is made from."""
+    return [text for e in examples for text in (*[content for _, content in e.messages], e.document, e.question,
+                                                e.response)]
 
 
 def by_document(examples) -> tuple[tuple[int, ...], ...]:
-    """The indices of the examples, those about one document together."""
+    """The indices of the examples, those about one document together; a chat stands alone."""
     found = {}
     for i, example in enumerate(examples):
-        found.setdefault(example.document, []).append(i)
+        found.setdefault(i if example.messages else example.document, []).append(i)
     return tuple(map(tuple, found.values()))
 
 

@@ -20,7 +20,7 @@ class Example:
     (('Oslo', 'oslo'), 'qa')
     >>> Example(id="a2", document="Rain fell.", question="", answer="", task="text").accepted   # pretraining text
     ('',)
-    >>> Example(id="a3", document="", question="", answer="tea\\nsalt", task="f1").task          # a list: an item a line
+    >>> Example(id="a3", document="", question="", answer="tea\\nsalt", task="f1").task      # a list: an item a line
     'f1'
     """
 

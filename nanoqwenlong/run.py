@@ -51,14 +51,20 @@ class OutOfMemory(RuntimeError):
     """Memory that was not enough; the message says where, and what to change."""
 
 
+class JudgeUnavailable(RuntimeError):
+    """A judge that leaves too many answers without a verdict; the message says what it did instead."""
+
+
 class Stopped(Exception):
     """By a signal, with everything saved: start it again and it goes on."""
 
 
-DONE, BAD_DATA, MISSING_INPUT, INTERNAL, IO_ERROR, STOPPED, BAD_CONFIG, INTERRUPTED = 0, 65, 66, 70, 74, 75, 78, 130
+DONE, BAD_DATA, MISSING_INPUT, UNAVAILABLE, INTERNAL, IO_ERROR, STOPPED, BAD_CONFIG, INTERRUPTED = (
+    0, 65, 66, 69, 70, 74, 75, 78, 130)
 EXIT_CODES = {NaNLogits: INTERNAL, parallel.DeviceError: BAD_CONFIG, ConfigError: BAD_CONFIG, DataError: BAD_DATA,
               ModelError: BAD_DATA, FileNotFoundError: MISSING_INPUT, CurriculumError: BAD_CONFIG,
-              SamplingError: BAD_CONFIG, OutOfBlocks: BAD_CONFIG, NonFinite: INTERNAL, OutOfMemory: INTERNAL,
+              JudgeUnavailable: UNAVAILABLE, SamplingError: BAD_CONFIG, OutOfBlocks: BAD_CONFIG, NonFinite: INTERNAL,
+              OutOfMemory: INTERNAL,
               parallel.LostRanks: INTERNAL, Stopped: STOPPED, OSError: IO_ERROR,
               KeyboardInterrupt: INTERRUPTED}                  # the first that fits
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
@@ -67,7 +73,7 @@ STATE = {"step", "ended", "bad_updates", "seconds", "logs", "config", "inputs", 
 # Settings that may change when a run goes on: where it runs, how much it tells, and memory, which costs digits at most.
 FREE = {"preset", "name", "runs_dir", "resume", "dry_run", "steps", "device", "threads", "offload",
         "timeout_minutes", "save_every", "keep", "max_bad_updates", "check_finite", "show_every", "print_every",
-        "checkpointing", "max_tokens", "kv_blocks", "block_size"}
+        "checkpointing", "max_tokens", "kv_blocks", "block_size", "judge_minutes", "judge_concurrency"}
 
 
 def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str]) -> int:
@@ -114,7 +120,7 @@ class Run:
         self.script = Path(inspect.getfile(type(config))).stem
         self.log, self.lock, self.existed, self.begun = Log(None), None, False, False
         self.step, self.done, self.ended, self.bad_updates = 0, 0, False, 0
-        self.asked, self.saving, self.handlers = "", False, {}
+        self.asked, self.leaving, self.saving, self.handlers = "", None, False, {}
         self.started, self.spent = time.monotonic(), 0.0       # now, and seconds of earlier starts
         self.times, self.doing, self.since, self.longest = Counter(), "", 0.0, 0
 
@@ -191,6 +197,8 @@ class Run:
         """Going on with other settings would be another run."""
         now = self.settings
         for name in sorted(now.keys() - FREE):
+            if name == "judge" and is_url(now[name]) and is_url(before.get(name, "")):
+                continue                                                       # the same model is served elsewhere now
             if name in before and before[name] != now[name]:
                 flag = "--" + name.replace("_", "-")
                 raise ConfigError(f"{self.directory} was begun with {flag} {before[name]!r}, now it is {now[name]!r}: "
@@ -236,6 +244,10 @@ class Run:
             state = checkpoint.read_state(self.source)
             checkpoint.load_optimizer(self.source, model, optimizer)
             for name, thing in states.items():
+                if name not in state["states"]:
+                    raise checkpoint.CheckpointError(f"{self.source}/state.json lacks {name!r}: another version of "
+                                                     "this program wrote it; start anew from its weights, with --model "
+                                                     "and another --name")
                 thing.load_state_dict(state["states"][name])
             self.step = self.done = state["step"]
             self.ended, self.bad_updates, self.spent = state["ended"], state["bad_updates"], state["seconds"]
@@ -279,9 +291,11 @@ class Run:
             self.part("")
             self.done = self.step
             bar.update()
-            over, stop = self.done == last or self.ended, parallel.any_rank(bool(self.asked))
+            over, stop = self.done == last or self.ended, parallel.any_rank(bool(self.asked or self.leaving))
             if over or stop or self.done in ends or self.done % self.config.save_every == 0:
                 self._save(ends)
+                if self.leaving:
+                    raise self.leaving
                 if not over:                                                   # also if it was asked while saving
                     self._stop_if_asked()
         bar.close()
@@ -290,6 +304,10 @@ class Run:
         """This step is the last one."""
         self.ended = True
         self.log.say(f"stopped: {why}")
+
+    def leave(self, error: Exception) -> None:
+        """After this step, and saved, the run ends with `error`. All ranks must say so alike."""
+        self.leaving = error
 
     def part(self, name: str, longest: int = 0) -> None:
         """A part of a step begins ("sample", "update", ...), and the one before it ends. longest: tokens of the longest
@@ -428,6 +446,10 @@ class Run:
                                           f"anew under another --name with --max-prompt-tokens {longest * 3 // 4}"))
 
 
+def is_url(where: str) -> bool:
+    return where.startswith(("http://", "https://"))
+
+
 def holds_run(directory: Path) -> bool:
     return any((directory / name).exists() for name in (*FILES, "checkpoints"))
 
@@ -445,9 +467,10 @@ def inputs(config) -> dict[str, str]:
     """{path: sha256} of the files that every start of a run reads again."""
     paths = [path for name in ("data", "heldout", "difficulty") if (given := getattr(config, name, ()))
              for path in ([given] if isinstance(given, str) else given)]
-    if getattr(config, "kl_coef", 0):
-        paths += [str(path) for pattern in ("config.json", "*.safetensors")                     # of the reference
-                  for path in sorted(Path(config.model).glob(pattern))]
+    judge = getattr(config, "judge", "")
+    models = [config.model] * bool(getattr(config, "kl_coef", 0)) + [judge] * bool(judge)
+    paths += [str(path) for directory in models for pattern in ("config.json", "*.safetensors")     # reference, judge
+              for path in sorted(Path(directory).glob(pattern))]
     return {path: checkpoint.digest(Path(path)) for path in paths if Path(path).is_file()}
 
 

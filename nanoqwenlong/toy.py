@@ -10,11 +10,20 @@ Everybody was shown another town and every town was sent another thing, so a que
 its kind (at least four), the others do not matter, and the third kind of question needs two look-ups. Everything is a
 function of the seed. A document belongs to the held-out split by a hash of its text, so training and held-out documents
 are disjoint for every seed.
+
+Two more tasks have graded rewards: f1 asks for several things at once, pairwise for towns in the alphabet's order.
+
+    What did we send Rome, Oslo and Lima?                 ... Therefore, the answer is salt, tea, wool.
+    Order the towns that we showed Tom, Ann and Bob.      ... Therefore, the answer is Bern, Lima, Oslo.
+
+And worked answers may be paraphrased (chai for tea), so that a judge has something to do that no rule can.
 """
 
 import math
 import random
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -29,20 +38,30 @@ PEOPLE = "Tom Ann Bob Eva Jim Kim Leo Mia Ned Pia Ray Sue Ted Una Vic Zoe Abe Be
 TOWNS = """Oslo Bern Rome Lima Cairo Delhi Paris Tokyo Quito Minsk Sofia Dublin Lagos Accra Tunis Riga Turin Leeds Milan
 Kyoto""".split()
 GOODS = "tea salt wool corn silk rice fish milk wine rope coal iron gold clay soap wax oats figs nuts plums".split()
+OTHER_WORDS = dict(zip(GOODS, """chai brine fleece maize satin paddy haddock dairy claret cord coke steel bullion loam
+suds paraffin porridge sultanas almonds prunes""".split()))
+TASKS = ("qa", "f1", "pairwise")
+NUM_NAMED = 3                                                        # in a question of the last two
 SHORT, LONG = (8, 12), (24, 36)                                      # records in a document of either length
 LENGTHS = (80, 200)                                                  # tokens (document + question) that bound them
 PAGE, MENTIONS = (2, 10), 16                                         # different records of a page, and how many in all
 
 
-def examples(num: int, records: tuple[int, int], seed: int, split: str = "train") -> list[Example]:
+def examples(num: int, records: tuple[int, int], seed: int, split: str = "train", tasks: Sequence[str] = TASKS[:1],
+             paraphrased: float = 0.0) -> list[Example]:
     """`num` questions with worked responses, each about its own document of `records` = (fewest, most) records.
-    split: "train" or "heldout"."""
+    split: "train" or "heldout". tasks: each has the same chance. paraphrased: the share of responses to `qa` that name
+    a thing by its other word; the gold answer does not."""
     rng, found, name = random.Random(f"{seed}/{records}/{split}"), [], f"{split}-{records[0]}-{records[1]}-{seed}"
     while len(found) < num:
         shown, received = facts(rng, rng.randint(*records))
         document = write_document(rng, shown, received)
         if split_of(document) == split:
-            found.append(ask(rng, f"{name}-{len(found):05d}", document, shown, received))
+            task = rng.choice(tasks) if len(tasks) > 1 else tasks[0]
+            example = ASK[task](rng, f"{name}-{len(found):05d}", document, shown, received)
+            if paraphrased and rng.random() < paraphrased:
+                example = paraphrase(example)
+            found.append(example)
     return found
 
 
@@ -82,9 +101,38 @@ def ask(rng: random.Random, id: str, document: str, shown: dict[str, str], recei
     return worked(id, document, question, showed(person, town) + sent(town, goods), goods)
 
 
-def worked(id: str, document: str, question: str, quotes: str, answer: str) -> Example:
-    response = f"<think>{quotes}</think> Therefore, the answer is {answer}."
-    return Example(id, document, question, answer, response=response)
+def ask_several(rng: random.Random, id: str, document: str, shown: dict[str, str], received: dict[str, str]
+                ) -> Example:
+    """What several towns were sent."""
+    towns = rng.sample(list(received), NUM_NAMED)
+    question = f"What did we send {', '.join(towns[:-1])} and {towns[-1]}?"
+    return worked(id, document, question, "".join(sent(town, received[town]) for town in towns),
+                  [received[town] for town in towns], "f1")
+
+
+def ask_order(rng: random.Random, id: str, document: str, shown: dict[str, str], received: dict[str, str]) -> Example:
+    """The towns that several people were shown, in the order of the alphabet."""
+    people = rng.sample(list(shown), NUM_NAMED)
+    return worked(id, document, f"Order the towns that we showed {', '.join(people[:-1])} and {people[-1]}.",
+                  "".join(showed(person, shown[person]) for person in people), sorted(shown[p] for p in people),
+                  "pairwise")
+
+
+ASK = dict(zip(TASKS, (ask, ask_several, ask_order)))
+
+
+def worked(id: str, document: str, question: str, quotes: str, answer: str | list[str], task: str = "qa") -> Example:
+    said, gold = (answer, answer) if isinstance(answer, str) else (", ".join(answer), "\n".join(answer))
+    return Example(id, document, question, gold, task,
+                   response=f"<think>{quotes}</think> Therefore, the answer is {said}.")
+
+
+def paraphrase(example: Example) -> Example:
+    """The thing in the answer of a worked response called by its other word, if there is a thing."""
+    if example.task != "qa" or example.answer not in OTHER_WORDS:
+        return example
+    quotes, end = example.response.split("</think>")
+    return replace(example, response=f"{quotes}</think>{end.replace(example.answer, OTHER_WORDS[example.answer])}")
 
 
 def pages(num: int, seed: int) -> list[Example]:
@@ -131,10 +179,11 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 """
 
 
-def new_model(seed: int) -> tuple[Qwen, Tokenizer]:
-    """A random tiny model and its tokenizer (bytes, and one token for each word of the task and of the prompt)."""
+def new_model(seed: int, texts: Sequence[str] = ()) -> tuple[Qwen, Tokenizer]:
+    """A random tiny model and its tokenizer: bytes, and one token for each word of the toy task and of the prompt, or
+    for the words of `texts`."""
     with tempfile.TemporaryDirectory() as directory:
-        vocab_size = save_tokenizer(Path(directory))
+        vocab_size = save_tokenizer(Path(directory), texts)
         tokenizer = Tokenizer(directory)
     config = ModelConfig.from_json({**CONFIG, "vocab_size": vocab_size, "eos_token_id": tokenizer.eos_id}, "toy.CONFIG")
     model = Qwen.random(config, seed)
@@ -158,7 +207,7 @@ def look_one_back(attention, config: ModelConfig, strength: float = 4.0, num_pai
         attention.q_proj.bias[plane + half] = -strength * math.sin(angle)
 
 
-def save_tokenizer(directory: Path) -> int:
+def save_tokenizer(directory: Path, texts: Sequence[str] = ()) -> int:
     """Writes a byte-level BPE tokenizer as Hugging Face saves them; returns its vocabulary size, rounded up to 16."""
     from tokenizers import AddedToken, Tokenizer as BPE, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -168,8 +217,8 @@ def save_tokenizer(directory: Path) -> int:
              "Therefore, the answer is Rome."]
     bpe = BPE(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    bpe.train_from_iterator(words, trainers.BpeTrainer(
-        vocab_size=4096, min_frequency=1, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    bpe.train_from_iterator(texts or words, trainers.BpeTrainer(
+        vocab_size=4096, min_frequency=1 + len(texts) // 10, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     bpe.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     bpe.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
     hf = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>",

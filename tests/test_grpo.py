@@ -2,13 +2,15 @@
 
 import math
 import random
+import statistics
 from collections import Counter
 
 import pytest
 import torch
 from nanoqwenlong import group_pass
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.grpo import group_advantages, group_loss
+from nanoqwenlong.grpo import (group_advantages, group_loss, num_wanted, overlong_penalty, task_std_advantages,
+                               tmn_advantages, token_weights)
 from nanoqwenlong.records import Completion, Group
 from tiny_qwen import random_ids, tiny_qwen
 
@@ -95,6 +97,143 @@ def test_a_batch_of_groups_equals_group_by_group(scale):
     assert torch.equal(group_advantages(rewards.view(4, 10, 6), scale), rows.view(4, 10, 6))
 
 
+# Advantages by task
+
+# What the function released with GoLongRL returns for these rewards, to four decimals.
+THREE, THREE_TASKS = [[1, 0, 0, 0], [1, 1, 1, 0], [.2, .4, .6, .8]], ["em", "em", "rouge_l"]
+TWO, TWO_TASKS = [[1] + [0] * 7, [.5, .5, .5, .6, .5, .5, .5, .5]], ["em", "em"]
+GOLDEN = {
+    "tmn 3": [[1.5, -.5, -.5, -.5], [.5, .5, .5, -1.5], [-1.1619, -.3873, .3873, 1.1619]],
+    "reweighted 3": [[1.926, -.3894, -.3894, -.3894], [.3894, .3894, .3894, -1.926], [-1.1619, -.3873, .3873, 1.1619]],
+    "grpo 2": [[2.4749] + [-.3536] * 7, [-.3535] * 3 + [2.4748] + [-.3535] * 4],
+    "tmn 2": [[3.4826] + [-.4975] * 7, [-.0498] * 3 + [.3483] + [-.0498] * 4],
+    "reweighted 2": [[5.0672] + [-.3419] * 7, [-.082] * 3 + [.2112] + [-.082] * 4]}
+
+
+def test_hole_35_tmn_equals_the_released_function_on_its_golden_vectors():
+    found = {"tmn 3": tmn_advantages(THREE, THREE_TASKS, reweight=False),
+             "reweighted 3": tmn_advantages(THREE, THREE_TASKS), "grpo 2": group_advantages(TWO),
+             "tmn 2": tmn_advantages(TWO, TWO_TASKS, reweight=False), "reweighted 2": tmn_advantages(TWO, TWO_TASKS)}
+    for name, expected in GOLDEN.items():
+        assert (found[name] - torch.tensor(expected)).abs().max() <= 5.1e-5, name
+    for alpha in (0.0, 0.5, 1.0):                     # no bar lies between these rewards for any alpha
+        assert torch.equal(tmn_advantages(THREE, THREE_TASKS, alpha=alpha), found["reweighted 3"])
+
+
+def tmn_by_hand(rewards, tasks, reweight, alpha=0.8):
+    """In plain numbers, prompt by prompt and answer by answer."""
+    kept = {u: [r for r in row if not math.isnan(r)] for u, row in enumerate(rewards)}
+    kept = {u: row for u, row in kept.items() if len(set(row)) > 1}
+    mean = {u: sum(row) / len(row) for u, row in kept.items()}
+    variance = {u: sum((r - mean[u]) ** 2 for r in row) / (len(row) - 1) for u, row in kept.items()}
+    found = [[0.0] * len(row) for row in rewards]
+    for u, row in kept.items():
+        peers = [v for v in kept if tasks[v] == tasks[u]]
+        s = math.sqrt(sum(variance[v] for v in peers) / len(peers))
+        bar = alpha * mean[u] + (1 - alpha) * sum(mean[v] for v in peers) / len(peers)
+        p = sum(r > bar for r in row) / len(row)
+        for j, r in enumerate(rewards[u]):
+            if not math.isnan(r):
+                w = math.exp(0.5 - p) if r > mean[u] else math.exp(p - 0.5)
+                found[u][j] = (r - mean[u]) / (s + 1e-6) * (w if reweight else 1)
+    return torch.tensor(found, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("reweight", [False, True])
+def test_tmn_equals_a_computation_by_hand(reweight):
+    """Unscorable answers, groups that agree, tasks with one prompt and with many; no reward meets a bar."""
+    rng = random.Random(3)
+    for _ in range(200):
+        tasks = [rng.choice("abc") for _ in range(rng.randint(1, 9))]
+        rewards = [[rng.choice([NAN, rng.random(), rng.random(), 0.0, 1.0]) for _ in range(5)] for _ in tasks]
+        rewards[0] = [rng.random()] * 5 if rng.random() < 0.2 else rewards[0]
+        found = tmn_advantages(rewards, tasks, reweight)
+        assert (found - tmn_by_hand(rewards, tasks, reweight)).abs().max() <= 1e-9
+
+
+def test_tmn_of_one_prompt_per_task_is_grpo():
+    rewards = torch.rand(5, 8, generator=torch.Generator().manual_seed(1))
+    assert (tmn_advantages(rewards, "abcde", reweight=False) - group_advantages(rewards)).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("reweight", [False, True])
+def test_the_scale_of_one_tasks_rewards_does_not_matter(reweight):
+    rewards = torch.rand(6, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    scaled = rewards * torch.tensor([1, 1, 1, 0.01, 0.01, 0.01])[:, None]
+    before, after = (tmn_advantages(r, "aaabbb", reweight) for r in (rewards, scaled))
+    assert (before - after).abs().max() <= 5e-3 and torch.equal(before[:3], after[:3])   # 5e-3: eps beside 0.01 * std
+    assert (group_advantages(rewards, scale=False) - group_advantages(scaled, scale=False)).abs().max() > 0.2
+
+
+def test_hole_36_sums_are_zero_before_the_reweighting_and_pushed_up_on_hard_prompts_after_it():
+    rewards, tasks = [[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]], "aaa"
+    assert tmn_advantages(rewards, tasks, reweight=False).sum(-1).abs().max() <= 1e-12
+    hard, easy, even = tmn_advantages(rewards, tasks).sum(-1).tolist()
+    assert hard > 0.5 and easy < -0.5 and abs(even) <= 1e-12
+
+
+def test_hole_34_prompts_that_say_nothing_take_no_part_in_a_tasks_scale():
+    rewards, tasks = [[1, 0, 0, 1], [1, 0, 0, 0]], ["a", "a"]
+    for silent in ([0.3] * 4, [NAN] * 4, [NAN, NAN, 1, NAN]):
+        for reweight in (False, True):
+            found = tmn_advantages([*rewards, silent], [*tasks, "a"], reweight)
+            assert torch.equal(found[:2], tmn_advantages(rewards, tasks, reweight)) and not found[2].any()
+
+
+def test_a_reward_that_equals_its_groups_mean_is_not_above_it():
+    """Whatever rounding makes of the mean: of 0, 1/10, 2/10, ... half are above, w = 1."""
+    for n in range(3, 40, 2):
+        rewards = [[i / 10 for i in range(n)]]
+        for alpha in (0.0, 0.5, 0.8):
+            assert (tmn_advantages(rewards, "a", alpha=alpha)[0].sum() < 0) == (
+                (tmn_by_hand([[float(i) for i in range(n)]], "a", True, 1.0)[0].sum() < 0)), (n, alpha)
+
+
+def test_the_tasks_std_is_that_of_all_its_rewards_and_the_mean_the_groups():
+    """QwenLong-L1.5 Eq. 7."""
+    rewards, tasks = [[1.0, 0, NAN], [0.5, 0.5, 0.5], [0, 0, 0.3]], ["a", "a", "b"]
+    a, b = statistics.stdev([1, 0, .5, .5, .5]), statistics.stdev([0, 0, .3])
+    expected = torch.tensor([[.5 / a, -.5 / a, 0], [0, 0, 0], [-.1 / b, -.1 / b, .2 / b]])
+    assert (task_std_advantages(rewards, tasks) - expected).abs().max() <= 1e-5
+
+
+def test_hole_38_a_spread_below_the_least_one_is_no_spread():
+    rewards = [[0.5, 0.501, 0.5, 0.5], [0.5, 0.6, 0.5, 0.5]]
+    for advantages in (group_advantages(rewards, min_std=0.01), tmn_advantages(rewards, "ab", min_std=0.01),
+                       task_std_advantages(rewards, "ab", min_std=0.01)):
+        assert not advantages[0].any() and advantages[1].abs().min() > 0.1
+
+
+# The penalty for length, and how many more prompts are wanted
+
+def test_the_penalty_for_length_is_that_of_the_paper():
+    """Eq. 7 with 10,000 tokens and a buffer of 1,000."""
+    lengths = torch.tensor([[1, 9000, 9001, 9250], [9500, 9999, 10000, 12000]])
+    expected = torch.tensor([[0, 0, 0.001, 0.25], [0.5, 0.999, 1, 1]])
+    assert (overlong_penalty(lengths, 10000, 1000) - expected).abs().max() <= 1e-7
+    assert not overlong_penalty(lengths, 10000, 0).any()
+
+
+def test_hole_12_what_selects_a_group_is_what_its_advantages_are_made_of():
+    """All right but of different lengths: kept. Right at full length and wrong: the shaped rewards agree: not kept."""
+    lengths = torch.tensor([[9000, 10000], [10000, 500]])
+    shaped = torch.tensor([[1.0, 1], [1, 0]]) - overlong_penalty(lengths, 10000, 1000)
+    assert group_advantages(shaped).any(-1).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.01, 0.3, 1.0])
+def test_more_prompts_are_wanted_as_long_as_groups_are_missing_and_never_more_than_at_first(rate):
+    rng = random.Random(4)
+    for _ in range(200):
+        informative = sampled = 0
+        wanted = first = rng.randint(1, 64)
+        for _ in range(50):
+            sampled, informative = sampled + wanted, informative + sum(rng.random() < rate for _ in range(wanted))
+            wanted = num_wanted(first, informative, sampled)
+            assert 0 <= wanted <= first and (wanted == 0) == (informative >= first)
+        assert rate == 0 or wanted == 0 or rate == 0.01
+
+
 # A group's loss
 
 TEMPERATURE = 0.9
@@ -125,9 +264,10 @@ def off_policy(group: Group) -> Group:
         for c in group.completions))
 
 
-def by_hand(model, groups, advantages, on_policy, ref=None, kl_coef=0.0):
-    """sum over all tokens / number of all tokens, each answer as a whole sequence through model.logits."""
+def by_hand(model, groups, advantages, on_policy, ref=None, kl_coef=0.0, kind="dapo", entropy_coef=0.0):
+    """The losses' sums by the papers' denominators, each answer as a whole sequence through model.logits."""
     total, num_tokens, gap, entropy, kl = 0.0, 0, 0.0, 0.0, 0.0
+    all_tokens, num_answers = sum(g.num_tokens for g in groups), sum(len(g.completions) for g in groups)
     for g, group in enumerate(groups):
         for i, answer in enumerate(group.completions):
             logits = model.logits(torch.tensor(group.prompt_ids + answer.ids))[len(group.prompt_ids) - 1:-1]
@@ -140,21 +280,24 @@ def by_hand(model, groups, advantages, on_policy, ref=None, kl_coef=0.0):
             if ref is not None:
                 k3 = (ref[g][i] - logprobs).exp() - (ref[g][i] - logprobs) - 1
                 losses, kl = losses + kl_coef * k3, kl + float(k3.detach().sum())
-            total, num_tokens = total + losses.sum(), num_tokens + len(answer.ids)
+            losses = losses + entropy_coef * (table.exp() * table).sum(-1)
+            divisor = {"dapo": all_tokens, "grpo": num_answers * len(answer.ids), "dr_grpo": num_answers * 8}[kind]
+            total, num_tokens = total + losses.sum() / divisor, num_tokens + len(answer.ids)
             gap = max(gap, float((logprobs.detach() - sampled).abs().max())) if on_policy else 0.0
             entropy -= float((table.exp() * table).detach().sum())
     model.zero_grad()
-    (total / num_tokens).backward()
-    return gradient(model), {"loss": float(total.detach() / num_tokens), "num_tokens": num_tokens, "gap": gap,
+    total.backward()
+    return gradient(model), {"loss": float(total.detach()), "num_tokens": num_tokens, "gap": gap,
                              "entropy": entropy, "kl": kl}
 
 
-def step(model, groups, advantages, on_policy, max_tokens, ref=None, **objective):
+def step(model, groups, advantages, on_policy, max_tokens, ref=None, kind="dapo", scored=None, **objective):
     model.zero_grad()
-    sums, num_tokens = Counter(), sum(group.num_tokens for group in groups)
+    sums, scored = Counter(), torch.ones_like(advantages, dtype=bool) if scored is None else scored
+    weights = token_weights(dict(enumerate(groups)), scored, kind, max_new_tokens=8)
     for g, group in enumerate(groups):
         old = None if on_policy else [answer.logprobs for answer in group.completions]
-        loss = group_loss(group, advantages[g], num_tokens, sums, old, ref and ref[g], **objective)
+        loss = group_loss(group, advantages[g], weights[g], sums, old, ref and ref[g], **objective)
         group_pass.backward(model, group.stem, group.branches, loss, TEMPERATURE, max_tokens)
     return gradient(model), sums
 
@@ -186,6 +329,32 @@ def test_the_old_logprobs_matter_only_off_policy(model, groups):
         a, b = (step(model, gs, advantages, on_policy, 10**6)[0] for gs in (groups, moved))
         return all(torch.equal(a[name], b[name]) for name in a)
     assert same(on_policy=True) and not same(on_policy=False)
+
+
+@pytest.mark.parametrize("kind, entropy_coef", [("grpo", 0.0), ("dr_grpo", 0.0), ("dapo", 0.02), ("grpo", 0.02)])
+def test_each_papers_denominator_and_the_entropy_bonus(model, groups, kind, entropy_coef):
+    """GRPO: each answer's mean, then the mean of answers; Dr. GRPO: by the longest answer there may be; the bonus is
+    weighed as the losses are. In any micro-batches."""
+    groups, advantages = [off_policy(group) for group in groups], group_advantages(REWARDS)
+    expected, values = by_hand(model, groups, advantages, False, kind=kind, entropy_coef=entropy_coef)
+    for max_tokens in (1, 40, 10**6):
+        found, sums = step(model, groups, advantages, False, max_tokens, kind=kind, entropy_coef=entropy_coef)
+        for name in expected:
+            assert (found[name] - expected[name]).abs().max() <= 1e-12 * expected[name].abs().max(), name
+        assert abs(sums["loss"] - values["loss"]) <= 1e-12
+
+
+@pytest.mark.parametrize("kind", ["dapo", "grpo", "dr_grpo"])
+def test_an_unscorable_answer_changes_nothing(model, groups, kind):
+    """The gradient is that of the group without it, a KL term included."""
+    rewards = torch.cat([REWARDS, torch.full((3, 1), NAN)], dim=1)
+    ref = [group_pass.logprobs(tiny_qwen(seed=5), g.stem, g.branches, TEMPERATURE) for g in groups]
+    more = [Group(g.key, g.prompt_ids, (*g.completions, g.completions[0])) for g in groups]
+    with_it, _ = step(model, more, group_advantages(rewards), True, 10**6, [r + r[:1] for r in ref], kind,
+                      ~rewards.isnan(), kl_coef=0.1)
+    without, _ = step(model, groups, group_advantages(REWARDS), True, 10**6, ref, kind, kl_coef=0.1)
+    for name in without:
+        assert (with_it[name] - without[name]).abs().max() <= 1e-12 * without[name].abs().max(), name
 
 
 def test_groups_that_agree_give_no_gradient_at_all(model, groups):
