@@ -21,6 +21,16 @@ def test_a_picture_of_a_small_run(tmp_path):
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_metrics_of_several_runs(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n{"step": 2, "reward": null}\n')
+    runs = [str(tmp_path / name) for name in ("a", "b")]
+    assert plot.main([*runs, "--metric", "reward", "entropy", "--out", str(tmp_path / "ab.png")]) == 0
+    assert (tmp_path / "ab.png").read_bytes().startswith(b"\x89PNG")
+    assert plot.main(runs) == 78 and "--metric" in capsys.readouterr().err
+
+
 def test_an_unfinished_run_gets_one_sentence(tmp_path, capsys):
     assert plot.main([str(tmp_path)]) == 66
     assert "metrics.jsonl" in capsys.readouterr().err

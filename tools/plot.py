@@ -1,6 +1,9 @@
-"""A picture of a demo run: python -m tools.plot runs/demo-0 [--out docs/demo.png]   (needs `pip install ".[plots]"`)
+"""Pictures of runs (needs `pip install ".[plots]"`):
 
-Left: the mean reward of each RL step on its phase's documents (rl/metrics.jsonl), a moving average over it, as dots the
+    python -m tools.plot runs/demo-0 [--out docs/demo.png]                          a demo run
+    python -m tools.plot runs/a runs/b --metric reward entropy --out ab.png         metrics of one run or several
+
+Of metrics there is one panel each, a line for each run: a moving average over 15 steps. Of a demo, left: the mean reward of each RL step on its phase's documents (rl/metrics.jsonl), a moving average over it, as dots the
 hard examples of earlier phases that came back, and the border between the phases. Right: held-out accuracy by document
 length for each model of table.json, with its 95 % interval.
 """
@@ -65,6 +68,27 @@ def draw(run: Path, out: Path) -> None:
     print(f"wrote {out}")
 
 
+def draw_metrics(runs: list[Path], metrics: list[str], out: Path) -> None:
+    """A panel per metric, a line per run; steps without the metric are left out."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    figure, panels = pyplot.subplots(1, len(metrics), figsize=(4 * len(metrics), 3.2), squeeze=False)
+    for axes, metric in zip(panels[0], metrics):
+        for number, run in enumerate(runs):
+            points = [(s["step"], s[metric]) for s in read_metrics(run / "metrics.jsonl") if s.get(metric) is not None]
+            if points:
+                x, y = zip(*points)
+                axes.plot(x, y, color=f"C{number}", alpha=0.2, linewidth=0.8)
+                axes.plot(x, moving_average(y, 15), color=f"C{number}", label=run.name)
+        axes.set(xlabel="RL step", title=metric)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(out, dpi=150)
+    print(f"wrote {out}")
+
+
 def label(model: str) -> str:
     """A short name for a model directory: its run and step, or its own name."""
     path = Path(model)
@@ -74,17 +98,23 @@ def label(model: str) -> str:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.plot", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a directory with rl/metrics.jsonl and table.json (recipes/demo.sh)")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="run",
+                        help="with --metric run directories, else the directory of a demo (recipes/demo.sh)")
+    parser.add_argument("--metric", nargs="+", help="keys of metrics.jsonl")
     parser.add_argument("--out", type=Path, help="the PNG (default: RUN/curve.png)")
     args = parser.parse_args(argv)
+    out = args.out or args.runs[0] / "curve.png"
+    if not args.metric and len(args.runs) > 1:
+        print("several runs are drawn metric by metric: give --metric", file=sys.stderr)
+        return 78
     try:
-        draw(args.run, args.out or args.run / "curve.png")
+        draw_metrics(args.runs, args.metric, out) if args.metric else draw(args.runs[0], out)
     except FileNotFoundError as error:
-        print(f"{error.filename} is not there; give the directory of a finished demo", file=sys.stderr)
+        print(f"{error.filename} is not there; give the directory of a finished run or demo", file=sys.stderr)
         return 66
     except (OSError, ValueError, KeyError, ZeroDivisionError) as error:
-        print(f"{args.run} cannot be drawn ({type(error).__name__}: {error}); it should hold the whole metrics.jsonl "
-              "of an RL run and the table.json of eval.py", file=sys.stderr)
+        print(f"{args.runs[0]} cannot be drawn ({type(error).__name__}: {error}); a run should hold a whole "
+              "metrics.jsonl, a demo that of an RL run and the table.json of eval.py", file=sys.stderr)
         return 65
     except ImportError:
         print('matplotlib is not installed: pip install ".[plots]"', file=sys.stderr)

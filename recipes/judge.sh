@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# RL with a judge at toy scale: answers that name a thing by its other word (chai for tea) are wrong to the rule and
+# right to the judge, a tiny model of our own that is trained here for the purpose. About ten minutes on one CPU core.
+#
+#     bash recipes/judge.sh                                 then look at runs/judge/curve.png
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python} seed=${SEED:-0} runs=runs/judge
+flags=(--runs-dir "$runs" --seed "$seed")
+last() { printf '%s\n' "$runs/$1"/checkpoints/step_* | tail -n 1; }
+mkdir -p "$runs"
+
+echo "== 1. A judge: pairs of answers, the same or not, as its prompt shows them"
+$python -m tools.judge_data 6000 > "$runs/judge.jsonl"
+$python train_sft.py "${flags[@]}" --name judge --model new --data "$runs/judge.jsonl" --learning-rate 3e-3 \
+    --steps 600 --final-fraction 0.1 --eval-every 0
+
+echo "== 2. Warm-up on answers of which half name a thing by its other word"
+$python train_sft.py "${flags[@]}" --name sft --toy-paraphrased 0.5 --steps 200 --eval-every 0
+
+echo "== 3. RL with the rule alone, and with the judge for what the rule rejects"
+$python train_rl.py "${flags[@]}" --name rule --model "$(last sft)" --phase-steps 20 60
+$python train_rl.py "${flags[@]}" --name judged --model "$(last sft)" --phase-steps 20 60 --judge "$(last judge)"
+
+echo "== 4. Held-out accuracy, by the rule and by rule and judge"
+$python eval.py --model "$(last sft)" "$(last rule)" "$(last judged)" | tee "$runs/rule.md"
+$python eval.py --model "$(last sft)" "$(last rule)" "$(last judged)" --judge "$(last judge)" | tee "$runs/judged.md"
+$python -m tools.plot "$runs/rule" "$runs/judged" --metric reward rewards/rule/mean judge/calls --out "$runs/curve.png"
