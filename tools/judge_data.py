@@ -13,7 +13,7 @@ import sys
 from nanoqwenlong import toy
 from nanoqwenlong.judge import CANARIES, Question, nonce, prompt
 
-REPLIES = {1.0: "They are the same.\n[[YES]]", 0.0: "They differ.\n[[NO]]"}
+VERDICTS = {1.0: "[[YES]]", 0.0: "[[NO]]"}
 
 
 def rows(num: int, seed: int = 0):
@@ -21,7 +21,8 @@ def rows(num: int, seed: int = 0):
     rng = random.Random(seed)
     for number in range(num):
         question, same = rng.choice(CANARIES) if rng.random() < 0.1 else pair(rng)
-        yield {"prompt": prompt(question, nonce(question, seed=rng.randrange(10**9))), "completion": REPLIES[same]}
+        yield {"prompt": prompt(question, nonce(question, seed=rng.randrange(10**9))),
+               "completion": f"{question.answer} / {question.golds[0]}\n{VERDICTS[same]}"}
 
 
 def pair(rng: random.Random) -> tuple[Question, float]:
