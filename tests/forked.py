@@ -175,7 +175,7 @@ class Points:
         return opened
 
 
-def score_by_text(texts, examples):
+def score_by_text(texts, examples, judge=None):
     """Stands in for the rule: a function of the text under which answers to one question disagree."""
     return [[rewards.Score(float(sum(map(ord, text)) % 2), 0.0, None, text) for text in group] for group in texts]
 

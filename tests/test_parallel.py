@@ -118,7 +118,7 @@ def disagree(patch) -> None:
         now[:] = options["seed"]
         return sample(self, prompts, **options)
 
-    def score_all(texts, examples):
+    def score_all(texts, examples, judge=None):
         step, last = now[1], len(texts) - 1
         informative = {2: [], 3: [last], 4: range(1, last + 1)}.get(step, range(last + 1))
         return [[rewards.Score(float(len(text) + i) % 3 if row in informative else 1.0, 0.0, None, text)

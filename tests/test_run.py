@@ -421,7 +421,7 @@ def test_lines_after_the_last_checkpoint_are_cut_and_written_again(in_tmp, small
     assert steps_of() == [1, 2, 3, 4] and (DIRECTORY / "skipped.jsonl").read_text() == ""
 
 
-def learnable(texts, examples):
+def learnable(texts, examples, judge=None):
     """Stands in for the rule, so that groups disagree."""
     from nanoqwenlong import rewards
     return [[rewards.Score(float(i % 2), 0.0, None, text) for i, text in enumerate(group)] for group in texts]

@@ -107,7 +107,7 @@ def test_the_same_seed_is_the_same_run_and_another_seed_another(in_tmp, toy_dire
 
 def learnable(rewards):
     """Stands in for the rule: an answer earns 1 if its first character's code is even, so groups disagree."""
-    def score_all(texts, examples):
+    def score_all(texts, examples, judge=None):
         return [[rewards.Score(float(len(text) % 2), 0.0, None, text) for text in group] for group in texts]
     return score_all
 
@@ -140,7 +140,7 @@ def test_old_log_probs_are_computed_only_where_they_are_asked_for(in_tmp, toy_di
     """From the second update on, before the first. The sampler's and the recomputed ones lead to the same run. (Every
     group disagrees: its answers earn 0, 1, 0.)"""
     from nanoqwenlong import group_pass, optim, rewards
-    monkeypatch.setattr(train_rl, "score_all", lambda texts, examples: [
+    monkeypatch.setattr(train_rl, "score_all", lambda texts, examples, judge: [
         [rewards.Score(float(i % 2), 0.0, None, text) for i, text in enumerate(group)] for group in texts])
     events, logprobs, step = [], group_pass.logprobs, optim.step
     monkeypatch.setattr(group_pass, "logprobs", lambda *a, **k: (events.append("old"), logprobs(*a, **k))[1])
