@@ -161,8 +161,7 @@ def train(cfg: Config, this: run.Run) -> None:
     judge = connect(cfg.judge, cfg.judge_model, os.environ.get("JUDGE_API_KEY", ""), seed=cfg.seed, device=this.device,
                     dtype=this.dtype, prepare=this.prepare, deadline=60 * cfg.judge_minutes,
                     concurrency=cfg.judge_concurrency) if cfg.judge else None
-    vain = Vain()
-    this.begin(model, tokenizer, optimizer, sampler=sampler, vain=vain, **{"judge": judge} if judge else {})
+    this.begin(model, tokenizer, optimizer, sampler=sampler, **{"judge": judge} if judge else {})
     for phase in phases:
         num_examples = len(sampler.members[phase.number])
         this.log.say(f"phase {phase.number}: {num_examples} examples of {phase.low + 1} to {phase.high} tokens, "
@@ -170,8 +169,7 @@ def train(cfg: Config, this: run.Run) -> None:
 
     plan = [phase for phase in phases for _ in range(phase.num_steps)][:cfg.steps or None]
     for step in this.steps(len(plan), ends=set(accumulate(phase.num_steps for phase in phases))):
-        phase, batch, groups, texts, scores = plan[step - 1], [], [], [], []
-        wanted = num_groups = min(cfg.prompts_per_step, len(sampler.members[phase.number]))
+        phase, batch, groups, texts, scores, wanted = plan[step - 1], [], [], [], [], cfg.prompts_per_step
         for refill in range(1 + cfg.max_refills):
             # 1. Roll out: this phase's examples and the hard ones kept from earlier phases, G answers each
             drawn = [examples[key] for key in sampler.draw(phase, wanted)]
@@ -184,14 +182,14 @@ def train(cfg: Config, this: run.Run) -> None:
             texts += [[tokenizer.decode(c.ids) for c in group.completions] for group in groups[len(batch):]]
             scores += score_all(texts[len(batch):], drawn, judge)
             batch += drawn
-            rewards = torch.tensor([[s.reward for s in group] for group in scores]).double()          # (P, G)
+            rewards = torch.tensor([[s.reward for s in group] for group in scores], dtype=torch.float64)      # (P, G)
             shaped = rewards - penalties(cfg, groups)
             advantages = advantages_of(cfg, shaped, [e.task for e in batch])
 
             # 3. Select: a group that agrees with itself teaches nothing; if too many do, others are rolled out
             informative = [row for row in range(len(groups)) if advantages[row].any()]
-            wanted = grpo.num_wanted(num_groups, len(informative), len(groups))
-            if not wanted:
+            num_groups = num_groups if refill else len(drawn)
+            if not (wanted := grpo.num_wanted(num_groups, len(informative), len(groups))):
                 break
         minibatches = [{row: groups[row] for row in informative[i::cfg.updates_per_step]}
                        for i in range(cfg.updates_per_step)]
@@ -215,7 +213,7 @@ def train(cfg: Config, this: run.Run) -> None:
         this.part("report")
         record(sampler, batch, rewards)
         values = {"phase": phase.number, **rollout_values(batch, groups, scores, rewards, shaped, phases),
-                  "sampling/refills": refill, "sampling/informative": len(informative), **judge_values(judge, scores),
+                  **sampling_values(rewards, num_groups, len(informative), refill), **judge_values(judge, scores),
                   **update_values(updates, learning_rate), **retro_values(sampler, phase, batch),
                   **timing(this.times, groups)}
         this.log.metrics(step, values)
@@ -223,7 +221,7 @@ def train(cfg: Config, this: run.Run) -> None:
         keep_words(this.log, step, batch, groups, texts, scores, advantages)
         if cfg.show_every and (step == 1 or step % cfg.show_every == 0):
             show_words(this.log, batch[0], texts[0][0], scores[0][0], log.advice(values))
-        vain.see(cfg, this, values, judge)
+        tell_and_stop(cfg, this, values, judge)
 
 
 def read_data(cfg: Config, tokenizer: Tokenizer, say):
@@ -299,35 +297,26 @@ def record(sampler, batch, rewards: torch.Tensor) -> None:
             sampler.record(example.id, mean_reward)
 
 
-@dataclass
-class Vain:
-    """Steps in a row that were in vain: not one group disagreed; the judge left too many answers open. Too many of
-    them end the run, saved."""
-
-    idle: int = 0
-    unjudged: int = 0
-
-    def see(self, cfg: Config, this: run.Run, values: dict, judge) -> None:
-        """The numbers of one more step."""
-        self.idle = 0 if values["sampling/informative"] else self.idle + 1
-        self.unjudged = self.unjudged + 1 if values.get("judge/error_rate", 0) > cfg.max_unscorable else 0
-        if self.unjudged:
-            this.log.say(f"    the judge: {judge.trouble()}")
-        if self.unjudged >= MAX_UNJUDGED_STEPS:
-            this.leave(run.JudgeUnavailable(
-                f"{self.unjudged} steps in a row the judge left over {cfg.max_unscorable:.0%} of the answers it was "
-                f"asked about open, at last {judge.trouble()}; see to it, then go on with the same command"))
-        elif self.idle >= cfg.max_idle_steps:
-            this.leave(DataError(
-                f"in {self.idle} steps in a row there was no group whose answers earned different rewards, the last "
-                f"mean reward was {values['reward']:.3f}: nothing can be learned from these examples; warm up with "
-                "train_sft.py, take easier or harder ones, or raise --group-size, --max-refills or --max-idle-steps"))
-
-    def state_dict(self) -> dict:
-        return {"idle": self.idle, "unjudged": self.unjudged}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.idle, self.unjudged = state["idle"], state["unjudged"]
+def tell_and_stop(cfg: Config, this: run.Run, values: dict, judge) -> None:
+    """What went wrong with rewards in this step. After too many steps in a row in which the judge left too much open,
+    or in which not one group disagreed, the run ends, saved."""
+    unjudged = this.in_a_row("unjudged", values.get("judge/error_rate", 0) > cfg.max_unscorable)
+    idle = this.in_a_row("idle", not values["sampling/informative"])
+    if cfg.max_refills and values["sampling/missing"]:
+        this.log.say(f"    {values['sampling/missing']} groups are missing after {cfg.max_refills} refills: "
+                     f"{values['sampling/informative']} disagreed, {values['sampling/all_wrong']} were all wrong, "
+                     f"{values['sampling/all_right']} all right")
+    if unjudged:
+        this.log.say(f"    the judge: {judge.trouble()}")
+    if unjudged >= MAX_UNJUDGED_STEPS:
+        this.leave(run.JudgeUnavailable(
+            f"{unjudged} steps in a row the judge left over {cfg.max_unscorable:.0%} of the answers it was asked about "
+            f"open, at last: {judge.trouble()}; see to it, then go on with the same command"))
+    elif idle >= cfg.max_idle_steps:
+        this.leave(DataError(
+            f"in {idle} steps in a row no group's answers earned different rewards, the last mean reward was "
+            f"{values['reward']}: nothing can be learned from these examples; warm up with train_sft.py, take easier or "
+            "harder ones, or raise --group-size, --max-refills or --max-idle-steps"))
 
 
 def rollout_values(batch, groups, scores, rewards, shaped, phases) -> dict:
@@ -367,6 +356,14 @@ def mean_of(values: list[float]) -> float | None:
 
 def number(value: torch.Tensor) -> float | None:
     return mean_of([float(value)])
+
+
+def sampling_values(rewards: torch.Tensor, num_wanted: int, num_informative: int, refills: int) -> dict:
+    """Dynamic sampling: rounds of more prompts, groups that disagree, how many of those are missing, and why."""
+    known = rewards.nan_to_num(0.5)
+    return {"sampling/refills": refills, "sampling/informative": num_informative,
+            "sampling/missing": max(0, num_wanted - num_informative),
+            "sampling/all_wrong": int((known == 0).all(-1).sum()), "sampling/all_right": int((known == 1).all(-1).sum())}
 
 
 def judge_values(judge, scores) -> dict:

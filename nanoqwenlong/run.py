@@ -69,7 +69,7 @@ EXIT_CODES = {NaNLogits: INTERNAL, parallel.DeviceError: BAD_CONFIG, ConfigError
               KeyboardInterrupt: INTERRUPTED}                  # the first that fits
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-STATE = {"step", "ended", "bad_updates", "seconds", "logs", "config", "inputs", "states"}         # keys of state.json
+STATE = {"step", "ended", "streaks", "seconds", "logs", "config", "inputs", "states"}         # keys of state.json
 # Settings that may change when a run goes on: where it runs, how much it tells, and memory, which costs digits at most.
 FREE = {"preset", "name", "runs_dir", "resume", "dry_run", "steps", "device", "threads", "offload",
         "timeout_minutes", "save_every", "keep", "max_bad_updates", "check_finite", "show_every", "print_every",
@@ -119,7 +119,7 @@ class Run:
         self.config, self.directory, self.source = config, None, None
         self.script = Path(inspect.getfile(type(config))).stem
         self.log, self.lock, self.existed, self.begun = Log(None), None, False, False
-        self.step, self.done, self.ended, self.bad_updates = 0, 0, False, 0
+        self.step, self.done, self.ended, self.streaks = 0, 0, False, {}
         self.asked, self.leaving, self.saving, self.handlers = "", None, False, {}
         self.started, self.spent = time.monotonic(), 0.0       # now, and seconds of earlier starts
         self.times, self.doing, self.since, self.longest = Counter(), "", 0.0, 0
@@ -250,7 +250,7 @@ class Run:
                                                      "and another --name")
                 thing.load_state_dict(state["states"][name])
             self.step = self.done = state["step"]
-            self.ended, self.bad_updates, self.spent = state["ended"], state["bad_updates"], state["seconds"]
+            self.ended, self.streaks, self.spent = state["ended"], state["streaks"], state["seconds"]
             saved = state["logs"]
         parallel.on_all_ranks(lambda: parallel.rank() == 0 and self._open(saved), "cannot begin the run")
         self.begun = True
@@ -329,17 +329,21 @@ class Run:
     def watch(self, norm: float, ids: Sequence) -> bool:
         """Whether an update was made, `norm` being what optim.step returned. If not, the ids of its examples go to
         skipped.jsonl; raises NonFinite after --max-bad-updates of them in a row."""
-        if math.isfinite(norm):
-            self.bad_updates = 0
+        bad_updates = self.in_a_row("bad updates", not math.isfinite(norm))
+        if not bad_updates:
             return True
-        self.bad_updates += 1
         self.log.skipped(step=self.step, ids=list(ids))
         self.log.say(f"    step {self.step}: the loss or its gradient is not finite; nothing was updated")
-        if self.bad_updates >= self.config.max_bad_updates:
-            raise NonFinite(f"the loss or its gradient was not finite {self.bad_updates} times in a row, up to step "
+        if bad_updates >= self.config.max_bad_updates:
+            raise NonFinite(f"the loss or its gradient was not finite {bad_updates} times in a row, up to step "
                             f"{self.step}; nothing was updated (the examples are in skipped.jsonl): look at them, or "
                             "start from the last checkpoint under another --name with a lower --learning-rate")
         return False
+
+    def in_a_row(self, what: str, happened: bool) -> int:
+        """How many times in a row, this time included, `what` has happened; a resumed run counts on."""
+        self.streaks[what] = self.streaks.get(what, 0) + 1 if happened else 0
+        return self.streaks[what]
 
     def _save(self, ends: Collection[int]) -> None:
         if self.directory is None:
@@ -347,7 +351,7 @@ class Run:
         self.saving = True
         path = self.directory / "checkpoints" / checkpoint.name_of(self.done)
         sizes, = parallel.on_all_ranks(self.log.sizes, "cannot sync the logs")[:1]
-        state = {"step": self.done, "ended": self.ended, "bad_updates": self.bad_updates, "seconds": self.seconds,
+        state = {"step": self.done, "ended": self.ended, "streaks": self.streaks, "seconds": self.seconds,
                  "logs": sizes, "config": self.settings, "inputs": self.inputs,
                  "states": {name: thing.state_dict() for name, thing in self.states.items()}}
         checkpoint.save(path, self.model, self.tokenizer, self.optimizer, state)

@@ -175,7 +175,7 @@ LOST = {
     "since_best": (IN_SFT, lose(lambda state: state["states"]["patience"].update(since_best=0))),
     "seconds": (IN_SFT, lose(lambda state: state.update(seconds=0.0))),
     "ended": (AFTER_SFT, lose(lambda state: state.update(ended=False))),
-    "bad_updates": (IN_BAD, lose(lambda state: state.update(bad_updates=0))),
+    "streaks": (IN_BAD, lose(lambda state: state.update(streaks={}))),
 }
 
 

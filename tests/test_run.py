@@ -509,7 +509,7 @@ def test_an_update_that_is_not_finite_is_not_made_and_the_run_goes_on(in_tmp, sm
         len(row["ids"]) == 2 and all(name.startswith("train-") for name in row["ids"]) for row in skipped)
     assert capsys.readouterr().out.count("is not finite; nothing was updated") == 2
     state = json.loads((DIRECTORY / "checkpoints/step_000005/state.json").read_text())
-    assert state["bad_updates"] == 0
+    assert state["streaks"]["bad updates"] == 0
 
 
 def test_too_many_in_a_row_end_the_run(in_tmp, small, monkeypatch, capsys):
