@@ -315,13 +315,13 @@ def tell_and_stop(cfg: Config, this: run.Run, values: dict, judge) -> None:
     elif idle >= cfg.max_idle_steps:
         this.leave(DataError(
             f"in {idle} steps in a row no group's answers earned different rewards, the last mean reward was "
-            f"{values['reward']}: nothing can be learned from these examples; warm up with train_sft.py, take easier or "
-            "harder ones, or raise --group-size, --max-refills or --max-idle-steps"))
+            f"{values['reward']}: nothing can be learned from these examples; warm up with train_sft.py, take easier "
+            "or harder ones, or raise --group-size, --max-refills or --max-idle-steps"))
 
 
 def rollout_values(batch, groups, scores, rewards, shaped, phases) -> dict:
-    """What was sampled, as numbers under TRL's names where it has them; unscorable answers count in none but lengths.
-    `reward` is what is trained on, penalties included; all else called a reward is without them."""
+    """What was sampled, as numbers under TRL's names where it has them. Unscorable answers are in no reward. `reward`
+    is what is trained on, penalties for length included; all else called a reward is without them."""
     answers = [completion for group in groups for completion in group.completions]
     lengths = [len(answer.ids) for answer in answers]
     by_length, by_task = {}, {}
@@ -363,7 +363,8 @@ def sampling_values(rewards: torch.Tensor, num_wanted: int, num_informative: int
     known = rewards.nan_to_num(0.5)
     return {"sampling/refills": refills, "sampling/informative": num_informative,
             "sampling/missing": max(0, num_wanted - num_informative),
-            "sampling/all_wrong": int((known == 0).all(-1).sum()), "sampling/all_right": int((known == 1).all(-1).sum())}
+            "sampling/all_wrong": int((known == 0).all(-1).sum()),
+            "sampling/all_right": int((known == 1).all(-1).sum())}
 
 
 def judge_values(judge, scores) -> dict:
