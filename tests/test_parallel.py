@@ -321,6 +321,19 @@ def test_two_ranks_reinforce_as_one(rl_alone, rl_pair):
     assert 0 < told[0]["completions/clipped_ratio"] < 1                         # groups differ in size
 
 
+def test_two_ranks_refill_reweight_and_shape_as_one(world, tied, tmp_path):
+    """More prompts where groups agree, several tasks, a penalty for length, an entropy bonus, answers weighing alike."""
+    flags = [*"--dtype float64 --steps 4 --max-refills 2 --advantages tmn_reweight --loss grpo".split(),
+             *"--overlong-buffer 5 --entropy-coef 0.01 --task qa f1 pairwise=2".split()]
+    for num_ranks in (1, 2):
+        assert world(num_ranks).call(train, script="rl", argv=argv("rl", tied, tmp_path, str(num_ranks), *flags)) == [
+            [0, ""]] * num_ranks
+    assert_same_run(tmp_path / "2", tmp_path / "1")
+    told = metrics(tmp_path / "1")
+    assert max(row["sampling/refills"] for row in told) == 2 and any(row["sampling/missing"] for row in told)
+    assert min(row["rewards/overlong/mean"] for row in told) < 0 and "reward_by_task/f1" in told[0]
+
+
 def test_two_ranks_fine_tune_as_one(sft_alone, sft_pair):
     assert_same_run(sft_pair, sft_alone)
     assert [row["step"] for row in metrics(sft_alone) if "eval/acc" in row] == [2, 4, 5]

@@ -1,0 +1,276 @@
+"""What train_rl.py does with rewards: refills, penalties, several tasks, and a judge that may fail."""
+
+import http.server
+import json
+import math
+import threading
+from pathlib import Path
+
+import pytest
+from test_checkpoint import in_tmp
+from test_scripts import SMALL_RL, metrics, start, without_times
+
+import eval as eval_script
+import train_rl
+from nanoqwenlong import evaluate, rewards, run
+from nanoqwenlong.judge import Judge
+
+__all__ = ["in_tmp"]                                            # a fixture
+DIRECTORY = Path("runs/rl")
+
+
+def rewarded(monkeypatch, reward) -> list[int]:
+    """Answers earn reward(number of the round, example, sample, text); returns a list that will say how many prompts
+    each round had."""
+    rounds = []
+
+    def score_all(texts, examples, judge=None):
+        rounds.append(len(texts))
+        return [[rewards.Score(value := reward(len(rounds), example, i, text), value, None, text)
+                 for i, text in enumerate(group)] for example, group in zip(examples, texts)]
+    monkeypatch.setattr(train_rl, "score_all", score_all)
+    return rounds
+
+
+def words() -> list[dict]:
+    return [json.loads(line) for line in (DIRECTORY / "rollouts.jsonl").read_text().splitlines()]
+
+
+def strict(line: str) -> dict:
+    """JSON as others read it: without NaN."""
+    def refuse(name):
+        raise ValueError(f"{name} in {line[:80]}")
+    return json.loads(line, parse_constant=refuse)
+
+
+# Dynamic sampling
+
+@pytest.mark.parametrize("reward, found", [
+    (lambda *_: 0.0, "were all wrong, 0 all right"), (lambda *_: 1.0, "0 were all wrong"),
+    (lambda number, example, i, text: float(example.id.endswith("7") and i == 0), "disagreed")])
+def test_refills_end_at_their_limit_and_say_so(in_tmp, toy_directory, monkeypatch, capsys, reward, found):
+    """Nobody is ever right, everybody always, one answer in thirty."""
+    rounds = rewarded(monkeypatch, reward)
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--steps", 2, "--max-refills", 3,
+                 "--toy-examples", 100) == 0
+    told, rows = capsys.readouterr().out, metrics(DIRECTORY)
+    assert rounds == [4] * 8 and [row["sampling/refills"] for row in rows] == [3, 3]
+    assert told.count("groups are missing after 3 refills") == 2 and found in told
+    for row in rows:
+        assert row["sampling/informative"] + row["sampling/missing"] == 4
+        assert row["sampling/informative"] + row["sampling/all_wrong"] + row["sampling/all_right"] == 16
+    assert len(words()) == 2 * 16 * 3
+
+
+def test_refills_bring_what_is_missing_and_all_of_it_is_learned_from(in_tmp, toy_directory, monkeypatch, capsys):
+    """Two rounds in which half of the groups disagree, then one in which all do."""
+    half = lambda number, example, i, text: float(i == 0 and (number % 3 == 0 or int(example.id[-1]) % 2))
+    rounds = rewarded(monkeypatch, half)
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--steps", 3, "--max-refills", 9, "--toy-examples", 60,
+                 "--prompts-per-step", 6) == 0
+    rows = metrics(DIRECTORY)
+    assert sum(rounds) == len(words()) / 3 and all(row["sampling/missing"] == 0 for row in rows)
+    assert any(row["sampling/refills"] > 0 for row in rows) and "missing" not in capsys.readouterr().out
+    for step, row in enumerate(rows, start=1):
+        used = {(w["id"], w["advantage"] != 0) for w in words() if w["step"] == step}
+        assert sum(informative for _, informative in used) == row["sampling/informative"] >= 6
+
+
+def test_without_refills_each_step_has_one_round(in_tmp, toy_directory, monkeypatch):
+    rounds = rewarded(monkeypatch, lambda *_: 0.0)
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL) == 0
+    assert rounds == [4, 4, 4]
+
+
+def test_an_example_drawn_twice_in_a_step_is_answered_anew(in_tmp, toy_directory, monkeypatch):
+    rewarded(monkeypatch, lambda *_: 0.0)
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--steps", 1, "--max-refills", 4, "--toy-examples",
+                 4) == 0
+    texts = {}
+    for row in words():
+        texts.setdefault(row["id"], []).append(row["text"])
+    assert all(len(said) == 15 and len(set(said)) > 10 for said in texts.values())
+
+
+def test_steps_in_vain_end_the_run_saved_and_it_goes_on(in_tmp, toy_directory, monkeypatch, capsys):
+    rewarded(monkeypatch, lambda number, example, i, text: float(i == 0 and number == 2))
+    flags = ["--model", toy_directory, *SMALL_RL, "--phase-steps", 3, 9]
+    assert start(train_rl, *flags, "--max-idle-steps", 3) == run.BAD_DATA
+    told, word = capsys.readouterr().err, json.loads((DIRECTORY / "exit.json").read_text())
+    assert "in 3 steps in a row no group" in told and "--group-size" in told and told.count("\n") == 1
+    assert word["code"] == 65 and word["step"] == 5 and word["checkpoint"].endswith("step_000005")
+
+
+# Rewards
+
+def test_the_penalty_for_length_is_in_the_reward_and_not_in_the_accuracy(in_tmp, toy_directory, monkeypatch):
+    """Every answer is right, and of six tokens at most, of which four are too many."""
+    rewarded(monkeypatch, lambda *_: 1.0)
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--overlong-buffer", 4, "--steps", 1) == 0
+    (row,), answers = metrics(DIRECTORY), words()
+    assert row["accuracy"] == 1 and row["reward"] == pytest.approx(1 + row["rewards/overlong/mean"]) and (
+        row["reward"] < 1) and all(answer["reward"] == 1 for answer in answers)
+    assert json.loads((DIRECTORY / "checkpoints/step_000001/state.json").read_text())["states"]["sampler"][
+        "mean_rewards"].values() and set(json.loads((DIRECTORY / "checkpoints/step_000001/state.json").read_text())[
+            "states"]["sampler"]["mean_rewards"].values()) == {1.0}             # difficulty is not about length
+
+
+@pytest.mark.parametrize("advantages", ["grpo", "dr_grpo", "tmn", "tmn_reweight", "task_std"])
+def test_every_kind_of_advantage_trains_on_every_task(in_tmp, toy_directory, monkeypatch, advantages):
+    rewarded(monkeypatch, lambda number, example, i, text: i / 7 * (2 if example.task == "qa" else 1))
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--task", "qa", "f1", "pairwise", "--toy-examples", 60,
+                 "--prompts-per-step", 6, "--advantages", advantages, "--steps", 1) == 0
+    (row,) = metrics(DIRECTORY)
+    found = {(w["task"], w["sample"]): w["advantage"] for w in words()}
+    assert row["updates"] == 1 and {"reward_by_task/qa", "reward_by_task/f1", "reward_by_task/pairwise"} <= row.keys()
+    assert (abs(found["qa", 2]) > 1.5 * abs(found["f1", 2])) == (advantages == "dr_grpo")
+
+
+def test_answers_that_nobody_could_score_are_counted_and_not_learned_from(in_tmp, toy_directory, monkeypatch):
+    """In the first round all, in the others one per group."""
+    rewarded(monkeypatch, lambda number, example, i, text: math.nan if number == 1 or i == 1 else float(i))
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--show-every", 1) == 0
+    rows = [strict(line) for line in (DIRECTORY / "metrics.jsonl").read_text().splitlines()]
+    answers = [strict(line) for line in (DIRECTORY / "rollouts.jsonl").read_text().splitlines()]
+    assert [row["reward"] for row in rows] == [None, 1.0, 1.0] and [row["updates"] for row in rows] == [0, 1, 1]
+    assert all(w["advantage"] == 0 for w in answers if w["reward"] is None)
+    assert sum(w["reward"] is None for w in answers) == 4 * 3 + 2 * 4
+
+
+# The judge
+
+def judged(monkeypatch, complete) -> list[int]:
+    """train_rl.py and eval.py ask `complete` about what the rule rejects: everything, and it always parses. Returns a
+    list that will say how many prompts each call had."""
+    calls = []
+
+    def counting(prompts):
+        calls.append(len(prompts))
+        return complete(prompts)
+    connect = lambda *args, seed, **options: Judge(counting, "a judge", seed)
+    for script in (train_rl, eval_script):
+        monkeypatch.setattr(script, "connect", connect)
+    qa = rewards.TASKS["qa"]
+    monkeypatch.setitem(rewards.TASKS, "qa", qa._replace(extract=lambda said: said[:20] or "nothing"))
+    monkeypatch.setattr(rewards, "extract", lambda text, task="qa": text[:20].strip() or "nothing")
+    return calls
+
+
+def obedient(prompts) -> list[str]:
+    """Says YES where answer 1 has an even number of characters, and to the questions whose answer is known."""
+    from nanoqwenlong.judge import CANARIES
+    known = {question.answer: value for question, value in CANARIES}
+    said = [prompt.split("answer 1\n")[1].split("\n")[0] for prompt in prompts]
+    return ["[[YES]]" if known.get(answer, len(answer) % 2 == 0) else "[[NO]]" for answer in said]
+
+
+JUDGED = ["--judge", "http://127.0.0.1:9/v1", "--judge-model", "m"]
+
+
+def test_a_judge_rewards_what_the_rule_rejects_and_a_resumed_run_does_not_ask_again(
+        in_tmp, toy_directory, monkeypatch):
+    """The resumed run is the undisturbed one, numbers of questions included."""
+    flags, calls = ["--model", toy_directory, *SMALL_RL, *JUDGED, "--save-every", 1], judged(monkeypatch, obedient)
+    assert start(train_rl, *flags, "--name", "whole") == 0
+    asked, rows = sum(calls), metrics(Path("runs/whole"))
+    assert rows[0]["judge/calls"] > 0 and 0 < rows[0]["rewards/judge/mean"] < 1 and rows[0]["judge/error_rate"] == 0
+    assert rows[0]["rewards/rule/mean"] == 0 and rows[0]["reward"] > 0 and max(row["updates"] for row in rows) == 1
+    calls.clear()
+    for steps in (1, 2, 3):
+        assert start(train_rl, *flags, "--steps", steps) == 0
+    assert sum(calls) == asked and without_times(metrics(DIRECTORY)) == without_times(rows)
+    verdicts = json.loads((DIRECTORY / "checkpoints/step_000003/state.json").read_text())["states"]["judge"]
+    assert len(verdicts) == sum(row["judge/calls"] for row in rows)
+
+
+def test_a_judge_that_is_down_ends_the_run_saved_and_the_run_goes_on_when_it_is_back(
+        in_tmp, toy_directory, monkeypatch, capsys):
+    up = [False]
+    judged(monkeypatch, lambda prompts: obedient(prompts) if up[0] else [None] * len(prompts))
+    flags = ["--model", toy_directory, *SMALL_RL, *JUDGED, "--phase-steps", 2, 4]
+    assert start(train_rl, *flags) == run.UNAVAILABLE
+    told, word = capsys.readouterr(), json.loads((DIRECTORY / "exit.json").read_text())
+    assert word["code"] == 69 and word["step"] == 3 and word["checkpoint"].endswith("step_000003")
+    assert "3 steps in a row the judge" in told.err and told.err.count("\n") == 1 and "no reply" in told.out
+    rows = [strict(line) for line in (DIRECTORY / "metrics.jsonl").read_text().splitlines()]
+    assert [row["judge/error_rate"] for row in rows] == [1.0] * 3 and [row["reward"] for row in rows] == [None] * 3
+    assert [row["updates"] for row in rows] == [0] * 3                          # an outage is no wrong answer
+    up[0] = True
+    assert start(train_rl, *flags) == 0
+    assert [row["judge/error_rate"] for row in metrics(DIRECTORY)] == [1.0] * 3 + [0.0] * 3
+
+
+def test_a_judge_that_fails_now_and_then_costs_answers_not_the_run(in_tmp, toy_directory, monkeypatch):
+    calls = []
+    judged(monkeypatch, lambda prompts: (calls.append(1), obedient(prompts) if len(calls) % 3 else
+                                         [None] * len(prompts))[1])
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, *JUDGED, "--phase-steps", 3, 6) == 0
+    assert [row["judge/error_rate"] for row in metrics(DIRECTORY)] == [0, 0, 1] * 3
+
+
+def test_a_server_may_move_between_two_starts_and_its_model_may_not_change(
+        in_tmp, toy_directory, monkeypatch, capsys):
+    judged(monkeypatch, obedient)
+    flags = ["--model", toy_directory, *SMALL_RL, *JUDGED]
+    assert start(train_rl, *flags, "--steps", 1) == 0
+    elsewhere = [word.replace("127.0.0.1:9", "localhost:10") for word in map(str, flags)]
+    assert start(train_rl, *elsewhere, "--steps", 2) == 0
+    assert start(train_rl, *[word.replace("m", "other") if word == "m" else word for word in elsewhere]) == 78
+    assert "--judge-model" in capsys.readouterr().err
+
+
+def test_the_key_of_a_judge_is_nowhere_in_a_run(in_tmp, toy_directory, monkeypatch, capsys):
+    """A real server, which repeats the key in its refusals."""
+    seen = []
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen.append(self.headers["Authorization"])
+            body = json.dumps({"error": f"no such key: {seen[-1]}"}).encode()
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("JUDGE_API_KEY", "SENTINEL-KEY")
+    monkeypatch.setattr(rewards, "extract", lambda text, task="qa": text[:20].strip() or "nothing")
+    try:
+        assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--phase-steps", 3, 1, "--judge",
+                     f"http://127.0.0.1:{server.server_port}/v1", "--judge-model", "m") == run.UNAVAILABLE
+    finally:
+        server.shutdown()
+        server.server_close()
+    told = capsys.readouterr()
+    assert seen and set(seen) == {"Bearer SENTINEL-KEY"} and "401" in told.err
+    left = b"".join(path.read_bytes() for path in Path("runs").rglob("*") if path.is_file())
+    assert "SENTINEL" not in told.out + told.err and b"SENTINEL" not in left
+
+
+def test_eval_counts_what_a_judge_left_open(in_tmp, toy_directory, monkeypatch, capsys):
+    """One answer in five: accuracy leaves them out, its interval does not. All of them: no accuracy at all."""
+    judged(monkeypatch, lambda prompts: [reply if i % 10 else "maybe" for i, reply in enumerate(obedient(prompts), 5)])
+    flags = ["--model", toy_directory, "--toy-examples", 20, "--max-new-tokens", 6, *JUDGED]
+    assert start(eval_script, *flags, "--metrics", "table.json") == 0
+    (row,) = json.loads(Path("table.json").read_text())
+    cells = [cell for name, cell in row.items() if name != "model"]
+    num_open = sum(cell.get("unscorable", 0) for cell in cells)
+    assert num_open > 0 and f"answers unscorable" in capsys.readouterr().out
+    for cell in cells:
+        assert cell["low"] < cell["accuracy"] < cell["high"]
+    judged(monkeypatch, lambda prompts: [None] * len(prompts))
+    assert start(eval_script, *flags, "--difficulty", "d.json") == run.UNAVAILABLE
+    assert not Path("d.json").exists() and "left 40 of 40 answers open" in capsys.readouterr().err
+
+
+def test_accuracy_leaves_out_what_is_unscorable_and_its_bounds_do_not():
+    score = lambda reward: rewards.Score(reward, 0.0, reward, "x")
+    scores = [[score(1.0), score(math.nan)], [score(0.0), score(0.0)], [score(math.nan), score(math.nan)]]
+    assert evaluate.accuracy(scores) == 0.5
+    assert evaluate.accuracy(scores, unscorable=0) == pytest.approx(0.5 / 3)
+    assert evaluate.accuracy(scores, unscorable=1) == pytest.approx(2 / 3)
+    assert [math.isnan(mean) for mean in evaluate.mean_rewards(scores)] == [False, False, True]
