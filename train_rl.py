@@ -418,9 +418,9 @@ def keep_words(logger, step, batch, groups, texts, scores, advantages) -> None:
 
 def show_words(logger, example, text, score, hint) -> None:
     """One answer in full, and advice where the numbers call for it."""
-    judged = "" if score.judge is None else f" by the judge, {score.judge:g}"
+    reward = "none: the judge left it open" if math.isnan(score.reward) else f"{score.reward:g}"
     logger.say(f"    {example.question} {text}\n    gold {' | '.join(example.accepted)}, extracted {score.answer!r}, "
-               f"reward {score.reward:g}{judged}")
+               f"reward {reward}{' by the judge' if score.judge else ''}")
     if hint:
         logger.say(f"    note: {hint}")
 
