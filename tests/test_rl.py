@@ -129,7 +129,7 @@ def test_the_penalty_for_length_is_in_the_reward_and_not_in_the_accuracy(in_tmp,
 def test_every_kind_of_advantage_trains_on_every_task(in_tmp, toy_directory, monkeypatch, advantages):
     rewarded(monkeypatch, lambda number, example, i, text: i / 7 * (2 if example.task == "qa" else 1))
     assert rl(toy_directory, "--task", "qa", "f1", "pairwise", "--toy-examples", 60,
-                 "--prompts-per-step", 6, "--advantages", advantages, "--steps", 1) == 0
+                 "--prompts-per-step", 16, "--advantages", advantages, "--steps", 1) == 0
     (row,) = metrics(DIRECTORY)
     found = {(w["task"], w["sample"]): w["advantage"] for w in words()}
     assert row["updates"] == 1 and {"reward_by_task/qa", "reward_by_task/f1", "reward_by_task/pairwise"} <= row.keys()
