@@ -1,0 +1,485 @@
+"""The nine measures against independent computations of the same definitions, and what the released code lets
+through."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from fractions import Fraction
+from itertools import combinations
+from pathlib import Path
+from unittest.mock import patch
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import example, given, settings
+from nanoqwenlong import math_worker, metrics
+from nanoqwenlong.math_worker import Worker
+from nanoqwenlong.metrics import accuracy, em, f1, iou, math, ndcg, pairwise, rouge_l, sub_em
+
+MEASURES = (em, accuracy, math, f1, sub_em, ndcg, pairwise, iou, rouge_l)
+LISTS = (f1, sub_em, ndcg, pairwise)
+WORDS = "tea salt oil rice rope wool silk iron coal grain pearl amber".split()
+
+
+def lines(things) -> str:
+    return "\n".join(things)
+
+
+def list_cases(number: int, repeats: bool = False) -> list[tuple[list[str], list[str]]]:
+    """(answer, gold): gold items in some order, a part of them shuffled with others that are wrong."""
+    draw, cases = random.Random(number), []
+    for _ in range(number):
+        gold = draw.sample(WORDS[:8], draw.randint(2, 7))
+        answer = draw.sample(gold, draw.randint(0, len(gold))) + draw.sample(WORDS[8:], draw.choice((0, 0, 1, 3)))
+        if draw.random() < 0.7:
+            draw.shuffle(answer)
+        if repeats:
+            answer += draw.choices(answer, k=draw.randint(0, 2)) if answer else []
+            gold += draw.choices(gold, k=draw.choice((0, 0, 1)))
+        cases.append((answer, gold))
+    return cases
+
+
+# Against other computations of the same
+
+def test_f1_is_that_of_scikit_learn():
+    from sklearn.metrics import f1_score
+    cases = list_cases(200, repeats=True)
+    guess, truth = ([[word in side for side in sides] for word in WORDS] for sides in zip(*cases))
+    theirs = f1_score(truth, guess, average=None, zero_division=0)
+    assert [f1(lines(a), lines(g)) for a, g in cases] == pytest.approx(theirs.tolist())
+
+
+def test_sub_em_is_recall_or_precision_whichever_is_less():
+    for a, g in list_cases(200, repeats=True):
+        left, found = list(a), 0
+        for item in g:
+            if item in left:
+                left.remove(item)
+                found += 1
+        assert sub_em(lines(a), lines(g)) == pytest.approx(min(found / len(g), found / len(a)) if a else 0), (a, g)
+        if not set(a) - set(g) and len(a) == len(set(a)) and len(g) == len(set(g)):
+            assert sub_em(lines(a), lines(g)) == sum(item in a for item in g) / len(g)
+
+
+def test_ndcg_is_that_of_scikit_learn():
+    """Which ranks by score: an item's is how early it comes, and what was left out comes after k that are worth
+    nothing."""
+    from sklearn.metrics import ndcg_score
+    for a, g in list_cases(200):
+        k = len(g)
+        ranked = [*a, *["nothing"] * k, *[item for item in g if item not in a]]
+        worth = [k - g.index(item) if item in g else 0 for item in ranked]
+        theirs = ndcg_score([worth], [list(range(len(ranked), 0, -1))], k=k)
+        assert ndcg(lines(a), lines(g)) == pytest.approx(theirs), (a, g)
+
+
+def test_pairwise_is_a_count_over_all_pairs():
+    for a, g in list_cases(200, repeats=True):
+        places, marked = {}, []
+        for side in (g, a):
+            seen = Counter()
+            marked.append([f"{item} {seen.update([item]) or seen[item]}" for item in side])
+        g_items, a_items = marked
+        everything = list(dict.fromkeys(g_items + a_items))
+        right = sum(x in g_items and y in g_items and x in a_items and y in a_items
+                    and (g_items.index(x) < g_items.index(y)) == (a_items.index(x) < a_items.index(y))
+                    for x, y in combinations(everything, 2))
+        assert pairwise(lines(a), lines(g)) == pytest.approx(right / len(list(combinations(everything, 2)))), (a, g)
+
+
+def test_iou_is_a_count_of_rows():
+    draw = random.Random(0)
+    for _ in range(200):
+        a, g = ([(draw.choice(WORDS[:3]), draw.randint(1, 3)) for _ in range(draw.randint(0, 5))] for _ in "ag")
+        x, y = Counter(a), Counter(g)
+        expected = (x & y).total() / (x | y).total() if a or g else 1
+        for wrap in (json.dumps, lambda rows: json.dumps({"data": rows}),
+                     lambda rows: f"```json\n{json.dumps(rows)}\n```",
+                     lambda rows: json.dumps([{"what": what, "many": many} for what, many in rows])):
+            assert iou(wrap(a), wrap(g)) == pytest.approx(expected), (a, g)
+
+
+def test_rouge_l_is_that_of_the_rouge_score_package():
+    from rouge_score.rouge_scorer import RougeScorer
+    scorer, draw = RougeScorer(["rougeL"]), random.Random(0)
+    tokens = ["the", "Cat", "sat", "on", "2", "3.5", "x_y", "o'clock", "co-op", "MAT", "--", "(it)", "\n", "$5%"]
+    for _ in range(200):
+        a, g = (draw.choice((" ", "  ")).join(draw.choices(tokens, k=draw.randint(0, 20))) for _ in "ag")
+        assert rouge_l(a, g) == pytest.approx(scorer.score(g, a)["rougeL"].fmeasure), (a, g)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("abc"), st.text("abcd"))
+def test_common_is_the_textbooks_table(a, b):
+    row = [0] * (len(b) + 1)
+    for x in a:
+        row, above = [0], row
+        for place, y in enumerate(b):
+            row.append(above[place] + 1 if x == y else max(above[place + 1], row[place]))
+    assert metrics.common(list(a), list(b)) == row[-1]
+
+
+def test_rouge_l_of_long_texts():
+    draw = random.Random(0)
+    long, short = (" ".join(draw.choices([f"w{n}" for n in range(500)], k=k)) for k in (20_000, 1_000))
+    assert 0 < rouge_l(long, short) == rouge_l(short, long) < 0.1
+    assert rouge_l(long, long) == 1
+
+
+@pytest.mark.parametrize("a, g, expected", [
+    ("今天天气好", "今天天气很好", 10 / 11), ("東京タワー", "東京タワー。", 1), ("GRPO算法", "grpo 算法", 1),
+    ("ＧＲＰＯ", "grpo", 1), ("서울 시청", "서울 시장", 0.5), ("naïve", "nai\u0308ve", 1)])
+def test_rouge_l_beyond_ascii(a, g, expected):
+    assert rouge_l(a, g) == pytest.approx(expected)
+
+
+def written(value: Fraction, draw: random.Random) -> str:
+    """The number in one of many ways, each exact."""
+    p, q, k = value.numerator, value.denominator, draw.randint(2, 9)
+    ways = [f"{p}/{q}", rf"\frac{{{p}}}{{{q}}}", rf"$\dfrac{{{k * p}}}{{{k * q}}}$", rf"\({k * p}/{k * q}\)"]
+    if 10 ** 6 % q == 0:
+        ways += [f"{float(value):,.6f}", f"{float(value)}", f"{float(100 * value)}%", f"({float(value):+.6f})"]
+    return draw.choice(ways)
+
+
+def test_em_and_math_of_numbers_of_known_value():
+    draw = random.Random(0)
+    for _ in range(300):
+        value = Fraction(draw.randint(-3000, 3000), draw.choice((1, 2, 3, 7, 8, 40)))
+        other = draw.choice((-value, value + Fraction(1, 8), 10 * value, value + 1, value / 1000))
+        gold, right, wrong = written(value, draw), written(value, draw), written(other, draw)
+        assert math(right, gold) == 1, (right, gold)
+        assert math(wrong, gold) == (value == other), (wrong, gold)
+
+
+def test_em_of_texts_known_to_be_the_same_or_not():
+    draw = random.Random(0)
+    for _ in range(300):
+        words = draw.sample(WORDS, draw.randint(1, 4))
+        gold = " ".join(words)
+        same = draw.choice(("{}", "{}.", "The {}", '"{}"', " {} ", "{}!"))
+        same = same.format(draw.choice((gold, gold.upper(), gold.title())))
+        other = draw.choice((f"not {gold}", f"{gold} or wine", gold[:-1], words[0] + " x", "", gold + gold))
+        assert em(same, gold) == accuracy(same, gold) == math(same, gold) == 1, (same, gold)
+        assert em(other, gold) == accuracy(other, gold) == math(other, gold) == 0, (other, gold)
+
+
+def test_accuracy_of_options():
+    ways = ("{}", "({})", "{}.", "{}) " + WORDS[0], "({}) two words", "option {}", "[{}]")
+    for gold in "ABCDEFGHIJ":
+        for other in "ABCDEFGHIJ":
+            for way in ways:
+                assert accuracy(way.format(other), gold) == accuracy(way.format(other).lower(), gold) == (other == gold)
+        for none in (f"not {gold}", f"{gold} or {chr(65 + (ord(gold) - 64) % 10)}", f"{gold}nything", "none", ""):
+            assert accuracy(none, gold) == 0, none
+    assert accuracy("(C)", "C) rice") == 1 and accuracy("Rice.", "rice") == 1 and accuracy("oil", "rice") == 0
+
+
+# Promises of all of them
+
+GOLDS = {
+    em: ["Oslo", "1,000", "a b\nc"],
+    accuracy: ["B", "Bern", "(C) tea"],
+    math: [r"x^2+\frac{1}{x}", "yes", "(1, 2]", "5%", "一", "3 apples, 2 pears",
+           r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"],
+    **dict.fromkeys(LISTS, ["tea\nsalt", "tea\nsalt\ntea\nOil, crude", "1. a\n2. b\n\n- a\n10\n10.0"]),
+    iou: ['{"data": [["a", 1], ["a", 1], [null, "ü"]]}', "[]", '[{"b": [1, {"c": NaN}], "a": true}]'],
+    rouge_l: ["The cat sat.", "今天 x"]}
+
+
+@pytest.mark.parametrize("measure, gold", [(measure, gold) for measure in MEASURES for gold in GOLDS[measure]])
+def test_the_gold_answer_earns_exactly_one_and_an_empty_one_nothing(measure, gold):
+    assert measure(gold, gold) == measure(f" {gold} ", gold) == 1.0
+    assert measure("", gold) == measure(" \n", gold) == measure("", "") == 0.0
+
+
+anything = st.one_of(st.text(), st.lists(st.sampled_from(
+    ("</think>", "[Answer]", "tea", "salt", "Oslo", "\n", "\n\n", " ", "- ", "1. ", "; ", ", ", " and ", "A", "(B)",
+     " or ", "5", "%", "-", "1e999999", "/0", "$", "\\", "\\frac{1}{2}", "{", "}", "[", "]", '{"data": [[', "]]}",
+     '"a": ', "null", "NaN", "```json\n", "```", "\ud800", "\x00", "\u2028", "İ", "٣", "ﷺ", "今", "½", "9" * 200))
+    ).map("".join))
+
+
+@settings(max_examples=80, deadline=None)
+@given(anything, anything)
+@example("[" * 100_000, "[]")
+@example("[" * 900 + "]" * 900, "[" * 900 + "]" * 900)
+@example('{"data": {"data": []}}', '{"data": [1, [2, [3]], {"a": {"b": []}}]}')
+@example(f'[[{"9" * 10_000}, NaN, -Infinity, 1e999999999, "\\ud800"]]', "[[1]]")
+@example("x" * 100_000, "x+1")
+def test_every_text_earns_something_between_nothing_and_one(answer, gold):
+    with patch.object(math_worker, "installed", return_value=False):
+        for measure in MEASURES:
+            assert 0.0 <= measure(answer, gold) <= 1.0, measure
+            assert measure("", gold) == 0.0
+            assert measure(gold, gold) in (0.0, 1.0), measure
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from(WORDS)), st.lists(st.sampled_from(WORDS), min_size=2),
+       st.randoms(use_true_random=False))
+def test_sets_have_no_order_and_whatever_is_added_in_vain_costs(answer, gold, draw):
+    shuffled = draw.sample(answer, len(answer))
+    for measure in (f1, sub_em):
+        assert measure(lines(shuffled), lines(gold)) == measure(lines(answer), lines(gold))
+    for measure in LISTS:
+        before = measure(lines(answer), lines(gold))
+        assert measure(lines([*answer, "junk"]), lines(gold)) <= before
+        assert measure(lines(["junk", *answer]), lines(gold)) <= before
+
+
+def test_hole_32_a_mistake_of_the_scorer_is_not_a_wrong_answer():
+    """The released code turns any exception into 0, also that of a repeated gold item."""
+    inside = dict(zip(MEASURES, "matches matches matches items items items items normalise common".split()))
+    for measure, name in inside.items():
+        with patch.object(metrics, name, side_effect=KeyError("a mistake")), pytest.raises(KeyError, match="a mistake"):
+            measure('[["tea"]]', '[["oil"]]') if measure is iou else measure("tea\nsalt", "tea salt")
+    for measure in LISTS:
+        assert measure("tea\nsalt\ntea", "tea\nsalt\ntea") == 1.0
+
+
+# What the released code lets through
+
+def test_hole_24_pairwise_divides_by_the_golds_pairs():
+    gold = "a1\nb2\nc3\nd4\ne5"
+    assert pairwise("a1\nb2", gold) == 1 / 10                                  # the released code: 1
+    assert pairwise("e5\nd4\nc3\nb2\na1", gold) == 0
+    assert pairwise(gold + "\nf6\ng7", gold) == 10 / 21
+    assert pairwise(gold + "\na1", gold) == pairwise("a1\n" + gold, gold) == 10 / 15
+    assert pairwise("e5\n" + gold, gold) == 6 / 15                             # its first place counts
+    assert pairwise("a1", "a1") == pairwise("a1\nb2", "a1") == 0               # no order to be right about
+
+
+def test_hole_25_sub_em_of_every_candidate_there_is():
+    gold = WORDS[:3]
+    assert sub_em(lines(gold[:2]), lines(gold)) == pytest.approx(2 / 3)
+    assert sub_em(lines(WORDS), lines(gold)) == 3 / 12                         # the released code: 1
+    assert sub_em(lines(WORDS * 50), lines(gold)) == 3 / 600
+    assert sub_em("yes\nno", "yes\nno\nyes\nno") == 0.5                        # one of the gold's for one
+    assert sub_em("tea salt oil", lines(gold)) == sub_em("te", "tea") == 0     # whole items
+
+
+def test_hole_26_rouge_l_of_a_copy_with_more_around_it():
+    gold = "the cat sat on the mat"
+    assert rouge_l(gold, gold) == 1
+    assert rouge_l(f"[Answer] {gold}", gold) == pytest.approx(12 / 13)         # markers are taken off before
+    assert rouge_l(f"Let me think. {gold} Yes. {gold}", gold) == pytest.approx(12 / 22)
+    assert rouge_l(gold * 100, gold) < 0.03
+
+
+@pytest.mark.parametrize("measure", LISTS)
+def test_hole_27_no_measure_looks_for_a_marker_in_what_was_answered(measure):
+    thinking = "[Answer]\ntea\nsalt\n</think>\nsilk\nwool"
+    assert measure(thinking, "tea\nsalt") < 1 and measure("silk\nwool", "tea\nsalt") == 0
+    assert measure("tea\nsalt", "tea\nsalt") == 1
+
+
+def test_hole_29_math_takes_the_whole_answer_and_nothing_else():
+    assert math("42", "42") == 1                                               # the released code parses no bare number
+    assert math(r"42", r"\text{42}") == math("$42$", "42") == 1
+    hedges = [
+        "41 or 42", "41, 42", "42; 41", r"\{41, 42\}", "$41$ $42$", r"\boxed{41} \boxed{42}", "x=41, x=42", r"\pm 42", "-42",
+        r"41 \text{ or } 42", "41}, {42", r"41} \boxed{42", "not 42", "42 is wrong", "42x", "4 2", "42!", ""]
+    assert [hedge for hedge in hedges if math(hedge, "42")] == []
+
+
+def test_hole_30_bullets_blank_lines_repeats_and_places():
+    for measure in LISTS:
+        assert measure("- tea\n\n- salt", "tea\nsalt") == measure("1. Tea\n2. Salt.", "tea\nsalt") == 1
+    assert f1("tea\nrice", "tea\nsalt") == 0.5
+    gold = "a1\nb2\nc3"
+    assert ndcg("c3\n" + gold, gold) < ndcg("c3\na1\nb2", gold) + 1e-12 < 1    # the first place counts
+    assert ndcg("a1\na1\nb2\nc3", gold) < ndcg("a1\nb2\na1", gold) < ndcg("a1\nb2\nc3", gold)
+    assert ndcg("x\ny\nz\n" + gold, gold) == 0                                 # too late
+    assert ndcg("c3\nb2\na1", gold) == ndcg("c3\nb2\na1\na1\nx", gold)         # what follows has no place
+
+
+def test_hole_31_iou_of_what_is_no_table_and_of_empty_ones():
+    empty = ('{"data": []}', "[]", "```\n[]\n```")
+    assert all(iou(a, g) == 1 for a in empty for g in empty)
+    assert iou("[]", "[[1]]") == iou("[[1]]", "[]") == iou("", "[]") == iou("[]", "no table") == 0
+    assert iou('{"data": 5}', "[]") == iou('{"rows": []}', "[]") == iou("5", "[]") == iou('[["a"]', '[["a"]]') == 0
+    assert iou('<answer>[["a"]]</answer>', '[["a"]]') == 0                     # the tags are taken off before
+    assert iou('```json\n[["b"]]\n```\nNo:\n```json\n[["a"]]\n```', '[["a"]]') == 1
+    assert iou('[["1,000", "The U.K.", null, true]]', '[[1e3, "uk", "", "True"]]') == 1
+    assert iou('[[1, 2]]', '[[2, 1]]') == iou('[["20.4"]]', "[[204]]") == iou('[["-5"]]', "[[5]]") == 0
+    assert iou('[{"a": 1, "b": 2}]', '[{"b": 2, "a": 1}]') == 1 and iou('[{"a": 1, "b": 2}]', '[{"b": 1, "a": 2}]') == 0
+
+
+def test_hole_33_no_language_has_to_be_named():
+    assert rouge_l("我喜欢长文本", "我喜欢短文本") == pytest.approx(5 / 6)       # the released code, unless told: 0
+
+
+# Expressions, and the process that compares them
+
+def test_math_of_polynomials_of_known_value():
+    draw = random.Random(0)
+    for _ in range(8):
+        a, b, c = (draw.randint(2, 9) for _ in "abc")
+        same = draw.choice((f"{b}x+{a}x^2+{c}", f"x({a}x+{b})+{c}", rf"\frac{{{2 * a}x^2+{2 * b}x}}{{2}}+{c}"))
+        assert math(same, f"{a}x^2 + {b}x + {c}") == 1, same
+        assert math(draw.choice((same.replace("x", "y"), f"{same}+1", f"-({same})")), f"{a}x^2 + {b}x + {c}") == 0, same
+
+
+@pytest.mark.parametrize("answer, gold, right", [
+    (r"\dfrac12", "0.5", 1), (r"2\sqrt{3}", r"\sqrt{12}", 1), ("1024", "2^{10}", 1), (r"-\frac{1}{2}", r"\frac12", 0),
+    ("[0, 1)", "(0, 1]", 0), (r"\{2, 1\}", r"\{1,2\}", 1), ("(2, 1)", "(1, 2)", 0), ("x > 5", "5 < x", 1),
+    ("x < 5", "x > 5", 0), ("x = 5", "5", 1), (r"5 \text{ km}", "5", 1), (r"\$5.50", "5.5", 1), ("1 0", "10", 0),
+    ("x+1", "x-1", 0), ("x1", "x+1", 0), ("cab", "abc", 0), ("Yes.", "yes", 1), ("yes and no", "yes", 0),
+    (r"\text{Monday}", "Monday", 1), ("", "x", 0)])
+def test_math_of_expressions(answer, gold, right):
+    assert math(answer, gold) == right
+
+
+def test_signals_for_the_main_program_do_not_end_the_worker():
+    assert metrics.worker.ask(["x+1", "1+x"]) is True
+    pid = metrics.worker.process.pid
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(pid, number)
+    assert metrics.worker.ask(["x+1", "x"]) is False and metrics.worker.process.pid == pid
+
+
+def test_an_endless_comparison_earns_nothing_and_is_ended(monkeypatch):
+    assert metrics.worker.ask(["x", "x"]) is True
+    process = metrics.worker.process
+    monkeypatch.setattr(metrics.worker, "deadline", 0.2)
+    assert math("100000000!", "5x") == 0.0
+    assert process.returncode == -signal.SIGKILL and metrics.worker.process is None
+
+
+@pytest.mark.full
+def test_the_worker_starts_again_and_ends_when_nobody_can_ask_any_more():
+    assert math("1+x", "x+1") == 1.0
+    process = metrics.worker.process
+    process.stdin.close()
+    assert process.wait() == 0
+    assert math("1+x", "x+1") == 1.0 and metrics.worker.process is not process
+
+
+def test_without_math_verify_an_expression_has_to_be_written_the_same():
+    with patch.object(math_worker, "find_spec", return_value=None), patch.object(metrics, "worker", None):
+        assert math("1 + x", "x+1") == math("x-1", "x+1") == 0 and math("$x + 1$", "x+1") == math("0.5", "1/2") == 1
+
+
+def test_importing_the_measures_brings_no_sympy():
+    code = "import sys, nanoqwenlong.metrics as m; print(m.worker.process, {'sympy', 'torch'} & {*sys.modules})"
+    assert run(code) == "None set()"
+
+
+# The process itself, with a program that is easier to foresee than math-verify
+
+FAKE = """
+import json, os, sys, time
+os.write(1, b'"re'), time.sleep(0.01), os.write(1, b'ady"\\n')                # in two pieces
+for line in sys.stdin:
+    question = json.loads(line)
+    if question == "die":
+        os._exit(3)
+    if question == "sleep":
+        time.sleep(600)
+    os.write(1, json.dumps(os.getpid() if question == "pid" else question).encode() + b"\\n")
+"""
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True, text=True,
+                          stdout=subprocess.PIPE, timeout=60).stdout.strip()
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.fixture
+def fake():
+    worker = Worker((sys.executable, "-S", "-c", FAKE))
+    yield worker
+    worker.stop()
+
+
+def test_a_worker_is_started_once_and_when_needed(fake):
+    assert fake.process is None
+    pid = fake.ask("pid")
+    assert fake.ask(["a", "ü\ud800\n"]) == ["a", "ü\ud800\n"] and fake.ask("pid") == pid and not is_gone(pid)
+    fake.stop()
+    assert fake.process is None and is_gone(pid)
+
+
+def test_a_worker_that_takes_too_long_is_killed(fake):
+    pid = fake.ask("pid")
+    fake.deadline = 0.05
+    assert fake.ask("sleep") is None and is_gone(pid)
+    fake.deadline = 60
+    assert fake.ask("pid") != pid
+
+
+def test_a_worker_that_died_is_started_again(fake):
+    pid = fake.ask("pid")
+    assert fake.ask("die") is None and fake.process is None
+    pid, before = fake.ask("pid"), pid
+    assert pid != before
+    os.kill(pid, signal.SIGKILL)                                               # while nobody asks
+    fake.process.wait()
+    assert fake.ask("pid") not in (pid, before, None)
+
+
+def test_a_late_reply_is_not_that_to_the_next_question(fake):
+    """Ctrl-C while waiting: the reply comes when nobody reads it."""
+    pid = fake.ask("pid")
+    with patch.object(fake, "read", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        fake.ask("first")
+    assert fake.ask("second") == "second" and is_gone(pid)
+
+
+def test_a_question_that_does_not_fit_is_not_asked(fake):
+    assert fake.ask("x" * 5000) is None and fake.process is None
+    assert math("x" * 5000 + "+1", "x+1") == 0
+
+
+def test_a_program_that_does_not_start_is_named():
+    with pytest.raises(RuntimeError, match="-c pass`, which compares expressions, does not start"):
+        Worker((sys.executable, "-c", "pass")).ask("pid")
+
+
+def test_threads_take_turns(fake):
+    wrong = []
+
+    def ask_many(name: int) -> None:
+        wrong.extend(n for n in range(50) if fake.ask([name, n]) != [name, n])
+    threads = [threading.Thread(target=ask_many, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_forked_child_has_a_worker_of_its_own(fake):
+    pid = fake.ask("pid")
+    fake.lock.acquire()                                                        # as if another thread were asking
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = 0 if fake.process is None and fake.ask("pid") not in (pid, None) and not is_gone(pid) else 2
+            fake.stop()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    fake.lock.release()
+    assert fake.ask("pid") == pid
+
+
+def test_the_worker_does_not_outlive_the_program():
+    code = f"from nanoqwenlong.math_worker import Worker as W; print(W(({sys.executable!r}, '-c', {FAKE!r})).ask('pid'))"
+    assert is_gone(int(run(code)))
