@@ -179,10 +179,10 @@ def prompt(question: Question, nonce: str) -> str:
     """
     asked = fitting(clean(question.question, nonce)[::-1], QUESTION)[::-1]     # what is asked tends to stand at its end
     answer = fitting(clean(question.answer, nonce), ANSWER)
-    gold, *others = dict.fromkeys(fitting(clean(text, nonce).replace(" | ", " / "), GOLD) for text in question.golds)
-    for other in others:
-        if len(gold) + len(other) <= GOLD:                     # whole ones only: half a name would be another answer
-            gold += f" | {other}"
+    gold = ""
+    for text in filter(None, (re.sub(r"(?<!\S)\|(?!\S)", "/", clean(text, nonce)) for text in question.golds)):
+        more = f"{gold} | {text}" if gold else fitting(text, GOLD)
+        gold = more if len(more) <= GOLD else gold             # whole ones only: half a name would be another answer
     return PROMPT.format(*(f"<<<{nonce} {title}\n{text}\n{nonce}>>>" for title, text in (
         ("question", asked), ("answer 1", answer), ("answer 2", gold))))
 
@@ -195,7 +195,7 @@ def clean(text: str, nonce: str) -> str:
 
 
 def fitting(text: str, most: int) -> str:
-    return text if len(text) <= most else text[:most - 4] + " ..."
+    return text if len(text) <= most else text[:most - 4].rstrip() + " ..."
 
 
 def verdict(reply: str) -> float:
@@ -236,14 +236,14 @@ class Server:
     that cannot be sent, without repeating it."""
 
     def __init__(self, url: str, model: str, key: str = "", concurrency: int = 16, deadline: float = 300.0,
-                 timeout: float = 60.0, tries: int = 5, pause: float = 1.0, max_tokens: int = 512):
+                 timeout: float = 60.0, tries: int = 5, pause: float = 1.0, max_new_tokens: int = 256):
         self.secure, self.host, self.port, self.path = read_url(url)
         if not model:
             raise ConfigError("a judge behind a URL needs the name of its model there")
         if not all("!" <= c <= "~" for c in key):
             raise ConfigError("the judge's key holds a space, a line break or another character that no key has")
         self.name = f"http{'s' * self.secure}://{self.host}:{self.port}{self.path} {model}"
-        self.model, self.max_tokens, self.problems = model, max_tokens, Counter()
+        self.model, self.max_new_tokens, self.problems = model, max_new_tokens, Counter()
         self.concurrency, self.deadline, self.timeout, self.tries, self.pause = (concurrency, deadline, timeout, tries,
                                                                                  pause)
         self.tls, self.random = ssl.create_default_context() if self.secure else None, random.Random()
@@ -305,7 +305,7 @@ class Server:
     def _post(self, prompt: str, end: float) -> str:
         """One try, which ends by `end`. What the server says of an error is not repeated: it may repeat the key."""
         body = json.dumps({"model": self.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0,
-                           "max_tokens": self.max_tokens})
+                           "max_tokens": self.max_new_tokens})
         left = max(1e-3, end - time.monotonic())
         connection = (HTTPSConnection(self.host, self.port, timeout=left, context=self.tls) if self.secure else
                       HTTPConnection(self.host, self.port, timeout=left))
@@ -316,10 +316,10 @@ class Server:
             if response.status // 100 != 2:
                 raise refusal(response.status, response.headers.get("Retry-After", ""))
             reply = content(response.read(LARGEST))            # not read(): a length of a terabyte would be believed
-        except (HTTPException, ValueError):                    # ValueError: of a chunk of -5 bytes, say
-            raise Failed("a response that is no HTTP") from None
         except OSError as error:
             raise Failed(parallel.reason(error)) from None
+        except (HTTPException, ValueError):                    # ValueError: of a chunk of -5 bytes, say
+            raise Failed("a response that is no HTTP") from None
         finally:
             connection.close()
         if reply is None:
@@ -396,13 +396,13 @@ def local(generator: Generator, tokenizer: Tokenizer, max_new_tokens: int = 256)
 
 
 def connect(where: str, model: str = "", key: str = "", seed: int = 0, device: str | torch.device = "cpu",
-            dtype: torch.dtype = torch.float32, prepare: Callable | None = None, kv_blocks: int = 4096, **limits
-            ) -> Judge:
+            dtype: torch.dtype = torch.float32, prepare: Callable | None = None, kv_blocks: int = 4096,
+            max_new_tokens: int = 256, **limits) -> Judge:
     """The judge at `where`: a URL and the name of a model there (`limits` are Server's), or a Hugging Face directory
     (`device`, `dtype` and `prepare` as in Qwen.from_pretrained). `kv_blocks` of 16 tokens hold a hundred usual prompts
     at once, and the longest one that any tokenizer makes; they take memory only while the judge is asked."""
     if "://" in where:
-        server = Server(where, model, key, **limits)
+        server = Server(where, model, key, max_new_tokens=max_new_tokens, **limits)
         return Judge(server, server.name, seed)
     if model:
         raise ConfigError(f"the judge {where} is a directory, which has no model {model!r} in it: give a URL, or no "
@@ -410,7 +410,7 @@ def connect(where: str, model: str = "", key: str = "", seed: int = 0, device: s
     tokenizer = Tokenizer(where)
     generator = Generator(Qwen.from_pretrained(where, dtype, device, prepare), num_blocks=kv_blocks)
     known = parallel.on_all_ranks(lambda: identity(Path(where)) if parallel.rank() == 0 else "", "cannot read the judge")
-    return Judge(local(generator, tokenizer), f"{Path(where).resolve().name} {known[0]}", seed)
+    return Judge(local(generator, tokenizer, max_new_tokens), f"{Path(where).resolve().name} {known[0]}", seed)
 
 
 def identity(directory: Path) -> str:
