@@ -79,11 +79,12 @@ class Judge:
     complete: prompts -> replies, None in place of a reply that did not come; its `problems`, if it has them, count the
     reasons. name: of who answers; verdicts of another name are not reused. seed: of the codes in the prompts.
 
-    counts, since the last take():  asked       questions shown to the judge
-                                    cached      those that needed no call, having been asked before or twice
-                                    yes         verdicts of either kind that were 1
-                                    unscorable  NaN instead of a verdict
-                                    canaries, canaries_wrong        questions with a known answer, shown and failed
+    counts, since the last take():  asked           questions that the judge was shown
+                                    cached          questions that need no showing: they had been asked before, or twice
+                                    yes             questions, of both kinds, whose answer is right
+                                    unscorable      questions that got NaN
+                                    canaries        questions with a known answer that the judge was shown, too
+                                    canaries_wrong  those that it judged wrongly
 
     >>> judge = Judge(lambda prompts: ["They agree.\\n[[YES]]" if "Paris" in p else None for p in prompts])
     >>> judge.ask([Question("Capital?", ("Paris",), "Paris, France"), Question("Capital?", ("Oslo",), "Bergen")])
@@ -109,7 +110,7 @@ class Judge:
         return found
 
     def _judge(self, new: dict[str, str]) -> dict[str, float]:
-        """{key: verdict} of questions that were not asked before."""
+        """{key: verdict} of the prompts {key: prompt}, which are new, shown along with some canaries."""
         turn = int(next(iter(new)), 16)                        # by the questions, so a resumed run shows the same ones
         canaries = [CANARIES[(turn + i) % len(CANARIES)] for i in range(-(-len(new) // PER_CANARY))]
         shown = [*(prompt(question, nonce(question, self.seed)) for question, _ in canaries), *new.values()]
@@ -124,7 +125,7 @@ class Judge:
         self.story = self._tell(replies, found, wrong, len(canaries))
         return dict(zip(new, [math.nan] * len(new) if wrong else found[len(canaries):]))
 
-    def _tell(self, replies, found, wrong: int, num_canaries: int) -> str:
+    def _tell(self, replies: list[str | None], found: list[float], wrong: int, num_canaries: int) -> str:
         reasons = Counter(getattr(self.complete, "problems", {}))
         reasons["no reply"] += max(0, replies.count(None) - reasons.total())
         lost = sum(map(math.isnan, found))
@@ -135,7 +136,7 @@ class Judge:
                           "that call counts"] * bool(wrong))
 
     def trouble(self) -> str:
-        """What went wrong when something was last asked, canaries included, for the user; "" if nothing did."""
+        """What went wrong when something was last shown, canaries included, in a sentence; "" if nothing did."""
         return self.story
 
     def take(self) -> Counter:
@@ -195,6 +196,7 @@ def clean(text: str, nonce: str) -> str:
 
 
 def fitting(text: str, most: int) -> str:
+    """The text, or as much of its beginning as `most` characters can hold with a mark of the cut."""
     return text if len(text) <= most else text[:most - 4].rstrip() + " ..."
 
 
@@ -224,16 +226,16 @@ class Server:
     """`complete` by a model behind an OpenAI-style HTTP server: POST url/chat/completions at temperature 0, many at
     once. Of several ranks the first one posts, and hands the replies round.
 
-    deadline: seconds that a call takes at most, whatever the server does. timeout: of one try, whole: a server that
-    drips is as late as one that is silent. tries: of a prompt, each pause twice as long as the one before (from `pause`
-    seconds on, less up to a half at random), or as long as Retry-After says; but none ends after the deadline. What
-    another try would not change (401, 404, a redirect) is not tried again, and nothing more is tried after
-    GIVE_UP prompts in a row got no reply. `problems` counts the reasons of the last call, one for each prompt without
-    a reply.
+    deadline: seconds that a call takes at most, whatever the server does; what has no reply by then gets none.
+    timeout: seconds of one try; a server that drips is as late as one that is silent. tries: of one prompt. Between
+    them it waits `pause` seconds, then twice as long, and so on, less up to a half at random; or as long as Retry-After
+    says. A pause that would outlast the deadline is not begun, what another try would not change (401, 404, a redirect)
+    is tried once, and after GIVE_UP prompts in a row without a reply no further one is tried. `problems` counts the
+    reasons of the last call: one for each prompt without a reply.
 
     Nobody but the host of `url` is contacted: no redirect is followed, no proxy of the environment used. The key goes
-    into a header of the requests and nowhere else; it is not even an attribute. Raises ConfigError for an url or key
-    that cannot be sent, without repeating it."""
+    into a header of the requests and nowhere else; it is not even an attribute. Raises ConfigError, which does not
+    repeat them, for a url that is none or holds a secret, and for a key that cannot be sent."""
 
     def __init__(self, url: str, model: str, key: str = "", concurrency: int = 16, deadline: float = 300.0,
                  timeout: float = 60.0, tries: int = 5, pause: float = 1.0, max_new_tokens: int = 256):
@@ -387,7 +389,8 @@ def content(body: bytes) -> str | None:
 
 
 def local(generator: Generator, tokenizer: Tokenizer, max_new_tokens: int = 256) -> Complete:
-    """`complete` by a model of our own: all prompts at once, greedily; with several ranks each answers its share."""
+    """`complete` by a model of our own: all prompts at once, greedily; with several ranks each answers its share. Two
+    tokens as likely as each other to the last digit may fall differently in other company (see Generator)."""
     def complete(prompts):
         groups = generator.sample([tokenizer.chat([("user", prompt)]) for prompt in prompts], temperature=0,
                                   max_new_tokens=max_new_tokens, eos_ids=tokenizer.eos_ids)
@@ -401,7 +404,7 @@ def connect(where: str, model: str = "", key: str = "", seed: int = 0, device: s
     """The judge at `where`: a URL and the name of a model there (`limits` are Server's), or a Hugging Face directory
     (`device`, `dtype` and `prepare` as in Qwen.from_pretrained). `kv_blocks` of 16 tokens hold a hundred usual prompts
     at once, and the longest one that any tokenizer makes; they take memory only while the judge is asked."""
-    if "://" in where:
+    if "://" in str(where):
         server = Server(where, model, key, max_new_tokens=max_new_tokens, **limits)
         return Judge(server, server.name, seed)
     if model:
@@ -409,8 +412,9 @@ def connect(where: str, model: str = "", key: str = "", seed: int = 0, device: s
                           "model's name")
     tokenizer = Tokenizer(where)
     generator = Generator(Qwen.from_pretrained(where, dtype, device, prepare), num_blocks=kv_blocks)
-    known = parallel.on_all_ranks(lambda: identity(Path(where)) if parallel.rank() == 0 else "", "cannot read the judge")
-    return Judge(local(generator, tokenizer, max_new_tokens), f"{Path(where).resolve().name} {known[0]}", seed)
+    digest = parallel.on_all_ranks(lambda: identity(Path(where)) if parallel.rank() == 0 else "",
+                                   "cannot read the judge")[0]
+    return Judge(local(generator, tokenizer, max_new_tokens), f"{Path(where).resolve().name} {digest}", seed)
 
 
 def identity(directory: Path) -> str:
