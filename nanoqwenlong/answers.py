@@ -59,7 +59,7 @@ def statement(said: str) -> str:
 
     >>> statement("The answer is 4? No: the answer is **(5)**.\\nThat is on page 3."), statement("four")
     ('(5)', '')
-    >>> [statement(text) for text in ("So <answer>Oslo</answer>.", r"Hence \\(\\boxed{\\frac{3}{4}}\\).", "[Answer] B)")]
+    >>> [statement(text) for text in ("So <answer>Oslo</answer>.", r"Thus \\(\\boxed{\\frac{3}{4}}\\).", "[Answer] B)")]
     ['Oslo', '3/4', 'B)']
     """
     line = (_after_marker(said) or "").lstrip(":： \t\r\n*").split("\n", 1)[0]
@@ -125,14 +125,13 @@ def normalise(text: str) -> str:
     ('quick brown fox', '-20.4 km', '1000 km')
     """
     text = plain(text).translate(SIGNS).lower()
-    if len(text) <= 2000:                                                      # it takes squares of marks in a row
-        text = unicodedata.normalize("NFC", text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)                        # thousands
-    text = re.sub(r"(?<=\d)[^\w\s.-](?=\d)|(?<=\w)-|-(?![\d.])", " ", text)
+    text = re.sub(r"(?<=\d)[^\w\s.-]+(?=\d)|(?<=\w)-|-(?!\.?\d)", " ", text)
     text = re.sub(r"[.](?!\d)", "", text)
     text = re.sub(r"[!\"#$%&'()*+,/:;<=>?@\[\\\]^_`{|}~。、・「」『』《》〈〉【】]", "", text)
     words = text.split()
-    return " ".join([word for word in words if word not in ARTICLES] or words)
+    text = " ".join([word for word in words if word not in ARTICLES] or words)
+    return unicodedata.normalize("NFC", text) if len(text) <= 2000 else text   # its time grows with the square
 
 
 class Number(NamedTuple):
@@ -210,9 +209,9 @@ def near(answer: str, gold: str) -> bool:
     return bool(a and _same(a, b, slack))
 
 
-CHOICE = re.compile(r"(?:(?:option|choice)\s+)?(?:\(([A-J])\)|\[([A-J])\]|([A-J]))[.,]?", re.IGNORECASE)
+CHOICE = re.compile(r"(?:(?:option|choice)\s+)?(?:\(([A-J])\)|\[([A-J])\]|([A-J])\)?)[.,:]?", re.I | re.A)
 CHOICE_AND_TEXT = re.compile(r"(?:(?:option|choice)\s+)?(?:\(([A-J])\)|([A-J])(?=[).:]|\s-\s))[).:\s-]*(\S.*)",
-                             re.IGNORECASE | re.DOTALL)
+                             re.I | re.A | re.S)
 ANOTHER = re.compile(r"""
     [(\[] [A-J] [)\]]                                                          # (B)
     | (?<!\w) [A-J] [).:] (?=\s|$)                                             # B)

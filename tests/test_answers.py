@@ -1,0 +1,269 @@
+"""What was answered, and is it the same: tables to read, then the promises behind them."""
+
+from decimal import Decimal
+from fractions import Fraction
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+from nanoqwenlong.answers import choice, final, items, matches, near, normalise, number, said, statement
+
+
+# What was said
+
+@pytest.mark.parametrize("text, behind", [
+    ("<think>x</think> Oslo", " Oslo"), ("</think>", ""), ("x</think>a</think>b", "b"), ("Oslo", None), ("", None),
+    ("<think>Oslo", None), ("</think> hm <think> Oslo", None), ("</THINK> Oslo", None), ("< /think> Oslo", None)])
+def test_said(text, behind):
+    assert said(text) == behind
+
+
+@pytest.mark.parametrize("text, answer", [
+    # every marker
+    ("The answer is Oslo.", "Oslo"), ("The correct answer is (B).", "(B)"), ("THE FINAL ANSWER IS: 5", "5"),
+    ("the best  answer\nis Oslo", "Oslo"), ("The correct final answer is Oslo", "Oslo"),
+    ("[Answer] Oslo", "Oslo"), ("[answer]: Oslo", "Oslo"), ("[答案]\n奥斯陆", "奥斯陆"), ("[答案]：东京", "东京"),
+    ("<answer>Oslo</answer> Bern", "Oslo"), ("<answer>\nOslo\n</answer>", "Oslo"), ("<ANSWER>Oslo", "Oslo"),
+    (r"\boxed{Oslo}", "Oslo"), (r"Thus $\boxed{42}$.", "42"), (r"\boxed{\text{Oslo}} in Norway", "Oslo"),
+    (r"\boxed{\frac{1}{2}}", "1/2"), (r"\boxed{2\frac{1}{2}}", "2 1/2"), (r"\boxed{5\%}", "5%"), (r"\boxed {7}", "7"),
+    # the last one wins
+    ("The answer is Oslo. <answer>Bern</answer>", "Bern"), (r"\boxed{Oslo}, so the answer is Bern", "Bern"),
+    ("[Answer] Oslo. The answer is Bern.", "Bern"), (r"The answer is \boxed{5}.", "5"),
+    ("<answer>The answer is Oslo</answer>", "Oslo"), (r"The answer is Oslo. \boxed{}", ""),
+    ("The answer is Oslo. The answer is", ""), (r"\boxed{\boxed{5}}", "5"),
+    # none
+    ("Oslo", ""), ("Answer: Oslo", ""), ("", ""), (r"\boxed{Oslo", ""), ("boxed{Oslo}", ""), ("[Answers] Oslo", ""),
+    ("the answer was Oslo", ""), ("the answers is Oslo", ""), ("the wrong answer is Oslo", ""),
+    # as it would be typed
+    ("the answer is Ｏｓｌｏ", "Oslo"), ("the answer is １，０００．５", "1,000.5"), ("the answer is Os\u200blo\x00", "Oslo"),
+    ("the answer is \u202eOslo", "Oslo"), ("the answer is Os\ud800lo", "Oslo"), ("the answer is ﬁve", "five"),
+    ("the answer is 5**3", "5**3"), ("the answer is 5*3*2", "5*3*2"), ("the answer is x²", "x²"),
+    ("the answer is ½", "½"),
+    ("the answer is *Oslo* (**Norway**)", "Oslo (Norway)"), (r"the answer is \(5\)", "5"), ("the answer is $5$", "5"),
+    ("the answer is $5", "$5"), ("the answer is $5 or $6", "$5 or $6"), (r"the answer is 1{,}000", "1,000"),
+    # nothing that long is an answer
+    ("the answer is " + "Oslo" * 5000, ""), ("the answer is Oslo" + " " * 20_000 + "or Bern", "")])
+def test_statement(text, answer):
+    assert statement(text) == answer
+
+
+@pytest.mark.parametrize("text, answer", [
+    ("Oslo", "Oslo"), (" **Oslo**.\n", "Oslo"), ("tea\nsalt\n", "tea\nsalt"),
+    ("The list:\n[Answer]\ntea\nsalt", "tea\nsalt"),
+    ("<answer>\ntea\nsalt\n</answer> That is all.", "tea\nsalt"),
+    ("The answer is:\n1. tea\n2. salt", "1. tea\n2. salt"),
+    ('```json\n[[1, "a*b*c"]]\n```', '[[1, "a*b*c"]]'), ("a ``` b", "a ``` b"), ("", ""), ("\n", ""), ("```", ""),
+    ("[Answer]", ""), (r"So \boxed{5}.", "5"), ("x" * 100_001, ""), ("x" * 10**6 + " the answer is 5", "5")])
+def test_final(text, answer):
+    assert final(text) == answer
+
+
+# Is it the same? (answer, gold, right?)
+
+@pytest.mark.parametrize("answer, gold, right", [
+    # the same words
+    ("Oslo", "Oslo", True), ("oslo", "OSLO", True), ("the Beatles", "Beatles", True), ("An  apple", "apple", True),
+    ('"Oslo"', "Oslo", True), ("(Oslo)", "Oslo", True), ("U.S.", "US", True),
+    ("U.S", "U.S.", True), ("well-known", "well known", True), ("Smith, John", "Smith John", True),
+    ("U.S. co-op", "US co-op", True), ("Marie\u00a0Curie", "Marie Curie", True), ("p.m.", "pm", True),
+    ("Martin’s Bar", "Martin's Bar", True), ("“Oslo”", "Oslo", True),
+    ("É", "é", True), ("東京", "東京", True), ("naïve", "naive", False),
+    # one-letter answers (multiple choice)
+    ("A", "A", True), ("(A)", "A", True), ("a", "A", True), ("B", "A", False), ("A", "B", False), ("C", "C", True),
+    # hostile: what the released rule pays for
+    ("!", "Marie Curie", False), (":", "Marie Curie", False), ("", "Marie Curie", False), (" ", "Marie Curie", False),
+    ("a", "Marie Curie", False), ("the", "Marie Curie", False), ("the", "The Hague", False), (".", "5", False),
+    ("not marie curie", "Marie Curie", False), ("Marie", "Marie Curie", False), ("Curie", "Marie Curie", False),
+    ("Marie Curie and Pierre Curie", "Marie Curie", False), ("Marie Curie or Einstein", "Marie Curie", False),
+    ("1, 2, 3, 4 or 5", "3", False), ("Oslo, Bern, Rome", "Bern", False), ("the answer", "Oslo", False),
+    ("m", "Marie Curie", False), ("mariecurie", "Marie Curie", False), ("anything", "", False), ("", "", False),
+    ("!", "!", False), ("the", "", False), ("a", "the", False), ("What is the capital?", "Oslo", False),
+    ("yes", "no", False), ("yes and no", "yes", False), ("unknown", "Oslo", False), ("None", "0", False),
+    # numbers
+    ("1,000", "1000.0", True), ("1000", "1,000", True), ("-5", "5", False), ("−5", "-5", True), ("-5", "-5.0", True),
+    ("+5", "5", True), ("1e3", "1000", True), ("1.5e3", "1500", True), (".5", "0.5", True), ("20.4", "204", False),
+    ("20.4", "20.40", True), ("007", "7", True), ("(5)", "5", True), ("5", "5.", True), ("1.000.000", "1000000", False),
+    ("12,34", "1234", False), ("1,5", "1.5", False), ("1,5", "15", False), ("1 000", "1000", False),
+    ("0.1", "0.10000000000000001", False), ("5", "15", False), ("15", "5", False), ("5 5", "5", False),
+    ("five", "5", False), ("5 or 6", "5", False), ("nan", "5", False), ("inf", "5", False), ("١", "1", False),
+    ("1/2", "12", False), ("2*6", "26", False), ("$5.50", "$5.50", True), ("5 km", "5", False), ("5:30", "530", False),
+    # numbers inside words: what makes the number is kept
+    ("20.4 km", "204 km", False), ("-5 km", "5 km", False), ("1,000 km", "1000 km", True), ("5.0 km", "5 km", False),
+    ("1/2 km", "12 km", False), ("1,5 km", "15 km", False), ("v1.2", "v12", False), ("pages 4-5", "pages 45", False),
+    ("No. 5", "No 5", True), ("1999-2000", "1999 2000", True)])
+def test_matches(answer, gold, right):
+    assert matches(answer, gold) is right
+
+
+@pytest.mark.parametrize("a, b, same", [
+    # a percent sign on one side only: the same number, or the same value
+    ("5%", "5", True), ("5%", "0.05", True), ("5 percent", "5%", True), ("5 per cent", "0.05", True), ("５％", "5", True),
+    ("5%", "500", False), ("5%", "0.5", False), ("5%", "0.05%", False), ("5%", "500%", False), ("-5%", "5", False),
+    ("5%", "0.0005", False), ("0.05", "5", False), ("12.5%", "1/8", True), (r"5\%", "5", True), ("5%%", "5", False),
+    # currencies
+    ("$5", "5", True), ("$5", "5 dollars", True), ("US$5", "$5.00", True), ("5 USD", "USD 5", True),
+    ("€5", "5 euros", True),
+    ("¥5", "5 yuan", True), ("¥5", "5 yen", True), ("5元", "￥5", True), ("£5", "5", True), ("$5", "€5", False),
+    ("5 yen", "5 yuan", False), ("$5", "5%", False), ("$5", "$50", False), ("$5%", "5", False), ("$ 5", "5", True),
+    ("-$5", "-5", True), ("$-5", "-5", True), ("-$-5", "5", False), ("$5 USD", "5", True), ("$5 EUR", "5", False),
+    # how large
+    ("5 million", "5,000,000", True), ("$1.5 billion", "1500000000", True), ("2 thousand", "2000", True),
+    ("5万", "50000", True),
+    ("5 million", "5", False), ("5 million", "5 billion", False), ("million", "1000000", False),
+    ("3亿元", "300,000,000", True),
+    # powers of ten
+    ("1.2e3", "1200", True), ("1.2 x 10^3", "1200", True), ("1.2×10^3", "1200", True),
+    (r"1.2 \times 10^{3}", "1200", True),
+    ("1.2*10^-3", "0.0012", True), ("1.2e3", "120", False), ("10^3", "1000", False), ("1e-3", "0.001", True),
+    # fractions, parentheses, signs
+    ("3/4", "0.75", True), ("6/8", "3/4", True), (r"\frac{3}{4}", "0.75", True), ("-3/4", "-0.75", True),
+    ("3/4", "34", False),
+    ("3/4", "4/3", False), ("1/3", "0.3333", False), ("1/0", "0", False), ("1/2/3", "1/6", False),
+    ("2 1/2", "2.5", False),
+    ("(5)", "5", True), ("(5)", "-5", False), ("($5)", "5", True), ("(-5)", "-5", True), ("((5))", "5", False),
+    ("–5", "-5", True), ("−5%", "-0.05", True), ("- 5", "5", False), ("= 5", "5", True), ("≈5", "5", True),
+    ("+$5", "5", True),
+    # not numbers
+    ("five", "5", False), ("5 or 6", "5", False), ("5 km", "5", False), ("5-6", "5", False), ("5..", "5", False),
+    ("5,00", "500", False), ("٥", "5", False), ("５", "5", True), ("$", "5", False), ("%", "5", False),
+    ("5x", "5", False)])
+def test_numbers(a, b, same):
+    assert matches(a, b) is same and matches(b, a) is same
+
+
+def test_a_number_is_nothing_but_a_number():
+    values = ["5", "-5", "2469135/2", "1/2", "1000", "7", "5000000", "3/4"]
+    written = ["5", "-5", "1,234,567.50", ".5", "1e3", " (7) ", "$5 million", "3/4"]
+    assert [number(x).value for x in written] == [Fraction(x) for x in values]
+    assert [(number(x).unit, number(x).step) for x in ("5.20%", "$1.5 million", "3/4", "2e3")] == [
+        ("%", Fraction(1, 100)), ("$", 100_000), ("", 0), ("", 1000)]
+    for text in ("", " ", ".", "-", "+", "e5", "()", "--5", "1,23", "1,2345", "1.2.3", "5 km", "0x10", "1_000", "½",
+                 "五", "nan", "inf", "Infinity", "1e99999", "5\n6", "1e", "e", "1/0", "1e999999999", "9" * 5000, "1e+",
+                 "$", "%", "$%", "million", "/", "1/", "/2", "1/-2", "__import__('os')", "2**999", "5e3e3", "5;6"):
+        assert number(text) is None, text
+
+
+def test_very_long_numbers_are_compared_exactly_and_fast():
+    assert matches("1" * 5000, "1" * 5000) and not matches("1" * 5000, "1" * 4999 + "2")
+    assert not matches("1," * 5000 + "x", "1")
+    assert not matches("1e999", "1e998") and matches("1e999", "10e998")
+
+
+@pytest.mark.parametrize("answer, gold, right", [
+    # half a unit of the gold's last digit
+    ("20.4", "20.4", True), ("20.44", "20.4", True), ("20.45", "20.4", True), ("20.46", "20.4", False),
+    ("20.35", "20.4", True),
+    ("2018", "2019", False), ("2019.4", "2019", True), ("2019.6", "2019", False), ("1,234", "1234.4", True),
+    ("0", "0", True),
+    ("3.1416", "3.14", True), ("3.15", "3.14", False), ("1230", "1.2e3", True), ("1260", "1.2e3", False),
+    ("0.3", "0.0", False),
+    # 0.15 % of it, where it is no whole number
+    ("1000.9", "1000.5", True), ("1002.0", "1000.5", True), ("1002.1", "1000.5", False), ("999", "1000.5", True),
+    ("0.3333", "1/3", True), ("0.33", "1/3", False), ("100.1", "100", True), ("101", "100", False),
+    ("1001", "1000", False),
+    # sign, powers of ten, percent
+    ("-20.4", "20.4", False), ("204", "20.4", False), ("2.04", "20.4", False), ("2040", "20.4", False),
+    ("1000000", "1", False),
+    ("5.2%", "5.2", True), ("5.2%", "0.052", True), ("0.052", "5.2%", True), ("0.0523", "5.2%", True),
+    ("0.053", "5.2%", False),
+    ("520%", "5.2%", False), ("5.2", "0.052", False), ("520", "5.2%", False), ("$20.4", "20.4", True),
+    ("$20.4", "€20.4", False),
+    # whole ones with a percent sign; no numbers
+    ("5.4%", "5%", True), ("5.6%", "5%", False), ("0.054", "5%", True), ("0.056", "5%", False),
+    ("Yes", "yes", True), ("no", "yes", False), ("5", "yes", False), ("twenty", "20", False), ("", "20", False),
+    ("", "", False)])
+def test_near(answer, gold, right):
+    assert near(answer, gold) is right
+
+
+@pytest.mark.parametrize("letter, said", [
+    ("B", "B|b|(B)|(b)|[B]|B.|(B).|B)|**B**|`B`|B) Bananas|b) bananas|(B) Bananas|B. Bananas|B: Bananas|Option B|"
+     "Choice B|(B): the U.S. bank|option (B)|B - Bananas|（Ｂ）|(B), because it is stated|"
+     "(B) It was sold in 1999.|B) is the year 1999"
+     r"|\text{B}|\(B\)|$B$|B) Not disclosed|(B) a or an"),
+    ("A", "A|a|(A)|A. An apple|(A) is liable for all damages"),
+    ("J", "J|j)|(J) jam"),
+    ("I", "I|(I) ink"),
+    ("", "|Bananas|Both|A or B|A, B|A and B|(A) or (B)|not A|neither|A/B|A-B|A & B|AB|ABCD|A B|K|(K)|5|?|()|(A|B]|"
+     "B or C|The letter B|(A)(B)(C)(D)|A) B) C) D)|A. B. C. D.|A) Apples B) Bananas|A) Apples, B) Bananas|"
+     "(A): B|A: B|A.B|(A) (B)|A or not|(A) or B|(A) and B|(A), or maybe B|(A) to D|A) or B)|(A) is wrong|"
+     "(A) is not correct|A) isn't right|A?|B2|(A) but not sure|All of the above|none|A dog|I think B|Apple|"
+     "a banana|Either A or B|(b) or (c)|А|Ⓑ|Option|B C|İ|ı")])
+def test_choice(letter, said):
+    assert [text for text in said.split("|") if choice(text) != letter] == []
+
+
+def test_normalise_leaves_nothing_of_articles_and_punctuation():
+    assert normalise("  The  Quick, 'brown' fox. ") == "quick brown fox"
+    assert normalise("!?:;") == normalise("") == ""
+    assert normalise("Cafe\u0301") == normalise("Café") and normalise("《东京》。") == "东京" and normalise("ﬁsh") == "fish"
+
+
+@pytest.mark.parametrize("answer, gold, found", [
+    ("tea\nsalt", "", "tea|salt"), ("- tea\n* salt\n• rope\n– oil", "", "tea|salt|rope|oil"),
+    ("1. tea\n2) salt\n(3) oil", "", "tea|salt|oil"),
+    ("Tea\n\n  the Salt. \r\n", "", "tea|salt"), ("", "x", ""), ("\n \n---\n", "x", ""),
+    ("1.5 km\n-5\n1.x", "", "1.5 km|-5|1x"),
+    ("tea, salt, oil", "x", "tea|salt|oil"), ("tea, salt and oil", "x", "tea|salt|oil"),
+    ("tea, salt, and oil.", "x", "tea|salt|oil"),
+    ("tea and salt", "x", "tea|salt"), ("tea; salt, fine; oil", "x", "tea|salt fine|oil"), ("茶、盐、油", "x", "茶|盐|油"),
+    ("Smith, John", "smith john", "smith john"), ("Smith, John", "", "smith john"), ("1,000, 2,000", "x", "1000|2000"),
+    ("tea, R and D", "r and d", "tea|r and d"), ("tea, sand", "x", "tea|sand"), ("tea\nsalt, oil", "x", "tea|salt oil"),
+    ("tea", "x", "tea"),
+    ("- tea, salt", "x", "tea|salt"), ("tea,,salt", "x", "tea|salt"), ("tea，salt", "x", "tea|salt"),
+    ("**tea**\n`salt`", "", "tea|salt")])
+def test_items(answer, gold, found):
+    assert items(answer, list(filter(None, [gold]))) == list(filter(None, found.split("|")))
+
+
+# Promises
+
+anything = st.one_of(st.text(), st.lists(st.sampled_from((
+    "</think>", "<think>", "the answer is", "<answer>", "</answer>", "\\boxed{", "}", "{", "\\frac{", "[Answer]", " ",
+    ".", "-", "1", ",", "000", "e5", "(", ")", "*", "\n", "a", "B", "$", "%", "/", "−", "\ud800", "\x00", "İ", "٣",
+    "\u0301", "\u202e", ";", "and"))).map("".join))
+
+
+@settings(max_examples=100, deadline=None)
+@given(anything, anything)
+def test_no_text_raises(text, gold):
+    for function in (said, statement, final, normalise, number, choice):
+        function(text)
+    assert isinstance(matches(text, gold), bool) and isinstance(near(text, gold), bool)
+    assert all(items(text, [gold])) and choice(text) in ("", *"ABCDEFGHIJ")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text("abcd0159 .,-$%/", min_size=1), st.text("abcd0159 .,-$%/", min_size=1))
+def test_matching_is_symmetric(a, b):
+    assert matches(a, b) == matches(b, a)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(-10**6, 10**6), st.integers(-10**6, 10**6), st.booleans(), st.integers(0, 3))
+def test_numbers_match_exactly_when_they_are_equal(a, b, commas, places):
+    for x, y in ((a, b), (a, a), (a, -a), (a, 10 * a)):
+        assert matches(f"{x:,}" if commas else f"{x}", f"{y}.{'0' * places}" if places else f"{y}") == (x == y)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.decimals(-10**9, 10**9, allow_nan=False, places=4), st.decimals(-10**9, 10**9, allow_nan=False, places=4))
+def test_near_is_what_it_says(a, b):
+    """Against Decimal; the gold has four decimals."""
+    whole = b == b.to_integral_value()
+    slack = max(Decimal("0.00005"), 0 if whole else abs(b) * Decimal("0.0015"))
+    for answer in (a, b + Decimal("0.0001"), b + b / 1000, -b):
+        assert near(f"{answer:f}", f"{b:f}") == (abs(answer - b) <= slack)
+
+
+HUGE = ["a", "1", "1,", "(", "{", "*", "-", " ", "\n", "$", "%", "the ", "the answer is ", "\\boxed{", "<answer>",
+        "</think>", "a\n", "a and ", "\\frac{", "[Answer]", "\ud800", "\0", "e\u0301\u0323", "1**", "```\n", "- a\n"]
+
+
+@pytest.mark.parametrize("unit", HUGE)
+def test_what_is_huge_is_no_answer(unit):
+    """Nor does it take long: what is too long is not looked at, and no pattern goes back and forth in it."""
+    text = unit * (200_000 // len(unit))
+    for shown in (text, f"the answer is {text}", f"the answer is x{text}x"):
+        assert len(statement(shown)) <= 10_000 and len(final(shown)) <= 100_000
+    assert number(text) is None and choice(text) == "" and not matches(text, "Oslo") and not matches("Oslo", text)
