@@ -1,19 +1,59 @@
-"""Was the answer right? One extractor and one comparison, for training and evaluation alike. No torch.
+"""What a response earns. One extractor and one measure for each task, for training and evaluation alike. No torch.
 
-The answer is what follows the last "the answer is" behind the last `</think>`; without `</think>` there is none, so a
-response that never ends its thinking earns 0. The comparison is exact match after normalisation. QwenLong-L1's
-released rule accepts substrings in both directions, which gives full reward to "a" or "not Marie Curie"; this does not.
+The rule comes first: what was said behind the last `</think>` is cut down to an answer (answers.py), and the task's
+measure (metrics.py) compares it with each accepted one; the best counts. Where the rule gives 0 to an answer that might
+say the same in other words, a judge may be asked, for all responses of a step at once. The reward is the larger of the
+two; where the judge could not tell it is NaN: unscorable, not wrong.
 """
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+from . import answers, metrics
 from .records import Example
 
 
-QUOTES = " \t\r\"'`“”‘’"          # around an answer: the prompt itself shows the sentence in quotes
+class Task(NamedTuple):
+    """How one kind of task is rewarded."""
+
+    measure: Callable[[str, str], float]                       # (answer, gold) -> 0 to 1
+    extract: Callable[[str], str]                              # what was said behind </think> -> the answer
+    judged: bool                                               # whether a judge may be asked
+    gold: str                                                  # what a gold answer looks like
+
+
+def near(answer: str, gold: str) -> float:
+    return float(answers.near(answer, gold))
+
+
+def choice(answer: str, gold: str) -> float:
+    return float(answers.choice(answer) == answers.choice(gold) != "")
+
+
+def value(said: str) -> str:
+    """The statement, or else everything: for prompts that ask for nothing but a value."""
+    return answers.statement(said) or answers.final(said)
+
+
+WORDS, ITEMS = "text with a letter or digit in it", "a list, one item a line"
+TASKS = {
+    # QwenLong-L1: the answer has to be stated
+    "qa": Task(metrics.em, answers.statement, True, WORDS),
+    "number": Task(near, answers.statement, True, "a number, or yes or no"),
+    "choice": Task(choice, answers.statement, False, "a letter from A to J"),
+    # GoLongRL: it may be bare
+    "em": Task(metrics.em, value, True, WORDS),
+    "accuracy": Task(metrics.accuracy, value, False, "a letter from A to J, or a short text"),
+    "f1": Task(metrics.f1, answers.final, False, ITEMS),
+    "math": Task(metrics.math, value, False, "a number or a formula"),
+    "iou": Task(metrics.iou, answers.final, False, 'JSON, {"data": [row, ...]} or [row, ...]'),
+    "sub_em": Task(metrics.sub_em, answers.final, False, ITEMS),
+    "ndcg": Task(metrics.ndcg, answers.final, False, ITEMS + ", the most relevant first"),
+    "pairwise": Task(metrics.pairwise, answers.final, False, ITEMS + ", in order, two at least"),
+    "rouge_l": Task(metrics.rouge_l, answers.final, False, "a text"),
+}
+LISTS = ("f1", "sub_em", "ndcg", "pairwise")                   # their gold is a list
 
 
 @dataclass(frozen=True)
@@ -26,73 +66,86 @@ class Score:
 
     reward: float
     rule: float
-    judge: float | None                 # None: not asked
+    judge: float | None                 # None: not asked; NaN: asked, and it could not tell
     answer: str                         # what was extracted; "" if nothing was
 
 
-def score(text: str, example: Example) -> Score:
-    """The score of one response to `example`."""
-    answer = extract(text)
-    rule = float(any(matches(answer, gold) for gold in example.accepted))
-    return Score(rule, rule, None, answer)
+class Question(NamedTuple):
+    """What a judge is asked: does the answer say the same as one of the gold ones?"""
+
+    question: str
+    golds: tuple[str, ...]
+    answer: str
 
 
-def score_all(texts: Sequence[Sequence[str]], examples: Sequence[Example]) -> list[list[Score]]:
-    """For each example the scores of its responses."""
-    return [[score(text, example) for text in group] for group, example in zip(texts, examples)]
-
-
-def extract(text: str) -> str:
-    """The stated answer: one line, markdown emphasis and the final full stop removed; "" if there is none.
+def extract(text: str, task: str = "qa") -> str:
+    """The answer that a response gives; "" if it gives none.
 
     >>> extract("<think>the answer is 3</think> The answer is 4? No: the answer is (5).")
     '(5)'
-    >>> extract("the answer is 4"), extract("<think>hm</think> four")
-    ('', '')
+    >>> extract("the answer is 4"), extract("<think>hm</think> four"), extract("<think>hm</think> four", "em")
+    ('', '', 'four')
     """
-    before, ended, said = text.rpartition("</think>")
-    places = [found.end() for found in re.finditer("the answer is", said, re.IGNORECASE)]
-    if not ended or not places:
+    said = answers.said(text)
+    return "" if said is None else TASKS[task].extract(said)
+
+
+def score(text: str, example: Example, judge=None) -> Score:
+    """The score of one response to `example`."""
+    return score_all([[text]], [example], judge)[0][0]
+
+
+def score_all(texts: Sequence[Sequence[str]], examples: Sequence[Example], judge=None) -> list[list[Score]]:
+    """For each example the scores of its responses. judge.ask(questions) -> 1.0, 0.0 or NaN for each Question; it is
+    called once, with all there is to ask (which may be nothing: several ranks call it alike)."""
+    scores = [[by_rule(text, example) for text in group] for group, example in zip(texts, examples, strict=True)]
+    if judge is None:
+        return scores
+    asked = [(row, column, question) for row, example in enumerate(examples) for column, score in enumerate(scores[row])
+             if (question := for_judge(score, example))]
+    verdicts = judge.ask([question for _, _, question in asked])
+    for (row, column, _), verdict in zip(asked, verdicts, strict=True):        # the rule gave 0, so max is the verdict
+        scores[row][column] = replace(scores[row][column], reward=verdict, judge=verdict)
+    return scores
+
+
+def by_rule(text: str, example: Example) -> Score:
+    """The score without a judge."""
+    answer = extract(text, example.task)
+    measure = TASKS[example.task].measure
+    rule = max((measure(answer, gold) for gold in example.accepted), default=0.0) if answer else 0.0
+    return Score(rule, rule, None, answer)
+
+
+def for_judge(score: Score, example: Example) -> Question | None:
+    """What a judge is asked about a score; None if there is nothing to ask."""
+    if score.rule > 0 or not TASKS[example.task].judged:
+        return None
+    golds = tuple(gold for gold in example.accepted if worth_asking(score.answer, gold))
+    return Question(example.question, golds, score.answer) if golds else None
+
+
+def worth_asking(answer: str, gold: str) -> bool:
+    """Whether the answer might say the same as the gold one in other words: two letters or digits at least beside
+    articles, not much longer than the gold one, and not two numbers, which decide by themselves. What is not worth
+    asking cannot persuade anybody.
+
+    >>> [worth_asking(*pair) for pair in (("United States", "USA"), ("!", "USA"), ("the", "USA"), ("5", "6"))]
+    [True, False, False, False]
+    """
+    if len(answer) > 200 + 2 * len(gold) or answers.number(answer) and answers.number(gold):
+        return False
+    words = [word for word in answers.normalise(answer).split() if word not in answers.ARTICLES]
+    return sum(char.isalnum() for char in "".join(words)) >= 2
+
+
+def gold_problem(task: str, gold: str) -> str:
+    """Why a gold answer is none for this task: it has to earn 1 by its own measure. "" if it does.
+
+    >>> gold_problem("number", "5.2 %"), gold_problem("choice", "Oslo")
+    ('', "'Oslo' would not be right for itself; a gold answer of task choice is a letter from A to J")
+    """
+    if TASKS[task].measure(gold, gold) == 1:
         return ""
-    tail = re.sub(r"(?<![\d*])\*+|\*+(?![\d*])", "", said[places[-1]:]).lstrip(": \t\r\n").split("\n")[0]
-    return tail.strip(QUOTES).rstrip(".").strip(QUOTES)
-
-
-def matches(answer: str, gold: str) -> bool:
-    """Equal as numbers if either is a number, else equal after normalisation. An empty answer matches nothing.
-
-    >>> matches("1,000.0", "1000"), matches("-5", "5"), matches("20.4", "204"), matches("The U.K.", "uk")
-    (True, False, False, True)
-    """
-    a, b = number(answer), number(gold)
-    if a is not None or b is not None:
-        return a == b
-    answer = normalise(answer)
-    return bool(answer) and answer == normalise(gold)
-
-
-def number(text: str) -> Decimal | None:
-    """The value of a text that is nothing but a number: sign, thousands commas, decimals, exponent. "(5)" is 5."""
-    text = re.sub(r"^\((.*)\)$", r"\1", text.replace("−", "-").strip()).strip()
-    if not re.fullmatch(r"[+-]?(\d{1,3}(,\d{3})+|\d+)?(\.\d*)?([eE][+-]?\d{1,3})?", text, re.ASCII) or not text:
-        return None
-    try:
-        return Decimal(text.replace(",", ""))
-    except InvalidOperation:                                                   # a lone sign or exponent
-        return None
-
-
-def normalise(text: str) -> str:
-    """SQuAD's normalisation (lower case; no punctuation, no a/an/the; single spaces), but what makes a number is kept:
-    a point or minus sign before a digit, so that 20.4 km is not 204 km.
-
-    >>> normalise("  The  Quick, 'brown' fox. "), normalise("-20.4 km"), normalise("1,000 km")
-    ('quick brown fox', '-20.4 km', '1000 km')
-    """
-    text = text.lower().translate(str.maketrans("−’‘“”", "-''\"\""))
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)                        # thousands
-    text = re.sub(r"(?<=\d)[^\w\s.-](?=\d)|(?<=\w)-|-(?![\d.])", " ", text)
-    text = re.sub(r"[.](?!\d)", "", text)
-    text = re.sub(r"[!\"#$%&'()*+,/:;<=>?@\[\\\]^_`{|}~]", "", text)
-    words = text.split()
-    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
+    shown = gold if len(gold) <= 60 else gold[:57] + "..."
+    return f"{shown!r} would not be right for itself; a gold answer of task {task} is {TASKS[task].gold}"

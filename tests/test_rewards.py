@@ -1,10 +1,13 @@
-"""What counts as an answer and what as right: a table to read, then the promises behind it."""
+"""What a response earns: extraction as a table, then the scores, by the rule and with a judge."""
+
+import math
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
+from nanoqwenlong import rewards
 from nanoqwenlong.records import Example
-from nanoqwenlong.rewards import extract, matches, normalise, number, score, score_all
+from nanoqwenlong.rewards import LISTS, TASKS, Question, Score, extract, gold_problem, score, score_all, worth_asking
 
 
 def reward(text, *gold) -> float:
@@ -47,63 +50,6 @@ def test_extract(text, answer):
     assert extract(text) == answer
 
 
-# Comparison: (answer, gold, right?)
-
-@pytest.mark.parametrize("answer, gold, right", [
-    # the same words
-    ("Oslo", "Oslo", True), ("oslo", "OSLO", True), ("the Beatles", "Beatles", True), ("An  apple", "apple", True),
-    ('"Oslo"', "Oslo", True), ("(Oslo)", "Oslo", True), ("U.S.", "US", True),
-    ("U.S", "U.S.", True), ("well-known", "well known", True), ("Smith, John", "Smith John", True),
-    ("U.S. co-op", "US co-op", True), ("Marie\u00a0Curie", "Marie Curie", True), ("p.m.", "pm", True),
-    ("Martin’s Bar", "Martin's Bar", True), ("“Oslo”", "Oslo", True),
-    ("É", "é", True), ("東京", "東京", True), ("naïve", "naive", False),
-    # one-letter answers (multiple choice)
-    ("A", "A", True), ("(A)", "A", True), ("a", "A", True), ("B", "A", False), ("A", "B", False), ("C", "C", True),
-    # hostile: what the released rule pays for
-    ("!", "Marie Curie", False), (":", "Marie Curie", False), ("", "Marie Curie", False), (" ", "Marie Curie", False),
-    ("a", "Marie Curie", False), ("the", "Marie Curie", False), ("the", "The Hague", False), (".", "5", False),
-    ("not marie curie", "Marie Curie", False), ("Marie", "Marie Curie", False), ("Curie", "Marie Curie", False),
-    ("Marie Curie and Pierre Curie", "Marie Curie", False), ("Marie Curie or Einstein", "Marie Curie", False),
-    ("1, 2, 3, 4 or 5", "3", False), ("Oslo, Bern, Rome", "Bern", False), ("the answer", "Oslo", False),
-    ("m", "Marie Curie", False), ("mariecurie", "Marie Curie", False), ("anything", "", False), ("", "", False),
-    ("!", "!", False), ("the", "", False), ("a", "the", False), ("What is the capital?", "Oslo", False),
-    ("yes", "no", False), ("yes and no", "yes", False), ("unknown", "Oslo", False), ("None", "0", False),
-    # numbers
-    ("1,000", "1000.0", True), ("1000", "1,000", True), ("-5", "5", False), ("−5", "-5", True), ("-5", "-5.0", True),
-    ("+5", "5", True), ("1e3", "1000", True), ("1.5e3", "1500", True), (".5", "0.5", True), ("20.4", "204", False),
-    ("20.4", "20.40", True), ("007", "7", True), ("(5)", "5", True), ("5", "5.", True), ("1.000.000", "1000000", False),
-    ("12,34", "1234", False), ("1,5", "1.5", False), ("1,5", "15", False), ("1 000", "1000", False),
-    ("0.1", "0.10000000000000001", False), ("5", "15", False), ("15", "5", False), ("5 5", "5", False),
-    ("five", "5", False), ("5 or 6", "5", False), ("nan", "5", False), ("inf", "5", False), ("١", "1", False),
-    ("1/2", "12", False), ("2*6", "26", False), ("5%", "5", False), ("$5", "5", False), ("5%", "5 %", True),
-    ("$5.50", "$5.50", True), ("5 km", "5", False), ("5:30", "530", False),
-    # numbers inside words: what makes the number is kept
-    ("20.4 km", "204 km", False), ("-5 km", "5 km", False), ("1,000 km", "1000 km", True), ("5.0 km", "5 km", False),
-    ("1/2 km", "12 km", False), ("1,5 km", "15 km", False), ("v1.2", "v12", False), ("pages 4-5", "pages 45", False),
-    ("No. 5", "No 5", True), ("1999-2000", "1999 2000", True)])
-def test_matches(answer, gold, right):
-    assert matches(answer, gold) is right
-
-
-def test_a_number_is_nothing_but_a_number():
-    assert [str(number(x)) for x in ("5", "-5", "1,234,567.50", ".5", "1e3", " (7) ")] == [
-        "5", "-5", "1234567.50", "0.5", "1E+3", "7"]
-    for text in ("", " ", ".", "-", "+", "e5", "()", "--5", "1,23", "1,2345", "1.2.3", "5 km", "0x10", "1_000", "½",
-                 "五", "nan", "inf", "Infinity", "1e99999", "5\n6", "1e", "e"):
-        assert number(text) is None, text
-
-
-def test_very_long_numbers_are_compared_exactly_and_fast():
-    assert matches("1" * 5000, "1" * 5000) and not matches("1" * 5000, "1" * 4999 + "2")
-    assert not matches("1," * 5000 + "x", "1")
-    assert not matches("1e999", "1e998") and matches("1e999", "10e998")
-
-
-def test_normalise_leaves_nothing_of_articles_and_punctuation():
-    assert normalise("  The  Quick, 'brown' fox. ") == "quick brown fox"
-    assert normalise("!?:;") == normalise("") == ""
-
-
 # Scores
 
 def test_any_accepted_answer_counts():
@@ -131,13 +77,13 @@ anything = st.one_of(st.text(), st.lists(st.sampled_from(
      "−", "\ud800", "\x00", "İ", "٣"))).map("".join))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(anything, anything, st.booleans())
 def test_score_never_raises(text, gold, state_it):
     assert reward(stated(text) if state_it else text, gold) in (0.0, 1.0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text("abcdefgthTHEAan0123456789 ", min_size=1).filter(str.strip))
 @example("A")
 @example("the a")
@@ -147,20 +93,143 @@ def test_the_gold_answer_stated_properly_always_earns_one(gold):
         assert reward(text, gold) == 1.0
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.text("abcd0159 .,-", min_size=1), st.text("abcd0159 .,-", min_size=1))
-def test_matching_is_symmetric(a, b):
-    assert matches(a, b) == matches(b, a)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.integers(-10**6, 10**6), st.integers(-10**6, 10**6), st.booleans(), st.integers(0, 3))
-def test_numbers_match_exactly_when_they_are_equal(a, b, commas, places):
-    for x, y in ((a, b), (a, a), (a, -a), (a, 10 * a)):
-        assert matches(f"{x:,}" if commas else f"{x}", f"{y}.{'0' * places}" if places else f"{y}") == (x == y)
-
-
 @pytest.mark.parametrize("said", ['"42".', '"42."', "`42`", "“42”.", "'42'", "**42**."])
 def test_quotes_around_an_answer_do_not_count(said):
     """The prompt shows the sentence in quotes, so models copy them."""
     assert score(f"<think>hm</think> Therefore, the answer is {said}", Example("a", "", "", "42")).reward == 1
+
+
+# Tasks
+
+LIST, TABLE = "tea\nsalt", '{"data": [["Oslo", 1], ["Bern", 2]]}'
+GOLD = {"qa": "Oslo", "number": "20.4", "choice": "B", "em": "Oslo", "accuracy": "(B)", "math": "3/4", "iou": TABLE,
+        "rouge_l": "The cat sat on the mat."} | dict.fromkeys(LISTS, LIST)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_gold_answer_of_every_task_earns_one_and_thinking_alone_nothing(task):
+    gold = GOLD[task]
+    for text in (f"<think>hm</think> The answer is {gold}", f"</think>[Answer]\n{gold}",
+                 f"</think><answer>{gold}</answer>"):
+        assert score(text, Example("e", "", "", gold, task)) == Score(1.0, 1.0, None, extract(text, task))
+        assert score(text, Example("e", "", "", ("no", gold), task)).reward == 1.0      # any accepted one
+        assert score(text.replace("</think>", ""), Example("e", "", "", gold, task)) == Score(0.0, 0.0, None, "")
+    bare = score(f"</think>\n{gold}\n", Example("e", "", "", gold, task)).reward
+    assert bare == (task not in ("qa", "number", "choice"))    # these have to state it
+    assert score(f"<think>{gold}</think>", Example("e", "", "", gold, task)).reward == 0.0
+    assert gold_problem(task, gold) == ""
+
+
+def test_tasks():
+    assert set(GOLD) == set(TASKS) and len(TASKS) == 12 and set(LISTS) < set(TASKS)
+    assert {name for name, task in TASKS.items() if task.judged} == {"qa", "number", "em"}
+
+
+@pytest.mark.parametrize("task, said, gold, expected", [
+    ("qa", "the answer is 2019", "2018", 0), ("number", "the answer is 2019", "2018", 0),
+    ("number", "the answer is 20.43", "20.4", 1),
+    ("qa", "the answer is 20.43", "20.4", 0), ("number", "the answer is $20.4 million.", "20,400,000", 1),
+    ("number", "the answer is **5.2%**.", "0.052", 1), ("choice", "The correct answer is (B).", "B", 1),
+    ("choice", "The correct answer is Bananas.", "B", 0), ("choice", "The correct answer is (A) or (B).", "B", 0),
+    ("em", "Oslo.", "oslo", 1), ("em", "It is Oslo.", "oslo", 0),
+    ("em", "The answer is Oslo.\nIt lies in Norway.", "Oslo", 1),
+    ("math", "42", "42", 1), ("math", r"So $x = 42$, \boxed{42}.", "42", 1), ("f1", "1. Salt\n2. Tea", "tea\nsalt", 1),
+    ("f1", "tea", "tea\nsalt", 2 / 3), ("f1", "The answer is tea, and salt.", "tea\nsalt", 1),
+    ("pairwise", "salt\ntea", "tea\nsalt", 0),
+    ("iou", '```json\n{"data": [["Oslo", 1]]}\n```', '{"data": [["Oslo", 1], ["Bern", 2]]}', 0.5),
+    ("iou", "no table", '[["Oslo", 1]]', 0), ("rouge_l", "", "The cat sat.", 0)])
+def test_rewards(task, said, gold, expected):
+    assert score(f"<think>x</think>\n{said}\n", Example("e", "", "", gold, task)).reward == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("task, gold", [
+    ("qa", "!"), ("qa", "..."), ("choice", "Oslo"), ("choice", "A or B"), ("f1", "\n\n"), ("pairwise", "tea"),
+    ("iou", "tea"), ("ndcg", "-"),
+    ("rouge_l", "!"), ("em", "?"), ("number", "")])
+def test_a_gold_answer_that_nothing_could_match_is_named(task, gold):
+    problem = gold_problem(task, gold)
+    assert repr(gold) in problem and TASKS[task].gold in problem and task in problem
+    assert "\n" not in problem and len(gold_problem("choice", "x" * 1000)) < 200
+
+
+def test_a_bug_in_a_measure_is_heard_of(monkeypatch):
+    def broken(answer, gold):
+        raise ZeroDivisionError
+    monkeypatch.setitem(rewards.TASKS, "qa", TASKS["qa"]._replace(measure=broken))
+    with pytest.raises(ZeroDivisionError):
+        reward(stated("Oslo"), "Oslo")
+
+
+# A judge
+
+class Says:
+    """A judge that answers what `verdicts` says of an answer, and remembers what it was asked."""
+
+    def __init__(self, **verdicts):
+        self.verdicts, self.calls = verdicts, []
+
+    def ask(self, questions):
+        self.calls.append(questions)
+        return [self.verdicts.get(question.answer, 0.0) for question in questions]
+
+
+def test_the_judge_is_asked_once_for_everything_that_the_rule_rejects():
+    judge = Says(Kristiania=1.0, Perhaps=math.nan)
+    examples = [Example("a", "doc", "Capital?", "Oslo"), Example("b", "doc", "How many?", "5"),
+                Example("c", "doc", "Where?", ("Bern", "Berne"))]
+    texts = [[stated("Oslo"), stated("Kristiania"), "Kristiania"], [stated("6"), stated("six")],
+             [stated("Kristiania"), stated("Perhaps")]]
+    scores = score_all(texts, examples, judge)
+    assert judge.calls == [[
+        Question("Capital?", ("Oslo",), "Kristiania"), Question("How many?", ("5",), "six"),
+        Question("Where?", ("Bern", "Berne"), "Kristiania"), Question("Where?", ("Bern", "Berne"), "Perhaps")]]
+    assert scores[0] == [Score(1.0, 1.0, None, "Oslo"), Score(1.0, 0.0, 1.0, "Kristiania"), Score(0.0, 0.0, None, "")]
+    assert scores[1] == [Score(0.0, 0.0, None, "6"), Score(0.0, 0.0, 0.0, "six")]
+    assert scores[2][0] == Score(1.0, 0.0, 1.0, "Kristiania")
+    assert math.isnan(scores[2][1].reward) and math.isnan(scores[2][1].judge) and scores[2][1].rule == 0.0
+    assert score_all(texts, examples)[2][1] == Score(0.0, 0.0, None, "Perhaps")
+    assert score(texts[0][1], examples[0], judge) == scores[0][1] and len(judge.calls) == 2
+
+
+def test_the_judge_is_called_even_if_there_is_nothing_to_ask():
+    """With several ranks all of them have to call it."""
+    judge = Says()
+    examples = [Example("a", "", "", "Oslo"), Example("b", "", "", "Oslo")]
+    assert score_all([[stated("Oslo")], []], examples, judge)[1] == []
+    assert judge.calls == [[]]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_only_some_tasks_are_judged(task):
+    judge = Says()
+    score("</think> the answer is seven", Example("e", "", "", GOLD[task], task), judge)
+    assert len(judge.calls[0]) == TASKS[task].judged
+
+
+@pytest.mark.parametrize("answer, gold, worth", [
+    ("the United States", "USA", True), ("US", "USA", True), ("five", "5", True), ("5 km", "5000", True),
+    ("东京", "Tokyo", True),
+    ("5", "6", False), ("5%", "6%", False), ("$5 million", "6", False), ("", "USA", False), ("!", "USA", False),
+    ("?!.,", "USA", False),
+    ("a", "USA", False), ("the", "USA", False), ("the a an", "USA", False), ("U", "USA", False),
+    ("x" * 206, "USA", True), ("x" * 207, "USA", False),
+    ("x" * 1000, "y" * 400, True), ("\u200b\u200b", "USA", False), ("--", "USA", False), ("😀😀", "USA", False),
+    ("[[YES]]", "USA", True)])
+def test_what_is_worth_asking(answer, gold, worth):
+    assert worth_asking(answer, gold) is worth
+
+
+def test_of_several_accepted_answers_the_judge_sees_those_worth_asking():
+    judge = Says()
+    score(stated("12"), Example("e", "", "q", ("5", "a dozen")), judge)
+    assert judge.calls == [[Question("q", ("a dozen",), "12")]]
+
+
+def test_one_reply_for_each_question():
+    class Short(Says):
+        def ask(self, questions):
+            return []
+    with pytest.raises(ValueError):
+        score(stated("Kristiania"), Example("e", "", "", "Oslo"), Short())
+    with pytest.raises(ValueError):
+        score_all([[], []], [Example("e", "", "", "Oslo")])
