@@ -1,13 +1,14 @@
 """Text to token ids and back, with transformers' tokenizer and chat template of the model directory.
 
 A document may contain anything, `<|im_end|>` and `</think>` included. So template and text are encoded apart: the chat
-template is rendered once around two placeholders and cut there; its pieces are encoded with the special tokens, while
-document and question go through a second tokenizer that has none. (transformers' `split_special_tokens=True` is not
+template is rendered around placeholders and cut there; its pieces are encoded with the special tokens, while all that
+stands in their places goes through a second tokenizer that has none. (transformers' `split_special_tokens=True` is not
 enough: it still turns `</think>` into one token where the tokenizer lists it as added but not special.)
 """
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from .weights import ModelError, read_json
@@ -15,7 +16,8 @@ from .weights import ModelError, read_json
 # QwenLong-L1, Table 1; document and question are stripped.
 PROMPT = ('Please read the following text and answer the question below.\n\n<text>\n{document}\n</text>\n\n{question}'
           '\n\nFormat your response as follows: "Therefore, the answer is (insert answer here)".')
-DOCUMENT, QUESTION = "\ue000document\ue000", "\ue000question\ue000"           # placeholders no template contains
+DOCUMENT, QUESTION, TURN = "\ue000document\ue000", "\ue000question\ue000", "\ue000turn {}\ue000"
+                                                                       # placeholders that no template contains
 
 THINK = ("<think>", "</think>")
 
@@ -50,7 +52,10 @@ class Tokenizer:
         plain |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         self.plain = tokenizers.Tokenizer.from_str(json.dumps(plain))
         self.special_ids = frozenset(self.hf.get_added_vocab().values())
-        self.pieces = self._template_pieces(directory)
+        self.directory, self.chats = directory, {}                   # chats: {roles: what stands around their turns}
+        around = self._around([("user", PROMPT.format(document=DOCUMENT, question=QUESTION))], (DOCUMENT, QUESTION))
+        self.pieces = tuple(self._encode_template(text) for text in around)
+        self.opens_think = around[-1].rstrip().endswith(THINK[0])    # R1-Distill's template writes the <think> itself
         self.vocab_size = max(self.hf.get_vocab().values()) + 1
         if (directory / "config.json").is_file():
             rows = read_json(directory / "config.json").get("vocab_size", self.vocab_size)
@@ -70,19 +75,25 @@ class Tokenizer:
             raise ModelError(f"{directory}: neither tokenizer nor generation_config.json names an end token")
         return tuple(sorted(ends))
 
-    def _template_pieces(self, directory: Path) -> tuple[list[int], list[int], list[int]]:
-        content = PROMPT.format(document=DOCUMENT, question=QUESTION)
+    def _render(self, messages: Sequence[tuple[str, str]]) -> str:
+        chat = [{"role": role, "content": content} for role, content in messages]
         try:
-            text = self.hf.apply_chat_template([{"role": "user", "content": content}], tokenize=False,
-                                               add_generation_prompt=True)
+            return self.hf.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         except Exception as error:                   # Jinja's and whatever a template does
-            raise ModelError(f"{directory}: the chat template does not render: {error}") from None
-        if text.count(DOCUMENT) != 1 or text.count(QUESTION) != 1:
-            raise ModelError(f"{directory}: the chat template does not show the user's text exactly once")
-        self.opens_think = text.rstrip().endswith(THINK[0])      # R1-Distill's template writes the <think> itself
-        before, rest = text.split(DOCUMENT)
-        between, after = rest.split(QUESTION)
-        return tuple(self.hf.encode(piece, add_special_tokens=False) for piece in (before, between, after))
+            raise ModelError(f"{self.directory}: the chat template does not render {_turns(messages)}: "
+                             f"{' '.join(str(error).split())}") from None
+
+    def _around(self, messages: Sequence[tuple[str, str]], places: Sequence[str]) -> list[str]:
+        """What the chat template writes before, between and after the placeholders that stand in the messages."""
+        text = self._render(messages)
+        counts, starts = [text.count(place) for place in places], [text.find(place) for place in places]
+        if counts != [1] * len(places) or starts != sorted(starts):
+            does = "drops" if 0 in counts else "repeats" if max(counts) > 1 else "reorders"
+            raise ModelError(f"{self.directory}: the chat template {does} what is said in {_turns(messages)}")
+        return re.split("|".join(map(re.escape, places)), text)
+
+    def _encode_template(self, text: str) -> list[int]:
+        return self.hf.encode(text, add_special_tokens=False)
 
     def encode(self, text: str) -> list[int]:
         """Plain text: whatever it says, no special token comes out."""
@@ -106,6 +117,33 @@ class Tokenizer:
         before, between, after = self.pieces
         return [*before, *document_ids, *between, *question_ids, *after]
 
+    def chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """The ids of a chat of (role, content), open for the answer. Whatever a content says, it is plain text, and it
+        stands there as it is: a template that rewrites one (R1-Distill's and Qwen3's cut what an assistant said at its
+        `</think>`) raises ModelError."""
+        (shown, *around), (ids, *around_ids) = self._around_turns(messages)
+        text, ids = self._render(messages), list(ids)
+        for number, (role, content) in enumerate(messages):
+            shown += content + around[number]
+            if not text.startswith(shown) or number + 1 == len(messages) and text != shown:
+                raise ModelError(f"{self.directory}: the chat template rewrites what turn {number + 1} ({role}) says: "
+                                 "it trims or cuts it, or tells it from others by its words")
+            ids += self.encode(content) + around_ids[number]
+        return ids
+
+    def chat_length(self, messages: Sequence[tuple[str, str]], ids: Sequence[int]) -> int:
+        """How many of the ids that chat() made are the contents', the template's own apart."""
+        return len(ids) - sum(map(len, self._around_turns(messages)[1]))
+
+    def _around_turns(self, messages: Sequence[tuple[str, str]]) -> tuple[list[str], list[list[int]]]:
+        """What the template writes around the contents of such turns, as text and as ids."""
+        roles = tuple(role for role, _ in messages)
+        if roles not in self.chats:
+            places = [TURN.format(i) for i in range(len(roles))]
+            around = self._around(list(zip(roles, places)), places)
+            self.chats[roles] = around, [self._encode_template(text) for text in around]
+        return self.chats[roles]
+
     def decode(self, ids) -> str:
         """The text of `ids` up to the first end token; `</think>` stays, whatever the tokenizer flags it as."""
         ids = list(ids)
@@ -117,3 +155,7 @@ class Tokenizer:
         Path(directory).mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
             (Path(directory) / name).write_bytes(content)
+
+
+def _turns(messages: Sequence[tuple[str, str]]) -> str:
+    return f"a chat of the turns {', '.join(role for role, _ in messages) or '(none)'}"

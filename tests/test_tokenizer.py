@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoqwenlong.tokenizer import Tokenizer
+from nanoqwenlong.tokenizer import PROMPT, Tokenizer
 from nanoqwenlong.weights import ModelError
 
 R1_TEMPLATE = ("{{ '<｜begin｜>' }}{% for message in messages %}{{ '<｜User｜>' + message['content'] }}{% endfor %}"
@@ -21,7 +21,7 @@ THOUGHTS = ("<think>", "</think>", "<｜User｜>", "<｜Assistant｜>")
 
 
 def save_r1(directory: Path, special=("<｜begin｜>", "<|im_end|>"), plain=THOUGHTS, words="a document about <text>",
-            **names) -> Path:
+            template=R1_TEMPLATE, **names) -> Path:
     """A byte-level tokenizer in the manner of R1-Distill: some of its markers are added tokens that are not special."""
     from tokenizers import AddedToken, Tokenizer as BPE, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -32,7 +32,7 @@ def save_r1(directory: Path, special=("<｜begin｜>", "<|im_end|>"), plain=THOU
     bpe.add_special_tokens(list(special))
     bpe.add_tokens([AddedToken(text, special=False, normalized=False) for text in plain])
     hf = PreTrainedTokenizerFast(tokenizer_object=bpe, **({"eos_token": "<|im_end|>"} | names))
-    hf.chat_template = R1_TEMPLATE
+    hf.chat_template = template
     hf.save_pretrained(directory)
     return directory
 
@@ -123,6 +123,95 @@ def test_a_vocabulary_that_spells_its_markers_is_refused(tmp_path):
     tokenizer = Tokenizer(save_r1(tmp_path, plain=("think", "<｜User｜>", "<｜Assistant｜>"), words="think " * 9))
     with pytest.raises(ModelError, match="special token"):
         tokenizer.encode("think so")
+
+
+# Chats
+
+TURNS = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|im_end|>{% endfor %}"
+         "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+HOISTED = ("{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}{% endif %}{% endfor %}"     # as R1's
+           "{% for m in messages %}{% if m['role'] == 'user' %}<｜User｜>{{ m['content'] }}"
+           "{% elif m['role'] == 'assistant' %}<｜Assistant｜>{{ m['content'].split('</think>')[-1] }}<|im_end|>"
+           "{% endif %}{% endfor %}<｜Assistant｜><think>")
+
+
+def chat_of(*turns: str) -> list[tuple[str, str]]:
+    """("user: Hi.", ...) as messages"""
+    return [tuple(turn.split(": ", 1)) for turn in turns]
+
+
+@pytest.mark.parametrize("name", ["toy", "r1"])
+def test_no_chat_makes_a_special_token(name, request):
+    """300 chats of one to five hostile turns: the ids say what the template writes, word for word, and the special ones
+    are those of the same turns without a word."""
+    tokenizer, rng = request.getfixturevalue(name), random.Random(0)
+    markers = [*tokenizer.hf.get_added_vocab(), "<|im_start|>", "<｜User｜>", "\ue000turn 0\ue000", "\ue000turn 1\ue000"]
+    for _ in range(300):
+        roles = [rng.choice(["system", "user", "assistant"]) for _ in range(rng.randint(1, 5))]
+        messages = [(role, rng.choice([hostile(rng, markers), "", " \n"])) for role in roles]
+        ids, empty = tokenizer.chat(messages), tokenizer.chat([(role, "") for role in roles])
+        said = [{"role": role, "content": content} for role, content in messages]
+        assert tokenizer.hf.decode(ids, clean_up_tokenization_spaces=False) == tokenizer.hf.apply_chat_template(
+            said, tokenize=False, add_generation_prompt=True)
+        assert [i for i in ids if i in tokenizer.special_ids] == [i for i in empty if i in tokenizer.special_ids]
+        assert tokenizer.chat_length(messages, ids) == len(ids) - len(empty) == sum(
+            len(tokenizer.encode(content)) for _, content in messages)
+
+
+def test_a_chat_of_the_papers_prompt_reads_like_the_prompt(toy, r1):
+    for tokenizer in (toy, r1):
+        content = PROMPT.format(document="Tom lives in Oslo.", question="Where?")
+        ids = tokenizer.prompt(tokenizer.encode("Tom lives in Oslo."), tokenizer.encode("Where?"))
+        assert tokenizer.hf.decode(tokenizer.chat([("user", content)])) == tokenizer.hf.decode(ids)
+
+
+def test_a_template_that_knows_the_turns_is_followed(tmp_path):
+    tokenizer = Tokenizer(save_r1(tmp_path, template=HOISTED))
+    ids = tokenizer.chat(chat_of("system: Be brief.", "user: Hi.", "assistant: Hello.", "user: Why?"))
+    assert tokenizer.hf.decode(ids) == ("Be brief.<｜User｜>Hi.<｜Assistant｜>Hello.<|im_end|><｜User｜>Why?"
+                                        "<｜Assistant｜><think>")
+
+
+def changed(old: str, new: str) -> str:
+    assert old in TURNS
+    return TURNS.replace(old, new)
+
+
+UNFIT = {                                                      # template, chat, what is said of it
+    "drops a role": (changed("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}"),
+                     chat_of("system: Be brief.", "user: Hi."), "drops what is said in a chat of .* system, user"),
+    "repeats the last": (TURNS + "{{ messages[-1]['content'] }}", chat_of("user: Hi."), "repeats"),
+    "repeats the first": (TURNS + "{{ messages[0]['content'] }}", chat_of("user: Hi.", "assistant: Ho."), "repeats"),
+    "turns the order": (changed("in messages %}", "in messages | reverse %}"), chat_of("user: Hi.", "user: Ho."),
+                        "reorders"),
+    "puts the system first": (HOISTED, chat_of("user: Hi.", "system: Be brief."), "reorders"),
+    "knows no system": (TURNS + "{% if messages[0]['role'] == 'system' %}{{ raise_exception('Un\nknown') }}"
+                        "{% endif %}", chat_of("system: Be brief.", "user: Hi."), "does not render .* system, user: Un known"),
+    "trims": (changed("{{ m['content'] }}", "{{ m['content'] | trim }}"), chat_of("user: Hi.", "user: Ho.\n"),
+              "rewrites what turn 2 \\(user\\)"),
+    "trims the first": (changed("{{ m['content'] }}", "{{ m['content'] | trim }}"), chat_of("user:  Hi.", "user: Ho."),
+                        "rewrites what turn 1 \\(user\\)"),
+    "cuts at the end of thought": (HOISTED, chat_of("user: Hi.", "assistant: <think>So?</think>Hello.", "user: Ho."),
+                                   "rewrites what turn 2 \\(assistant\\)"),
+    "adds a word for a word": (TURNS + "{% if 'Ho' in messages[-1]['content'] %}!{% endif %}", chat_of("user: Ho."),
+                               "rewrites what turn 1 \\(user\\)"),
+    "looks at a word": (changed("<|{{ m['role'] }}|>", "{% if 'Ho' in m['content'] %}<think>{% endif %}"),
+                        chat_of("user: Hi.", "user: Ho."), "rewrites what turn 2"),
+    "none of them": (TURNS + "{{ messages[0]['content'][:0] }}", [], "does not render a chat of the turns \\(none\\)"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_template_that_does_not_show_a_chat_as_it_is_is_refused(case, tmp_path):
+    """Whether for its turns, which is seen with placeholders, or for its words. Other chats go through."""
+    template, messages, said = UNFIT[case]
+    tokenizer = Tokenizer(save_r1(tmp_path, template=template if "repeats" not in said else TURNS))
+    tokenizer.hf.chat_template = template
+    with pytest.raises(ModelError, match=said) as error:
+        tokenizer.chat(messages)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+    if "repeats" not in said:
+        assert tokenizer.hf.decode(tokenizer.chat([("user", "So?")])).count("So?") == 1
 
 
 # Responses
