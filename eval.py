@@ -17,13 +17,13 @@ import json
 import math
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from nanoqwenlong import data, evaluate, parallel, run, toy
+from nanoqwenlong import data, evaluate, parallel, run, schemas, toy
 from nanoqwenlong.config import ConfigError, at_least
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.judge import connect
@@ -171,8 +171,7 @@ def write_correct(path: Path, examples, groups, texts, scores) -> int:
         right = [text for text, answer, score in zip(group_texts, group.completions, group_scores)
                  if score.reward == 1 and answer.finish_reason == "stop"]
         if right:
-            rows.append({"id": example.id, "context": example.document, "question": example.question,
-                         "answer": example.answer, "response": right[0]})
+            rows.append(schemas.row(replace(example, response=right[0])))
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return len(rows)
 

@@ -205,10 +205,10 @@ def words(examples) -> list[str]:
 
 
 def by_document(examples) -> tuple[tuple[int, ...], ...]:
-    """The indices of the examples, those about one document together; a chat stands alone."""
+    """The indices of the examples, those about one document, or of one chat, together."""
     found = {}
     for i, example in enumerate(examples):
-        found.setdefault(i if example.messages else example.document, []).append(i)
+        found.setdefault((example.document, example.messages), []).append(i)
     return tuple(map(tuple, found.values()))
 
 

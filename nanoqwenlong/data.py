@@ -1,40 +1,40 @@
-"""Readers. A row that cannot be used is refused with file, line and field; an example that is too long is counted.
+"""Readers. A row that cannot be used is refused with file, row and field; an example that is too long is counted.
 
-JSONL, one object a line:
-
-    {"id": "q1", "context": "...", "question": "...", "answer": "Oslo" or ["Oslo", "oslo"]}       RL, evaluation
-    {..., "response": "<think>...</think> Therefore, the answer is Oslo."}                        SFT as well
-    {"id": "t1", "text": "..."}                                                                   language modelling
-
-`document` may stand for `context`; `id` may be missing (it is then the line's number); other fields are ignored.
+A file whose name ends in .parquet is read by pyarrow, its rows numbered from 1; any other is JSONL, one object a line.
+A row without an id of its own is named by its number. What the fields of a row mean stands in schemas.py.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from math import inf, nan
 from pathlib import Path
 
+from . import rewards, schemas
+from .curriculum import epoch_order
 from .records import Branch, DataError, Example
+from .schemas import kind, without_nulls
+from .weights import ModelError
 
 SHOWN = 20                                                                     # bad rows listed before "and N more"
 
 
-def read_jsonl(paths: Sequence[str | Path], need_response: bool = False, need_question: bool = False) -> list[Example]:
-    """All rows of all files, in order. need_question: rows of plain text are refused.
-    Raises DataError with one line per bad row, FileNotFoundError."""
+def read(paths: Sequence[str | Path], need_response: bool = False, need_question: bool = False) -> list[Example]:
+    """All rows of all files, in order. need_response: each is to be learned from. need_question: each is to be answered
+    and rewarded. Raises DataError with one line per bad row, FileNotFoundError."""
     examples, problems, seen = [], [], {}
     for path in map(Path, paths):
         if not path.is_file():
             raise FileNotFoundError(f"data file {path} is {'not a file' if path.exists() else 'not there'}")
-        rows = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-        for number, row in enumerate(rows, start=1):
-            if not row.strip():
-                continue
+        for number, load in (_parquet if path.suffix.lower() == ".parquet" else _jsonl)(path):
             where = f"{path}:{number}"
             try:
-                example = parse_row(row, str(number) if len(paths) == 1 else f"{path}:{number}", need_response)
-                if need_question and example.task == "text":
-                    raise DataError('a row of plain "text" has no question; only train_sft.py --data can use it')
+                row = load()
+                example = schemas.parse(row)
+                _check_use(example, need_response, need_question)
+                if not example.id or example.id in seen and "id" not in row:   # verl's index need not be unique
+                    example = replace(example, id=str(number) if len(paths) == 1 else where)
                 if example.id in seen:
                     raise DataError(f'"id" {example.id!r} was used before, at {seen[example.id]}; ids must be unique')
                 seen[example.id] = where
@@ -49,10 +49,28 @@ def read_jsonl(paths: Sequence[str | Path], need_response: bool = False, need_qu
     return examples
 
 
-def parse_row(row: bytes, default_id: str, need_response: bool = False) -> Example:
-    """One line of JSONL. Raises DataError without the place: the caller knows it."""
+def _check_use(example: Example, need_response: bool, need_question: bool) -> None:
+    if need_response and not example.response and example.task != "text":
+        raise DataError('the field "response" is missing')
+    if need_question and example.task == "text":
+        raise DataError('a row of plain "text" has no question; only train_sft.py --data can use it')
+    if need_question and not example.answer:
+        raise DataError('the field "answer" is missing; without one only train_sft.py --data can use the row')
+
+
+# Files: the number of each row, and a function that gives its fields or raises DataError
+
+def _jsonl(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if line.strip():
+                yield number, partial(_parse, line)
+
+
+def _parse(line: bytes) -> dict:
     try:
-        fields = json.loads(row.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        fields = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except DataError:
         raise
     except UnicodeDecodeError as error:
@@ -63,26 +81,15 @@ def parse_row(row: bytes, default_id: str, need_response: bool = False) -> Examp
     except (RecursionError, ValueError) as error:                              # absurd nesting, a 5,000-digit integer
         raise DataError(f"not usable as JSON: {str(error)[:80]}") from None
     if not isinstance(fields, dict):
-        raise DataError(f"a row is one JSON object, this is {_kind(fields)}")
-    row_id = str(fields["id"]) if isinstance(fields.get("id"), int) and not isinstance(fields["id"], bool) else (
-        _text(fields, "id") if "id" in fields else default_id)
-    if "text" in fields and "question" not in fields:
-        return Example(row_id, document=_text(fields, "text"), question="", answer="", task="text")
-    document = _text(fields, "document" if "document" in fields else "context")
-    answer = fields.get("answer")
-    if isinstance(answer, list) and answer:
-        answer = tuple(_text({"answer": item}, "answer") for item in answer)
-    else:
-        answer = _text(fields, "answer")
-    response = _text(fields, "response") if need_response or "response" in fields else ""
-    return Example(row_id, document, _text(fields, "question"), answer, response=response)
+        raise DataError(f"a row is one JSON object, this is {kind(fields)}")
+    return fields
 
 
 def _unique_keys(pairs):
     fields = {}
     for key, value in pairs:
         if key in fields:
-            raise DataError(f'the key "{key}" stands twice in the row')
+            raise DataError(f"the key {json.dumps(key)[:80]} stands twice in the row")
         fields[key] = value
     return fields
 
@@ -91,24 +98,37 @@ def _refuse_constant(name):
     raise DataError(f"{name} is not a JSON value; write a number or a string")
 
 
-def _kind(value) -> str:
-    return {"NoneType": "null", "dict": "an object", "list": "a list", "str": "a string",
-            "bool": "a boolean"}.get(type(value).__name__, "a number")
+def _parquet(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise DataError(f"{path}: Parquet is read by pyarrow: pip install pyarrow. Or, where that is there, make it JSONL: "
+                        "pandas.read_parquet(OLD).to_json(NEW, orient='records', lines=True)") from None
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=64, use_threads=False):   # a row may hold a megabyte
+                names, columns = batch.schema.names, batch.columns
+                for place in range(len(batch)):
+                    number += 1
+                    yield number, partial(_take, names, [column[place] for column in columns])
+    except (pyarrow.ArrowException, OSError, ValueError) as error:             # ValueError: a name that is not UTF-8
+        after = f" after row {number}" if number else ""
+        raise DataError(f"{path}: not readable as Parquet{after}: {' '.join(str(error).split())[:200]}") from None
 
 
-def _text(fields: dict, name: str) -> str:
-    """A field that must be a string with something in it."""
-    if name not in fields:
-        raise DataError(f'the field "{name}" is missing')
-    value = fields[name]
-    if not isinstance(value, str):
-        raise DataError(f'"{name}" should be a string, it is {_kind(value)}')
-    if not value.strip():
-        raise DataError(f'"{name}" is empty')
-    if any("\ud800" <= char <= "\udfff" for char in value):
-        raise DataError(f'"{name}" holds half of a surrogate pair (\\ud800-\\udfff), which no text encoding can write')
-    return value
+def _take(names: Sequence[str], scalars: Sequence) -> dict:
+    fields = []
+    for name, scalar in zip(names, scalars):
+        try:
+            fields.append((name, scalar.as_py()))
+        except (ValueError, ArithmeticError, LookupError) as error:            # not UTF-8; a year 99,999; no time zone
+            raise DataError(f"{json.dumps(name)[:80]} cannot be read: {str(error)[:80]}") from None
+    return without_nulls(_unique_keys(fields))
 
+
+# Examples
 
 def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int) -> tuple[list[Example], int]:
     """Examples with prompt_ids and length filled in, and how many were dropped for a prompt over `max_prompt_tokens`.
@@ -116,15 +136,65 @@ def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int) -> 
     Nothing is cut: an answer may stand anywhere in a document. Equal documents are encoded once."""
     kept, documents = [], {}
     for example in examples:
-        if example.document not in documents:
-            documents[example.document] = tokenizer.encode(example.document.strip())
-        document, question = documents[example.document], tokenizer.encode(example.question.strip())
-        prompt = document if example.task == "text" else tokenizer.prompt(document, question)
+        if example.messages:
+            prompt, length = _chat(example, tokenizer)
+        else:
+            if example.document not in documents:
+                documents[example.document] = tokenizer.encode(example.document.strip())
+            document, question = documents[example.document], tokenizer.encode(example.question.strip())
+            prompt = document if example.task == "text" else tokenizer.prompt(document, question)
+            length = len(document) + len(question)
         if len(prompt) <= max_prompt_tokens:
-            kept.append(replace(example, prompt_ids=tuple(prompt), length=len(document) + len(question)))
+            kept.append(replace(example, prompt_ids=tuple(prompt), length=length))
     if examples and not kept:
         raise DataError(f"all {len(examples)} prompts are longer than {max_prompt_tokens} tokens")
     return kept, len(examples) - len(kept)
+
+
+def _chat(example: Example, tokenizer) -> tuple[list[int], int]:
+    """A chat's ids, and how many of them are its contents'."""
+    try:
+        prompt = tokenizer.chat(example.messages)
+    except ModelError as error:
+        raise DataError(f"example {example.id!r}: {error}") from None
+    return prompt, tokenizer.chat_length(example.messages, prompt)
+
+
+def shares(words: Sequence[str]) -> dict[str, float]:
+    """What --task says: {task: share}, a share being 1 if it is left out.
+
+    >>> shares(["qa=2", "f1"])
+    {'qa': 2.0, 'f1': 1.0}
+    """
+    result = {}
+    for word in words:
+        task, equals, share = word.partition("=")
+        if task not in rewards.TASKS:
+            raise DataError(f"--task {word}: there is no task {task!r}; known are {', '.join(rewards.TASKS)}")
+        if task in result:
+            raise DataError(f"--task {word}: {task} is named twice")
+        try:
+            result[task] = float(share) if equals else 1.0
+        except ValueError:
+            result[task] = nan
+        if not 0 < result[task] < inf:
+            raise DataError(f"--task {word}: a share is a number above 0, as in {task}=2")
+    return result
+
+
+def mix(examples: Sequence[Example], shares: Mapping[str, float], seed: int) -> list[Example]:
+    """Only these tasks, in these proportions: the task that is scarcest for its share keeps all its examples, of the
+    others some are left out, which ones being a function of the seed. The order stays."""
+    places = {task: [i for i, example in enumerate(examples) if example.task == task] for task in shares}
+    for task, found in places.items():
+        if not found:
+            raise DataError(f"--task {task}: none of the {len(examples)} examples is of this task")
+    unit = min(len(found) / shares[task] for task, found in places.items())
+    kept = []
+    for task, found in places.items():
+        order = epoch_order(len(found), f"{seed}/mix/{task}")
+        kept += [found[i] for i in order[:max(1, round(unit * shares[task]))]]
+    return [examples[i] for i in sorted(kept)]
 
 
 def sft_branch(example: Example, tokenizer) -> Branch:

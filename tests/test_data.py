@@ -1,16 +1,20 @@
-"""What a row may be, what is said about one that cannot be used, and the lengths and weights made of it."""
+"""What a row of a plain file may be, what is said about one that cannot be used, and the lengths, mixtures and weights
+made of rows. The other schemas: test_schemas.py."""
 
 import importlib
 import json
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nanoqwenlong import data, run
-from nanoqwenlong.data import read_jsonl, sft_branch, tokenize
+from nanoqwenlong.data import sft_branch, tokenize
 from nanoqwenlong.records import DataError, Example
+from nanoqwenlong.weights import ModelError
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = {"id": "a", "context": "Tom lives in Oslo.", "question": "Where?", "answer": "Oslo"}
@@ -27,7 +31,7 @@ def write(path: Path, *rows: str | bytes, end: bytes = b"\n") -> Path:
 
 
 def read(tmp_path: Path, *rows: str | bytes, **options) -> list[Example]:
-    return read_jsonl([write(tmp_path / "d.jsonl", *rows)], **options)
+    return data.read([write(tmp_path / "d.jsonl", *rows)], **options)
 
 
 # Rows that can be used
@@ -58,13 +62,13 @@ def test_a_missing_id_is_the_number_of_the_line(tmp_path):
 
 def test_files_without_ids_can_be_read_together(tmp_path):
     paths = [write(tmp_path / name, row(id=...), row(id=...)) for name in ("x.jsonl", "y.jsonl")]
-    assert len({example.id for example in read_jsonl(paths)}) == 4
+    assert len({example.id for example in data.read(paths)}) == 4
 
 
 def test_files_are_read_in_order_with_bom_and_crlf(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{row(id='x')}\r\n\r\n{row(id='y')}\r\n".encode())
     other = write(tmp_path / "y.jsonl", row(id="z"), end=b"")                  # no newline at its end
-    assert [e.id for e in read_jsonl([tmp_path / "x.jsonl", str(other)])] == ["x", "y", "z"]
+    assert [e.id for e in data.read([tmp_path / "x.jsonl", str(other)])] == ["x", "y", "z"]
 
 
 def test_supervised_fine_tuning_needs_responses(tmp_path):
@@ -86,8 +90,8 @@ BAD = {
     "blank answer": (row(answer="\u3000"), ['"answer"', "empty"]),
     "empty text": ('{"text": ""}', ['"text"', "empty"]),
     "no accepted answer": (row(answer=[]), ['"answer"']),
-    "one of the answers is blank": (row(answer=["Oslo", " "]), ['"answer"', "empty"]),
-    "one of the answers is a number": (row(answer=["Oslo", 4]), ['"answer"', "a number"]),
+    "one of the answers is blank": (row(answer=["Oslo", " "]), ['"answer[1]"', "empty"]),
+    "one of the answers is a number": (row(answer=["Oslo", 4]), ['"answer[1]"', "a number"]),
     "answer is a number": (row(answer=4), ['"answer"', "a number"]),
     "answer is a boolean": (row(answer=True), ['"answer"', "a boolean"]),
     "answer is null": (row(answer=None), ['"answer"', "null"]),
@@ -103,7 +107,7 @@ BAD = {
     "id was used": (row(id="first"), ['"id"', "'first'", "d.jsonl:1"]),
     "a key twice": ('{"context": "x", "question": "y", "answer": "z", "answer": "w"}', ['"answer"', "twice"]),
     "half a surrogate pair": (row().replace("Tom", "\\ud83d"), ['"context"', "surrogate"]),
-    "half a pair in an answer": (row(answer=["Oslo", "\udc00"]), ['"answer"', "surrogate"]),
+    "half a pair in an answer": (row(answer=["Oslo", "\udc00"]), ['"answer[1]"', "surrogate"]),
     "NaN": ('{"context": "x", "question": "y", "answer": NaN}', ["NaN"]),
     "Infinity in a field nobody reads": (row(score=float("-inf")), ["-Infinity"]),
     "cut": (row()[:-9], ["JSON", "column"]),
@@ -145,18 +149,18 @@ def test_all_bad_rows_are_listed_up_to_twenty_and_the_others_counted(tmp_path):
 def test_bad_rows_of_several_files_are_listed_together(tmp_path):
     write(tmp_path / "x.jsonl", "{"), write(tmp_path / "y.jsonl", row(), row())
     with pytest.raises(DataError) as error:
-        read_jsonl([tmp_path / "x.jsonl", tmp_path / "y.jsonl"])
+        data.read([tmp_path / "x.jsonl", tmp_path / "y.jsonl"])
     first, second = str(error.value).split("\n")
     assert "x.jsonl:1" in first and "y.jsonl:2" in second and "y.jsonl:1" in second
 
 
 def test_no_file_and_no_rows(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.jsonl"):
-        read_jsonl([tmp_path / "nowhere.jsonl"])
+        data.read([tmp_path / "nowhere.jsonl"])
     for content in (b"", b"\n\n", b"\xef\xbb\xbf", b" \r\n"):
         (tmp_path / "empty.jsonl").write_bytes(content)
         with pytest.raises(DataError, match="empty.jsonl"):
-            read_jsonl([tmp_path / "empty.jsonl"])
+            data.read([tmp_path / "empty.jsonl"])
 
 
 # Lengths and weights, with a tokenizer of one id per character
@@ -179,6 +183,14 @@ class Characters:
     def prompt(self, document_ids, question_ids):
         return [1, *document_ids, 2, *question_ids, 3, 4]
 
+    def chat(self, messages):
+        if "system" in dict(messages):
+            raise ModelError("the chat template drops what is said")
+        return [1, *(token for _, content in messages for token in [*self.encode(content), 5])]
+
+    def chat_length(self, messages, ids):
+        return len(ids) - len(messages) - 1
+
     def encode_response(self, text):
         return [*map(ord, text), 0]
 
@@ -192,6 +204,17 @@ def test_prompts_and_lengths():
     assert example.prompt_ids == (1, *AB, 2, C, 3, 4) and example.length == 3 and dropped == 0
     [page], _ = tokenize([Example("t", "ab", "", "", task="text")], Characters(), 100)
     assert page.prompt_ids == AB and page.length == 2
+
+
+def test_a_chat_is_encoded_as_it_stands():
+    """Not stripped, and the question for the judge is no part of it; a template that cannot show it names the row."""
+    chat = Example("x", "", "z?", "z", messages=(("user", " b"), ("assistant", "c"), ("user", "ab")))
+    [example], dropped = tokenize([chat, Example("y", "", "", "z", messages=(("user", "a" * 99),))], Characters(), 99)
+    assert example.prompt_ids == (1, ord(" "), ord("b"), 5, C, 5, *AB, 5) and example.length == 5 and dropped == 1
+    with pytest.raises(DataError, match="example 'y': the chat template drops"):
+        tokenize([Example("y", "", "", "z", messages=(("system", "a"), ("user", "b")))], Characters(), 99)
+    branch = sft_branch(replace(example, response="bb"), Characters())
+    assert branch.weights == (0.0,) * 8 + (1 / 3,) * 3 and branch.target_ids[-3:] == (ord("b"), ord("b"), 0)
 
 
 @pytest.mark.parametrize("limit, kept", [(7, ["x"]), (8, ["x", "y"]), (1000, ["x", "y", "z"])])
@@ -223,6 +246,54 @@ def test_plain_text_is_learned_token_by_token():
     assert branch.input_ids == (97, 98, 99) and branch.target_ids == (98, 99, 0) and branch.weights == (1 / 3,) * 3
 
 
+# Mixtures
+
+def of_tasks(**numbers: int) -> list[Example]:
+    """So many examples of each task, in turn."""
+    names = [(place, task) for task, number in numbers.items() for place in range(number)]
+    return [Example(f"{task}{place}", "", "", "x", task) for place, task in sorted(names)]
+
+
+@pytest.mark.parametrize("shares, kept", [
+    ({"qa": 1}, {"qa": 40}), ({"qa": 1, "f1": 1}, {"qa": 10, "f1": 10}), ({"qa": 2, "f1": 1}, {"qa": 20, "f1": 10}),
+    ({"qa": 8, "f1": 1, "em": 1}, {"qa": 40, "f1": 5, "em": 5}), ({"em": 0.5, "f1": 0.25}, {"em": 20, "f1": 10}),
+    ({"qa": 1e9, "f1": 1}, {"qa": 40, "f1": 1})])
+def test_a_mixture_has_its_proportions(shares, kept):
+    """The scarcest for its share stands whole; order and examples are the old ones, and those kept a function of the
+    seed."""
+    examples = of_tasks(qa=40, f1=10, em=30)
+    mixed = data.mix(examples, shares, seed=0)
+    assert Counter(example.task for example in mixed) == kept
+    assert mixed == [example for example in examples if example in mixed] == data.mix(examples, shares, seed=0)
+    thinned = any(number < Counter(e.task for e in examples)[task] for task, number in kept.items())
+    assert any(data.mix(examples, shares, seed) != mixed for seed in (1, 2, 3)) == thinned
+
+
+def test_every_example_may_be_kept():
+    examples = of_tasks(qa=6, f1=3)
+    kept = Counter(e.id for seed in range(200) for e in data.mix(examples, {"qa": 1, "f1": 1}, seed) if e.task == "qa")
+    assert len(kept) == 6 and all(70 <= number <= 130 for number in kept.values())             # 100 +- 3 x 7
+
+
+def test_shares_as_they_are_written():
+    assert data.shares(["qa=2", "f1", "em=0.25"]) == {"qa": 2.0, "f1": 1.0, "em": 0.25} and data.shares([]) == {}
+
+
+@pytest.mark.parametrize("words, named", [
+    (["qa=0"], "qa=0: a share"), (["qa=-1"], "qa=-1: a share"), (["qa="], "qa=: a share"), (["qa=x"], "a share"),
+    (["qa=nan"], "a share"), (["qa=inf"], "a share"), (["qa=1=2"], "a share"),
+    (["F1"], "'F1'; known are qa, .*rouge_l"),
+    ([""], "no task ''"), (["text"], "no task 'text'"), (["qa", "qa=2"], "qa=2: qa is named twice")])
+def test_shares_that_are_none_are_refused(words, named):
+    with pytest.raises(DataError, match=named):
+        data.shares(words)
+
+
+def test_a_task_without_examples_is_named():
+    with pytest.raises(DataError, match="--task em: none of the 2 examples"):
+        data.mix(of_tasks(qa=1, f1=1), {"qa": 1, "em": 1}, 0)
+
+
 # The file we ship, and the whole way through a script
 
 def squeeze(text: str) -> str:
@@ -230,7 +301,7 @@ def squeeze(text: str) -> str:
 
 
 def test_the_licence_questions_are_answered_by_their_texts():
-    examples, licence = read_jsonl([ROOT / "examples/licence_qa.jsonl"]), (ROOT / "LICENSE").read_text()
+    examples, licence = data.read([ROOT / "examples/licence_qa.jsonl"]), (ROOT / "LICENSE").read_text()
     assert len(examples) == 20
     for example in examples:
         assert squeeze(example.accepted[0]) in squeeze(example.document), example.id

@@ -266,7 +266,7 @@ def test_kept_right_answers_are_sft_rows(in_tmp, toy_directory, monkeypatch):
     monkeypatch.setattr(evaluate, "score_all", learnable(rewards))
     assert start(eval_script, "--model", toy_directory, "--data", rows, "--samples", 4, "--max-new-tokens", 5,
                  "--temperature", 2, "--keep-correct", "kept.jsonl") == 0
-    kept = data.read_jsonl([in_tmp / "kept.jsonl"], need_response=True)
+    kept = data.read([in_tmp / "kept.jsonl"], need_response=True)
     assert kept and all(len(example.response) % 2 for example in kept)
 
 
