@@ -11,11 +11,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
-    ["config", "records", "parallel", "log", "kvcache", "curriculum", "weights"],
-    ["rewards", "tokenizer", "data", "schedule", "attention", "grpo", "optim"],
-    ["model", "paged"],
-    ["toy", "group_pass", "generate", "checkpoint", "evaluate"],
-    ["run"],
+    ["config", "records", "parallel", "log", "kvcache", "curriculum", "weights", "answers", "math_worker"],
+    ["metrics", "tokenizer", "schedule", "attention", "grpo", "optim"],
+    ["rewards", "model", "paged"],
+    ["schemas", "toy", "group_pass", "generate", "checkpoint", "evaluate"],
+    ["data", "run", "judge"],
 ]                                                               # kernels/ lies below all of them
 MODULES = sorted(path.stem for path in (ROOT / "nanoqwenlong").glob("*.py") if path.stem != "__init__")
 SCRIPTS = sorted(ROOT.glob("*.py"))
