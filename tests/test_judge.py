@@ -440,8 +440,8 @@ def told(judge: Judge) -> str:
 
 
 PIECES = [b"HTTP/1.1 ", b"HTTP/9", b"200", b" OK", b"100 Continue", b"\r\n", b"\n", b"Content-Length: ", b"-1", b"7",
-          b"\x00", b"Transfer-Encoding: chunked", b"fffffffffffffffff", b"Retry-After: nan", b"Content-Encoding: gzip", b"\xff",
-          b"503", b"99999999999999999999999999", b"{", chat("[[YES]]"), b"\r\n\r\n", b"9" * 5000, b": " * 200]
+          b"\x00", b"Transfer-Encoding: chunked", b"fffffffffffffffff", b"Retry-After: nan", b"Content-Encoding: gzip",
+          b"\xff", b"503", b"99999999999999999999999999", b"{", chat("[[YES]]"), b"\r\n\r\n", b"9" * 5000, b": " * 200]
 
 
 def test_no_bytes_of_a_server_stop_a_run():
