@@ -200,8 +200,7 @@ def read_data(cfg: Config):
 
 def words(examples) -> list[str]:
     """What the tokenizer of a new model is made from."""
-    return [text for e in examples for text in (*[content for _, content in e.messages], e.document, e.question,
-                                                e.response)]
+    return [text for e in examples for text in (*dict(e.messages).values(), e.document, e.question, e.response) if text]
 
 
 def by_document(examples) -> tuple[tuple[int, ...], ...]:

@@ -56,7 +56,7 @@ else [[NO]]."""
 QUESTION, ANSWER, GOLD = 1000, 600, 1000                                       # characters of each that are shown
 BRACKETS = str.maketrans("[]［］⟦⟧〚〛", "()" * 4)
 
-PER_CANARY = 100                        # questions that one with a known answer goes along with
+PER_CANARIES = 100                      # questions that two with known answers, one right and one wrong, go along with
 CANARIES = [(Question(*question), known) for *question, known in (
     ("What is the capital of France?", ("Paris",), "The city of Paris", 1.0),
     ("What is the capital of France?", ("Paris",), "Madrid", 0.0),
@@ -67,10 +67,6 @@ CANARIES = [(Question(*question), known) for *question, known in (
 GIVE_UP = 10                            # prompts in a row without a reply, after which a call tries no more
 LARGEST = 1_000_000                     # bytes of a response
 COUNTS = ("asked", "cached", "yes", "unscorable", "canaries", "canaries_wrong")
-
-
-class JudgeUnavailable(RuntimeError):
-    """A judge that leaves too much unscored to go on."""
 
 
 class Judge:
@@ -86,9 +82,10 @@ class Judge:
                                     canaries        questions with a known answer that the judge was shown, too
                                     canaries_wrong  those that it judged wrongly
 
-    >>> judge = Judge(lambda prompts: ["They agree.\\n[[YES]]" if "Paris" in p else None for p in prompts])
+    >>> wrong = ("Madrid", "twelve", "Dickens", "Bergen")
+    >>> judge = Judge(lambda prompts: ["[[NO]]" if any(word in p for word in wrong) else "[[YES]]" for p in prompts])
     >>> judge.ask([Question("Capital?", ("Paris",), "Paris, France"), Question("Capital?", ("Oslo",), "Bergen")])
-    [1.0, nan]
+    [1.0, 0.0]
     """
 
     def __init__(self, complete: Complete, name: str = "", seed: int = 0):
@@ -111,8 +108,8 @@ class Judge:
 
     def _judge(self, new: dict[str, str]) -> dict[str, float]:
         """{key: verdict} of the prompts {key: prompt}, which are new, shown along with some canaries."""
-        turn = int(next(iter(new)), 16)                        # by the questions, so a resumed run shows the same ones
-        canaries = [CANARIES[(turn + i) % len(CANARIES)] for i in range(-(-len(new) // PER_CANARY))]
+        turn = 2 * int(next(iter(new)), 16)                    # by the questions, so a resumed run shows the same ones
+        canaries = [CANARIES[(turn + i) % len(CANARIES)] for i in range(2 * -(-len(new) // PER_CANARIES))]
         shown = [*(prompt(question, nonce(question, self.seed)) for question, _ in canaries), *new.values()]
         replies = self.complete(shown)
         if not isinstance(replies, list) or not all(reply is None or isinstance(reply, str) for reply in replies):
@@ -201,11 +198,13 @@ def fitting(text: str, most: int) -> str:
 
 
 def verdict(reply: str) -> float:
-    """1.0 for [[YES]], 0.0 for [[NO]], if that is the only one in the reply and stands on its last line; else NaN.
+    """1.0 for [[YES]], 0.0 for [[NO]], if that is the only one in the reply (behind its thinking, if it thinks) and
+    stands on its last line; else NaN.
 
     >>> verdict("Both name Oslo.\\n[[YES]]"), verdict("[[NO]]\\n"), verdict("YES"), verdict("[[YES]] or [[NO]]?")
     (1.0, 0.0, nan, nan)
     """
+    reply = reply.rpartition("</think>")[2]
     tokens = re.findall(r"\[\[\s*(?:yes|no)\s*\]\]", reply, re.IGNORECASE)
     if tokens not in (["[[YES]]"], ["[[NO]]"]) or tokens[0] not in reply.rstrip().splitlines()[-1]:
         return math.nan
@@ -244,7 +243,7 @@ class Server:
             raise ConfigError("a judge behind a URL needs the name of its model there")
         if not all("!" <= c <= "~" for c in key):
             raise ConfigError("the judge's key holds a space, a line break or another character that no key has")
-        self.name = f"http{'s' * self.secure}://{self.host}:{self.port}{self.path} {model}"
+        self.name = model                                      # wherever it is served
         self.model, self.max_new_tokens, self.problems = model, max_new_tokens, Counter()
         self.concurrency, self.deadline, self.timeout, self.tries, self.pause = (concurrency, deadline, timeout, tries,
                                                                                  pause)

@@ -180,10 +180,10 @@ def test_a_question_is_asked_once():
     complete, calls = recorder()
     judge = Judge(complete)
     assert judge.ask([OSLO, BERGEN, OSLO]) == [1.0, 0.0, 1.0] and judge.ask([BERGEN]) == [0.0]
-    assert len(calls) == 1 and len(calls[0]) == 3
-    assert judge.take() == Counter(asked=2, cached=2, yes=2, canaries=1, unscorable=0, canaries_wrong=0)
+    assert len(calls) == 1 and len(calls[0]) == 4
+    assert judge.take() == Counter(asked=2, cached=2, yes=2, canaries=2, unscorable=0, canaries_wrong=0)
     assert judge.ask([OSLO, *questions(2)]) == [1.0, 1.0, 0.0]
-    assert judge.take() == Counter(asked=2, cached=1, yes=2, canaries=1)
+    assert judge.take() == Counter(asked=2, cached=1, yes=2, canaries=2)
     assert judge.ask([]) == [] and judge.take() == Counter() and len(calls) == 2 and judge.trouble() == ""
 
 
@@ -216,8 +216,8 @@ def test_verdicts_do_not_depend_on_how_they_were_asked_for(numbers, size):
     assert found == Judge(honest).ask(asked) == [1.0 - number % 2 for number in numbers]
 
 
-@pytest.mark.parametrize("count, canaries", [(1, 1), (99, 1), (100, 1), (101, 2), (350, 4)])
-def test_one_question_in_a_hundred_has_a_known_answer(count, canaries):
+@pytest.mark.parametrize("count, canaries", [(1, 2), (99, 2), (100, 2), (101, 4), (350, 8)])
+def test_two_questions_with_known_answers_go_along_with_a_hundred(count, canaries):
     complete, calls = recorder()
     judge = Judge(complete)
     judge.ask(questions(count))
@@ -228,12 +228,12 @@ def test_one_question_in_a_hundred_has_a_known_answer(count, canaries):
     assert len(judge.state_dict()) == count                                    # and they are not kept
 
 
-def test_both_kinds_of_canary_come_first_now_and_then():
+def test_all_canaries_are_shown_now_and_then():
     complete, calls = recorder()
     judge = Judge(complete)
     for question in questions(40):
         judge.ask([question])
-    assert len({call[0] for call in calls}) == len(CANARIES)
+    assert len({text for call in calls for text in call[:2]}) == len(CANARIES)
 
 
 @pytest.mark.parametrize("reply", ["[[YES]]", "[[NO]]"])
@@ -244,19 +244,19 @@ def test_a_canary_judged_wrongly_spoils_the_call(reply):
     judge.complete = lambda texts: [reply] * len(texts)
     found = judge.ask([OSLO, *questions(101)])
     assert found[0] == 1.0 and all(map(math.isnan, found[1:])) and len(judge.state_dict()) == 1
-    assert judge.take() == Counter(asked=101, cached=1, yes=1, unscorable=101, canaries=2, canaries_wrong=1)
-    assert judge.trouble() == ("1 of 2 questions with a known answer judged wrongly, so no verdict of that call counts")
+    assert judge.take() == Counter(asked=101, cached=1, yes=1, unscorable=101, canaries=4, canaries_wrong=2)
+    assert judge.trouble() == ("2 of 4 questions with a known answer judged wrongly, so no verdict of that call counts")
     judge.complete = honest
     assert judge.ask(questions(101))[:2] == [1.0, 0.0] and judge.trouble() == ""
 
 
 def test_no_verdict_is_no_zero_and_is_asked_again():
     answers = iter([None, "I cannot say.", "[[NO]]\n[[YES]]"])
-    judge = Judge(lambda texts: [*honest(texts[:1]), *(next(answers) for _ in texts[1:])])
+    judge = Judge(lambda texts: [*honest(texts[:2]), *(next(answers) for _ in texts[2:])])
     assert same(judge.ask([*questions(3), questions(1)[0]]), [math.nan] * 4) and judge.state_dict() == {}
-    assert judge.trouble() == ("3 of 4 questions without a verdict: 2 x no single verdict on the last line of the "
+    assert judge.trouble() == ("3 of 5 questions without a verdict: 2 x no single verdict on the last line of the "
                                "reply, 1 x no reply")
-    assert judge.take() == Counter(asked=3, cached=1, unscorable=4, canaries=1)
+    assert judge.take() == Counter(asked=3, cached=1, unscorable=4, canaries=2)
     judge.complete = honest
     assert judge.ask(questions(3)) == [1.0, 0.0, 1.0]
 
@@ -421,13 +421,13 @@ def test_a_server_that_fails_gives_no_reward(mode):
         judge = connect(server.url, "m", SENTINEL, **limits)
         assert same(judge.ask([OSLO]), [math.nan])             # and not 0.0
         assert time.monotonic() - begun < 10
-    assert judge.counts == Counter(asked=1, unscorable=1, canaries=1) and judge.state_dict() == {}
-    assert judge.trouble().startswith("2 of 2 questions without a verdict: ")
+    assert judge.counts == Counter(asked=1, unscorable=1, canaries=2) and judge.state_dict() == {}
+    assert judge.trouble().startswith("3 of 3 questions without a verdict: ")
     if calls:
-        assert {*server.tries.values()} == {calls} and judge.complete.problems == ({reason: 2} if reason else {})
-        assert judge.trouble().endswith(f" 2 x {reason or 'no single verdict on the last line of the reply'}")
+        assert {*server.tries.values()} == {calls} and judge.complete.problems == ({reason: 3} if reason else {})
+        assert judge.trouble().endswith(f" 3 x {reason or 'no single verdict on the last line of the reply'}")
     else:                                                      # the deadline is near, and may come first
-        assert max(server.tries.values(), default=0) <= limits["tries"] and judge.complete.problems.total() == 2
+        assert max(server.tries.values(), default=0) <= limits["tries"] and judge.complete.problems.total() == 3
         assert judge.complete.problems.keys() <= {reason, "no reply within 0.3 s"}
     assert SENTINEL not in told(judge)
 
@@ -461,7 +461,7 @@ def test_a_refused_connection():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))                           # and nobody listens
         judge = connect(f"http://127.0.0.1:{taken.getsockname()[1]}", "m", **QUICK)
-        assert same(judge.ask([OSLO]), [math.nan]) and judge.complete.problems == {"Connection refused": 2}
+        assert same(judge.ask([OSLO]), [math.nan]) and judge.complete.problems == {"Connection refused": 3}
         assert contacted.count("127.0.0.1") >= 2 * QUICK["tries"]
 
 
@@ -474,7 +474,7 @@ def test_a_server_that_answers_in_the_end(behaviours):
     with serving(*behaviours) as server:
         judge = connect(server.url + "/", "a model", SENTINEL, seed=2, **QUICK)
         assert judge.ask([OSLO, BERGEN]) == [1.0, 0.0] and judge.trouble() == "" and not judge.complete.problems
-    assert {*server.tries.values()} == {len(behaviours)} and len(server.tries) == 3
+    assert {*server.tries.values()} == {len(behaviours)} and len(server.tries) == 4
     for _, path, headers, body in server.calls:
         assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {SENTINEL}"
         assert headers["Content-Type"] == "application/json" and body == {
@@ -518,7 +518,7 @@ def test_a_redirect_is_not_followed_and_no_proxy_used(monkeypatch):
             with serving(whole(b"", status, Location=elsewhere.url + "/chat/completions")) as server:
                 judge = connect(server.url, "m", SENTINEL, **QUICK)
                 assert same(judge.ask([OSLO]), [math.nan]) and {*server.tries.values()} == {1}
-                assert judge.trouble().endswith(f"2 x HTTP {status}, a redirect, which is not followed")
+                assert judge.trouble().endswith(f"3 x HTTP {status}, a redirect, which is not followed")
         assert elsewhere.calls == []
 
 
@@ -617,7 +617,7 @@ def test_https_with_whom_it_is_checked():
 def test_the_path(url, path):
     server = Server("http://127.0.0.1:8000" + url, "m")
     assert (server.host, server.port, server.path, server.secure) == ("127.0.0.1", 8000, path, False)
-    assert server.name == f"http://127.0.0.1:8000{path} m"
+    assert server.name == "m"                                  # wherever it is served
 
 
 def test_ports_and_hosts():
@@ -656,7 +656,7 @@ def test_without_a_key_none_is_sent_and_without_a_model_nothing():
 def test_the_judge_of_a_directory(toy_directory):
     judge = connect(str(toy_directory), kv_blocks=512, max_new_tokens=6)
     assert same(judge.ask([OSLO]), [math.nan])                 # the toy model knows nothing of verdicts
-    assert judge.trouble() == ("2 of 2 questions without a verdict: 2 x no single verdict on the last line of the "
+    assert judge.trouble() == ("3 of 3 questions without a verdict: 3 x no single verdict on the last line of the "
                                "reply")
     assert judge.name == f"{toy_directory.name} {judging.identity(toy_directory)}"
 
@@ -712,9 +712,9 @@ def test_the_first_rank_asks_for_all(tmp_path):
     with ranks(2, tmp_path / "ranks") as two:
         with serving(fine) as server:
             first, second = two.call(ask_on_ranks, url=server.url)
-            assert first[:-1] == second[:-1] and first[0] == ["1.0", "0.0"] and len(server.calls) == 3
+            assert first[:-1] == second[:-1] and first[0] == ["1.0", "0.0"] and len(server.calls) == 4
         with serving(whole(b"", 404)) as server:
             third, fourth = two.call(ask_on_ranks, url=server.url)
-            assert third[:-1] == fourth[:-1] and third[0] == ["nan", "nan"] and len(server.calls) == 3
+            assert third[:-1] == fourth[:-1] and third[0] == ["nan", "nan"] and len(server.calls) == 4
             assert "HTTP 404" in fourth[1]
         assert [row[-1] for row in (first, second, third, fourth)] == [True, False, True, False]

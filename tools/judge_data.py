@@ -28,7 +28,8 @@ def rows(num: int, seed: int = 0):
 def pair(rng: random.Random) -> tuple[Question, float]:
     """A toy question with its gold answer and another one, and whether they are the same."""
     town, person = rng.choice(toy.TOWNS), rng.choice(toy.PEOPLE)
-    asked, names = rng.choice([(f"What did we send {town}?", toy.GOODS), (f"Which town did we show {person}?", toy.TOWNS),
+    asked, names = rng.choice([(f"What did we send {town}?", toy.GOODS),
+                               (f"Which town did we show {person}?", toy.TOWNS),
                                (f"What did we send the town that we showed {person}?", toy.GOODS)])
     gold, other = rng.sample(names, 2)
     if rng.random() < 0.5:
