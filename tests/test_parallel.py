@@ -326,8 +326,8 @@ def test_two_ranks_refill_reweight_and_shape_as_one(world, tied, tmp_path):
     flags = [*"--dtype float64 --steps 4 --max-refills 2 --advantages tmn_reweight --loss grpo".split(),
              *"--overlong-buffer 5 --entropy-coef 0.01 --task qa f1 pairwise=2".split()]
     for num_ranks in (1, 2):
-        assert world(num_ranks).call(train, script="rl", argv=argv("rl", tied, tmp_path, str(num_ranks), *flags)) == [
-            [0, ""]] * num_ranks
+        words = argv("rl", tied, tmp_path, str(num_ranks), *flags)
+        assert world(num_ranks).call(train, script="rl", argv=words) == [[0, ""]] * num_ranks
     assert_same_run(tmp_path / "2", tmp_path / "1")
     told = metrics(tmp_path / "1")
     assert max(row["sampling/refills"] for row in told) == 2 and any(row["sampling/missing"] for row in told)

@@ -627,7 +627,8 @@ def test_too_little_memory_while_measuring_or_loading(in_tmp, small, monkeypatch
     (ConfigError("no"), 78), (train_rl.DataError("no"), 65), (weights.ModelError("no"), 65),
     (FileNotFoundError(2, "No such file", "x"), 66), (kvcache.OutOfBlocks("no"), 78), (MEMORY[0], 70),
     (run.NonFinite("no"), 70), (parallel.LostRanks("no"), 70), (OSError(errno.EIO, "no", "x"), 74),
-    (run.JudgeUnavailable("no"), 69), (KeyboardInterrupt(), 130), (checkpoint.CheckpointError("no"), 74)], ids=lambda x: type(x).__name__)
+    (run.JudgeUnavailable("no"), 69), (KeyboardInterrupt(), 130),
+    (checkpoint.CheckpointError("no"), 74)], ids=lambda x: type(x).__name__)
 def test_every_exit_code_is_in_exit_json_with_a_command_to_go_on(in_tmp, small, monkeypatch, capsys, error, code):
     with monkeypatch.context() as patch:
         at_step(patch, 3, raising(error))

@@ -3,9 +3,10 @@
     python -m tools.plot runs/demo-0 [--out docs/demo.png]                          a demo run
     python -m tools.plot runs/a runs/b --metric reward entropy --out ab.png         metrics of one run or several
 
-Of metrics there is one panel each, a line for each run: a moving average over 15 steps. Of a demo, left: the mean reward of each RL step on its phase's documents (rl/metrics.jsonl), a moving average over it, as dots the
-hard examples of earlier phases that came back, and the border between the phases. Right: held-out accuracy by document
-length for each model of table.json, with its 95 % interval.
+Of metrics there is one panel each, a line for each run: a moving average over 15 steps. Of a demo, left: the mean
+reward of each RL step on its phase's documents (rl/metrics.jsonl), a moving average over it, as dots the hard examples
+of earlier phases that came back, and the border between the phases. Right: held-out accuracy by document length for
+each model of table.json, with its 95 % interval.
 """
 
 import argparse
