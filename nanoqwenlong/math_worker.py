@@ -113,8 +113,8 @@ def serve() -> None:
     from math_verify import LatexExtractionConfig, parse, verify
 
     def expression(text: str) -> list:
-        return parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], fallback_mode="no_fallback",
-                     extraction_mode="first_match", parsing_timeout=None)
+        """What math-verify makes of it: nothing, if it does not understand it as a whole."""
+        return parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
 
     def reply(value) -> None:
         os.write(1, json.dumps(value).encode() + b"\n")        # in one piece

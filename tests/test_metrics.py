@@ -284,8 +284,8 @@ def test_hole_29_math_takes_the_whole_answer_and_nothing_else():
     assert math("42", "42") == 1                                               # the released code parses no bare number
     assert math(r"42", r"\text{42}") == math("$42$", "42") == 1
     hedges = [
-        "41 or 42", "41, 42", "42; 41", r"\{41, 42\}", "$41$ $42$", r"\boxed{41} \boxed{42}", "x=41, x=42", r"\pm 42", "-42",
-        r"41 \text{ or } 42", "41}, {42", r"41} \boxed{42", "not 42", "42 is wrong", "42x", "4 2", "42!", ""]
+        "41 or 42", "41, 42", "42; 41", r"\{41, 42\}", "$41$ $42$", r"\boxed{41} \boxed{42}", "x=41, x=42", r"\pm 42",
+        "-42", r"41 \text{ or } 42", "41}, {42", r"41} \boxed{42", "not 42", "42 is wrong", "42x", "4 2", "42!", ""]
     assert [hedge for hedge in hedges if math(hedge, "42")] == []
 
 
@@ -308,6 +308,7 @@ def test_hole_31_iou_of_what_is_no_table_and_of_empty_ones():
     assert iou('<answer>[["a"]]</answer>', '[["a"]]') == 0                     # the tags are taken off before
     assert iou('```json\n[["b"]]\n```\nNo:\n```json\n[["a"]]\n```', '[["a"]]') == 1
     assert iou('[["1,000", "The U.K.", null, true]]', '[[1e3, "uk", "", "True"]]') == 1
+    assert iou(f'[[{"9" * 5000}, 1e999]]', f'[[{"9" * 5000}, 1e999]]') == 1
     assert iou('[[1, 2]]', '[[2, 1]]') == iou('[["20.4"]]', "[[204]]") == iou('[["-5"]]', "[[5]]") == 0
     assert iou('[{"a": 1, "b": 2}]', '[{"b": 2, "a": 1}]') == 1 and iou('[{"a": 1, "b": 2}]', '[{"b": 1, "a": 2}]') == 0
 
@@ -332,7 +333,8 @@ def test_math_of_polynomials_of_known_value():
     ("[0, 1)", "(0, 1]", 0), (r"\{2, 1\}", r"\{1,2\}", 1), ("(2, 1)", "(1, 2)", 0), ("x > 5", "5 < x", 1),
     ("x < 5", "x > 5", 0), ("x = 5", "5", 1), (r"5 \text{ km}", "5", 1), (r"\$5.50", "5.5", 1), ("1 0", "10", 0),
     ("x+1", "x-1", 0), ("x1", "x+1", 0), ("cab", "abc", 0), ("Yes.", "yes", 1), ("yes and no", "yes", 0),
-    (r"\text{Monday}", "Monday", 1), ("", "x", 0)])
+    (r"\text{Monday}", "Monday", 1), ("", "x", 0),
+    ("(1, 2)", "1 < x < 2", 1), ("1 < x < 2", "(1, 2)", 0)])                   # math-verify tells answer from gold
 def test_math_of_expressions(answer, gold, right):
     assert math(answer, gold) == right
 
@@ -451,6 +453,11 @@ def test_a_program_that_does_not_start_is_named():
         Worker((sys.executable, "-c", "pass")).ask("pid")
 
 
+def test_a_program_that_reads_nothing_gets_no_second_question():
+    deaf = Worker((sys.executable, "-S", "-c", "import os, time; os.close(0); os.write(1, b'1\\n'); time.sleep(600)"))
+    assert deaf.ask("pid") is None and deaf.process is None
+
+
 def test_threads_take_turns(fake):
     wrong = []
 
@@ -481,5 +488,5 @@ def test_a_forked_child_has_a_worker_of_its_own(fake):
 
 
 def test_the_worker_does_not_outlive_the_program():
-    code = f"from nanoqwenlong.math_worker import Worker as W; print(W(({sys.executable!r}, '-c', {FAKE!r})).ask('pid'))"
+    code = f"from nanoqwenlong.math_worker import Worker; print(Worker({(sys.executable, '-c', FAKE)!r}).ask('pid'))"
     assert is_gone(int(run(code)))
