@@ -113,7 +113,7 @@ def serve() -> None:
     from math_verify import LatexExtractionConfig, parse, verify
 
     def expression(text: str) -> list:
-        """What math-verify makes of it: nothing, if it does not understand it as a whole."""
+        """What math-verify makes of it in a box; nothing, if it does not understand it."""
         return parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
 
     def reply(value) -> None:
