@@ -99,10 +99,10 @@ def test_iou_is_a_count_of_rows():
         a, g = ([(draw.choice(WORDS[:3]), draw.randint(1, 3)) for _ in range(draw.randint(0, 5))] for _ in "ag")
         x, y = Counter(a), Counter(g)
         expected = (x & y).total() / (x | y).total() if a or g else 1
-        for wrap in (json.dumps, lambda rows: json.dumps({"data": rows}),
-                     lambda rows: f"```json\n{json.dumps(rows)}\n```",
-                     lambda rows: json.dumps([{"what": what, "many": many} for what, many in rows])):
-            assert iou(wrap(a), wrap(g)) == pytest.approx(expected), (a, g)
+        wrap = draw.choice((json.dumps, lambda rows: json.dumps({"data": rows}),
+                            lambda rows: f"```json\n{json.dumps(rows)}\n```",
+                            lambda rows: json.dumps([{"what": what, "many": many} for what, many in rows])))
+        assert iou(wrap(a), wrap(g)) == pytest.approx(expected), (a, g)
 
 
 def test_rouge_l_is_that_of_the_rouge_score_package():
@@ -114,7 +114,7 @@ def test_rouge_l_is_that_of_the_rouge_score_package():
         assert rouge_l(a, g) == pytest.approx(scorer.score(g, a)["rougeL"].fmeasure), (a, g)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.text("abc"), st.text("abcd"))
 def test_common_is_the_textbooks_table(a, b):
     row = [0] * (len(b) + 1)
@@ -206,13 +206,13 @@ anything = st.one_of(st.text(), st.lists(st.sampled_from(
     ).map("".join))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(anything, anything)
-@example("[" * 100_000, "[]")
+@example("[" * 20_000, "[]")
 @example("[" * 900 + "]" * 900, "[" * 900 + "]" * 900)
 @example('{"data": {"data": []}}', '{"data": [1, [2, [3]], {"a": {"b": []}}]}')
-@example(f'[[{"9" * 10_000}, NaN, -Infinity, 1e999999999, "\\ud800"]]', "[[1]]")
-@example("x" * 100_000, "x+1")
+@example(f'[[{"9" * 5_000}, NaN, -Infinity, 1e999999999, "\\ud800"]]', "[[1]]")
+@example("x" * 20_000, "x+1")
 def test_every_text_earns_something_between_nothing_and_one(answer, gold):
     with patch.object(math_worker, "installed", return_value=False):
         for measure in MEASURES:
@@ -221,7 +221,7 @@ def test_every_text_earns_something_between_nothing_and_one(answer, gold):
             assert measure(gold, gold) in (0.0, 1.0), measure
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from(WORDS)), st.lists(st.sampled_from(WORDS), min_size=2),
        st.randoms(use_true_random=False))
 def test_sets_have_no_order_and_whatever_is_added_in_vain_costs(answer, gold, draw):
@@ -321,7 +321,7 @@ def test_hole_33_no_language_has_to_be_named():
 
 def test_math_of_polynomials_of_known_value():
     draw = random.Random(0)
-    for _ in range(8):
+    for _ in range(5):
         a, b, c = (draw.randint(2, 9) for _ in "abc")
         same = draw.choice((f"{b}x+{a}x^2+{c}", f"x({a}x+{b})+{c}", rf"\frac{{{2 * a}x^2+{2 * b}x}}{{2}}+{c}"))
         assert math(same, f"{a}x^2 + {b}x + {c}") == 1, same
