@@ -100,7 +100,7 @@ def train(cfg: Config, this: run.Run) -> None:
     torch.set_num_threads(cfg.threads)
     examples, heldout = read_data(cfg)
     if cfg.model == "new" and this.source is None:
-        model, tokenizer = toy.new_model(cfg.seed, words(examples) if cfg.data else ())
+        model, tokenizer = toy.new_model(cfg.seed)
         this.prepare(model.to(this.device, this.weights_dtype))
     else:
         model = Qwen.from_pretrained(this.source or cfg.model, this.weights_dtype, this.device, this.prepare,
@@ -196,11 +196,6 @@ def read_data(cfg: Config):
     heldout = data.read(cfg.heldout, need_question=True) if cfg.heldout else (
         [] if cfg.data else toy.examples(cfg.eval_questions, toy.SHORT, 1, "heldout", tasks))
     return data.mix(train, shares, cfg.seed) if shares else train, heldout if cfg.eval_every else []
-
-
-def words(examples) -> list[str]:
-    """What the tokenizer of a new model is made from."""
-    return [text for e in examples for text in (*dict(e.messages).values(), e.document, e.question, e.response) if text]
 
 
 def by_document(examples) -> tuple[tuple[int, ...], ...]:

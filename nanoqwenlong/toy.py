@@ -179,32 +179,36 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 """
 
 
-def new_model(seed: int, texts: Sequence[str] = ()) -> tuple[Qwen, Tokenizer]:
+def new_model(seed: int, texts: Sequence[str] = (), looks_back: Sequence[int] = (1,), **changes
+              ) -> tuple[Qwen, Tokenizer]:
     """A random tiny model and its tokenizer: bytes, and one token for each word of the toy task and of the prompt, or
-    for the words of `texts`."""
+    of `texts` if it stands there often. The first heads start by looking so many tokens back. `changes` to CONFIG."""
     with tempfile.TemporaryDirectory() as directory:
         vocab_size = save_tokenizer(Path(directory), texts)
         tokenizer = Tokenizer(directory)
-    config = ModelConfig.from_json({**CONFIG, "vocab_size": vocab_size, "eos_token_id": tokenizer.eos_id}, "toy.CONFIG")
+    config = ModelConfig.from_json({**CONFIG, **changes, "vocab_size": vocab_size, "eos_token_id": tokenizer.eos_id},
+                                   "toy.CONFIG")
     model = Qwen.random(config, seed)
     with torch.no_grad():
         model.model.embed_tokens.weight /= config.initializer_range      # std 1: a token outweighs what is added to it
-        look_one_back(model.model.layers[0].self_attn, config)
+        for head, distance in enumerate(looks_back):
+            look_back(model.model.layers[0].self_attn, config, head, distance)
     return model, tokenizer
 
 
-def look_one_back(attention, config: ModelConfig, strength: float = 4.0, num_pairs: int = 4) -> None:
-    """Start head 0 as a previous-token head, by biases alone: rope turns the query's bias by one position against the
-    key's in the fastest `num_pairs` planes, so their product peaks at distance 1.
+def look_back(attention, config: ModelConfig, head: int, distance: int, strength: float = 4.0, num_pairs: int = 4
+              ) -> None:
+    """Start a head as one that attends to the token `distance` back, by biases alone: rope turns the query's bias by so
+    many positions against the key's in the fastest `num_pairs` planes, so their product peaks there.
 
     A look-up needs two layers to agree (write down what stood before, then search for it), and neither is of use
     without the other: from random weights that stalemate outlasts the whole pretraining of a model this small."""
-    half = config.head_dim // 2
+    half, first = config.head_dim // 2, head * config.head_dim
     for plane in range(num_pairs):
-        angle = config.rope_theta ** (-2 * plane / config.head_dim)
-        attention.k_proj.bias[plane] = strength
-        attention.q_proj.bias[plane] = strength * math.cos(angle)
-        attention.q_proj.bias[plane + half] = -strength * math.sin(angle)
+        angle = distance * config.rope_theta ** (-2 * plane / config.head_dim)
+        attention.k_proj.bias[first + plane] = strength
+        attention.q_proj.bias[first + plane] = strength * math.cos(angle)
+        attention.q_proj.bias[first + plane + half] = -strength * math.sin(angle)
 
 
 def save_tokenizer(directory: Path, texts: Sequence[str] = ()) -> int:

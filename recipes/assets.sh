@@ -25,7 +25,7 @@ Made by \`make assets\` ([recipes/assets.sh](../recipes/assets.sh)) on one CPU c
 seed 0; toy scale, 0.18M parameters.
 
 * \`nano-base\`: \`train_sft.py --preset nano-base\`, $(seconds base) seconds: language modelling on short pages,
-  from random weights but for one head that starts by looking one token back (\`toy.look_one_back\`).
+  from random weights but for one head that starts by looking one token back (\`toy.look_back\`).
   It has never seen a question. Look-ups right when a key is said again, in documents of 8, 12, 24 and
   36 records: $($python -c "
 from nanoqwenlong import toy
