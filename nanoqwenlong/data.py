@@ -63,7 +63,7 @@ def _check_use(example: Example, need_response: bool, need_question: bool) -> No
 def _jsonl(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            line = line.removeprefix(b"\xef\xbb\xbf")                         # files with a BOM may have been joined
             if line.strip():
                 yield number, partial(_parse, line)
 
@@ -103,7 +103,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise DataError(f"{path}: Parquet is read by pyarrow: pip install pyarrow. Or, where that is there, make it JSONL: "
+        raise DataError(f"{path}: Parquet is read by pyarrow (pip install pyarrow). Or, where that is, make it JSONL: "
                         "pandas.read_parquet(OLD).to_json(NEW, orient='records', lines=True)") from None
     number = 0
     try:

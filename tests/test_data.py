@@ -66,7 +66,7 @@ def test_files_without_ids_can_be_read_together(tmp_path):
 
 
 def test_files_are_read_in_order_with_bom_and_crlf(tmp_path):
-    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{row(id='x')}\r\n\r\n{row(id='y')}\r\n".encode())
+    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{row(id='x')}\r\n\r\n\ufeff{row(id='y')}\r\n".encode())
     other = write(tmp_path / "y.jsonl", row(id="z"), end=b"")                  # no newline at its end
     assert [e.id for e in data.read([tmp_path / "x.jsonl", str(other)])] == ["x", "y", "z"]
 

@@ -1,6 +1,7 @@
 """Rows in the schemas of QwenLong-L1's, GoLongRL's and TRL's files: what each becomes, and that no bad one passes."""
 
 import copy
+import datetime
 import json
 import random
 import sys
@@ -111,6 +112,7 @@ GOOD = {                                                       # the second row 
     "docqa, marks in the document": (docqa(prompt=MARKED), asked("musique_0_20000/7", MARKED, "Oslo", "qa", "Who?")),
     "docqa, marks out of order": (docqa(prompt="Format your response as follows: </text> Who?"),
                                   asked("musique_0_20000/7", "Format your response as follows: </text> Who?", "Oslo")),
+    "docqa, one mark": (docqa(prompt="</text>\n\nWho?"), asked("musique_0_20000/7", "</text>\n\nWho?", "Oslo")),
     "golongrl, a list": (golongrl(), asked("2", "Name them.", "tea\nsalt", "f1", "Which?")),
     "golongrl, a list of gold objects": (at(golongrl(), "reward_model.ground_truth", [5, {"doc_ids": ["tea"]}]),
                                          asked("2", "Name them.", "tea", "f1", "Which?")),
@@ -129,6 +131,8 @@ GOOD = {                                                       # the second row 
                                 Example("2", "", "Which?", "tea\nsalt", "f1", (("system", "Obey."), ("user", "Go.")))),
     "verl, a source of one's own": ({**docqa("mine", "Oslo"), "task": "em", "id": "v"},
                                     asked("v", PAPERS, "Oslo", "em", WHERE)),
+    "verl, a list of one's own": ({**golongrl("mine", label="tea"), "task": "f1"},
+                                  asked("2", "Name them.", "tea\nsalt", "f1", "Which?")),
     "trl, completion": (LEARNED, asked("l", "Hi.", "", response="Hello.")),
     "trl, as text": ({"prompt": "Hi.", "completion": "Ho.", "data_source": "x"}, asked("2", "Hi.", "", response="Ho.")),
     "trl, with an answer": ({**LEARNED, "answer": "Hello"}, asked("l", "Hi.", "Hello", response="Hello.")),
@@ -275,6 +279,8 @@ NOT_KNOWN = {                                                  # names, orders a
     "a reward_mode": (golongrl(mode="T5.9 Full"), ['"extra_info.reward_mode"', "'T5.9 Full'", "T5.1", "NDCG"]),
     "a reward_mode, nearly": (golongrl(mode="F1_score"), ['"extra_info.reward_mode"', "F1_Score"]),
     "an ability": (at(golongrl(mode=None), "ability", "Ordering"), ['"ability"', "'Ordering'", "Long Document"]),
+    "a document without a question": ({"document": "Tom.", "prompt": "Where?", "answer": "x"}, ['"question" is missing']),
+    "a question about a text": ({"text": "Tom.", "question": "Where?", "answer": "x"}, ['"context" is missing']),
     "a role": ({**GOODS, "prompt": [{"role": "tool", "content": "x"}]}, ['"prompt[0].role"', "'tool'", "assistant"]),
     "a prompt that the assistant ends": (at(docqa(), "prompt.0.role", "assistant"), ['"prompt"', "user", "assistant"]),
     "messages that the user ends": ({"messages": user("Hi.")}, ['"messages"', "assistant"]),
@@ -374,7 +380,7 @@ def test_rows_of_large_groups_are_numbered_from_one(tmp_path):
             data.read([path])
         assert str(error.value).split("\n") == [f'{path}:150: the field "reward_model.ground_truth" is missing',
                                                 f'{path}:151: "prompt[0].content" is empty']
-    path = table(tmp_path / "d.parquet", *rows[:149])
+    path = table(tmp_path / "d.PARQUET", *rows[:149])
     assert [e.id for e in data.read([path])] == [f"musique_0_20000/{number}" for number in range(149)]
 
 
@@ -406,6 +412,13 @@ def test_a_column_of_another_type_is_named(case, tmp_path):
         data.read([tmp_path / "d.parquet"])
     said = str(error.value)
     assert said.startswith(f"{tmp_path}/d.parquet:1: ") and "\n" not in said and all(n in said for n in named), said
+
+
+def test_what_json_cannot_say_is_no_table(tmp_path):
+    for value in (float("nan"), b"Oslo", datetime.date(2020, 1, 1)):
+        path = table(tmp_path / "d.parquet", {**TABLE, "answer": [[value]]})
+        with pytest.raises(DataError, match='d.parquet:1: "answer" cannot be written as JSON'):
+            data.read([path])
 
 
 def test_columns_of_other_string_types_are_read(tmp_path):

@@ -127,9 +127,10 @@ def test_a_vocabulary_that_spells_its_markers_is_refused(tmp_path):
 
 # Chats
 
+# In the manner of ChatML; and of R1-Distill: the system first, thoughts forgotten.
 TURNS = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|im_end|>{% endfor %}"
          "{% if add_generation_prompt %}<|assistant|>{% endif %}")
-HOISTED = ("{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}{% endif %}{% endfor %}"     # as R1's
+HOISTED = ("{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}{% endif %}{% endfor %}"
            "{% for m in messages %}{% if m['role'] == 'user' %}<｜User｜>{{ m['content'] }}"
            "{% elif m['role'] == 'assistant' %}<｜Assistant｜>{{ m['content'].split('</think>')[-1] }}<|im_end|>"
            "{% endif %}{% endfor %}<｜Assistant｜><think>")
@@ -185,8 +186,8 @@ UNFIT = {                                                      # template, chat,
     "turns the order": (changed("in messages %}", "in messages | reverse %}"), chat_of("user: Hi.", "user: Ho."),
                         "reorders"),
     "puts the system first": (HOISTED, chat_of("user: Hi.", "system: Be brief."), "reorders"),
-    "knows no system": (TURNS + "{% if messages[0]['role'] == 'system' %}{{ raise_exception('Un\nknown') }}"
-                        "{% endif %}", chat_of("system: Be brief.", "user: Hi."), "does not render .* system, user: Un known"),
+    "knows no system": ("{% if messages[0]['role'] == 'system' %}{{ raise_exception('Un\nknown') }}{% endif %}" + TURNS,
+                        chat_of("system: Be brief.", "user: Hi."), "does not render .* system, user: Un known"),
     "trims": (changed("{{ m['content'] }}", "{{ m['content'] | trim }}"), chat_of("user: Hi.", "user: Ho.\n"),
               "rewrites what turn 2 \\(user\\)"),
     "trims the first": (changed("{{ m['content'] }}", "{{ m['content'] | trim }}"), chat_of("user:  Hi.", "user: Ho."),
