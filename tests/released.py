@@ -1,0 +1,170 @@
+"""The rule rewards of the released QwenLong-L1 and GoLongRL code, written anew from a description of what they do,
+holes included, to compare with. Only tests and docs/rewards.md use it.
+
+    python -m tests.released            what is rewarded of tests/corpus.py, by them and by us
+
+Two things are less than theirs: numbers are read by float(), where theirs evaluates Python, and of the last 500
+characters that math-verify parses only \\boxed{} is looked at.
+"""
+
+import json
+import math
+import re
+import string
+from collections import Counter
+
+from nanoqwenlong import metrics
+from nanoqwenlong.judge import Judge, prompt
+from nanoqwenlong.rewards import TASKS
+
+from tests.corpus import HOSTILE, TRUE, rewarded
+
+
+def released(task: str, text: str, gold: str | tuple[str, ...]) -> float:
+    """The reward of a response; of several accepted answers only the first is known to them."""
+    rule = RULES[task]
+    if "</think>" not in text or rule in GOLONGRL and (text.count("<think>") > 1 or text.count("</think>") > 1):
+        return 0.0
+    return float(rule(text, gold if isinstance(gold, str) else gold[0]))
+
+
+# QwenLong-L1
+
+def behind_thinking(text: str) -> str:
+    return text.rpartition("</think>")[2].strip().replace("*", "")
+
+
+def qa(text: str, gold: str) -> bool:
+    """Two-way substring of what follows the last "the answer is", to the very end; an empty one is in anything."""
+    said, found, answer = behind_thinking(text).rpartition("the answer is")
+    answer = answer.strip().strip(".").strip()
+    a, b = bare_words(answer), bare_words(gold)
+    return bool(found and answer) and (a in b or b in a)
+
+
+def bare_words(text: str) -> str:
+    text = "".join(char for char in text.lower() if char not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def number(text: str, gold: str) -> bool:
+    """The first number behind the first "the answer is". Any power of ten will do, and any sign."""
+    a, b = first_number(behind_thinking(text)), first_number(f"the answer is {gold}")
+    if a is None or b is None:
+        return False
+    if abs(a - b) <= 0.0015 * abs(b):
+        return True
+    small, large = sorted((abs(a), abs(b)))
+    return small > 0 and (
+        math.log10(large / small) % 1 in (0.0, 1.0) or math.ceil(small * 1000) == math.ceil(large * 1000) or
+        any(abs(small * factor - large) <= 0.0015 * large for factor in (100, 1000, 100_000)))
+
+
+def first_number(text: str) -> float | None:
+    """What is no number is 0; None without the words before it."""
+    found = re.search(r"the answer is [=≈`%$°£€¥]*(-?[0-9.,]+)", text, re.IGNORECASE)
+    if not found:
+        return None
+    digits = found[1].replace(",", "").rstrip(".")
+    return float(digits) if re.fullmatch(r"-?(0|[1-9]\d{0,300}|(?=\.\d))(\.\d*)?", digits) else 0.0
+
+
+def choice(text: str, gold: str) -> bool:
+    said = behind_thinking(text)
+    found = re.search(r"The correct answer is \(([A-D])\)", said) or re.search(r"The correct answer is ([A-D])", said)
+    return bool(found) and found[1] == gold.strip("()")
+
+
+# GoLongRL: the thinking is part of the answer in all but the first two
+
+def em(text: str, gold: str) -> bool:
+    return text.rpartition("</think>")[2].strip() == gold.strip()
+
+
+def accuracy(text: str, gold: str) -> bool:
+    return choice(text, gold) if re.fullmatch(r"\(?[A-D]\)?", gold) else lines(text)[:1] == lines(gold)[:1]
+
+
+def lines(text: str) -> list[str]:
+    marker = "[Answer]" if "[Answer]" in text else "[答案]"
+    return [re.sub(" +", " ", line) for line in text.rpartition(marker)[2].strip().lower().split("\n")]
+
+
+def f1(text: str, gold: str) -> float:
+    a, g = set(lines(text)), set(lines(gold))
+    return 2 * len(a & g) / (len(a) + len(g))
+
+
+def sub_em(text: str, gold: str) -> float:
+    """Recall: naming everything is right."""
+    return sum(item in lines(text) for item in lines(gold)) / len(lines(gold))
+
+
+def ndcg(text: str, gold: str) -> float:
+    """An item that is named again and again has its last place, and the places before are nobody's."""
+    places = {item: place for place, item in enumerate(lines(text))}
+    ranking = sorted(places, key=places.get)
+    worth = {item: len(lines(gold)) - place for place, item in enumerate(lines(gold))}
+    gain = [sum(worth.get(item, 0) / math.log2(place + 2) for place, item in enumerate(side[:len(worth)]))
+            for side in (ranking, list(worth))]
+    return gain[0] / gain[1]
+
+
+def pairwise(text: str, gold: str) -> float:
+    """Right pairs of all pairs that were named: who names two of them has one pair to get right."""
+    answer, right = lines(text), lines(gold)
+    if len(answer) < 2 or len(right) < 2:
+        return 0.0
+    places = {item: place for place, item in enumerate(answer)}
+    pairs = sum(a in places and b in places and places[a] < places[b] for i, a in enumerate(right)
+                for b in right[i + 1:])
+    share = pairs / math.comb(len(answer), 2)
+    return share if share <= 1 else 0.0                        # an assertion, which a broad except turns into 0
+
+
+def math_verify(text: str, gold: str) -> bool:
+    """The one box in the last 500 characters, thinking included; nothing without a box, or with two."""
+    boxes = re.findall(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", text[-500:])
+    return len(boxes) == 1 and metrics.math(boxes[0], gold) == 1
+
+
+def iou(text: str, gold: str) -> float:
+    """JSON in the first <answer> of the whole response."""
+    found = re.search("<answer>(.*?)</answer>", text, re.DOTALL)
+    try:
+        a, g = (Counter(tuple(map(str, row)) for row in json.loads(table)["data"])
+                for table in (found[1] if found else text, gold))
+    except Exception:                                          # theirs is as broad
+        return 0.0
+    common = (a & g).total()
+    return common / max(1, a.total() + g.total() - common)
+
+
+RULES = {"qa": qa, "number": number, "choice": choice, "em": em, "accuracy": accuracy, "f1": f1, "math": math_verify,
+         "iou": iou, "sub_em": sub_em, "ndcg": ndcg, "pairwise": pairwise, "rouge_l": metrics.rouge_l}
+GOLONGRL = set(RULES.values()) - {qa, number, choice}
+
+
+# The table of docs/rewards.md
+
+def table() -> str:
+    """How many are rewarded, task by task: by their rule, by ours, by ours and the judge of tests/test_corpus.py."""
+    from tests.test_corpus import Obeying, scores
+    rows = []
+    for task in TASKS:
+        row = [task]
+        for cases in (HOSTILE, TRUE):
+            cases = [case for case in cases if case.task == task]
+            theirs = [released(task, case.text, case.gold) for case in cases]
+            ours, judged = ([score.reward for score in scores(cases, judge)]
+                            for judge in (None, Judge(Obeying(prompt))))
+            row += [len(cases)] + [sum(rewarded(task, reward) for reward in side) for side in (theirs, ours, judged)]
+        rows.append(row)
+    rows.append(["all", *(sum(column) for column in list(zip(*rows))[1:])])
+    head = ["task", *(f"{name}{part}" for name in ("hostile", "true") for part in (
+        "", ": released rule", ": our rule", ": and a judge"))]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (head, ["---"] + ["---:"] * 8, *rows))
+
+
+if __name__ == "__main__":
+    print(table())
