@@ -1,4 +1,4 @@
-"""What was answered, and is it the same? Pure functions of text; none raises, none is slow, whatever the text.
+"""What was answered, and is it the same? Pure functions of text. No text makes them fail, and 10 MB take a second.
 
     response  --said-->  behind the last </think>  --statement, final-->  the answer  --matches, near, choice, items
 
@@ -8,7 +8,7 @@ Numbers are compared as numbers, exactly; all else is compared after normalisati
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ WIDE = {code: unicodedata.normalize("NFKC", chr(code))                         #
 SIGNS = str.maketrans("−‐‑‒–—’‘“”", "------''\"\"")
 LATEX = [(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s?\{([^{}]*)\}", r"\1"),
          (r"(?<=\d)\\([dt]?frac)", r" \\\1"), (r"\\[dt]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}", r"\1/\2"),
-         (r"\\times", "×"), (r"\^\{([^{}]*)\}", r"^\1"), (r"\{,\}", ","),
+         (r"\\(?:times|cdot)", "×"), (r"\^\{([^{}]*)\}", r"^\1"), (r"\{,\}", ","),
          (r"\\[,;:! ]", " "), (r"\\[()\[\]]", ""), (r"\\([%$#&_{}])", r"\1")]
 
 # What may stand around a number. ¥ is the sign of two currencies, so it means either.
@@ -48,14 +48,14 @@ def said(text: str) -> str | None:
     >>> said("<think>3? 4!</think> Four."), said("Four."), said("<think>3</think> Four. <think> or five")
     (' Four.', None, None)
     """
-    _, ended, said = text.rpartition("</think>")
-    return said if ended and "<think>" not in said else None
+    _, ended, behind = text.rpartition("</think>")
+    return behind if ended and "<think>" not in behind else None
 
 
 def statement(said: str) -> str:
     """The stated answer, one line: what follows the last marker, without markdown emphasis, quotes and the final full
     stop. The markers are "the answer is" (also the correct, final or best one), [Answer] or [答案], <answer> and
-    \\\\boxed{}. "" if there is none.
+    \\boxed{}. "" if there is none.
 
     >>> statement("The answer is 4? No: the answer is **(5)**.\\nThat is on page 3."), statement("four")
     ('(5)', '')
@@ -114,7 +114,7 @@ def plain(text: str) -> str:
     if "\\" in text or "{" in text:
         for pattern, replacement in LATEX:
             text = re.sub(pattern, replacement, text)
-    return re.sub(r"^\s*\$([^$]*)\$(?=\.?\s*$)", r"\1", text)
+    return re.sub(r"^\s*\$\$?([^$]*)\$\$?(?=\.?\s*$)", r"\1", text)
 
 
 def normalise(text: str) -> str:
@@ -153,7 +153,7 @@ def number(text: str) -> Number | None:
     """
     if len(text) > NUMERAL:
         return None
-    text = plain(text).translate(SIGNS).strip()
+    text = " ".join(plain(text).translate(SIGNS).split())
     found = NUMBER.fullmatch(re.sub(r"^\((.*)\)$", r"\1", text).strip())
     if not found or not re.search(r"\d", found["digits"], re.ASCII) or found["sign"] and found["inner"]:
         return None
@@ -210,8 +210,10 @@ def near(answer: str, gold: str) -> bool:
 
 
 CHOICE = re.compile(r"(?:(?:option|choice)\s+)?(?:\(([A-J])\)|\[([A-J])\]|([A-J])\)?)[.,:]?", re.I | re.A)
-CHOICE_AND_TEXT = re.compile(r"(?:(?:option|choice)\s+)?(?:\(([A-J])\)|([A-J])(?=[).:]|\s-\s))[).:\s-]*(\S.*)",
-                             re.I | re.A | re.S)
+CHOICE_AND_TEXT = re.compile(r"""
+    (?:(?:option|choice)\s+)?
+    (?: \(([A-J])\) | ([A-J]) (?=[).:] | \s-\s | ,?\s(?:because|since)\b) )              # (B), B. B) B: B - B because
+    [).:\s-]* (\S.*)""", re.I | re.A | re.S | re.VERBOSE)
 ANOTHER = re.compile(r"""
     [(\[] [A-J] [)\]]                                                          # (B)
     | (?<!\w) [A-J] [).:] (?=\s|$)                                             # B)
@@ -251,14 +253,17 @@ def items(answer: str, gold_items: Sequence[str] = ()) -> list[str]:
     >>> items("tea, salt and pepper", ["rope"]), items("Doe, Jane", ["doe jane"]), items("Smith, J.; Doe, J.", ["x"])
     (['tea', 'salt', 'pepper'], ['doe jane'], ['smith j', 'doe j'])
     """
-    found = _unbulleted(answer.split("\n"))
     known = {normalise(item) for item in gold_items}
+    found = _unbulleted(answer.split("\n"), known)
     if len(found) != 1 or not known or found[0] in known:
         return found
     line = plain(answer)
     *first, last = line.split(";") if ";" in line else re.split(r"(?<!\d),|,(?!\d)|、", line)
-    return _unbulleted([*first, *([last] if normalise(last) in known else re.split(r"(?:^|\s)and\s", last))])
+    last = [last] if normalise(last) in known else re.split(r"(?:^|\s)and\s", last)
+    return _unbulleted([*first, *last], known)
 
 
-def _unbulleted(lines: Sequence[str]) -> list[str]:
-    return [item for line in lines if (item := normalise(BULLET.sub("", plain(line))))]
+def _unbulleted(lines: Sequence[str], known: Collection[str]) -> list[str]:
+    """The lines, normalised, without what marks them as items; but "7. Symphony" stays if it is known as it is."""
+    items = [item if (item := normalise(line)) in known else normalise(BULLET.sub("", plain(line))) for line in lines]
+    return list(filter(None, items))

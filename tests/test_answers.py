@@ -105,6 +105,7 @@ def test_matches(answer, gold, right):
     ("€5", "5 euros", True),
     ("¥5", "5 yuan", True), ("¥5", "5 yen", True), ("5元", "￥5", True), ("£5", "5", True), ("$5", "€5", False),
     ("5 yen", "5 yuan", False), ("$5", "5%", False), ("$5", "$50", False), ("$5%", "5", False), ("$ 5", "5", True),
+    ("5\u00a0%", "5%", True), ("$$5$$", "5", True),
     ("-$5", "-5", True), ("$-5", "-5", True), ("-$-5", "5", False), ("$5 USD", "5", True), ("$5 EUR", "5", False),
     # how large
     ("5 million", "5,000,000", True), ("$1.5 billion", "1500000000", True), ("2 thousand", "2000", True),
@@ -179,7 +180,7 @@ def test_near(answer, gold, right):
 @pytest.mark.parametrize("letter, said", [
     ("B", "B|b|(B)|(b)|[B]|B.|(B).|B)|**B**|`B`|B) Bananas|b) bananas|(B) Bananas|B. Bananas|B: Bananas|Option B|"
      "Choice B|(B): the U.S. bank|option (B)|B - Bananas|（Ｂ）|(B), because it is stated|"
-     "(B) It was sold in 1999.|B) is the year 1999"
+     "(B) It was sold in 1999.|B) is the year 1999|B because it says so|B, since May"
      r"|\text{B}|\(B\)|$B$|B) Not disclosed|(B) a or an"),
     ("A", "A|a|(A)|A. An apple|(A) is liable for all damages"),
     ("J", "J|j)|(J) jam"),
@@ -187,7 +188,7 @@ def test_near(answer, gold, right):
     ("", "|Bananas|Both|A or B|A, B|A and B|(A) or (B)|not A|neither|A/B|A-B|A & B|AB|ABCD|A B|K|(K)|5|?|()|(A|B]|"
      "B or C|The letter B|(A)(B)(C)(D)|A) B) C) D)|A. B. C. D.|A) Apples B) Bananas|A) Apples, B) Bananas|"
      "(A): B|A: B|A.B|(A) (B)|A or not|(A) or B|(A) and B|(A), or maybe B|(A) to D|A) or B)|(A) is wrong|"
-     "(A) is not correct|A) isn't right|A?|B2|(A) but not sure|All of the above|none|A dog|I think B|Apple|"
+     "(A) is not correct|A) isn't right|A?|B2|(A) but not sure|All of the above|none|A dog|B as stated|I think B|Apple|"
      "a banana|Either A or B|(b) or (c)|А|Ⓑ|Option|B C|İ|ı")])
 def test_choice(letter, said):
     assert [text for text in said.split("|") if choice(text) != letter] == []
@@ -210,6 +211,7 @@ def test_normalise_leaves_nothing_of_articles_and_punctuation():
     ("Smith, John", "smith john", "smith john"), ("Smith, John", "", "smith john"), ("1,000, 2,000", "x", "1000|2000"),
     ("tea, R and D", "r and d", "tea|r and d"), ("tea, sand", "x", "tea|sand"), ("tea\nsalt, oil", "x", "tea|salt oil"),
     ("tea", "x", "tea"),
+    ("7. Symphony\n8. Mass", "7 symphony", "7 symphony|mass"), ("1. 7. Symphony", "7 symphony", "7 symphony"),
     ("- tea, salt", "x", "tea|salt"), ("tea,,salt", "x", "tea|salt"), ("tea，salt", "x", "tea|salt"),
     ("**tea**\n`salt`", "", "tea|salt")])
 def test_items(answer, gold, found):
