@@ -140,12 +140,12 @@ def worth_asking(answer: str, gold: str) -> bool:
 
 
 def gold_problem(task: str, gold: str) -> str:
-    """Why a gold answer is none for this task: it has to earn 1 by its own measure. "" if it does.
+    """Why a gold answer is none for this task: stated as an answer it has to earn 1. "" if it does.
 
     >>> gold_problem("number", "5.2 %"), gold_problem("choice", "Oslo")
     ('', "'Oslo' would not be right for itself; a gold answer of task choice is a letter from A to J")
     """
-    if TASKS[task].measure(gold, gold) == 1:
+    if TASKS[task].measure(extract(f"</think>The answer is {gold}", task), gold) == 1:
         return ""
     shown = gold if len(gold) <= 60 else gold[:57] + "..."
     return f"{shown!r} would not be right for itself; a gold answer of task {task} is {TASKS[task].gold}"
