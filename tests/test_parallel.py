@@ -322,7 +322,7 @@ def test_two_ranks_reinforce_as_one(rl_alone, rl_pair):
 
 
 def test_two_ranks_refill_reweight_and_shape_as_one(world, tied, tmp_path):
-    """More prompts where groups agree, several tasks, a penalty for length, an entropy bonus, answers weighing alike."""
+    """More prompts where groups agree; several tasks, a penalty for length, an entropy bonus; answers weigh alike."""
     flags = [*"--dtype float64 --steps 4 --max-refills 2 --advantages tmn_reweight --loss grpo".split(),
              *"--overlong-buffer 5 --entropy-coef 0.01 --task qa f1 pairwise=2".split()]
     for num_ranks in (1, 2):
