@@ -419,7 +419,8 @@ def keep_words(logger, step, batch, groups, texts, scores, advantages) -> None:
 def show_words(logger, example, text, score, hint) -> None:
     """One answer in full, and advice where the numbers call for it."""
     reward = "none: the judge left it open" if math.isnan(score.reward) else f"{score.reward:g}"
-    logger.say(f"    {example.question} {text}\n    gold {' | '.join(example.accepted)}, extracted {score.answer!r}, "
+    gold = " | ".join(example.accepted).replace("\n", ", ")
+    logger.say(f"    {example.question} {text}\n    gold {gold}, extracted {score.answer!r}, "
                f"reward {reward}{' by the judge' if score.judge else ''}")
     if hint:
         logger.say(f"    note: {hint}")

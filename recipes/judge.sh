@@ -10,9 +10,9 @@ flags=(--runs-dir "$runs" --seed "$seed")
 last() { printf '%s\n' "$runs/$1"/checkpoints/step_* | tail -n 1; }
 mkdir -p "$runs"
 
-echo "== 1. A judge: pairs of answers, the same or not, as its prompt shows them"
-$python -m tools.judge_data 6000 > "$runs/judge.jsonl"
-$python train_sft.py "${flags[@]}" --name judge --model new --data "$runs/judge.jsonl" --learning-rate 3e-3 \
+echo "== 1. A judge: a new tiny model learns which answers are the same, from prompts as a judge sees them"
+$python -m tools.toy_judge "$runs" 8000
+$python train_sft.py "${flags[@]}" --name judge --model "$runs/new" --data "$runs/rows.jsonl" --learning-rate 4e-3 \
     --steps 600 --final-fraction 0.1 --eval-every 0
 
 echo "== 2. Warm-up on answers of which half name a thing by its other word"

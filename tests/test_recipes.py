@@ -1,5 +1,6 @@
 """The recipes: every command in them is one that the scripts understand, and the one for a CPU runs."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -73,6 +74,22 @@ def test_every_command_of_a_recipe_has_flags_that_exist(tmp_path, recipe, ranks,
     if recipe in ("one_gpu.sh", "eight_gpus.sh"):
         sft = next(cfg for name, cfg in found if name == "train_sft.py")
         assert (sft.steps, sft.batch_size, sft.learning_rate) == (5, 128, 5e-6)             # 3 epochs of 200 rows
+
+
+@pytest.mark.parametrize("recipe, scripts", [
+    ("judge.sh", ["sft", "sft", "rl", "rl", "eval", "eval"]), ("mixed.sh", ["sft", "rl", "rl", "eval"])])
+def test_every_command_of_a_small_experiment_has_flags_that_exist(tmp_path, recipe, scripts):
+    """Two RL runs that differ in one setting; tools that there are."""
+    done, calls = commands(tmp_path, recipe)
+    assert done.returncode == 0, done.stderr
+    found = [(SCRIPTS[words[1]], words[2:]) for words in calls if words[1] in SCRIPTS]
+    parsed = [config.parse(module.Config, words) for module, words in found]
+    assert [module.__name__.removeprefix("train_") for module, _ in found] == scripts
+    one, other = (dataclasses.asdict(cfg) for (module, _), cfg in zip(found, parsed) if module is train_rl)
+    differing = {name for name in one if one[name] != other[name]}
+    assert differing == {"judge.sh": {"name", "judge"}, "mixed.sh": {"name", "advantages"}}[recipe]
+    tools = [words[words.index("-m") + 1] for words in calls if "-m" in words]
+    assert tools[-1] == "tools.plot" and all((ROOT / f"{name.replace('.', '/')}.py").is_file() for name in tools)
 
 
 @pytest.mark.parametrize("code, restarts, again, status", [(75, "0", True, 0), (75, "99", False, 1), (0, "0", False, 0),
