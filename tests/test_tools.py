@@ -24,5 +24,5 @@ def test_what_a_toy_judge_is_taught_is_right(tmp_path):
     assert all(f"\n{question.answer}\n" in shown for question, _ in judge.CANARIES)
     tokenizer = Tokenizer(tmp_path / "new")
     assert Qwen.from_pretrained(tmp_path / "new").config.num_hidden_layers == 3
-    assert all(len(tokenizer.encode(f"\n{word}")) <= 2 for word in ("tea", "chai", "Oslo", "instruction"))
+    assert all(len(tokenizer.encode(f"\n{word}")) <= 2 for word in ("tea", "Oslo", "Leeds"))
     assert json.loads((tmp_path / "rows.jsonl").read_text().split("\n")[0]).keys() == {"prompt", "completion"}
