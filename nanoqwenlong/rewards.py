@@ -113,7 +113,7 @@ def by_rule(text: str, example: Example) -> Score:
     """The score without a judge."""
     answer = extract(text, example.task)
     measure = TASKS[example.task].measure
-    rule = max((measure(answer, gold) for gold in example.accepted), default=0.0) if answer else 0.0
+    rule = max((measure(answer, gold) for gold in example.accepted), default=0.0)
     return Score(rule, rule, None, answer)
 
 

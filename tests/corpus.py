@@ -295,10 +295,10 @@ def of_texts() -> list[Case]:
     return [Case("rouge_l", *RETELL, SUMMARY, text) for text in texts + unsaid(SUMMARY, "A dog chased a cat.")[:-1]]
 
 
-HOSTILE = [*of_facts("qa", FACTS), *of_values("number", AMOUNTS), *of_choices("choice"), *of_facts("em", FACTS[1:4]),
-           *of_choices("accuracy"), *of_values("math", FORMULAS), *of_lists("f1"), *of_lists("sub_em"),
-           *of_lists("ndcg"), *of_lists("pairwise"), *of_tables(),
-           *of_texts()]
+HOSTILE = list(dict.fromkeys([
+    *of_facts("qa", FACTS), *of_values("number", AMOUNTS), *of_choices("choice"), *of_facts("em", FACTS[1:4]),
+    *of_choices("accuracy"), *of_values("math", FORMULAS), *of_lists("f1"), *of_lists("sub_em"), *of_lists("ndcg"),
+    *of_lists("pairwise"), *of_tables(), *of_texts()]))
 
 
 # Right answers, each in its own way
@@ -408,4 +408,4 @@ def true_cases() -> list[Case]:
     return cases + [Case("rouge_l", *RETELL, SUMMARY, form(text)) for text in summaries for form in (bare, stated)]
 
 
-TRUE = true_cases()
+TRUE = list(dict.fromkeys(true_cases()))

@@ -145,8 +145,7 @@ def test_hole_27_one_word_in_the_thinking_is_not_the_answer():
 
 
 @pytest.mark.parametrize("text, theirs", [("The answer is 42", 0), ("42", 1), ("42.", 0), ("**42**", 0),
-                                          ("[Answer] 42", 0), ("\\boxed{42}", 0),
-                                          ("It took long. The answer is 42.", 0)])
+                                          ("[Answer] 42", 0), ("\\boxed{42}", 0), ("Long. The answer is 42.", 0)])
 def test_hole_28_an_exact_match_may_be_stated(text, theirs):
     assert fixed("em", f"<think>x</think>\n{text}\n", "42", theirs, 1)
 
