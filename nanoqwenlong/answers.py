@@ -1,4 +1,4 @@
-"""What was answered, and is it the same? Pure functions of text. No text makes them fail, and 10 MB take a second.
+"""What was answered, and is it the same? Pure functions of text. No text makes them fail; 10 MB take a second or two.
 
     response  --said-->  behind the last </think>  --statement, final-->  the answer  --matches, near, choice, items
 
@@ -265,5 +265,6 @@ def items(answer: str, gold_items: Sequence[str] = ()) -> list[str]:
 
 def _unbulleted(lines: Sequence[str], known: Collection[str]) -> list[str]:
     """The lines, normalised, without what marks them as items; but "7. Symphony" stays if it is known as it is."""
-    items = [item if (item := normalise(line)) in known else normalise(BULLET.sub("", plain(line))) for line in lines]
+    items = [item if (item := normalise(line)) in known or not BULLET.match(line) else normalise(BULLET.sub("", line))
+             for line in lines if line.strip()]
     return list(filter(None, items))
