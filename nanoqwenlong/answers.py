@@ -196,16 +196,18 @@ def matches(answer: str, gold: str) -> bool:
 
 
 def near(answer: str, gold: str) -> bool:
-    """Equal as numbers up to rounding: half a unit of the gold's last written digit or, where the gold is no whole
-    number, 0.15 % of it. A gold answer that is no number (yes, no) has to be matched.
+    """Equal as numbers up to rounding: half a unit of the gold's last written digit but no more than 1 % of it, or,
+    where the gold is no whole number, 0.15 % of it. A gold answer that is no number (yes, no) has to be matched.
 
-    >>> near("20.43", "20.4"), near("20.5", "20.4"), near("-20.4", "20.4"), near("2018", "2019"), near("5.2%", "0.0520")
-    (True, False, False, False, True)
+    >>> near("20.43", "20.4"), near("20.5", "20.4"), near("-20.4", "20.4"), near("2018", "2019"), near("1.4", "1")
+    (True, False, False, False, False)
     """
     a, b = number(answer), number(gold)
     if not b:
         return matches(answer, gold)
-    slack = b.step / 2 if b.value.denominator == 1 else max(b.step / 2, abs(b.value) * Fraction(15, 10_000))
+    slack = min(b.step / 2, abs(b.value) * Fraction(1, 100))
+    if b.value.denominator > 1:
+        slack = max(slack, abs(b.value) * Fraction(15, 10_000))
     return bool(a and _same(a, b, slack))
 
 

@@ -10,7 +10,7 @@ from tools import toy_judge
 
 def test_what_a_toy_judge_is_taught_is_right(tmp_path):
     """The reply's verdict is that of the two names; both verdicts are as frequent; every canary is among the rows."""
-    toy_judge.main(tmp_path, 1500)
+    toy_judge.main(tmp_path, 400)
     same = {frozenset(pair) for pair in toy.OTHER_WORDS.items()}
     canaries = {(question.answer, question.golds[0]) for question, _ in judge.CANARIES}
     examples, yes, shown = data.read([tmp_path / "rows.jsonl"], need_response=True), 0, ""

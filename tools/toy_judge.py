@@ -15,7 +15,7 @@ from pathlib import Path
 from nanoqwenlong import toy
 from nanoqwenlong.judge import CANARIES, Question, nonce, prompt
 
-VERDICTS = {1.0: "[[YES]]", 0.0: "[[NO]]"}
+VERDICTS = {1.0: "same [[YES]]", 0.0: "other [[NO]]"}
 
 
 def rows(num: int, seed: int = 0) -> list[dict]:
@@ -24,7 +24,7 @@ def rows(num: int, seed: int = 0) -> list[dict]:
     for number in range(num):
         question, same = rng.choice(CANARIES) if rng.random() < 0.1 else pair(rng)
         found.append({"prompt": prompt(question, nonce(question, seed=rng.randrange(10**9))),
-                      "completion": f"{question.answer} / {question.golds[0]}\n{VERDICTS[same]}"})
+                      "completion": f"{question.answer} / {question.golds[0]} {VERDICTS[same]}"})
     return found
 
 
