@@ -28,7 +28,7 @@ from typing import Literal
 
 import torch
 
-from nanoqwenlong import curriculum, data, group_pass, grpo, log, optim, parallel, run, toy
+from nanoqwenlong import curriculum, data, evaluate, group_pass, grpo, log, optim, parallel, run, toy
 from nanoqwenlong.config import ConfigError, at_least
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.judge import connect
@@ -180,7 +180,7 @@ def train(cfg: Config, this: run.Run) -> None:
             # 2. Reward: the rule first, the judge for what it rejects; an advantage is relative to the answer's group
             this.part("reward")
             texts += [[tokenizer.decode(c.ids) for c in group.completions] for group in groups[len(batch):]]
-            scores += score_all(texts[len(batch):], drawn, judge)
+            scores += evaluate.agreed(score_all(texts[len(batch):], drawn, judge))
             batch += drawn
             rewards = torch.tensor([[s.reward for s in group] for group in scores], dtype=torch.float64)      # (P, G)
             shaped = rewards - penalties(cfg, groups)

@@ -1,6 +1,7 @@
 """Accuracy with its interval, and pass@k, from scored samples."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from math import comb, isnan, nan, sqrt
 
 from . import parallel
@@ -23,7 +24,14 @@ def answer_examples(generator, tokenizer, examples: Sequence[Example], n: int, j
         groups += generator.sample([e.prompt_ids for e in batch], n=n, eos_ids=tokenizer.eos_ids,
                                    keys=[e.id for e in batch], **sampling)
     texts = [[tokenizer.decode(c.ids) for c in group.completions] for group in groups]
-    return groups, texts, score_all(texts, examples, judge)
+    return groups, texts, agreed(score_all(texts, examples, judge))
+
+
+def agreed(scores: list[list[Score]]) -> list[list[Score]]:
+    """The first rank's, on all ranks. All compute the same, but where a comparison has a deadline (rewards.TASKS'
+    "math") one of them may be too late, and ranks must not take different ways for that."""
+    first = parallel.gather([[asdict(score) for score in group] for group in scores])[0]
+    return [[Score(**score) for score in group] for group in first]
 
 
 def accuracy(scores: Sequence[Sequence[Score]], unscorable: float | None = None) -> float:
