@@ -222,7 +222,7 @@ def save_tokenizer(directory: Path, texts: Sequence[str] = ()) -> int:
     bpe = BPE(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     bpe.train_from_iterator(texts or words, trainers.BpeTrainer(
-        vocab_size=4096, min_frequency=1 + len(texts) // 200, show_progress=False,
+        vocab_size=4096, min_frequency=1 + len(texts) // 64, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     bpe.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     bpe.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
