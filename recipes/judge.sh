@@ -12,8 +12,8 @@ mkdir -p "$runs"
 
 echo "== 1. A judge: a new tiny model learns which answers are the same, from prompts as a judge sees them"
 $python -m tools.toy_judge "$runs" 8000
-$python train_sft.py "${flags[@]}" --name judge --model "$runs/new" --data "$runs/rows.jsonl" --learning-rate 4e-3 \
-    --steps 600 --final-fraction 0.1 --eval-every 0
+$python train_sft.py "${flags[@]}" --name judge --model "$runs/new" --data "$runs/rows.jsonl" --learning-rate 5e-3 \
+    --steps 1000 --final-fraction 0.1 --eval-every 0
 
 echo "== 2. Warm-up on answers of which half name a thing by its other word"
 $python train_sft.py "${flags[@]}" --name sft --toy-paraphrased 0.5 --steps 200 --eval-every 0
