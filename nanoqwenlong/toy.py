@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 
 from .model import Qwen
-from .records import Example
+from .records import DataError, Example
 from .tokenizer import PROMPT, Tokenizer
 from .weights import ModelConfig, write_json
 
@@ -52,6 +52,8 @@ def examples(num: int, records: tuple[int, int], seed: int, split: str = "train"
     """`num` questions with worked responses, each about its own document of `records` = (fewest, most) records.
     split: "train" or "heldout". tasks: each has the same chance. paraphrased: the share of responses to `qa` that name
     a thing by its other word; the gold answer does not."""
+    if unknown := sorted(set(tasks) - set(TASKS)):
+        raise DataError(f"--task {unknown[0]}: the toy task has {', '.join(TASKS)} only; give --data for others")
     rng, found, name = random.Random(f"{seed}/{records}/{split}"), [], f"{split}-{records[0]}-{records[1]}-{seed}"
     while len(found) < num:
         shown, received = facts(rng, rng.randint(*records))

@@ -10,6 +10,7 @@ import torch
 from nanoqwenlong import data, evaluate, rewards, toy
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.records import DataError
 from nanoqwenlong.tokenizer import Tokenizer
 
 BOTH = pytest.mark.parametrize("records", [toy.SHORT, toy.LONG], ids=["short", "long"])
@@ -147,3 +148,8 @@ def test_assets_are_ordinary_hugging_face_directories_and_small(name):
     assert (logits - model.logits(ids)).abs().max() <= 1e-6 * logits.abs().max()
     assert sum(path.stat().st_size for path in ASSETS.rglob("*")) <= 4 * 10**6
     assert json.loads((ASSETS / name / "made_by.json").read_text())["seed"] == 0
+
+
+def test_a_task_that_is_not_of_the_toy_is_refused():
+    with pytest.raises(DataError, match="--task choice: the toy task has qa, f1, pairwise only"):
+        toy.examples(1, toy.SHORT, seed=0, tasks=("qa", "choice"))
