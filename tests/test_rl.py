@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from test_checkpoint import in_tmp
 from test_scripts import SMALL_RL, metrics, start, without_times
 
@@ -86,6 +87,15 @@ def test_refills_bring_what_is_missing_and_all_of_it_is_learned_from(in_tmp, toy
         assert sum(informative for _, informative in used) == row["sampling/informative"] >= 6
 
 
+def test_what_is_wanted_stays_what_the_first_round_asked_for(in_tmp, toy_directory, monkeypatch):
+    """Five groups of six disagree, then none of two, then both."""
+    asked = []
+    rounds = rewarded(monkeypatch, lambda number, example, i, text: (asked.append(example.id), float(
+        i == 0 and (number == 3 or number == 1 and example.id != asked[0])))[1])
+    assert rl(toy_directory, "--steps", 1, "--max-refills", 9, "--toy-examples", 60, "--prompts-per-step", 6) == 0
+    assert rounds == [6, 2, 2] and metrics(DIRECTORY)[0]["sampling/informative"] == 7
+
+
 def test_without_refills_each_step_has_one_round(in_tmp, toy_directory, monkeypatch):
     rounds = rewarded(monkeypatch, lambda *_: 0.0)
     assert rl(toy_directory) == 0
@@ -114,12 +124,13 @@ def test_steps_in_vain_end_the_run_saved_and_it_goes_on(in_tmp, toy_directory, m
 # Rewards
 
 def test_the_penalty_for_length_is_in_the_reward_and_not_in_the_accuracy(in_tmp, toy_directory, monkeypatch):
-    """Every answer is right, and of six tokens at most, of which four are too many."""
+    """Every answer is right, and every token of it but the first one too many."""
     rewarded(monkeypatch, lambda *_: 1.0)
-    assert rl(toy_directory, "--overlong-buffer", 4, "--steps", 1) == 0
+    assert rl(toy_directory, "--max-new-tokens", 300, "--overlong-buffer", 299, "--steps", 1) == 0
     (row,), answers = metrics(DIRECTORY), words()
     assert row["accuracy"] == 1 and row["reward"] == pytest.approx(1 + row["rewards/overlong/mean"]) and (
         row["reward"] < 1) and all(answer["reward"] == 1 for answer in answers)
+    assert row["updates"] == 1 and any(answer["advantage"] for answer in answers)          # of nothing but the penalty
     assert json.loads((DIRECTORY / "checkpoints/step_000001/state.json").read_text())["states"]["sampler"][
         "mean_rewards"].values() and set(json.loads((DIRECTORY / "checkpoints/step_000001/state.json").read_text())[
             "states"]["sampler"]["mean_rewards"].values()) == {1.0}             # difficulty is not about length
@@ -139,12 +150,36 @@ def test_every_kind_of_advantage_trains_on_every_task(in_tmp, toy_directory, mon
 def test_answers_that_nobody_could_score_are_counted_and_not_learned_from(in_tmp, toy_directory, monkeypatch):
     """In the first round all, in the others one per group."""
     rewarded(monkeypatch, lambda number, example, i, text: math.nan if number == 1 or i == 1 else float(i))
+    scored, weights = [], train_rl.grpo.token_weights
+    monkeypatch.setattr(train_rl.grpo, "token_weights", lambda groups, which, *more: (
+        scored.append(which.tolist()), weights(groups, which, *more))[1])
     assert rl(toy_directory, "--show-every", 1) == 0
     rows = [strict(line) for line in (DIRECTORY / "metrics.jsonl").read_text().splitlines()]
     answers = [strict(line) for line in (DIRECTORY / "rollouts.jsonl").read_text().splitlines()]
     assert [row["reward"] for row in rows] == [None, 1.0, 1.0] and [row["updates"] for row in rows] == [0, 1, 1]
     assert all(w["advantage"] == 0 for w in answers if w["reward"] is None)
     assert sum(w["reward"] is None for w in answers) == 4 * 3 + 2 * 4
+    assert scored == [[[True, False, True]] * 4] * 2                           # nor counted among the tokens
+
+
+@pytest.mark.parametrize("loss", ["dapo", "grpo", "dr_grpo"])
+def test_the_losses_settings_reach_it(in_tmp, toy_directory, monkeypatch, loss):
+    rewarded(monkeypatch, lambda number, example, i, text: float(i))
+    kinds, bonuses, weights, group_loss = [], set(), train_rl.grpo.token_weights, train_rl.grpo.group_loss
+    monkeypatch.setattr(train_rl.grpo, "token_weights", lambda groups, scored, *more: (
+        kinds.append(more), weights(groups, scored, *more))[1])
+    monkeypatch.setattr(train_rl.grpo, "group_loss", lambda *args, entropy_coef, **objective: (
+        bonuses.add(entropy_coef), group_loss(*args, entropy_coef=entropy_coef, **objective))[1])
+    assert rl(toy_directory, "--loss", loss, "--entropy-coef", 0.5, "--steps", 1) == 0
+    assert kinds == [(loss, 6)] and bonuses == {0.5}
+
+
+def test_tmn_reweights_only_if_asked_to():
+    rewards = torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 0]])
+    plain, reweighted = (train_rl.advantages_of(train_rl.Config(advantages=name), rewards, ["qa", "qa"])
+                         for name in ("tmn", "tmn_reweight"))
+    assert torch.equal(plain, train_rl.grpo.tmn_advantages(rewards, ["qa", "qa"], reweight=False))
+    assert torch.equal(reweighted, train_rl.grpo.tmn_advantages(rewards, ["qa", "qa"]))
 
 
 # The judge
