@@ -316,7 +316,8 @@ def tell_and_stop(cfg: Config, this: run.Run, values: dict, judge) -> None:
         this.leave(DataError(
             f"in {idle} steps in a row no group's answers earned different rewards, the last mean reward was "
             f"{values['reward']}: nothing can be learned from these examples; warm up with train_sft.py, take easier "
-            "or harder ones, or raise --group-size, --max-refills or --max-idle-steps"))
+            "or harder ones, or raise --group-size or --max-refills, under another --name; or let this run go on with "
+            "a higher --max-idle-steps"))
 
 
 def rollout_values(batch, groups, scores, rewards, shaped, phases) -> dict:
@@ -421,7 +422,7 @@ def show_words(logger, example, text, score, hint) -> None:
     reward = "none: the judge left it open" if math.isnan(score.reward) else f"{score.reward:g}"
     gold = " | ".join(example.accepted).replace("\n", ", ")
     logger.say(f"    {example.question} {text}\n    gold {gold}, extracted {score.answer!r}, "
-               f"reward {reward}{' by the judge' if score.judge else ''}")
+               f"reward {reward}{' by the judge' if score.judge == 1 else ''}")
     if hint:
         logger.say(f"    note: {hint}")
 

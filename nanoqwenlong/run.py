@@ -73,7 +73,8 @@ STATE = {"step", "ended", "streaks", "seconds", "logs", "config", "inputs", "sta
 # Settings that may change when a run goes on: where it runs, how much it tells, and memory, which costs digits at most.
 FREE = {"preset", "name", "runs_dir", "resume", "dry_run", "steps", "device", "threads", "offload",
         "timeout_minutes", "save_every", "keep", "max_bad_updates", "check_finite", "show_every", "print_every",
-        "checkpointing", "max_tokens", "kv_blocks", "block_size", "judge_minutes", "judge_concurrency"}
+        "checkpointing", "max_tokens", "kv_blocks", "block_size", "judge_minutes", "judge_concurrency",
+        "max_idle_steps", "max_unscorable"}
 
 
 def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str]) -> int:

@@ -15,6 +15,8 @@ import eval as eval_script
 import train_rl
 from nanoqwenlong import evaluate, rewards, run
 from nanoqwenlong.judge import Judge
+from nanoqwenlong.log import Log
+from nanoqwenlong.records import Example
 
 __all__ = ["in_tmp"]                                            # a fixture
 DIRECTORY = Path("runs/rl")
@@ -119,6 +121,7 @@ def test_steps_in_vain_end_the_run_saved_and_it_goes_on(in_tmp, toy_directory, m
     told, word = capsys.readouterr().err, json.loads((DIRECTORY / "exit.json").read_text())
     assert "in 3 steps in a row no group" in told and "--group-size" in told and told.count("\n") == 1
     assert word["code"] == 65 and word["step"] == 5 and word["checkpoint"].endswith("step_000005")
+    assert rl(toy_directory, *flags, "--max-idle-steps", 99) == 0 and len(metrics(DIRECTORY)) == 12
 
 
 # Rewards
@@ -243,6 +246,15 @@ def test_a_judge_that_is_down_ends_the_run_saved_and_the_run_goes_on_when_it_is_
     up[0] = True
     assert rl(toy_directory, *flags) == 0
     assert [row["judge/error_rate"] for row in metrics(DIRECTORY)] == [1.0] * 3 + [0.0] * 3
+
+
+def test_an_answer_that_is_shown_says_who_rewarded_it(capsys):
+    for judge, told in ((None, "reward 0"), (0.0, "reward 0"), (1.0, "reward 1 by the judge"),
+                        (math.nan, "reward none: the judge left it open")):
+        reward = judge or 0.0
+        train_rl.show_words(Log(None), Example("e", "", "Who?", "Ann"), "text", rewards.Score(reward, 0.0, judge, "x"),
+                            None)
+        assert capsys.readouterr().out.endswith(f", {told}\n")
 
 
 def test_a_judge_that_fails_now_and_then_costs_answers_not_the_run(in_tmp, toy_directory, monkeypatch):
