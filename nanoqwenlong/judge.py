@@ -31,7 +31,7 @@ from . import checkpoint, parallel
 from .config import ConfigError
 from .generate import Generator
 from .model import Qwen
-from .rewards import Question
+from .rewards import LONGEST_ANSWER, LONGEST_GOLD, Question
 from .tokenizer import FILES, Tokenizer
 
 Complete = Callable[[list[str]], list[str | None]]
@@ -53,7 +53,7 @@ the right one, only repeats the question, or adds claims that contradict answer 
 
 Explain in a sentence or two. Then write on the last line, alone, [[YES]] if answer 1 says the same as answer 2, \
 else [[NO]]."""
-QUESTION, ANSWER, GOLD = 1000, 600, 1000                                       # characters of each that are shown
+LONGEST_QUESTION = 1000                                                        # characters that are shown
 BRACKETS = str.maketrans("[]［］⟦⟧〚〛", "()" * 4)
 
 PER_CANARIES = 100                      # questions that two with known answers, one right and one wrong, go along with
@@ -175,12 +175,12 @@ def prompt(question: Question, nonce: str) -> str:
     NONCE>>>
     ...
     """
-    asked = fitting(clean(question.question, nonce)[::-1], QUESTION)[::-1]     # what is asked tends to stand at its end
-    answer = fitting(clean(question.answer, nonce), ANSWER)
+    asked = fitting(clean(question.question, nonce)[::-1], LONGEST_QUESTION)[::-1]     # what is asked tends to stand at its end
+    answer = fitting(clean(question.answer, nonce), LONGEST_ANSWER)
     gold = ""
     for text in filter(None, (re.sub(r"(?<!\S)\|(?!\S)", "/", clean(text, nonce)) for text in question.golds)):
-        more = f"{gold} | {text}" if gold else fitting(text, GOLD)
-        gold = more if len(more) <= GOLD else gold             # whole ones only: half a name would be another answer
+        more = f"{gold} | {text}" if gold else fitting(text, LONGEST_GOLD)
+        gold = more if len(more) <= LONGEST_GOLD else gold             # whole ones only: half a name would be another answer
     return PROMPT.format(*(f"<<<{nonce} {title}\n{text}\n{nonce}>>>" for title, text in (
         ("question", asked), ("answer 1", answer), ("answer 2", gold))))
 

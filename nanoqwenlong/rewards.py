@@ -36,7 +36,8 @@ def value(said: str) -> str:
     return answers.statement(said) or answers.final(said)
 
 
-WORDS, ITEMS = "text with a letter or digit in it", "a list, one item a line"
+LONGEST_ANSWER, LONGEST_GOLD = 600, 1000           # characters that a judge is shown, of each
+WORDS, ITEMS = "one line of text, with a letter or digit and no marker of an answer in it", "a list, one item a line"
 TASKS = {
     # QwenLong-L1: the answer has to be stated
     "qa": Task(metrics.em, answers.statement, True, WORDS),
@@ -133,7 +134,9 @@ def worth_asking(answer: str, gold: str) -> bool:
     >>> [worth_asking(*pair) for pair in (("United States", "USA"), ("!", "USA"), ("the", "USA"), ("5", "6"))]
     [True, False, False, False]
     """
-    if len(answer) > 200 + 2 * len(gold) or answers.number(answer) and answers.number(gold):
+    if len(answer) > min(200 + 2 * len(gold), LONGEST_ANSWER) or len(gold) > LONGEST_GOLD:     # it is shown whole
+        return False
+    if answers.number(answer) and answers.number(gold):
         return False
     words = [word for word in answers.normalise(answer).split() if word not in answers.ARTICLES]
     return sum(char.isalnum() for char in "".join(words)) >= 2
