@@ -117,20 +117,33 @@ def plain(text: str) -> str:
     return re.sub(r"^\s*\$\$?([^$]*)\$\$?(?=\.?\s*$)", r"\1", text)
 
 
+SPOKEN = [(r"(?:≤|<=)(?= ?\$?\d)", " at most "), (r"(?:≥|>=)(?= ?\$?\d)", " at least "),
+          (r"<(?= ?\$?\d)", " less than "), (r"(?<![-=])>(?= ?\$?\d)", " more than "),
+          (r"(?<=\d) ?%", " percent "), (r"(?<!\w)([a-z]{1,3})\+(?![\w+-])", r"\1 plus "),
+          (r"(?<!\w)([a-z]{1,3})-(?![\w+-]| \w)", r"\1 minus "), (r"(?<!\w)c(?=\+\+)", "c plus "),
+          (r"(?<!\w)([cf])#", r"\1 sharp ")]           # signs that a normalised text says in words
+
+
 def normalise(text: str) -> str:
     """SQuAD's normalisation (lower case; no punctuation, no a/an/the; single spaces), but what makes a number is kept:
-    a point or minus sign before a digit, so that 20.4 km is not 204 km.
+    a point or minus sign before a digit, so that 20.4 km is not 204 km. So is what tells names apart: < or > before a
+    number, percent behind it, the sign of a grade, an A at the end.
 
     >>> normalise("  The  Quick, 'brown' fox. "), normalise("-20.4 km"), normalise("1,000 km")
     ('quick brown fox', '-20.4 km', '1000 km')
+    >>> normalise("AA-"), normalise("> 5% of sales"), normalise("Exhibit A")
+    ('aa minus', 'more than 5 percent of sales', 'exhibit a')
     """
     text = plain(text).translate(SIGNS).lower()
+    for pattern, words in SPOKEN:
+        text = re.sub(pattern, words, text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)                        # thousands
     text = re.sub(r"(?<=\d)[^\w\s.-]+(?=\d)|(?<=\w)-|-(?!\.?\d)", " ", text)
     text = re.sub(r"[.](?!\d)", "", text)
     text = re.sub(r"[!\"#$%&'()*+,/:;<=>?@\[\\\]^_`{|}~。、・「」『』《》〈〉【】]", "", text)
     words = text.split()
-    text = " ".join([word for word in words if word not in ARTICLES] or words)
+    text = " ".join([word for i, word in enumerate(words, 1) if word not in ARTICLES or word == "a" and i == len(words)]
+                    or words)
     return unicodedata.normalize("NFC", text) if len(text) <= 2000 else text   # its time grows with the square
 
 
