@@ -197,16 +197,20 @@ def fitting(text: str, most: int) -> str:
     return text if len(text) <= most else text[:most - 4].rstrip() + " ..."
 
 
+TURNED = re.compile(r"(?:\b(?:not|never)|n['’]t)\W*(?:(?:say|write)\W*)?\[\[|\]\].*\w", re.IGNORECASE)
+
+
 def verdict(reply: str) -> float:
     """1.0 for [[YES]], 0.0 for [[NO]], if that is the only one in the reply (behind its thinking, if it thinks) and
-    stands on its last line; else NaN.
+    stands on its last line, neither behind a "not" nor before more words; else NaN.
 
     >>> verdict("Both name Oslo.\\n[[YES]]"), verdict("[[NO]]\\n"), verdict("YES"), verdict("[[YES]] or [[NO]]?")
     (1.0, 0.0, nan, nan)
     """
     reply = reply.rpartition("</think>")[2]
     tokens = re.findall(r"\[\[\s*(?:yes|no)\s*\]\]", reply, re.IGNORECASE)
-    if tokens not in (["[[YES]]"], ["[[NO]]"]) or tokens[0] not in reply.rstrip().splitlines()[-1]:
+    last = next(iter(reply.rstrip().splitlines()[-1:]), "")
+    if tokens not in (["[[YES]]"], ["[[NO]]"]) or tokens[0] not in last or TURNED.search(last):
         return math.nan
     return float(tokens == ["[[YES]]"])
 

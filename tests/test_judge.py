@@ -718,3 +718,11 @@ def test_the_first_rank_asks_for_all(tmp_path):
             assert third[:-1] == fourth[:-1] and third[0] == ["nan", "nan"] and len(server.calls) == 4
             assert "HTTP 404" in fourth[1]
         assert [row[-1] for row in (first, second, third, fourth)] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("reply", ["I would not write [[YES]]", "Not [[YES]].", "[[YES]] ... wait, NO",
+                                   "[[YES]] is wrong", "It isn't [[YES]]"])
+def test_a_verdict_that_its_own_line_turns_round_is_none(reply):
+    assert math.isnan(verdict(reply))
+    assert verdict("Answer 1 does not differ.\n**Verdict:** [[YES]].") == 1
+    assert verdict("Answer 1 is not the same as answer 2. [[NO]]") == 0 and verdict("I would say **[[YES]]**") == 1
