@@ -197,7 +197,8 @@ def fitting(text: str, most: int) -> str:
     return text if len(text) <= most else text[:most - 4].rstrip() + " ..."
 
 
-TURNED = re.compile(r"(?:\b(?:not|never)|n['’]t)\W*(?:(?:say|write)\W*)?\[\[|\]\].*\w", re.IGNORECASE)
+TURNED = re.compile(r"(?:\b(?:not|never)|n['’]t)\W*(?:(?:say|write)\W*)?\[\[(?:YES|NO)\]\]|\[\[(?:YES|NO)\]\].*\w",
+                    re.IGNORECASE)
 
 
 def verdict(reply: str) -> float:
