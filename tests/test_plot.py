@@ -40,3 +40,10 @@ def test_labels_and_moving_average():
     assert plot.label("runs/demo-0/rl/checkpoints/step_000030") == "rl step_000030"
     assert plot.label("assets/nano-base") == "nano-base"
     assert plot.moving_average([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
+
+
+@pytest.mark.parametrize("line, metric", [('{"step": 1, "reward": "x"}', "reward"), ("[1]", "reward")])
+def test_metrics_that_cannot_be_drawn_are_refused_in_a_sentence(tmp_path, capsys, line, metric):
+    (tmp_path / "metrics.jsonl").write_text(line + "\n")
+    assert plot.main([str(tmp_path), "--metric", metric]) == 65
+    assert "cannot be drawn" in capsys.readouterr().err and not (tmp_path / "curve.png").exists()

@@ -113,7 +113,7 @@ def main(argv: list[str]) -> int:
     except FileNotFoundError as error:
         print(f"{error.filename} is not there; give the directory of a finished run or demo", file=sys.stderr)
         return 66
-    except (OSError, ValueError, KeyError, ZeroDivisionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         print(f"{args.runs[0]} cannot be drawn ({type(error).__name__}: {error}); a run should hold a whole "
               "metrics.jsonl, a demo that of an RL run and the table.json of eval.py", file=sys.stderr)
         return 65
