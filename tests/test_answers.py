@@ -277,8 +277,9 @@ def test_what_is_huge_is_no_answer(unit):
 @pytest.mark.parametrize("gold, answer, right", [
     ("AA+", "AA-", False), ("A+", "A", False), ("AA-", "AA", False), ("O+", "O-", False), ("C++", "C", False),
     ("C#", "C", False), ("C++", "C#", False), ("> 5 years", "< 5 years", False), ("> 5 years", "5 years", False),
-    ("x >= 5", "x <= 5", False), ("x >= 5", "x > 5", False), ("p<0.05", "p>0.05", False), ("Exhibit A", "Exhibit", False),
-    ("Vitamin A", "the vitamin", False), ("5% per year", "$5 per year", False), ("5% per year", "5 per year", False),
+    ("x >= 5", "x <= 5", False), ("x >= 5", "x > 5", False), ("p<0.05", "p>0.05", False),
+    ("Exhibit A", "Exhibit", False), ("Vitamin A", "the vitamin", False),
+    ("5% per year", "$5 per year", False), ("5% per year", "5 per year", False),
     ("AA-", "aa−.", True), ("C++", "c++", True), ("A+", "A plus", True), ("less than 5 years", "<5 years", True),
     ("5 percent of sales", "5% of sales", True), ("Exhibit A", "the exhibit A.", True), ("a dog", "dog", True),
     ("pre- and post-war", "pre and post war", True), ("tea - salt", "tea salt", True), ("A -> 5", "A 5", True),
