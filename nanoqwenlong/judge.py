@@ -91,11 +91,12 @@ class Judge:
     def __init__(self, complete: Complete, name: str = "", seed: int = 0):
         self.complete, self.name, self.seed = complete, name, seed
         self.verdicts: dict[str, float] = {}                   # in the order they were first asked for
-        self.counts, self.story = Counter(dict.fromkeys(COUNTS, 0)), ""
+        self.counts, self.stories, self.told = Counter(dict.fromkeys(COUNTS, 0)), [], ""
 
     def ask(self, questions: Sequence[Question]) -> list[float]:
-        """1.0, 0.0 or NaN for each. If a question with a known answer is judged wrongly, the new verdicts of this call
-        are all NaN, and none is kept. Raises TypeError or ValueError if `complete` returns what it should not."""
+        """1.0, 0.0 or NaN for each. Where a question with a known answer is judged wrongly, the verdicts of the hundred
+        that it goes along with are all NaN, and none is kept. Raises TypeError or ValueError if `complete` returns what
+        it should not."""
         prompts = [prompt(question, nonce(question, self.seed)) for question in questions]
         keys = [sha256(f"{self.name}\n{text}".encode()).hexdigest() for text in prompts]
         new = {key: text for key, text in zip(keys, prompts) if key not in self.verdicts}
@@ -117,10 +118,12 @@ class Judge:
         if len(replies) != len(shown):
             raise ValueError(f"a judge's `complete` got {len(shown)} prompts and returned {len(replies)} replies")
         found = [math.nan if reply is None else verdict(reply) for reply in replies]
-        wrong = sum(value == 1.0 - known for (_, known), value in zip(canaries, found))
-        self.counts.update(canaries=len(canaries), canaries_wrong=wrong)
-        self.story = self._tell(replies, found, wrong, len(canaries))
-        return dict(zip(new, [math.nan] * len(new) if wrong else found[len(canaries):]))
+        failed = [value == 1.0 - known for (_, known), value in zip(canaries, found)]
+        self.counts.update(canaries=len(canaries), canaries_wrong=sum(failed))
+        self.stories.append(self._tell(replies, found, sum(failed), len(canaries)))
+        verdicts = [math.nan if any(failed[place // PER_CANARIES * 2:][:2]) else value
+                    for place, value in enumerate(found[len(canaries):])]
+        return dict(zip(new, verdicts))
 
     def _tell(self, replies: list[str | None], found: list[float], wrong: int, num_canaries: int) -> str:
         reasons = Counter(getattr(self.complete, "problems", {}))
@@ -129,15 +132,16 @@ class Judge:
         reasons["no single verdict on the last line of the reply"] += lost - replies.count(None)
         told = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common() if count)
         return "; ".join([f"{lost} of {len(found)} questions without a verdict: {told}"] * bool(lost) +
-                         [f"{wrong} of {num_canaries} questions with a known answer judged wrongly, so no verdict of "
-                          "that call counts"] * bool(wrong))
+                         [f"{wrong} of {num_canaries} questions with a known answer judged wrongly, so no verdict "
+                          "that they were to vouch for counts"] * bool(wrong))
 
     def trouble(self) -> str:
-        """What went wrong when something was last shown, canaries included, in a sentence; "" if nothing did."""
-        return self.story
+        """What went wrong since the last take() but one, canaries included, in a sentence; "" if nothing did."""
+        return "; ".join(filter(None, [self.told, *self.stories]))
 
     def take(self) -> Counter:
         """The counts since the last time."""
+        self.told, self.stories = "; ".join(filter(None, self.stories)), []
         taken, self.counts = self.counts, Counter(dict.fromkeys(COUNTS, 0))
         return taken
 

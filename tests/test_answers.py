@@ -286,3 +286,9 @@ def test_what_is_huge_is_no_answer(unit):
     ("at least 5 days", "≥5 days", True)])
 def test_signs_that_tell_two_names_apart_are_kept(gold, answer, right):
     assert matches(answer, gold) is right
+
+
+@pytest.mark.parametrize("answer, low, high", [("1.5", "1", "2"), ("0.5", "0", "1"), ("150%", "1", "2"),
+                                               ("1.5 million", "1 million", "2 million")])
+def test_a_number_between_two_whole_ones_is_near_to_neither(answer, low, high):
+    assert not near(answer, low) and not near(answer, high)

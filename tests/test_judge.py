@@ -245,9 +245,28 @@ def test_a_canary_judged_wrongly_spoils_the_call(reply):
     found = judge.ask([OSLO, *questions(101)])
     assert found[0] == 1.0 and all(map(math.isnan, found[1:])) and len(judge.state_dict()) == 1
     assert judge.take() == Counter(asked=101, cached=1, yes=1, unscorable=101, canaries=4, canaries_wrong=2)
-    assert judge.trouble() == ("2 of 4 questions with a known answer judged wrongly, so no verdict of that call counts")
+    assert judge.trouble() == ("2 of 4 questions with a known answer judged wrongly, so no verdict that they were to "
+                               "vouch for counts")
     judge.complete = honest
-    assert judge.ask(questions(101))[:2] == [1.0, 0.0] and judge.trouble() == ""
+    assert judge.ask(questions(101))[:2] == [1.0, 0.0] and judge.take()["asked"] == 101 and judge.trouble() == ""
+
+
+def test_a_canary_vouches_for_its_own_hundred():
+    judge = Judge(lambda texts: [*honest(texts[:3]), "[[YES]]" if honest(texts[3:4]) == ["[[NO]]"] else "[[NO]]",
+                                 *honest(texts[4:])])
+    found = judge.ask(questions(150))
+    assert found[:100] == [1.0, 0.0] * 50 and all(map(math.isnan, found[100:])) and len(judge.state_dict()) == 100
+
+
+def test_trouble_is_that_of_all_calls_since_the_last_counts():
+    judge = Judge(lambda texts: [None] * len(texts))
+    judge.ask([OSLO])
+    judge.complete = honest
+    assert judge.ask([OSLO]) == [1.0] and "3 of 3" in judge.trouble()
+    judge.take()
+    assert "3 of 3" in judge.trouble() and judge.ask([BERGEN]) == [0.0]        # those that were just counted
+    judge.take()
+    assert judge.trouble() == ""
 
 
 def test_no_verdict_is_no_zero_and_is_asked_again():
@@ -594,11 +613,11 @@ def test_a_bug_in_a_thread_is_raised(monkeypatch):
         Server(server.url, "m", **QUICK)(["a", "b"])
 
 
-def test_the_reasons_are_those_of_the_last_call():
+def test_a_servers_reasons_are_those_of_the_last_call():
     with serving(whole(b"", 404), fine) as server:
         judge = connect(server.url, "m", **QUICK)
         assert same(judge.ask([OSLO]), [math.nan]) and judge.ask([OSLO]) == [1.0]
-        assert judge.complete.problems == {} and judge.trouble() == ""
+        assert judge.complete.problems == {}
 
 
 def test_https_with_whom_it_is_checked():

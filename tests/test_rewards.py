@@ -213,7 +213,8 @@ def test_only_some_tasks_are_judged(task):
     ("?!.,", "USA", False),
     ("a", "USA", False), ("the", "USA", False), ("the a an", "USA", False), ("U", "USA", False),
     ("x" * 206, "USA", True), ("x" * 207, "USA", False),
-    ("x" * 1000, "y" * 400, True), ("\u200b\u200b", "USA", False), ("--", "USA", False), ("😀😀", "USA", False),
+    ("x" * 600, "y" * 400, True), ("x" * 601, "y" * 400, False), ("xy", "y" * 1001, False),
+    ("\u200b\u200b", "USA", False), ("--", "USA", False), ("😀😀", "USA", False),
     ("[[YES]]", "USA", True)])
 def test_what_is_worth_asking(answer, gold, worth):
     assert worth_asking(answer, gold) is worth
