@@ -28,6 +28,7 @@ from nanoqwenlong.config import ConfigError, at_least
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.judge import connect
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.rewards import lacking
 from nanoqwenlong.tokenizer import Tokenizer
 
 
@@ -36,6 +37,7 @@ class Config:
     model: tuple[str, ...] = ("assets/nano-base", "assets/nano-sft")    # Hugging Face directories, a row each
     data: tuple[str, ...] = ()          # JSONL or parquet files; none: the toy task's held-out documents
     task: tuple[str, ...] = ()          # only examples of these tasks, in these shares: qa=2 f1=1; none: as they come
+    skip_bad_rows: bool = False         # leave out rows that cannot be used, and say so, instead of refusing them all
     toy_examples: int = 200             # of the toy task for each length, when no --data is given
     max_prompt_tokens: int = 120000     # longer prompts are dropped and counted, never cut
     lengths: tuple[int, ...] = ()       # where length buckets end (document + question tokens); none: one bucket
@@ -75,19 +77,25 @@ def main(cfg: Config) -> None:
         raise ConfigError(f"--lengths should rise from 1 or more, got {cfg.lengths}")
     if len(cfg.model) > 1 and (cfg.difficulty or cfg.keep_correct):
         raise ConfigError("--difficulty and --keep-correct are about one model; give one --model")
+    if cfg.judge and cfg.judge_minutes >= cfg.timeout_minutes:
+        raise ConfigError(f"--judge-minutes {cfg.judge_minutes:g} should be less than --timeout-minutes "
+                          f"{cfg.timeout_minutes:g}, that other ranks wait for the one that asks")
     check_outputs(cfg)
     device, first = parallel.start(cfg.device, cfg.timeout_minutes), parallel.rank() == 0
     shares = data.shares(cfg.task)
-    examples = data.read(cfg.data, need_question=True) if cfg.data else [
+    tell = (print if first else lambda text: None) if cfg.skip_bad_rows else None
+    examples = data.read(cfg.data, need_question=True, tell=tell) if cfg.data else [
         example for records in (toy.SHORT, toy.LONG)
-        for example in toy.examples(cfg.toy_examples, records, 0, "heldout", tuple(shares) or toy.TASKS[:1])]
+        for example in toy.examples(cfg.toy_examples, records, 0, "heldout", tuple(shares))]
     if shares:
         examples = data.mix(examples, shares, cfg.seed)
+    if (note := lacking({example.task for example in examples})) and first:
+        print(note)
     lengths = cfg.lengths or (() if cfg.data else toy.LENGTHS)
     judge = connect(cfg.judge, cfg.judge_model, os.environ.get("JUDGE_API_KEY", ""), seed=cfg.seed, device=device,
                     dtype=run.computing_dtype(cfg), deadline=60 * cfg.judge_minutes,
                     concurrency=cfg.judge_concurrency) if cfg.judge else None
-    rows = []
+    rows, failures = [], []
     for directory in cfg.model:
         model = Qwen.from_pretrained(directory, run.computing_dtype(cfg), device, check_finite=cfg.check_finite)
         tokenizer = Tokenizer(directory)
@@ -100,10 +108,10 @@ def main(cfg: Config) -> None:
         del model                                                              # before the next one is read
         open_answers = [math.isnan(s.reward) for question in scores for s in question]
         if sum(open_answers) > MAX_UNSCORABLE * len(open_answers):
-            raise run.JudgeUnavailable(f"{directory}: the judge left {sum(open_answers)} of {len(open_answers)} "
-                                       f"answers open: {judge.trouble()}")
+            failures.append(f"{directory}: the judge left {sum(open_answers)} of {len(open_answers)} answers open: "
+                            f"{judge.trouble()}")
         rows.append({"model": directory, **summarise(cfg, kept, scores, lengths)})
-        if cfg.difficulty and first:
+        if cfg.difficulty and first and not failures:
             means = {e.id: mean for e, mean in zip(kept, evaluate.mean_rewards(scores)) if not math.isnan(mean)}
             run.put(Path(cfg.difficulty), {"mean_rewards": means})
         if cfg.keep_correct and first:
@@ -113,6 +121,9 @@ def main(cfg: Config) -> None:
         print(table(rows))
     if cfg.metrics and first:
         Path(cfg.metrics).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if failures:
+        raise run.JudgeUnavailable(f"{'; '.join(failures)}; difficulties are not written, and accuracies stand for the "
+                                   "rest only")
 
 
 def summarise(cfg: Config, examples, scores, lengths) -> dict:

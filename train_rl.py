@@ -34,7 +34,7 @@ from nanoqwenlong.generate import Generator
 from nanoqwenlong.judge import connect
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.records import DataError
-from nanoqwenlong.rewards import score_all
+from nanoqwenlong.rewards import lacking, score_all
 from nanoqwenlong.tokenizer import Tokenizer
 from nanoqwenlong.weights import read_json
 
@@ -49,6 +49,7 @@ class Config:
     # data and curriculum
     data: tuple[str, ...] = ()          # JSONL or parquet files; none: the toy task, short and long documents
     task: tuple[str, ...] = ()          # only examples of these tasks, in these shares: qa=2 f1=1; none: as they come
+    skip_bad_rows: bool = False         # leave out rows that cannot be used, and say so, instead of refusing them all
     toy_examples: int = 2000            # of the toy task for each length, when no --data is given
     max_prompt_tokens: int = 60000      # longer prompts are dropped and counted, never cut
     phase_lengths: tuple[int, ...] = ()  # document + question tokens that phases end at; none: the toy task's, or the
@@ -139,6 +140,9 @@ def main(cfg: Config) -> None:
     if cfg.overlong_buffer > cfg.max_new_tokens:
         raise ConfigError(f"--overlong-buffer {cfg.overlong_buffer} is more than --max-new-tokens, "
                           f"{cfg.max_new_tokens}: every answer would lose reward")
+    if cfg.judge and cfg.judge_minutes >= cfg.timeout_minutes:
+        raise ConfigError(f"--judge-minutes {cfg.judge_minutes:g} should be less than --timeout-minutes "
+                          f"{cfg.timeout_minutes:g}, that other ranks wait for the one that asks")
     with run.Run(cfg) as this:
         train(cfg, this)
 
@@ -189,7 +193,8 @@ def train(cfg: Config, this: run.Run) -> None:
             # 3. Select: a group that agrees with itself teaches nothing; if too many do, others are rolled out
             informative = [row for row in range(len(groups)) if advantages[row].any()]
             num_groups = num_groups if refill else len(drawn)
-            if not (wanted := grpo.num_wanted(num_groups, len(informative), len(groups))):
+            wanted = grpo.num_wanted(num_groups, len(informative), len(groups))
+            if not wanted or open_share(scores) > cfg.max_unscorable:
                 break
         minibatches = [{row: groups[row] for row in informative[i::cfg.updates_per_step]}
                        for i in range(cfg.updates_per_step)]
@@ -212,13 +217,13 @@ def train(cfg: Config, this: run.Run) -> None:
         # 5. Report: numbers for every step, words for some of them
         this.part("report")
         record(sampler, batch, rewards)
-        values = {"phase": phase.number, **rollout_values(batch, groups, scores, rewards, shaped, phases),
+        values = {"phase": phase.number, **rollout_values(cfg, batch, groups, scores, rewards, shaped, phases),
                   **sampling_values(rewards, num_groups, len(informative), refill), **judge_values(judge, scores),
                   **update_values(updates, learning_rate), **retro_values(sampler, phase, batch),
                   **timing(this.times, groups)}
         this.log.metrics(step, values)
         this.log.line(step, values, HEADLINE)
-        keep_words(this.log, step, batch, groups, texts, scores, advantages)
+        keep_words(this.log, step, batch, groups, texts, scores, shaped, advantages)
         if cfg.show_every and (step == 1 or step % cfg.show_every == 0):
             show_words(this.log, batch[0], texts[0][0], scores[0][0], log.advice(values))
         tell_and_stop(cfg, this, values, judge)
@@ -227,11 +232,13 @@ def train(cfg: Config, this: run.Run) -> None:
 def read_data(cfg: Config, tokenizer: Tokenizer, say):
     """{id: example}, the phases, and the sampler over both."""
     shares = data.shares(cfg.task)
-    examples = data.read(cfg.data, need_question=True) if cfg.data else [
+    examples = data.read(cfg.data, need_question=True, tell=say if cfg.skip_bad_rows else None) if cfg.data else [
         example for records in (toy.SHORT, toy.LONG)
-        for example in toy.examples(cfg.toy_examples, records, cfg.seed, tasks=tuple(shares) or toy.TASKS[:1])]
+        for example in toy.examples(cfg.toy_examples, records, cfg.seed, tasks=tuple(shares))]
     if shares:
         examples = data.mix(examples, shares, cfg.seed)
+    if note := lacking({example.task for example in examples}):
+        say(note)
     examples, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
     if num_dropped:
         say(f"{num_dropped} examples dropped: their prompt is longer than {cfg.max_prompt_tokens} tokens")
@@ -301,7 +308,7 @@ def tell_and_stop(cfg: Config, this: run.Run, values: dict, judge) -> None:
     """What went wrong with rewards in this step. After too many steps in a row in which the judge left too much open,
     or in which not one group disagreed, the run ends, saved."""
     unjudged = this.in_a_row("unjudged", values.get("judge/error_rate", 0) > cfg.max_unscorable)
-    idle = this.in_a_row("idle", not values["sampling/informative"])
+    idle = this.in_a_row("idle", not values["sampling/informative"] and values["reward"] is not None)
     if cfg.max_refills and values["sampling/missing"]:
         this.log.say(f"    {values['sampling/missing']} groups are missing after {cfg.max_refills} refills: "
                      f"{values['sampling/informative']} disagreed, {values['sampling/all_wrong']} were all wrong, "
@@ -320,7 +327,7 @@ def tell_and_stop(cfg: Config, this: run.Run, values: dict, judge) -> None:
             "a higher --max-idle-steps"))
 
 
-def rollout_values(batch, groups, scores, rewards, shaped, phases) -> dict:
+def rollout_values(cfg, batch, groups, scores, rewards, shaped, phases) -> dict:
     """What was sampled, as numbers under TRL's names where it has them. Unscorable answers are in no reward. `reward`
     is what is trained on, penalties for length included; all else called a reward is without them."""
     answers = [completion for group in groups for completion in group.completions]
@@ -329,7 +336,7 @@ def rollout_values(batch, groups, scores, rewards, shaped, phases) -> dict:
     for example, reward in zip(batch, rewards.nanmean(-1).tolist()):
         by_length.setdefault(curriculum.bucket(example.length, [p.high for p in phases]), []).append(reward)
         by_task.setdefault(example.task, []).append(reward)
-    spread = grpo.Spread.of(shaped)
+    spread = grpo.Spread.of(shaped, cfg.min_reward_std)
     return {
         "reward": number(shaped.nanmean()),
         "reward_std": float(spread.std.mean()),
@@ -368,13 +375,18 @@ def sampling_values(rewards: torch.Tensor, num_wanted: int, num_informative: int
             "sampling/all_right": int((known == 1).all(-1).sum())}
 
 
+def open_share(scores) -> float:
+    """Of the answers that a judge was asked about, those that it left open."""
+    return mean([math.isnan(s.judge) for group in scores for s in group if s.judge is not None] or [0.0])
+
+
 def judge_values(judge, scores) -> dict:
     """What was asked, and what came of it."""
     if judge is None:
         return {}
     counts, verdicts = judge.take(), [s.judge for group in scores for s in group if s.judge is not None]
     return {"judge/calls": counts["asked"], "judge/cached": counts["cached"],
-            "judge/error_rate": mean([math.isnan(verdict) for verdict in verdicts] or [0.0]),
+            "judge/error_rate": open_share(scores),
             "rewards/judge/mean": mean_of(verdicts) or 0.0, "judge/canaries_wrong": counts["canaries_wrong"]}
 
 
@@ -406,14 +418,14 @@ def timing(times, groups) -> dict:
     return {"step_time": step_time, **parts, "tokens_per_s": num_tokens / step_time}
 
 
-def keep_words(logger, step, batch, groups, texts, scores, advantages) -> None:
-    """Every answer of the step, one line each, in rollouts.jsonl."""
+def keep_words(logger, step, batch, groups, texts, scores, shaped, advantages) -> None:
+    """Every answer of the step, one line each, in rollouts.jsonl; its reward as trained on, penalty included."""
     for row, (example, group) in enumerate(zip(batch, groups)):
         for i, completion in enumerate(group.completions):
             score = scores[row][i]
             logger.rollout(step=step, id=example.id, sample=i, task=example.task, question=example.question,
                            gold=example.accepted, text=texts[row][i], answer=score.answer, rule=score.rule,
-                           judge=score.judge and mean_of([score.judge]), reward=mean_of([score.reward]),
+                           judge=score.judge and mean_of([score.judge]), reward=number(shaped[row][i]),
                            advantage=float(advantages[row][i]), finish_reason=completion.finish_reason)
 
 

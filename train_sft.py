@@ -44,6 +44,7 @@ class Config:
                                         # task, short documents
     heldout: tuple[str, ...] = ()       # files to measure accuracy on; none: the toy task's held-out documents
     task: tuple[str, ...] = ()          # only examples of these tasks, in these shares: qa=2 f1=1; none: as they come
+    skip_bad_rows: bool = False         # leave out rows that cannot be used, and say so, instead of refusing them all
     toy_examples: int = 4000            # of the toy task, when no --data is given
     toy_paraphrased: float = 0.0        # share of its responses that name a thing by its other word
     toy_pages: int = 0                  # of the toy task's plain text
@@ -98,7 +99,7 @@ def main(cfg: Config) -> None:
 
 def train(cfg: Config, this: run.Run) -> None:
     torch.set_num_threads(cfg.threads)
-    examples, heldout = read_data(cfg)
+    examples, heldout = read_data(cfg, this.log.say)
     if cfg.model == "new" and this.source is None:
         model, tokenizer = toy.new_model(cfg.seed)
         this.prepare(model.to(this.device, this.weights_dtype))
@@ -186,16 +187,21 @@ def mean_loss(family: Sequence[Branch], num_examples: int, sums: Counter):
     return loss
 
 
-def read_data(cfg: Config):
+def read_data(cfg: Config, say):
     """Training and held-out examples: from the files, or made up."""
     shares = data.shares(cfg.task)
-    tasks = tuple(shares) or toy.TASKS[:1]
-    train = data.read(cfg.data, need_response=True) if cfg.data else (
+    tasks = tuple(shares)
+    tell = say if cfg.skip_bad_rows else None
+    train = data.read(cfg.data, need_response=True, tell=tell) if cfg.data else (
         toy.pages(cfg.toy_pages, cfg.seed)
         + toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed, tasks=tasks, paraphrased=cfg.toy_paraphrased))
-    heldout = data.read(cfg.heldout, need_question=True) if cfg.heldout else (
+    heldout = data.read(cfg.heldout, need_question=True, tell=tell) if cfg.heldout else (
         [] if cfg.data else toy.examples(cfg.eval_questions, toy.SHORT, 1, "heldout", tasks))
-    return data.mix(train, shares, cfg.seed) if shares else train, heldout if cfg.eval_every else []
+    if shares:
+        pages = [example for example in train if example.task == "text"]
+        train = pages + data.mix([example for example in train if example.task != "text"], shares, cfg.seed)
+        heldout = [example for example in heldout if example.task in shares]
+    return train, heldout if cfg.eval_every else []
 
 
 def by_document(examples) -> tuple[tuple[int, ...], ...]:

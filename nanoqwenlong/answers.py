@@ -32,7 +32,7 @@ CURRENCIES = {"us$": "$", "$": "$", "usd": "$", "us dollars": "$", "dollars": "$
 UNITS = {**CURRENCIES, "%": "%", "percent": "%", "per cent": "%"}
 SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
 NUMBER = re.compile(rf"""
-    [=≈]?[ ]? (?P<sign>[+-]?) (?P<before>{"|".join(map(re.escape, CURRENCIES))})?[ ]? (?P<inner>[+-]?)
+    [=≈~]?[ ]? (?P<sign>[+-]?) (?P<before>{"|".join(map(re.escape, CURRENCIES))})?[ ]? (?P<inner>[+-]?)
     (?P<digits>(?:\d{{1,3}}(?:,\d{{3}})+|\d+)?(?:\.(?P<decimals>\d*))?)                       # 1,000.50
     (?:e(?P<exponent>[+-]?\d{{1,3}}) | [ ]?[x×*][ ]?10\^(?P<power>[+-]?\d{{1,3}}))?           # e3, x 10^3
     (?:/(?P<below>\d+))?                                                                      # 3/4
@@ -93,7 +93,7 @@ def _after_marker(said: str) -> str | None:
         return None
     tail = said[last.end():]
     if last[0][0] != "\\":
-        return re.split("</answer>", tail, maxsplit=1, flags=re.IGNORECASE)[0]
+        return re.split(r"</answer>|\[/answer\]", tail, maxsplit=1, flags=re.IGNORECASE)[0]
     depth = 1
     for place, char in enumerate(tail[:WHOLE]):
         depth += (char == "{") - (char == "}")
@@ -261,7 +261,8 @@ BULLET = re.compile(r"^\s*(?:[-*+•·–—]|\(?\d{1,3}[.)])\s")
 
 def items(answer: str, gold_items: Sequence[str] = ()) -> list[str]:
     """The items of a list, normalised: its lines without bullets and numbers. With `gold_items`, a single line that is
-    none of them is cut at ";" or else at "," and the last "and"; a gold list itself has one item a line: items(gold).
+    none of them is cut at ";", at arrows, or else at "," and the last "and"; a gold list itself has one item a line:
+    items(gold).
 
     >>> items("1. Tea\\n\\n2) the salt"), items("* Smith, John")
     (['tea', 'salt'], ['smith john'])
@@ -273,7 +274,8 @@ def items(answer: str, gold_items: Sequence[str] = ()) -> list[str]:
     if len(found) != 1 or not known or found[0] in known:
         return found
     line = plain(answer)
-    *first, last = line.split(";") if ";" in line else re.split(r"(?<!\d),|,(?!\d)|、", line)
+    commas = "," if not number(line) and re.fullmatch(r"[\d,]+", line) else r"(?<!\d),|,(?!\d)|、"      # 3,1,2
+    *first, last = re.split(next((cut for cut in (";", "→", " > ") if cut in line), commas), line)
     last = [last] if normalise(last) in known else re.split(r"(?:^|\s)and\s", last)
     return _unbulleted([*first, *last], known)
 

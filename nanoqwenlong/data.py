@@ -12,6 +12,7 @@ from math import inf, nan
 from pathlib import Path
 
 from . import rewards, schemas
+from .config import ConfigError
 from .curriculum import epoch_order
 from .records import Branch, DataError, Example
 from .schemas import kind, without_nulls
@@ -20,9 +21,11 @@ from .weights import ModelError
 SHOWN = 20                                                                     # bad rows listed before "and N more"
 
 
-def read(paths: Sequence[str | Path], need_response: bool = False, need_question: bool = False) -> list[Example]:
+def read(paths: Sequence[str | Path], need_response: bool = False, need_question: bool = False,
+         tell: Callable[[str], None] | None = None) -> list[Example]:
     """All rows of all files, in order. need_response: each is to be learned from. need_question: each is to be answered
-    and rewarded. Raises DataError with one line per bad row, FileNotFoundError."""
+    and rewarded. Raises DataError with one line per bad row, FileNotFoundError. tell: bad rows are told of and left
+    out, as long as there are others."""
     examples, problems, seen = [], [], {}
     for path in map(Path, paths):
         if not path.is_file():
@@ -34,7 +37,8 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
                 example = schemas.parse(row)
                 _check_use(example, need_response, need_question)
                 if not example.id or example.id in seen and "id" not in row:   # verl's index need not be unique
-                    example = replace(example, id=str(number) if len(paths) == 1 else where)
+                    alone = len(paths) == 1 and str(number) not in seen
+                    example = replace(example, id=str(number) if alone else where)
                 if example.id in seen:
                     raise DataError(f'"id" {example.id!r} was used before, at {seen[example.id]}; ids must be unique')
                 seen[example.id] = where
@@ -43,7 +47,9 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
                 problems.append(f"{where}: {error}")
     if problems:
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise DataError("\n".join(problems[:SHOWN] + more))
+        if tell is None or not examples:
+            raise DataError("\n".join(problems[:SHOWN] + more))
+        tell("\n".join([f"{len(problems)} bad rows are left out:", *problems[:SHOWN], *more]))
     if not examples:
         raise DataError(f"{', '.join(map(str, paths))}: there is no row in it")
     return examples
@@ -161,7 +167,7 @@ def _chat(example: Example, tokenizer) -> tuple[list[int], int]:
 
 
 def shares(words: Sequence[str]) -> dict[str, float]:
-    """What --task says: {task: share}, a share being 1 if it is left out.
+    """What --task says: {task: share}, a share being 1 if it is left out. Raises ConfigError.
 
     >>> shares(["qa=2", "f1"])
     {'qa': 2.0, 'f1': 1.0}
@@ -170,15 +176,15 @@ def shares(words: Sequence[str]) -> dict[str, float]:
     for word in words:
         task, equals, share = word.partition("=")
         if task not in rewards.TASKS:
-            raise DataError(f"--task {word}: there is no task {task!r}; known are {', '.join(rewards.TASKS)}")
+            raise ConfigError(f"--task {word}: there is no task {task!r}; known are {', '.join(rewards.TASKS)}")
         if task in result:
-            raise DataError(f"--task {word}: {task} is named twice")
+            raise ConfigError(f"--task {word}: {task} is named twice")
         try:
             result[task] = float(share) if equals else 1.0
         except ValueError:
             result[task] = nan
         if not 0 < result[task] < inf:
-            raise DataError(f"--task {word}: a share is a number above 0, as in {task}=2")
+            raise ConfigError(f"--task {word}: a share is a number above 0, as in {task}=2")
     return result
 
 

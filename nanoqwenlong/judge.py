@@ -179,12 +179,12 @@ def prompt(question: Question, nonce: str) -> str:
     NONCE>>>
     ...
     """
-    asked = fitting(clean(question.question, nonce)[::-1], LONGEST_QUESTION)[::-1]     # what is asked tends to stand at its end
+    asked = fitting(clean(question.question, nonce)[::-1], LONGEST_QUESTION)[::-1]      # its end asks
     answer = fitting(clean(question.answer, nonce), LONGEST_ANSWER)
     gold = ""
     for text in filter(None, (re.sub(r"(?<!\S)\|(?!\S)", "/", clean(text, nonce)) for text in question.golds)):
         more = f"{gold} | {text}" if gold else fitting(text, LONGEST_GOLD)
-        gold = more if len(more) <= LONGEST_GOLD else gold             # whole ones only: half a name would be another answer
+        gold = more if len(more) <= LONGEST_GOLD else gold     # whole ones only: half a name would be another answer
     return PROMPT.format(*(f"<<<{nonce} {title}\n{text}\n{nonce}>>>" for title, text in (
         ("question", asked), ("answer 1", answer), ("answer 2", gold))))
 
@@ -415,6 +415,9 @@ def connect(where: str, model: str = "", key: str = "", seed: int = 0, device: s
     if "://" in str(where):
         server = Server(where, model, key, max_new_tokens=max_new_tokens, **limits)
         return Judge(server, server.name, seed)
+    if not Path(where).is_dir():
+        raise ConfigError(f"--judge {where}: give a URL like http://localhost:8000/v1 or a model's directory; this is "
+                          "neither")
     if model:
         raise ConfigError(f"the judge {where} is a directory, which has no model {model!r} in it: give a URL, or no "
                           "model's name")

@@ -17,6 +17,7 @@ import unicodedata
 from bisect import bisect, insort
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import count
 from math import comb, log2
 
@@ -48,23 +49,38 @@ def accuracy(answer: str, gold: str) -> float:
 
 def math(answer: str, gold: str) -> float:
     r"""Whether two values are equal: numbers exactly, words as words, and all else if it is written the same or
-    math-verify, where installed, finds it equal (to 6 decimals, units ignored) within 5 seconds.
+    math-verify, where installed, finds it equal (to 6 decimals, units ignored) within 5 seconds. Where the right answer
+    is a number, a calculation is none, though its value be right: the question itself would be an answer ("37*41").
 
     The released code hands math-verify the response's last 500 characters, the thinking included, and reads no bare
     "42"; of two boxed values it takes none. Here the answer as a whole is one expression: "5 or 6" is a set, not 5.
 
-    >>> math("42", "42.0"), math("-5", "5"), math(r"$\frac{3}{4}$", "0.75"), math("x + 1", "$x+1$"), math("yes", "no")
+    >>> math("42", "42.0"), math("-5", "5"), math(r"$\frac{3}{4}$", "0.75"), math("x + 1", "$x+1$"), math("40+2", "42")
     (1.0, 0.0, 1.0, 1.0, 0.0)
     """
     if not (number(answer) and number(gold)):
         answer, gold = bare(answer), bare(gold)
+    if number(gold):
+        answer = ASSIGNED.sub("", answer)
     if number(answer) and number(gold) or gold.replace(" ", "").isalpha():
         return float(matches(answer, gold))
-    same = answer == gold or math_worker.installed() and worker.ask([gold, answer]) is True
-    return float(same and answer != "")
+    if number(gold) and CALCULATION.search(answer):
+        return 0.0
+    return float(answer != "" and (answer == gold or math_worker.installed() and verified(gold, answer)))
 
 
+ASSIGNED = re.compile(r"^[a-zA-Z](_\w)?\s*=\s*")             # x = 5
+CALCULATION = re.compile(r"""
+    (?<=[^\s({])\s*[-+*/×·÷] | [!^=]
+    | \\(?!(?:[dt]?frac|text|mathrm|left|right|circ|degree)(?![a-z]))[a-z]
+    """, re.VERBOSE)
 worker = math_worker.Worker()
+
+
+@lru_cache(maxsize=100_000)
+def verified(gold: str, answer: str) -> bool:
+    """Whether math-verify found them equal, once and for all: what took too long would take as long again."""
+    return worker.ask([gold, answer]) is True
 
 
 def bare(formula: str) -> str:

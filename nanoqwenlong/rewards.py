@@ -6,7 +6,7 @@ say the same in other words, a judge may be asked, for all responses of a step a
 two; where the judge could not tell it is NaN: unscorable, not wrong.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -140,6 +140,14 @@ def worth_asking(answer: str, gold: str) -> bool:
         return False
     words = [word for word in answers.normalise(answer).split() if word not in answers.ARTICLES]
     return sum(char.isalnum() for char in "".join(words)) >= 2
+
+
+def lacking(tasks: Iterable[str]) -> str:
+    """What is not installed and would reward more of these tasks' answers, for the user; "" if nothing is."""
+    if "math" in tasks and not metrics.math_worker.installed():
+        return ('task "math": math-verify is not installed (pip install ".[math]"), so formulas are right only if they '
+                "are written like the gold answer; numbers are compared as ever")
+    return ""
 
 
 def gold_problem(task: str, gold: str) -> str:

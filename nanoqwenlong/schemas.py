@@ -274,15 +274,11 @@ def _lines(value, name: str) -> str:
     """The items of a list, one a line."""
     value = value if isinstance(value, list) else _string(value, name).strip().splitlines()
     items = [_string(item, f"{name}[{i}]").strip() for i, item in enumerate(value)]
-    first = {}
     for i, item in enumerate(items):
-        same = answers.normalise(item)
         problem = ("has a line break in it; an item is one line" if len(item.splitlines()) > 1 else
-                   "is nothing but punctuation" if not same else
-                   f'is the same item as "{name}[{first[same]}]"' if same in first else "")
+                   "is nothing but punctuation" if not answers.normalise(item) else "")
         if problem:
             raise DataError(f'"{name}[{i}]" {problem}')
-        first[same] = i
     return "\n".join(items)
 
 

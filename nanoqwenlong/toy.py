@@ -29,8 +29,9 @@ from pathlib import Path
 
 import torch
 
+from .config import ConfigError
 from .model import Qwen
-from .records import DataError, Example
+from .records import Example
 from .tokenizer import PROMPT, Tokenizer
 from .weights import ModelConfig, write_json
 
@@ -47,13 +48,14 @@ LENGTHS = (80, 200)                                                  # tokens (d
 PAGE, MENTIONS = (2, 10), 16                                         # different records of a page, and how many in all
 
 
-def examples(num: int, records: tuple[int, int], seed: int, split: str = "train", tasks: Sequence[str] = TASKS[:1],
+def examples(num: int, records: tuple[int, int], seed: int, split: str = "train", tasks: Sequence[str] = (),
              paraphrased: float = 0.0) -> list[Example]:
     """`num` questions with worked responses, each about its own document of `records` = (fewest, most) records.
-    split: "train" or "heldout". tasks: each has the same chance. paraphrased: the share of responses to `qa` that name
-    a thing by its other word; the gold answer does not."""
+    split: "train" or "heldout". tasks: each has the same chance; none: qa. paraphrased: the share of responses to `qa`
+    that name a thing by its other word; the gold answer does not."""
     if unknown := sorted(set(tasks) - set(TASKS)):
-        raise DataError(f"--task {unknown[0]}: the toy task has {', '.join(TASKS)} only; give --data for others")
+        raise ConfigError(f"--task {unknown[0]}: the toy task has {', '.join(TASKS)} only; give --data for others")
+    tasks = tasks or TASKS[:1]
     rng, found, name = random.Random(f"{seed}/{records}/{split}"), [], f"{split}-{records[0]}-{records[1]}-{seed}"
     while len(found) < num:
         shown, received = facts(rng, rng.randint(*records))

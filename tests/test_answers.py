@@ -292,3 +292,10 @@ def test_signs_that_tell_two_names_apart_are_kept(gold, answer, right):
                                                ("1.5 million", "1 million", "2 million")])
 def test_a_number_between_two_whole_ones_is_near_to_neither(answer, low, high):
     assert not near(answer, low) and not near(answer, high)
+
+
+@pytest.mark.parametrize("line", ["tea; salt; oil", "tea → salt → oil", "tea > salt > oil", "tea, salt, oil"])
+def test_a_list_on_one_line_is_cut_in_the_usual_ways(line):
+    assert items(line, ["tea", "salt", "oil"]) == ["tea", "salt", "oil"]
+    assert items("3,1,2", ["3", "1", "2"]) == ["3", "1", "2"] and items("1,000", ["1000", "5"]) == ["1000"]
+    assert statement("[Answer] tea [/Answer] I hope") == "tea" and matches("~24.5", "24.5")

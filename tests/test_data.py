@@ -13,6 +13,7 @@ import pytest
 
 from nanoqwenlong import data, run
 from nanoqwenlong.data import sft_branch, tokenize
+from nanoqwenlong.config import ConfigError
 from nanoqwenlong.records import DataError, Example
 from nanoqwenlong.weights import ModelError
 
@@ -285,7 +286,7 @@ def test_shares_as_they_are_written():
     (["F1"], "'F1'; known are qa, .*rouge_l"),
     ([""], "no task ''"), (["text"], "no task 'text'"), (["qa", "qa=2"], "qa=2: qa is named twice")])
 def test_shares_that_are_none_are_refused(words, named):
-    with pytest.raises(DataError, match=named):
+    with pytest.raises(ConfigError, match=named):
         data.shares(words)
 
 

@@ -252,8 +252,8 @@ def test_a_canary_judged_wrongly_spoils_the_call(reply):
 
 
 def test_a_canary_vouches_for_its_own_hundred():
-    judge = Judge(lambda texts: [*honest(texts[:3]), "[[YES]]" if honest(texts[3:4]) == ["[[NO]]"] else "[[NO]]",
-                                 *honest(texts[4:])])
+    wrong = {"Compared.\n[[YES]]": "[[NO]]", "Compared.\n[[NO]]": "[[YES]]"}
+    judge = Judge(lambda texts: [*honest(texts[:3]), wrong[honest(texts)[3]], *honest(texts[4:])])
     found = judge.ask(questions(150))
     assert found[:100] == [1.0, 0.0] * 50 and all(map(math.isnan, found[100:])) and len(judge.state_dict()) == 100
 
@@ -693,8 +693,9 @@ def test_another_model_has_another_name(toy_directory, tmp_path):
 
 
 def test_what_is_no_directory_is_told(toy_directory, tmp_path):
-    with pytest.raises(FileNotFoundError, match="not there"):
-        connect(str(tmp_path / "none"))
+    for where in (str(tmp_path / "none"), "localhost:8000", __file__):
+        with pytest.raises(ConfigError, match="--judge.*neither"):
+            connect(where)
     with pytest.raises(ModelError, match="tokenizer"):
         connect(str(tmp_path))
     with pytest.raises(ConfigError, match="is a directory"):

@@ -490,3 +490,23 @@ def test_a_forked_child_has_a_worker_of_its_own(fake):
 def test_the_worker_does_not_outlive_the_program():
     code = f"from nanoqwenlong.math_worker import Worker; print(Worker({(sys.executable, '-c', FAKE)!r}).ask('pid'))"
     assert is_gone(int(run(code)))
+
+
+@pytest.mark.parametrize("answer, gold", [
+    ("37*41", "1517"), (r"\sum_{i=1}^{100} i", "5050"), (r"\int_0^5 1 dx", "5"), ("(120-80)/80", "0.5"), ("2+3", "5"),
+    ("12!/10!", "132"), (r"\min(5,6)", "5"), (r"\ln(e^5)", "5"), ("4=6=5", "5"), (r"\frac{120-80}{80}", "0.5"),
+    ("2^{10}", "1024")])
+def test_a_calculation_is_no_answer_where_a_number_is(answer, gold):
+    assert math(answer, gold) == 0
+
+
+@pytest.mark.parametrize("answer, gold", [("x = 5", "5"), (r"5\text{ cm}", "5"), (r"\frac{6}{8}", "0.75"), ("-5", "-5"),
+                                          (r"2\sqrt{3}", r"\sqrt{12}"), ("x+1", "1+x")])
+def test_a_value_in_another_form_is_one(answer, gold):
+    assert math(answer, gold) == 1
+
+
+def test_what_took_too_long_is_not_tried_again(monkeypatch):
+    asked = []
+    monkeypatch.setattr(metrics.worker, "ask", lambda question: asked.append(question))
+    assert [math("y+100000000", "x+1") for _ in range(3)] == [0, 0, 0] and len(asked) == 1

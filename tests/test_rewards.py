@@ -234,3 +234,10 @@ def test_one_reply_for_each_question():
         score(stated("Kristiania"), Example("e", "", "", "Oslo"), Short())
     with pytest.raises(ValueError):
         score_all([[], []], [Example("e", "", "", "Oslo")])
+
+
+def test_what_is_not_installed_is_told_where_it_matters(monkeypatch):
+    monkeypatch.setattr(rewards.metrics.math_worker, "installed", lambda: False)
+    assert "math-verify is not installed" in rewards.lacking({"qa", "math"}) and rewards.lacking({"qa", "f1"}) == ""
+    monkeypatch.setattr(rewards.metrics.math_worker, "installed", lambda: True)
+    assert rewards.lacking({"math"}) == ""

@@ -132,7 +132,7 @@ def test_the_penalty_for_length_is_in_the_reward_and_not_in_the_accuracy(in_tmp,
     assert rl(toy_directory, "--max-new-tokens", 300, "--overlong-buffer", 299, "--steps", 1) == 0
     (row,), answers = metrics(DIRECTORY), words()
     assert row["accuracy"] == 1 and row["reward"] == pytest.approx(1 + row["rewards/overlong/mean"]) and (
-        row["reward"] < 1) and all(answer["reward"] == 1 for answer in answers)
+        row["reward"] < 1) and row["reward"] == pytest.approx(sum(w["reward"] for w in answers) / len(answers))
     assert row["updates"] == 1 and any(answer["advantage"] for answer in answers)          # of nothing but the penalty
     assert json.loads((DIRECTORY / "checkpoints/step_000001/state.json").read_text())["states"]["sampler"][
         "mean_rewards"].values() and set(json.loads((DIRECTORY / "checkpoints/step_000001/state.json").read_text())[
@@ -143,7 +143,7 @@ def test_the_penalty_for_length_is_in_the_reward_and_not_in_the_accuracy(in_tmp,
 def test_every_kind_of_advantage_trains_on_every_task(in_tmp, toy_directory, monkeypatch, advantages):
     rewarded(monkeypatch, lambda number, example, i, text: i / 7 * (2 if example.task == "qa" else 1))
     assert rl(toy_directory, "--task", "qa", "f1", "pairwise", "--toy-examples", 60,
-                 "--prompts-per-step", 16, "--advantages", advantages, "--steps", 1) == 0
+              "--prompts-per-step", 16, "--advantages", advantages, "--steps", 1) == 0
     (row,) = metrics(DIRECTORY)
     found = {(w["task"], w["sample"]): w["advantage"] for w in words()}
     assert row["updates"] == 1 and {"reward_by_task/qa", "reward_by_task/f1", "reward_by_task/pairwise"} <= row.keys()
@@ -329,3 +329,27 @@ def test_accuracy_leaves_out_what_is_unscorable_and_its_bounds_do_not():
     assert evaluate.accuracy(scores, unscorable=0) == pytest.approx(0.5 / 3)
     assert evaluate.accuracy(scores, unscorable=1) == pytest.approx(2 / 3)
     assert [math.isnan(mean) for mean in evaluate.mean_rewards(scores)] == [False, False, True]
+
+
+@pytest.mark.parametrize("preset", train_rl.PRESETS)
+def test_every_preset_makes_a_step(in_tmp, toy_directory, preset):
+    """Made small where it is large."""
+    assert rl(toy_directory, "--preset", preset, "--phase-lengths", 80, 200, "--kv-blocks", 512, "--overlong-buffer", 2,
+              "--max-refills", 1, "--dry-run") == 0
+
+
+def test_bad_rows_are_left_out_where_that_is_asked_for(in_tmp, toy_directory, capsys):
+    good = [{"id": str(i), "context": "Tom lives in Oslo.", "question": f"Where{'?' * i}", "answer": "Oslo"}
+            for i in range(3)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*good, {"id": "4", "context": "x"}]))
+    flags = ["--data", "rows.jsonl", "--phase-lengths", 99, "--phase-steps", 1, "--dry-run"]
+    assert rl(toy_directory, *flags) == run.BAD_DATA and "rows.jsonl:4" in capsys.readouterr().err
+    assert rl(toy_directory, *flags, "--skip-bad-rows") == 0
+    assert "1 bad rows are left out:\nrows.jsonl:4: " in capsys.readouterr().out
+
+
+def test_a_round_that_the_judge_left_open_is_not_followed_by_another(in_tmp, toy_directory, monkeypatch):
+    """An outage costs a judge's deadline once a step, not once a refill."""
+    calls = judged(monkeypatch, lambda prompts: [None] * len(prompts))
+    assert rl(toy_directory, *JUDGED, "--steps", 1, "--max-refills", 5) == 0
+    assert len(calls) == 1 and metrics(DIRECTORY)[0]["sampling/refills"] == 0

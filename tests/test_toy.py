@@ -10,7 +10,7 @@ import torch
 from nanoqwenlong import data, evaluate, rewards, toy
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.records import DataError
+from nanoqwenlong.config import ConfigError
 from nanoqwenlong.tokenizer import Tokenizer
 
 BOTH = pytest.mark.parametrize("records", [toy.SHORT, toy.LONG], ids=["short", "long"])
@@ -151,5 +151,5 @@ def test_assets_are_ordinary_hugging_face_directories_and_small(name):
 
 
 def test_a_task_that_is_not_of_the_toy_is_refused():
-    with pytest.raises(DataError, match="--task choice: the toy task has qa, f1, pairwise only"):
+    with pytest.raises(ConfigError, match="--task choice: the toy task has qa, f1, pairwise only"):
         toy.examples(1, toy.SHORT, seed=0, tasks=("qa", "choice"))
