@@ -310,7 +310,7 @@ def tell_and_stop(cfg: Config, this: run.Run, values: dict, judge) -> None:
     unjudged = this.in_a_row("unjudged", values.get("judge/error_rate", 0) > cfg.max_unscorable)
     idle = this.in_a_row("idle", not values["sampling/informative"] and values["reward"] is not None)
     if cfg.max_refills and values["sampling/missing"]:
-        this.log.say(f"    {values['sampling/missing']} groups are missing after {cfg.max_refills} refills: "
+        this.log.say(f"    {values['sampling/missing']} groups are missing after {values['sampling/refills']} refills: "
                      f"{values['sampling/informative']} disagreed, {values['sampling/all_wrong']} were all wrong, "
                      f"{values['sampling/all_right']} all right")
     if unjudged:

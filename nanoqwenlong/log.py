@@ -97,7 +97,7 @@ def advice(values: dict) -> str | None:
     if values["answers/extracted"] < 0.1:
         return (f"only {values['answers/extracted']:.0%} of the answers hold \"</think> ... the answer is ...\", so "
                 "the reward stays 0: warm up with train_sft.py on answers in that form")
-    if values["frac_reward_zero_std"] == 1:
+    if values["frac_reward_zero_std"] == 1 and values["reward"] is not None:
         kind = "all wrong" if values["reward"] == 0 else "all right or all wrong within their group"
         return (f"every group's answers earned the same ({kind}), so this step taught nothing: use easier or harder "
                 "examples, or raise --group-size")
