@@ -16,7 +16,7 @@ $python train_sft.py "${flags[@]}" --name judge --model "$runs/new" --data "$run
     --steps 1000 --final-fraction 0.1 --eval-every 0
 
 echo "== 2. Warm-up on answers of which half name a thing by its other word"
-$python train_sft.py "${flags[@]}" --name sft --toy-paraphrased 0.5 --steps 200 --eval-every 0
+$python train_sft.py "${flags[@]}" --name sft --toy-paraphrased 0.5 --steps 600 --eval-every 0
 
 echo "== 3. RL with the rule alone, and with the judge for what the rule rejects"
 $python train_rl.py "${flags[@]}" --name rule --model "$(last sft)" --phase-steps 20 60
