@@ -192,7 +192,8 @@ def train(cfg: Config, this: run.Run) -> None:
 
             # 3. Select: a group that agrees with itself teaches nothing; if too many do, others are rolled out
             informative = [row for row in range(len(groups)) if advantages[row].any()]
-            num_groups = num_groups if refill else len(drawn)
+            if not refill:
+                num_groups = len(drawn)
             wanted = grpo.num_wanted(num_groups, len(informative), len(groups))
             if not wanted or open_share(scores) > cfg.max_unscorable:
                 break

@@ -81,7 +81,7 @@ def test_ndcg_is_that_of_scikit_learn():
 
 def test_pairwise_is_a_count_over_all_pairs():
     for a, g in list_cases(200, repeats=True):
-        places, marked = {}, []
+        marked = []
         for side in (g, a):
             seen = Counter()
             marked.append([f"{item} {seen.update([item]) or seen[item]}" for item in side])
