@@ -129,7 +129,7 @@ def test_steps_in_vain_end_the_run_saved_and_it_goes_on(in_tmp, toy_directory, m
 def test_the_penalty_for_length_is_in_the_reward_and_not_in_the_accuracy(in_tmp, toy_directory, monkeypatch):
     """Every answer is right, and every token of it but the first one too many."""
     rewarded(monkeypatch, lambda *_: 1.0)
-    assert rl(toy_directory, "--max-new-tokens", 300, "--overlong-buffer", 299, "--steps", 1) == 0
+    assert rl(toy_directory, "--max-new-tokens", 40, "--overlong-buffer", 39, "--steps", 1) == 0
     (row,), answers = metrics(DIRECTORY), words()
     assert row["accuracy"] == 1 and row["reward"] == pytest.approx(1 + row["rewards/overlong/mean"]) and (
         row["reward"] < 1) and row["reward"] == pytest.approx(sum(w["reward"] for w in answers) / len(answers))
@@ -295,7 +295,7 @@ def test_the_key_of_a_judge_is_nowhere_in_a_run(in_tmp, toy_directory, monkeypat
     monkeypatch.setenv("JUDGE_API_KEY", "SENTINEL-KEY")
     monkeypatch.setattr(rewards, "extract", lambda text, task="qa": text[:20].strip() or "nothing")
     try:
-        assert rl(toy_directory, "--phase-steps", 3, 1, "--judge",
+        assert rl(toy_directory, "--phase-steps", 3, 1, "--prompts-per-step", 2, "--toy-examples", 4, "--judge",
                      f"http://127.0.0.1:{server.server_port}/v1", "--judge-model", "m") == run.UNAVAILABLE
     finally:
         server.shutdown()
