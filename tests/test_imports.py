@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     ["config", "records", "parallel", "log", "kvcache", "curriculum", "weights", "answers", "math_worker"],
-    ["metrics", "tokenizer", "schedule", "attention", "grpo", "optim"],
+    ["metrics", "tokenizer", "schedule", "attention", "grpo", "optim", "http_judge"],
     ["rewards", "model", "paged"],
     ["schemas", "toy", "group_pass", "generate", "checkpoint", "evaluate"],
     ["data", "run", "judge"],
