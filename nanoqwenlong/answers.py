@@ -19,6 +19,7 @@ MARKER = re.compile(r"the\s+(?:(?:correct|final|best)\s+)*answer\s+is|\[(?:answe
 
 WIDE = {code: unicodedata.normalize("NFKC", chr(code))                         # full-width forms and ligatures
         for code in (*range(0xFF01, 0xFF5F), *range(0xFFE0, 0xFFE7), *range(0xFB00, 0xFB07), 0x3000)}
+RAISED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
 SIGNS = str.maketrans("−‐‑‒–—’‘“”", "------''\"\"")
 LATEX = [(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s?\{([^{}]*)\}", r"\1"),
          (r"(?<=\d)\\([dt]?frac)", r" \\\1"), (r"\\[dt]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}", r"\1/\2"),
@@ -166,7 +167,8 @@ def number(text: str) -> Number | None:
     """
     if len(text) > NUMERAL:
         return None
-    text = " ".join(plain(text).translate(SIGNS).split())
+    text = re.sub("(?<=10)[⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda raised: "^" + raised[0].translate(RAISED), plain(text))
+    text = " ".join(text.translate(SIGNS).split())
     found = NUMBER.fullmatch(re.sub(r"^\((.*)\)$", r"\1", text).strip())
     if not found or not re.search(r"\d", found["digits"], re.ASCII) or found["sign"] and found["inner"]:
         return None
@@ -249,7 +251,9 @@ def choice(answer: str) -> str:
     if found := CHOICE.fullmatch(answer):
         return next(filter(None, found.groups())).upper()
     found = CHOICE_AND_TEXT.fullmatch(answer)
-    if not found or ANOTHER.search(found[3]) or len(re.findall(r"\w", found[3])) < 2:
+    if not found or len(re.findall(r"\w", found[3])) < 2:
+        return ""
+    if ANOTHER.search(found[3]) and not re.match(r"(?:both|all|neither|none)\b", found[3], re.I):     # an option's text
         return ""
     return (found[1] or found[2]).upper()
 

@@ -299,3 +299,12 @@ def test_a_list_on_one_line_is_cut_in_the_usual_ways(line):
     assert items(line, ["tea", "salt", "oil"]) == ["tea", "salt", "oil"]
     assert items("3,1,2", ["3", "1", "2"]) == ["3", "1", "2"] and items("1,000", ["1000", "5"]) == ["1000"]
     assert statement("[Answer] tea [/Answer] I hope") == "tea" and matches("~24.5", "24.5")
+
+
+def test_an_option_may_be_about_other_options():
+    assert [choice(text) for text in ("(D) Both A and B", "D. All of A, B and C", "d) None of (A), (B)")] == ["D"] * 3
+    assert [choice(text) for text in ("(D) or A and B", "D. A or B", "both A and B")] == [""] * 3
+
+
+def test_powers_of_ten_may_be_raised():
+    assert matches("1.2 × 10³", "1200") and matches("1.2×10⁻³", "0.0012") and not matches("10²", "102")
