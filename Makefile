@@ -13,15 +13,18 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.installed
 endif
 
+# test files, two at a time
+TWO := -n 2 --dist loadfile
+
 .PHONY: demo test test-full assets plots
 demo: $(READY)
 	PYTHON=$(PYTHON) bash recipes/demo.sh
 
 test: $(READY)
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest $(TWO)
 
 test-full: $(READY)
-	$(PYTHON) -m pytest -m "full or not full"
+	$(PYTHON) -m pytest $(TWO) -m "full or not full"
 
 assets: $(READY)
 	PYTHON=$(PYTHON) bash recipes/assets.sh

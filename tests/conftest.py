@@ -17,7 +17,9 @@ from nanoqwenlong import toy
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 OURS = tuple(str(path) for path in (ROOT / "nanoqwenlong", ROOT / "kernels", *ROOT.glob("*.py")))
-UNPICKLED = tempfile.NamedTemporaryFile(prefix="unpickled-")    # a file, since forked ranks write into it too
+UNPICKLED = (open(os.environ["UNPICKLED"], "rb") if "PYTEST_XDIST_WORKER" in os.environ else
+             tempfile.NamedTemporaryFile(prefix="unpickled-"))  # a file, since forked ranks and pytest's own workers
+os.environ["UNPICKLED"] = UNPICKLED.name                        # write into it too; the first process looks at it last
 
 
 def note_unpickling(event: str, args: tuple) -> None:
