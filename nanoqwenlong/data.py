@@ -69,7 +69,7 @@ def _check_use(example: Example, need_response: bool, need_question: bool) -> No
 def _jsonl(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            line = line.removeprefix(b"\xef\xbb\xbf")                         # files with a BOM may have been joined
+            line = line.removesuffix(b"\n").removeprefix(b"\xef\xbb\xbf")      # files with a BOM may have been joined
             if line.strip():
                 yield number, partial(_parse, line)
 
