@@ -28,7 +28,7 @@ from typing import Literal
 
 import torch
 
-from nanoqwenlong import curriculum, data, evaluate, group_pass, grpo, log, optim, parallel, run, toy
+from nanoqwenlong import curriculum, data, doctor, evaluate, group_pass, grpo, optim, parallel, patterns, run, toy
 from nanoqwenlong.config import ConfigError, at_least
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.judge import connect
@@ -91,7 +91,8 @@ class Config:
     clip_low: float = 0.2
     clip_high: float = 0.28
     dual_clip: float = 0.0              # a bad token's ratio counts with this at most (GoLongRL: 3); 0: no bound
-    kl_coef: float = 0.0                # of the k3 KL to the starting model; 0: no reference is kept
+    kl_coef: float = 0.0                # of the k3 KL to the starting model in the loss
+    measure_kl: bool = False            # keep the starting model and report the KL to it, be it in the loss or not
     entropy_coef: float = 0.0           # of the entropy bonus
     learning_rate: float = 6e-4
     warmup_steps: int = 5
@@ -153,7 +154,8 @@ def train(cfg: Config, this: run.Run) -> None:
     examples, phases, sampler = read_data(cfg, tokenizer, this.log.say)
     model = Qwen.from_pretrained(this.source or cfg.model, this.weights_dtype, this.device, this.prepare,
                                  cfg.check_finite)
-    reference = Qwen.from_pretrained(cfg.model, this.dtype, this.device, this.prepare) if cfg.kl_coef else None
+    reference = Qwen.from_pretrained(cfg.model, this.dtype, this.device, this.prepare) if (
+        cfg.kl_coef or cfg.measure_kl) else None
     model.checkpointing = cfg.checkpointing
     generator = Generator(model, cfg.kv_blocks, cfg.block_size, prefill_tokens=cfg.max_tokens)
     generator.require(max(len(example.prompt_ids) for example in examples.values()), cfg.max_new_tokens)
@@ -202,14 +204,15 @@ def train(cfg: Config, this: run.Run) -> None:
 
         # 4. Update: count the loss tokens first, then one group at a time, one optimizer step per minibatch
         this.part("update", longest=max(len(g.prompt_ids) + len(c.ids) for g in groups for c in g.completions))
-        old = old_logprobs(cfg, model, minibatches[1:], scoring)
+        old, parts = old_logprobs(cfg, model, minibatches[1:], scoring), parts_of(batch, phases)
         updates = []                                                    # of each its sums over tokens, its grad norm
         learning_rate = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, len(plan))
         for minibatch in filter(None, minibatches):
             weights, sums = grpo.token_weights(minibatch, ~rewards.isnan(), cfg.loss, cfg.max_new_tokens), Counter()
             ref = group_pass.logprobs_all(reference, minibatch, **scoring) if reference else {}
             group_pass.backward_all(model, minibatch, lambda row: grpo.group_loss(
-                groups[row], advantages[row], weights[row], sums, old.get(row), ref.get(row), **objective), **scoring)
+                groups[row], advantages[row], weights[row], sums, old.get(row), ref.get(row), parts[row], **objective),
+                **scoring)
             sums = parallel.reduce(sums, highest=("gap",))
             grad_norm = optim.step(optimizer, parameters, learning_rate, cfg.max_grad_norm, sums["loss"])
             if this.watch(grad_norm, ids=[group.key for group in minibatch.values()]):
@@ -218,13 +221,14 @@ def train(cfg: Config, this: run.Run) -> None:
         # 5. Report: numbers for every step, words for some of them
         this.part("report")
         record(sampler, batch, rewards)
-        values = {"phase": phase.number, **rollout_values(cfg, batch, groups, scores, rewards, shaped, phases),
+        found = patterns_of(this.log, batch, texts)
+        values = {"phase": phase.number, **rollout_values(cfg, groups, scores, rewards, shaped, parts),
                   **sampling_values(rewards, num_groups, len(informative), refill), **judge_values(judge, scores),
-                  **update_values(updates, learning_rate), **retro_values(sampler, phase, batch),
-                  **timing(this.times, groups)}
+                  **update_values(updates, learning_rate, bool(reference)), **retro_values(sampler, phase, batch),
+                  **pattern_values(found), **timing(this.times, groups)}
         this.log.metrics(step, values)
         this.log.line(step, values, HEADLINE)
-        keep_words(this.log, step, batch, groups, texts, scores, shaped, advantages)
+        keep_words(this.log, step, batch, groups, texts, scores, rewards, shaped, advantages, found)
         if cfg.show_every and (step == 1 or step % cfg.show_every == 0):
             show_words(this.log, batch[0], texts[0][0], scores[0][0], log.advice(values))
         tell_and_stop(cfg, this, values, judge)
@@ -328,15 +332,23 @@ def tell_and_stop(cfg: Config, this: run.Run, values: dict, judge) -> None:
             "a higher --max-idle-steps"))
 
 
-def rollout_values(cfg, batch, groups, scores, rewards, shaped, phases) -> dict:
+def parts_of(batch, phases) -> list[tuple[str, ...]]:
+    """The parts that each example's numbers are told for as well, as endings of metrics' names: its length bucket's,
+    and its task's where there are several."""
+    ends, tasks = [phase.high for phase in phases], {example.task for example in batch}
+    return [(f"_by_len/{curriculum.bucket(example.length, ends)}", *[f"_by_task/{example.task}"] * (len(tasks) > 1))
+            for example in batch]
+
+
+def rollout_values(cfg, groups, scores, rewards, shaped, parts) -> dict:
     """What was sampled, as numbers under TRL's names where it has them. Unscorable answers are in no reward. `reward`
     is what is trained on, penalties for length included; all else called a reward is without them."""
     answers = [completion for group in groups for completion in group.completions]
     lengths = [len(answer.ids) for answer in answers]
-    by_length, by_task = {}, {}
-    for example, reward in zip(batch, rewards.nanmean(-1).tolist()):
-        by_length.setdefault(curriculum.bucket(example.length, [p.high for p in phases]), []).append(reward)
-        by_task.setdefault(example.task, []).append(reward)
+    rows_of = {}
+    for row, names in enumerate(parts):
+        for name in names:
+            rows_of.setdefault(name, []).append(row)
     spread = grpo.Spread.of(shaped, cfg.min_reward_std)
     return {
         "reward": number(shaped.nanmean()),
@@ -345,16 +357,32 @@ def rollout_values(cfg, batch, groups, scores, rewards, shaped, phases) -> dict:
         "accuracy": number(rewards.nanmean()),
         "rewards/rule/mean": mean(score.rule for group in scores for score in group),
         "rewards/overlong/mean": number((shaped - rewards).nanmean()),
-        **{f"reward_by_len/{name}": mean_of(values) for name, values in by_length.items()},
-        **{f"reward_by_task/{name}": mean_of(values) for name, values in by_task.items() if len(by_task) > 1},
-        "entropy": -sum(sum(answer.logprobs) for answer in answers) / max(1, sum(lengths)),    # estimate, all tokens
+        "entropy": sampled_entropy(answers),
         "answers/extracted": mean(bool(score.answer) for group in scores for score in group),
         "completions/mean_length": mean(lengths),
         "completions/min_length": min(lengths),
         "completions/max_length": max(lengths),
-        "completions/clipped_ratio": mean(answer.finish_reason == "length" for answer in answers),
+        "completions/clipped_ratio": clipped_ratio(answers),
         "prompts/mean_length": mean(len(group.prompt_ids) for group in groups),
+        **{name + part: value for part, rows in rows_of.items()
+           for name, value in part_values([groups[row] for row in rows], rewards[rows]).items()},
     }
+
+
+def part_values(groups, rewards: torch.Tensor) -> dict:
+    """The same of some of the groups, in short."""
+    answers = [completion for group in groups for completion in group.completions]
+    return {"reward": mean_of(rewards.nanmean(-1).tolist()), "entropy": sampled_entropy(answers),
+            "mean_length": mean(len(answer.ids) for answer in answers), "clipped_ratio": clipped_ratio(answers)}
+
+
+def sampled_entropy(answers) -> float:
+    """An estimate over all tokens, trained on or not: the mean of -log-prob as sampled."""
+    return -sum(sum(answer.logprobs) for answer in answers) / max(1, sum(len(answer.ids) for answer in answers))
+
+
+def clipped_ratio(answers) -> float:
+    return mean(answer.finish_reason == "length" for answer in answers)
 
 
 def mean_of(values: list[float]) -> float | None:
@@ -391,25 +419,48 @@ def judge_values(judge, scores) -> dict:
             "rewards/judge/mean": mean_of(verdicts) or 0.0, "judge/canaries_wrong": counts["canaries_wrong"]}
 
 
-def update_values(updates: list[tuple[Counter, float]], learning_rate: float) -> dict:
+def update_values(updates: list[tuple[Counter, float]], learning_rate: float, has_reference: bool) -> dict:
     """What was learned from: sums over the tokens of the informative groups, divided once."""
     total = Counter()
     for sums, _ in updates:
         total.update(sums)
-    tokens = max(1, total["num_tokens"])
-    return {"loss": total["loss"], "entropy_trained": total["entropy"] / tokens, "kl": total["kl"] / tokens,
-            "clip_ratio/low_mean": total["clipped_low"] / tokens,
-            "clip_ratio/high_mean": total["clipped_high"] / tokens,
-            "clip_ratio/dual_mean": total["clipped_dual"] / tokens, "updates": len(updates),
+    parts = [name.removeprefix("num_tokens") for name in total if name.startswith("num_tokens_by_")]
+
+    def per_token(*names: str, part: str = "") -> float:
+        return sum(total[name + part] for name in names) / max(1, total["num_tokens" + part])
+
+    kl = {"kl": per_token("kl") if updates else None, **{f"kl{part}": per_token("kl", part=part) for part in parts}}
+    return {"loss": total["loss"], "entropy_trained": per_token("entropy"), **(kl if has_reference else {}),
+            "clip_ratio/low_mean": per_token("clipped_low"), "clip_ratio/high_mean": per_token("clipped_high"),
+            "clip_ratio/dual_mean": per_token("clipped_dual"), "updates": len(updates),
             "grad_norm": mean([norm for _, norm in updates] or [0.0]), "learning_rate": learning_rate,
-            "rollout_gap": max([sums["gap"] for sums, _ in updates], default=0.0)}
+            "rollout_gap": max([sums["gap"] for sums, _ in updates], default=0.0),
+            **{f"clip_ratio{part}": per_token("clipped_low", "clipped_high", part=part) for part in parts}}
 
 
 def retro_values(sampler, phase, batch) -> dict:
-    """The share of earlier phases' hard examples in the batch, and how hard they are by their newest rewards."""
+    """The share of earlier phases' hard examples in the batch, how hard they are by their newest rewards, and how many
+    of them there are now."""
     kept = [example.id for example in batch if example.length <= phase.low]
+    pool = {"retro/pool": len(sampler.hard_examples(phase))} if phase.number > 1 and sampler.fraction else {}
     return {"retro/frac": len(kept) / len(batch),
-            "retro/mean_difficulty": mean([sampler.difficulty(key) for key in kept] or [0.0])}
+            "retro/mean_difficulty": mean([sampler.difficulty(key) for key in kept] or [0.0]), **pool}
+
+
+def patterns_of(logger, batch, texts) -> list[list[patterns.Patterns]]:
+    """The reasoning patterns in each answer, of each example; none where nothing is kept of them."""
+    if logger.directory is None:
+        return []
+    documents = [patterns.Document(example.document or "\n".join(content for _, content in example.messages))
+                 for example in batch]
+    return [[patterns.count(text, document) for text in group] for group, document in zip(texts, documents)]
+
+
+def pattern_values(found) -> dict:
+    """How many an answer has, on average, and how long its longest quote is, in words."""
+    answers = [answer for group in found for answer in group]
+    return {f"patterns/{name}": mean(getattr(answer, name) for answer in answers)
+            for name in (*patterns.NAMES, "longest_quote") if answers}
 
 
 def timing(times, groups) -> dict:
@@ -419,15 +470,21 @@ def timing(times, groups) -> dict:
     return {"step_time": step_time, **parts, "tokens_per_s": num_tokens / step_time}
 
 
-def keep_words(logger, step, batch, groups, texts, scores, shaped, advantages) -> None:
-    """Every answer of the step, one line each, in rollouts.jsonl; its reward as trained on, penalty included."""
+def keep_words(logger, step, batch, groups, texts, scores, rewards, shaped, advantages, found) -> None:
+    """Every answer of the step, one line each, in rollouts.jsonl; its reward as trained on, penalty included, and where
+    in its text the document is quoted."""
+    if not found:
+        return
     for row, (example, group) in enumerate(zip(batch, groups)):
         for i, completion in enumerate(group.completions):
             score = scores[row][i]
             logger.rollout(step=step, id=example.id, sample=i, task=example.task, question=example.question,
                            gold=example.accepted, text=texts[row][i], answer=score.answer, rule=score.rule,
                            judge=score.judge and mean_of([score.judge]), reward=number(shaped[row][i]),
-                           advantage=float(advantages[row][i]), finish_reason=completion.finish_reason)
+                           penalty=number(rewards[row][i] - shaped[row][i]), advantage=float(advantages[row][i]),
+                           length=len(completion.ids), finish_reason=completion.finish_reason,
+                           patterns={name: getattr(found[row][i], name) for name in patterns.NAMES},
+                           quotes=found[row][i].quotes)
 
 
 def show_words(logger, example, text, score, hint) -> None:

@@ -143,14 +143,16 @@ def token_weights(groups: Mapping[int, object], scored: Tensor, kind: str, max_n
 
 
 def group_loss(group, advantages: Tensor, weights: Tensor, sums: Counter, old_logprobs: Sequence | None = None,
-               ref_logprobs: Sequence | None = None, entropy_coef: float = 0.0, **objective) -> Callable:
+               ref_logprobs: Sequence | None = None, parts: Sequence[str] = (), entropy_coef: float = 0.0,
+               **objective) -> Callable:
     """The `loss(rows, logprobs, entropy)` of one group's answers, for group_pass.backward.
 
     advantages (G,) and weights (G,) of token_weights, one per answer; old_logprobs and ref_logprobs, for each answer
     its tokens' log-probs. Without old_logprobs this is the first update on these answers: the ratio is 1 (and its
     gradient is not), nothing need be computed. entropy_coef: of the mean entropy, which is taken off the loss.
-    `objective` goes to kernels.grpo_loss. `sums` collects the loss and the sums over tokens that it returns; and `gap`,
-    the largest difference between the sampler's log-probs and the old ones."""
+    `objective` goes to kernels.grpo_loss. `sums` collects the loss and the sums over tokens that it returns, under
+    their names and again under these with each ending of `parts`; and `gap`, the largest difference between the
+    sampler's log-probs and the old ones."""
     def loss(rows, logprobs, entropy):
         def of_rows(values):
             return torch.cat([torch.as_tensor(values[row], dtype=logprobs.dtype, device=logprobs.device)
@@ -165,7 +167,8 @@ def group_loss(group, advantages: Tensor, weights: Tensor, sums: Counter, old_lo
         if entropy_coef:
             value = value - entropy_coef * (weight * entropy).sum()
         gap, *counted = torch.stack([(old - sampled).abs().max(), value.detach(), *counts.values()]).tolist()
-        sums.update(dict(zip(("loss", *counts), counted)))                     # one transfer from the device for all
+        for part in ("", *parts):                                              # one transfer from the device for all
+            sums.update({name + part: count for name, count in zip(("loss", *counts), counted)})
         sums["gap"] = max(sums["gap"], gap)
         return value
     return loss

@@ -473,7 +473,8 @@ def inputs(config) -> dict[str, str]:
     paths = [path for name in ("data", "heldout", "difficulty") if (given := getattr(config, name, ()))
              for path in ([given] if isinstance(given, str) else given)]
     judge = getattr(config, "judge", "")
-    models = [config.model] * bool(getattr(config, "kl_coef", 0)) + [judge] * bool(judge)
+    reference = getattr(config, "kl_coef", 0) or getattr(config, "measure_kl", False)
+    models = [config.model] * bool(reference) + [judge] * bool(judge)
     paths += [str(path) for directory in models for pattern in ("config.json", "*.safetensors")     # reference, judge
               for path in sorted(Path(directory).glob(pattern))]
     return {path: checkpoint.digest(Path(path)) for path in paths if Path(path).is_file()}

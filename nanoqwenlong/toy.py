@@ -16,7 +16,8 @@ Two more tasks have graded rewards: f1 asks for several things at once, pairwise
     What did we send Rome, Oslo and Lima?                 ... Therefore, the answer is salt, tea, wool.
     Order the towns that we showed Tom, Ann and Bob.      ... Therefore, the answer is Bern, Lima, Oslo.
 
-And worked answers may be paraphrased (chai for tea), so that a judge has something to do that no rule can.
+And worked answers may be paraphrased (chai for tea), so that a judge has something to do that no rule can. What can be
+forgotten while learning all that are closed_book() questions: facts that stand in no document.
 """
 
 import math
@@ -148,6 +149,15 @@ def pages(num: int, seed: int) -> list[Example]:
         text = write_document(rng, *facts(rng, rng.randint(*PAGE)), mentions=MENTIONS)
         found.append(Example(f"page-{seed}-{number:05d}", text, question="", answer="", task="text"))
     return found
+
+
+def closed_book() -> list[Example]:
+    """Questions without a document, with worked responses: what each town is known for, asked by each person. The facts
+    are the same for every seed; a model has them from its warm-up or not at all."""
+    return [Example(f"closed-book-{person}-{town}", "", "", goods, messages=(("user", f"{person} asks: What is {town} "
+                                                                              "known for?"),),
+                    response=f"<think> {town} is known for {goods}.</think> Therefore, the answer is {goods}.")
+            for town, goods in zip(TOWNS, reversed(GOODS)) for person in PEOPLE]
 
 
 def split_of(document: str) -> str:

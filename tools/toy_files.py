@@ -1,0 +1,38 @@
+"""The toy task as files of rows, for experiments that mix what the scripts make up singly:
+
+    python -m tools.toy_files runs/ablations [--seed 1]
+
+    sft_short.jsonl   4,000 worked answers about short documents, and the closed-book questions
+    sft_long.jsonl    the same with 2,000 short and 2,000 long documents
+    rl.jsonl          2,000 questions of each length, others than those above
+    closed_book.jsonl the closed-book questions alone
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from nanoqwenlong import schemas, toy
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.toy_files", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--seed", type=int, default=0, help="of documents and questions")
+    args = parser.parse_args(argv)
+    args.directory.mkdir(parents=True, exist_ok=True)
+    sft, rl = f"{args.seed}/sft", f"{args.seed}/rl"
+    for name, examples in {
+            "sft_short": toy.examples(4000, toy.SHORT, sft) + toy.closed_book(),
+            "sft_long": toy.examples(2000, toy.SHORT, sft) + toy.examples(2000, toy.LONG, sft) + toy.closed_book(),
+            "rl": toy.examples(2000, toy.SHORT, rl) + toy.examples(2000, toy.LONG, rl),
+            "closed_book": toy.closed_book()}.items():
+        lines = [json.dumps(schemas.row(example), ensure_ascii=False) + "\n" for example in examples]
+        (args.directory / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
