@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     ["config", "records", "parallel", "log", "kvcache", "curriculum", "weights", "answers", "math_worker"],
     ["metrics", "tokenizer", "schedule", "attention", "grpo", "optim", "http_judge"],
-    ["rewards", "model", "paged"],
+    ["rewards", "model", "paged", "patterns"],
     ["schemas", "toy", "group_pass", "generate", "checkpoint", "evaluate"],
     ["data", "run", "judge"],
 ]                                                               # kernels/ lies below all of them
