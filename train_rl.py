@@ -28,7 +28,7 @@ from typing import Literal
 
 import torch
 
-from nanoqwenlong import curriculum, data, doctor, evaluate, group_pass, grpo, optim, parallel, patterns, run, toy
+from nanoqwenlong import curriculum, data, evaluate, group_pass, grpo, log, optim, parallel, patterns, run, toy
 from nanoqwenlong.config import ConfigError, at_least
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.judge import connect
@@ -127,6 +127,7 @@ PRESETS = {"paper": dict(phase_lengths=(20000, 60000), phase_steps=(50, 50), pro
                             loss="grpo", checkpointing=True)}
 HEADLINE = ("phase", "reward", "judge/error_rate", "frac_reward_zero_std", "entropy", "completions/clipped_ratio",
             "completions/mean_length", "grad_norm", "retro/frac", "step_time")
+PATTERNS = ("grounding", *patterns.CUES)
 MAX_UNJUDGED_STEPS = 3
 
 
@@ -451,8 +452,7 @@ def patterns_of(logger, batch, texts) -> list[list[patterns.Patterns]]:
     """The reasoning patterns in each answer, of each example; none where nothing is kept of them."""
     if logger.directory is None:
         return []
-    documents = [patterns.Document(example.document or "\n".join(content for _, content in example.messages))
-                 for example in batch]
+    documents = [patterns.Document(patterns.read_by(example)) for example in batch]
     return [[patterns.count(text, document) for text in group] for group, document in zip(texts, documents)]
 
 
@@ -460,7 +460,7 @@ def pattern_values(found) -> dict:
     """How many an answer has, on average, and how long its longest quote is, in words."""
     answers = [answer for group in found for answer in group]
     return {f"patterns/{name}": mean(getattr(answer, name) for answer in answers)
-            for name in (*patterns.NAMES, "longest_quote") if answers}
+            for name in (*PATTERNS, "longest_quote") if answers}
 
 
 def timing(times, groups) -> dict:
@@ -483,7 +483,7 @@ def keep_words(logger, step, batch, groups, texts, scores, rewards, shaped, adva
                            judge=score.judge and mean_of([score.judge]), reward=number(shaped[row][i]),
                            penalty=number(rewards[row][i] - shaped[row][i]), advantage=float(advantages[row][i]),
                            length=len(completion.ids), finish_reason=completion.finish_reason,
-                           patterns={name: getattr(found[row][i], name) for name in patterns.NAMES},
+                           patterns={name: getattr(found[row][i], name) for name in PATTERNS},
                            quotes=found[row][i].quotes)
 
 

@@ -2,10 +2,11 @@
 
     python -m tools.toy_files runs/ablations [--seed 1]
 
-    sft_short.jsonl   4,000 worked answers about short documents, and the closed-book questions
-    sft_long.jsonl    the same with 2,000 short and 2,000 long documents
-    rl.jsonl          2,000 questions of each length, others than those above
-    closed_book.jsonl the closed-book questions alone
+    base.jsonl         2,000 worked answers about short documents, and the closed-book questions
+    sft_short.jsonl    4,000 others about short documents
+    sft_long.jsonl     2,000 of these, and 2,000 about long documents
+    rl.jsonl           2,000 questions of each length, others than those above
+    closed_book.jsonl  the closed-book questions alone
 """
 
 import argparse
@@ -23,10 +24,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of documents and questions")
     args = parser.parse_args(argv)
     args.directory.mkdir(parents=True, exist_ok=True)
-    sft, rl = f"{args.seed}/sft", f"{args.seed}/rl"
+    base, sft, rl = (f"{args.seed}/{name}" for name in ("base", "sft", "rl"))
+    short = toy.examples(4000, toy.SHORT, sft)
     for name, examples in {
-            "sft_short": toy.examples(4000, toy.SHORT, sft) + toy.closed_book(),
-            "sft_long": toy.examples(2000, toy.SHORT, sft) + toy.examples(2000, toy.LONG, sft) + toy.closed_book(),
+            "base": toy.examples(2000, toy.SHORT, base) + toy.closed_book(),
+            "sft_short": short,
+            "sft_long": short[:2000] + toy.examples(2000, toy.LONG, sft),
             "rl": toy.examples(2000, toy.SHORT, rl) + toy.examples(2000, toy.LONG, rl),
             "closed_book": toy.closed_book()}.items():
         lines = [json.dumps(schemas.row(example), ensure_ascii=False) + "\n" for example in examples]
