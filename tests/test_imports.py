@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
-    ["config", "records", "parallel", "log", "kvcache", "curriculum", "weights", "answers", "math_worker"],
+    ["config", "records", "parallel", "log", "kvcache", "curriculum", "weights", "answers", "math_worker", "doctor"],
     ["metrics", "tokenizer", "schedule", "attention", "grpo", "optim", "http_judge"],
     ["rewards", "model", "paged", "patterns"],
     ["schemas", "toy", "group_pass", "generate", "checkpoint", "evaluate"],
