@@ -28,8 +28,9 @@ from typing import Literal
 
 import torch
 
-from nanoqwenlong import curriculum, data, evaluate, group_pass, grpo, log, optim, parallel, patterns, run, toy
+from nanoqwenlong import curriculum, data, evaluate, group_pass, grpo, optim, parallel, patterns, run, toy
 from nanoqwenlong.config import ConfigError, at_least
+from nanoqwenlong.doctor import Doctor
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.judge import connect
 from nanoqwenlong.model import Qwen
@@ -175,6 +176,7 @@ def train(cfg: Config, this: run.Run) -> None:
                      f"{phase.num_steps} steps of {min(cfg.prompts_per_step, num_examples)} x {cfg.group_size} answers")
 
     plan = [phase for phase in phases for _ in range(phase.num_steps)][:cfg.steps or None]
+    doctor = Doctor()
     for step in this.steps(len(plan), ends=set(accumulate(phase.num_steps for phase in phases))):
         phase, batch, groups, texts, scores, wanted = plan[step - 1], [], [], [], [], cfg.prompts_per_step
         for refill in range(1 + cfg.max_refills):
@@ -231,7 +233,9 @@ def train(cfg: Config, this: run.Run) -> None:
         this.log.line(step, values, HEADLINE)
         keep_words(this.log, step, batch, groups, texts, scores, rewards, shaped, advantages, found)
         if cfg.show_every and (step == 1 or step % cfg.show_every == 0):
-            show_words(this.log, batch[0], texts[0][0], scores[0][0], log.advice(values))
+            show_words(this.log, batch[0], texts[0][0], scores[0][0])
+        for note in doctor.look(values):
+            this.log.say(f"    note: {note}")
         tell_and_stop(cfg, this, values, judge)
 
 
@@ -487,14 +491,12 @@ def keep_words(logger, step, batch, groups, texts, scores, rewards, shaped, adva
                            quotes=found[row][i].quotes)
 
 
-def show_words(logger, example, text, score, hint) -> None:
-    """One answer in full, and advice where the numbers call for it."""
+def show_words(logger, example, text, score) -> None:
+    """One answer in full."""
     reward = "none: the judge left it open" if math.isnan(score.reward) else f"{score.reward:g}"
     gold = " | ".join(example.accepted).replace("\n", ", ")
     logger.say(f"    {example.question} {text}\n    gold {gold}, extracted {score.answer!r}, "
                f"reward {reward}{' by the judge' if score.judge == 1 else ''}")
-    if hint:
-        logger.say(f"    note: {hint}")
 
 
 if __name__ == "__main__":

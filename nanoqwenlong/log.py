@@ -87,18 +87,3 @@ def format_value(value) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.3f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
-
-
-def advice(values: dict) -> str | None:
-    """One sentence when a step's numbers show why nothing is being learned, with the flag to change; else None."""
-    if values["completions/clipped_ratio"] > 0.9:
-        return (f"{values['completions/clipped_ratio']:.0%} of the answers were cut before their end, so most earn 0: "
-                "raise --max-new-tokens, or warm up with train_sft.py on answers that fit")
-    if values["answers/extracted"] < 0.1:
-        return (f"only {values['answers/extracted']:.0%} of the answers hold \"</think> ... the answer is ...\", so "
-                "the reward stays 0: warm up with train_sft.py on answers in that form")
-    if values["frac_reward_zero_std"] == 1 and values["reward"] is not None:
-        kind = "all wrong" if values["reward"] == 0 else "all right or all wrong within their group"
-        return (f"every group's answers earned the same ({kind}), so this step taught nothing: use easier or harder "
-                "examples, or raise --group-size")
-    return None

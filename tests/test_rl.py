@@ -252,8 +252,7 @@ def test_an_answer_that_is_shown_says_who_rewarded_it(capsys):
     for judge, told in ((None, "reward 0"), (0.0, "reward 0"), (1.0, "reward 1 by the judge"),
                         (math.nan, "reward none: the judge left it open")):
         reward = judge or 0.0
-        train_rl.show_words(Log(None), Example("e", "", "Who?", "Ann"), "text", rewards.Score(reward, 0.0, judge, "x"),
-                            None)
+        train_rl.show_words(Log(None), Example("e", "", "Who?", "Ann"), "text", rewards.Score(reward, 0.0, judge, "x"))
         assert capsys.readouterr().out.endswith(f", {told}\n")
 
 
