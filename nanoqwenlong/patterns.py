@@ -38,12 +38,12 @@ CUES = {
       | \b{I_WILL}\ (?:find|determine|identify|locate|look\ (?:for|up)|figure\ out|work\ out|calculate|compute|start
             |begin|break)\b""",
     "backtracking": rf"""
-        (?:^|\b(?:but|no|oh|hmm|so)\b,?\ |[-–—,;:]\ )wait
-            (?=[,.:;!?…]|\ [-–—]|$|\ (?:a|no|but|that|maybe|actually|i|let|is)\b)
+        (?:^|\b(?:but|no|oh|hmm|so)\b,?\ |[-,;:]\ |[–—]\ ?)wait
+            (?=[,.:;!?…—]|\ [-–—]|$|\ (?:a|no|but|so|that|this|it|there|what|maybe|actually|i|let|is)\b)
       | (?:^|^(?:but|no|oh|hmm|wait|and|so),?\ |[-–—,;:]\ )actually\b
       | \bon\ second\ thoughts?\b | ^(?:hold\ on|scratch\ that)\b
       | \b{I_WILL}\ (?:re-?(?:read|think|consider|examine|visit|trace|start|do|calculate|count)\b|go\ back\b
-            |start\ (?:over|again)\b|try\ again\b|look\ again\b)
+            |start\ (?:over|again)\b|(?:try|look|think)\ again\b)
       | ^(?:but\ )?no,\ (?:that|this|it)(?:'s|\ is|\ was|\ can't|\ cannot|\ doesn't|\ isn't)
       | (?:^|[-–—,;:]\ |\bbut\ )(?:that|this|it)(?:(?:'s|\ is|\ was)\ (?:wrong|incorrect|not\ (?:right|correct))
             |\ can't\ be\ right)
@@ -55,8 +55,8 @@ CUES = {
       | ^(?:is|was)\ (?:that|this|it)\ (?:right|correct)\?""",
 }
 CUES = {name: re.compile(cues, re.VERBOSE) for name, cues in CUES.items()}
-BORDER = re.compile(r"""(?<=[.!?…])["')\]*]*\s+|[。！？]|\n|</?think>""")             # between sentences
-OPENING = " \t\r>*#-•\"'([0123456789.)"                        # what may stand before a sentence's first word
+BORDER = re.compile(r"""(?<=[.!?…])["'”)\]*]*\s+|[。！？]|\n|</?think>""")             # between sentences
+OPENING = " \t\r>*#-•\"'“([0123456789.)"                        # what may stand before a sentence's first word
 STRAIGHT = str.maketrans("’‘", "''")
 
 

@@ -37,7 +37,7 @@ def test_the_longest_run_up_to_each_word_is_that_of_brute_force(document, words)
     assert Document(" ".join(document)).matches(words) == expected
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(st.lists(st.sampled_from("the oslo kim 東".split()), max_size=30), st.data())
 def test_quotes_are_those_of_brute_force(document, data):
     """The answer is stitched from pieces of the document, so that runs overlap."""
@@ -125,8 +125,8 @@ SENTENCES = [
      ["This is the first time.", "It stood next to the river.", "They took a step back.", "He came second.",
       "They find it hard.", "We then left.", "Footsteps 2 and 3."]),
     ("backtracking", ["Wait, that is another town.", "But wait.", "Hmm, wait - Oslo came later.",
-                      "So it is tea - wait, no.", "Actually, it was 1999.", "It is Oslo; actually Bern.",
-                      "On second thought, no.",
+                      "So it is tea - wait, no.", "Tea—wait—no.", "“Actually, 1999.”", "It is Oslo; actually Bern.",
+                      "On second thought, no.", "Let me think again.",
                       "Let me re-read the letter.", "I should go back to the notes.", "No, that's the other one.",
                       "I misread the date.", "But that can't be right.", "That’s wrong.", "Hold on."],
      ["They await the train.", "Wait times rose by 5 %.", "You wait for the train.", "The actual price is 5.",
