@@ -16,16 +16,13 @@ run() {   # run NAME SCRIPT FLAGS...: one run; of what it says the end, if it fa
     echo "   $name: $((SECONDS / 60)):$(printf %02d $((SECONDS % 60)))"
 }
 sft() { run "$1" train_sft.py --model "$2" --data "$runs/data-${1##*-}/$3.jsonl" --steps "$4" --eval-every 0; }
-rl() {    # rl NAME MODEL FLAGS...: phase I on short documents, phase II on long ones, unless told otherwise
-    local name=$1 model=$2 && shift 2
-    run "$name" train_rl.py --model "$model" --data "$runs/data-${name##*-}/rl.jsonl" --phase-lengths 80 200 \
-        --phase-steps 40 110 --measure-kl "$@"
-}
+rl() { run "$1" train_rl.py --model "$2" --data "$runs/data-${1##*-}/rl.jsonl" --measure-kl "${@:3}"; }
+phased() { rl "$@" --phase-lengths 80 200 --phase-steps 40 110; }
 evaluate() { "$python" eval.py --out "$runs/$1" "${@:2}" > "$runs/$1.log" 2>&1 || { tail -n 5 "$runs/$1.log"; exit 255; }; }
 last() { printf '%s\n' "$runs/$1"/checkpoints/step_* | tail -n 1; }
 both() { xargs -d '\n' -P 2 -I{} bash -euo pipefail -c '{}'; }                # two of the commands on stdin at a time
 for_seeds() { for seed in $seeds; do printf "%s\n" "${1//SEED/$seed}"; done; }
-export -f run sft rl evaluate last
+export -f run sft rl phased evaluate last
 
 echo "== 1. Warm-ups: facts that stand in no document; then base: a little of look-ups in short documents"
 for_seeds '$python -m tools.toy_files $runs/data-SEED --seed SEED' | both
@@ -35,10 +32,10 @@ for_seeds 'sft short-SEED $(last base-SEED) sft_short 60
            sft long-SEED $(last base-SEED) sft_long 60' | both
 
 echo "== 2. RL from each of the three; from base also without the sampler, and all lengths at once"
-for_seeds 'rl rl_base-SEED $(last base-SEED)
-           rl rl_short-SEED $(last short-SEED)
-           rl rl_long-SEED $(last long-SEED)
-           rl no_retro-SEED $(last base-SEED) --retro-fraction 0
+for_seeds 'phased rl_base-SEED $(last base-SEED)
+           phased rl_short-SEED $(last short-SEED)
+           phased rl_long-SEED $(last long-SEED)
+           phased no_retro-SEED $(last base-SEED) --retro-fraction 0
            rl single-SEED $(last base-SEED) --phase-lengths 200 --phase-steps 200 --save-every 10 --keep 100' | both
 
 echo "== 3. Rule or rule and judge: a judge of our own, answers of which half name a thing by its other word"
