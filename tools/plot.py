@@ -1,125 +1,138 @@
-"""Pictures of runs (needs `pip install ".[plots]"`):
+"""Pictures of runs and of evaluations (needs `pip install ".[plots]"`; else, or with --text, in the terminal):
 
-    python -m tools.plot runs/demo-0 [--out docs/demo.png]                          a demo run
-    python -m tools.plot runs/a runs/b --metric reward entropy --out ab.png         metrics of one run or several
+    python -m tools.plot runs/a                                     a training run, or several in the same panels
+    python -m tools.plot runs/a-0 runs/a-1 runs/b --out pictures    a-0 and a-1 are seeds of one line: mean and band
+    python -m tools.plot runs/a runs/b --metric reward entropy --out ab.png         a panel for each of these metrics
+    python -m tools.plot runs/eval                                  what eval.py --out runs/eval found
+    python -m tools.plot runs/demo-0 --out docs/demo.png            a demo: its RL run and its evaluation
 
-Of metrics there is one panel each, a line for each run: a moving average over 15 steps. Of a demo, left: the mean
-reward of each RL step on its phase's documents (rl/metrics.jsonl), a moving average over it, as dots the hard examples
-of earlier phases that came back, and the border between the phases. Right: held-out accuracy by document length for
-each model of table.json, with its 95 % interval.
+Of training runs: dynamics.png (reward, entropy, KL, length: Figure 2 of QwenLong-L1), length.png (reward by length of
+the document), health.png, time.png (what it cost), patterns.png (if they were counted). All comes from metrics.jsonl
+and results.json; a run may still be going on. Thick lines are moving averages, anew in each phase; a run's own values
+are the thin ones.
 """
 
 import argparse
-import json
+import difflib
+import shutil
 import sys
 from pathlib import Path
 
-PREFIX = "reward_by_len/"
+from tools import figures, series, terminal
+from tools.figures import PALETTE, label, style                          # noqa: F401  for others to use
+from tools.series import moving_average, read_metrics, seeds             # noqa: F401
+
+Groups = dict[str, list[list[dict]]]
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """The steps of a run, one dictionary each."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def read_groups(runs: list[Path]) -> Groups:
+    return {name: [read_metrics(run / "metrics.jsonl") for run in some] for name, some in seeds(runs).items()}
 
 
-def moving_average(values: list[float], width: int) -> list[float]:
-    """Mean of the last `width` values at each place (fewer at the start)."""
-    return [sum(values[max(0, i - width + 1):i + 1]) / (i + 1 - max(0, i - width + 1)) for i in range(len(values))]
+def of_runs(groups: Groups, directory: Path) -> list[Path]:
+    """The pictures of training runs; of the warm-up's, whose metrics are others, a panel for each."""
+    if not any(series.has(group, "reward") for group in groups.values()):
+        return [of_metrics(groups, numbers(groups), directory / "metrics.png")]
+    made = [figures.dynamics(groups, directory / "dynamics.png"), figures.lengths(groups, directory / "length.png"),
+            figures.panels(groups, [spec for spec in figures.HEALTH if spec[2] != "judge/error_rate" or any(
+                series.has(group, spec[2]) for group in groups.values())], directory / "health.png"),
+            figures.time(groups, directory / "time.png")]
+    if any(series.has(group, key) for group in groups.values() for _, _, key in figures.PATTERNS):
+        made.append(figures.panels(groups, figures.PATTERNS, directory / "patterns.png"))
+    return made
 
 
-def draw(run: Path, out: Path) -> None:
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    steps, rows = read_metrics(run / "rl/metrics.jsonl"), json.loads((run / "table.json").read_text(encoding="utf-8"))
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), width_ratios=(3, 2))
-
-    buckets = list(dict.fromkeys(name for row in rows for name in row if name != "model"))
-    for number, (name, colour) in enumerate(zip(buckets, ("tab:blue", "tab:orange", "tab:green")), start=1):
-        own = [(s["step"], s[PREFIX + name]) for s in steps if PREFIX + name in s and s["phase"] == number]
-        kept = [(s["step"], s[PREFIX + name]) for s in steps if PREFIX + name in s and s["phase"] > number]
-        if own:
-            x, y = zip(*own)
-            left.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
-            left.plot(x, moving_average(y, 15), color=colour, label=f"documents of {name} tokens")
-        if kept:
-            left.plot(*zip(*kept), ".", color=colour, markersize=3, label="hard ones of an earlier phase")
-    for before, after in zip(steps, steps[1:]):
-        if before["phase"] != after["phase"]:
-            left.axvline(after["step"], color="grey", linestyle="--", linewidth=0.8)
-            left.annotate(f"phase {after['phase']}", (after["step"], 0.5), xytext=(4, 0), textcoords="offset points")
-    left.set(xlabel="RL step", ylabel="mean reward of the sampled answers", ylim=(-0.02, 1.02))
-    left.legend(frameon=False, loc="lower right")
-
-    width = 0.8 / len(rows)
-    for i, row in enumerate(rows):
-        cells = [row[name] for name in buckets]
-        heights = [100 * cell["accuracy"] for cell in cells]
-        spread = [[100 * (cell["accuracy"] - cell["low"]) for cell in cells],
-                  [100 * (cell["high"] - cell["accuracy"]) for cell in cells]]
-        right.bar([place + i * width for place in range(len(buckets))], heights, width * 0.9, yerr=spread, capsize=2,
-                  label=label(row["model"]), color=f"C{i + 3}")
-    right.set(ylabel="held-out accuracy, %", ylim=(0, 100), xticks=[p + 0.4 - width / 2 for p in range(len(buckets))],
-              xticklabels=[f"{name} tokens" for name in buckets])
-    right.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.02))
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(out, dpi=150)
-    print(f"wrote {out}")
+def of_metrics(groups: Groups, keys: list[str], path: Path) -> Path:
+    return figures.panels(groups, [(key, "", key) for key in keys], path, columns=3)
 
 
-def draw_metrics(runs: list[Path], metrics: list[str], out: Path) -> None:
-    """A panel per metric, a line per run; steps without the metric are left out."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    figure, panels = pyplot.subplots(1, len(metrics), figsize=(4 * len(metrics), 3.2), squeeze=False)
-    for axes, metric in zip(panels[0], metrics):
-        for number, run in enumerate(runs):
-            points = [(s["step"], s[metric]) for s in read_metrics(run / "metrics.jsonl") if s.get(metric) is not None]
-            if points:
-                x, y = zip(*points)
-                axes.plot(x, y, color=f"C{number}", alpha=0.2, linewidth=0.8)
-                axes.plot(x, moving_average(y, 15), color=f"C{number}", label=run.name)
-        axes.set(xlabel="RL step", title=metric)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0][0].legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(out, dpi=150)
-    print(f"wrote {out}")
+def numbers(groups: Groups) -> list[str]:
+    """All metrics that are numbers."""
+    rows = [row for group in groups.values() for rows in group for row in rows]
+    return list(dict.fromkeys(key for row in rows for key, value in row.items() if key not in ("step", "phase")
+                              and isinstance(value, int | float) and not isinstance(value, bool)))
 
 
-def label(model: str) -> str:
-    """A short name for a model directory: its run and step, or its own name."""
-    path = Path(model)
-    return f"{path.parents[1].name} {path.name}" if path.parent.name == "checkpoints" else path.name
+def require(groups: Groups, keys: list[str]) -> None:
+    """Every metric that was asked for is there, in some run."""
+    for key in keys:
+        if not any(series.has(group, key) for group in groups.values()):
+            near = difflib.get_close_matches(key, numbers(groups), n=1, cutoff=0.0)
+            raise LookupError(f"no step of these runs has {key!r}; did you mean {(near or ['reward'])[0]!r}?")
+
+
+def in_words(groups: Groups, keys: list[str], models: list[dict], stream) -> str:
+    """The same in the terminal: sparklines of runs, bars of an evaluation."""
+    width = shutil.get_terminal_size((100, 24)).columns
+    blocks = terminal.BLOCKS if terminal.fits(terminal.BLOCKS + "│", stream.encoding) else terminal.PLAIN
+    parts = []
+    if groups:
+        parts.append(terminal.chart(groups, keys or terminal.chosen(groups) or numbers(groups), width, blocks))
+    if models:
+        rows = [(label(model["model"]), name, cell) for part in ("by_length", "by_task", "by_source")
+                for model in models for name, cell in figures.cells(model, part).items()]
+        rows += [(label(model["model"]), key, {"accuracy": value, "low": None, "high": None}) for model in models
+                 for key, value in model["all"].items() if key.startswith("pass@")]
+        parts.append(terminal.table(rows, width, blocks))
+    return "\n\n".join(parts)
+
+
+def show(runs: list[Path], keys: list[str], out: Path | None, text: bool) -> None:
+    """Draws, or prints, what the directories hold."""
+    first, groups, models = runs[0], {}, []
+    demo = len(runs) == 1 and not keys and not (first / "metrics.jsonl").exists() and (
+        first / "rl/metrics.jsonl").exists()
+    if demo:
+        groups, models = read_groups([first / "rl"]), series.read_results(first / "eval/results.json")
+    elif len(runs) == 1 and not keys and (first / "results.json").exists() and not (first / "metrics.jsonl").exists():
+        models = series.read_results(first / "results.json")
+    else:
+        groups = read_groups(runs)
+        require(groups, keys)
+    if not text:
+        try:
+            import matplotlib                                                    # noqa: F401
+        except ImportError:
+            print('matplotlib is not installed (pip install ".[plots]"), so here it is in words', file=sys.stderr)
+            text = True
+    if text:
+        return print(in_words(groups, keys, models, sys.stdout))
+    if not models and not keys:
+        if out and out.suffix == ".png":
+            raise LookupError(f"--out {out}: a run gives several pictures; name a directory, or choose with --metric")
+        made = of_runs(groups, out or first)
+    else:
+        path = out if out and out.suffix == ".png" else (out or first) / (
+            "evaluation.png" if models and not demo else "curve.png")
+        made = [figures.demo(next(iter(groups.values()))[0], models, path) if demo else
+                figures.evaluation(models, path) if models else of_metrics(groups, keys, path)]
+    print(f"wrote {', '.join(map(str, made))}")
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.plot", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="run",
-                        help="with --metric run directories, else the directory of a demo (recipes/demo.sh)")
-    parser.add_argument("--metric", nargs="+", help="keys of metrics.jsonl")
-    parser.add_argument("--out", type=Path, help="the PNG (default: RUN/curve.png)")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="of a run, an evaluation, or a demo")
+    parser.add_argument("--metric", nargs="+", default=[], metavar="KEY", help="keys of metrics.jsonl")
+    parser.add_argument("--out", type=Path, help="a directory, or where there is one picture its PNG (default: in the "
+                                                 "first DIR)")
+    parser.add_argument("--text", action="store_true", help="in the terminal")
     args = parser.parse_args(argv)
-    out = args.out or args.runs[0] / "curve.png"
-    if not args.metric and len(args.runs) > 1:
-        print("several runs are drawn metric by metric: give --metric", file=sys.stderr)
-        return 78
     try:
-        draw_metrics(args.runs, args.metric, out) if args.metric else draw(args.runs[0], out)
-    except FileNotFoundError as error:
-        print(f"{error.filename} is not there; give the directory of a finished run or demo", file=sys.stderr)
+        show(args.runs, args.metric, args.out, args.text)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        print(f"{error.filename} is not there; give the directory of a run, an evaluation or a demo", file=sys.stderr)
         return 66
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        print(f"{args.runs[0]} cannot be drawn ({type(error).__name__}: {error}); a run should hold a whole "
-              "metrics.jsonl, a demo that of an RL run and the table.json of eval.py", file=sys.stderr)
+    except series.PlotError as error:
+        print(f"{args.runs[0]} cannot be drawn: {error}" if str(args.runs[0]) not in str(error) else
+              f"cannot be drawn: {error}", file=sys.stderr)
         return 65
-    except ImportError:
-        print('matplotlib is not installed: pip install ".[plots]"', file=sys.stderr)
+    except LookupError as error:
+        print(error.args[0], file=sys.stderr)
         return 78
+    except OSError as error:
+        print(f"{error.filename} cannot be read or written: {error.strerror}", file=sys.stderr)
+        return 74
     return 0
 
 
