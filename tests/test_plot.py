@@ -1,49 +1,241 @@
-"""The picture is drawn from the files of a run."""
+"""Pictures and sparklines of runs and evaluations: what is averaged, and that everything a run may hold is drawn."""
 
 import json
+import math
+import sys
 
 import pytest
 
-from tools import plot
+from tools import plot, series, terminal
 
-pytest.importorskip("matplotlib")
-
-
-def test_a_picture_of_a_small_run(tmp_path):
-    (tmp_path / "rl").mkdir()
-    steps = [{"step": 1, "phase": 1, "reward_by_len/0-80": 0.5}, {"step": 2, "phase": 2, "reward_by_len/80-200": 0.2,
-             "reward_by_len/0-80": 0.6}]
-    (tmp_path / "rl/metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    cell = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "questions": 10}
-    rows = [{"model": "runs/x/rl/checkpoints/step_000002", "0-80": cell, "80-200": cell}]
-    (tmp_path / "table.json").write_text(json.dumps(rows))
-    assert plot.main([str(tmp_path)]) == 0
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def test_metrics_of_several_runs(tmp_path, capsys):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n{"step": 2, "reward": null}\n')
-    runs = [str(tmp_path / name) for name in ("a", "b")]
+def write(directory, rows, name="metrics.jsonl"):
+    path = directory / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(directory)
+
+
+def run(num=3, first=2, seed=0.0):
+    """Rows of a small run whose second phase begins behind step `first`."""
+    return [{"step": s, "phase": 1 + (s > first), "reward": min(1.0, s / num + seed), "entropy": 0.5, "grad_norm": s,
+             f"reward_by_len/{'0-80' if s <= first else '80-200'}": s / num, "completions/mean_length": 10 + s,
+             "step_time": 30.0, "tokens_per_s": 1000.0, "timing_s/sample": 20.0, "timing_s/update": 10.0}
+            for s in range(1, num + 1)]
+
+
+def cell(accuracy, low=0.4, high=0.6, **more):
+    return {"accuracy": accuracy, "low": low, "high": high, "questions": 10, **more}
+
+
+def results(**parts):
+    model = {"all": cell(0.5), "by_length": {"0-80": cell(0.5), "80-200": cell(None, None, None)}, "by_task": {},
+             "by_source": {}, "average": None, **parts}
+    return {"settings": {}, "models": [{"model": "assets/nano-sft", **model},
+                                       {"model": "runs/x/rl/checkpoints/step_000030", **model}]}
+
+
+@pytest.fixture
+def matplotlib():
+    return pytest.importorskip("matplotlib")
+
+
+def pictures(directory) -> dict:
+    """{name: (width, height)} of the PNGs in a directory."""
+    found = {}
+    for path in directory.glob("*.png"):
+        content = path.read_bytes()
+        assert content.startswith(PNG), path
+        found[path.name] = tuple(int.from_bytes(content[place:place + 4], "big") for place in (16, 20))
+    return found
+
+
+ALL = {f"{name}.png" for name in ("dynamics", "length", "health", "time", "patterns")}
+
+
+@pytest.mark.parametrize("rendered", [{"length.png"}, pytest.param(ALL, marks=pytest.mark.full)])
+def test_the_pictures_of_a_run_that_broke_and_still_goes_on(tmp_path, monkeypatch, matplotlib, rendered):
+    """NaN, infinity, null, a missing judge, retrospective examples, and half a last line."""
+    from tools import figures
+    save, made = figures.save, set()
+    monkeypatch.setattr(figures, "save", lambda figure, path: made.add(path.name) or (
+        save(figure, path) if path.name in rendered else path))
+    rows = run()
+    rows[1].update(entropy=math.nan, grad_norm=math.inf, reward=None)
+    rows[2].update({"reward_by_len/0-80": 0.25, "patterns/grounding": 2.0, "judge/error_rate": 0.5, "kl": 0.1})
+    directory = write(tmp_path / "a", rows)
+    with open(tmp_path / "a/metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "rew')
+    assert plot.main([directory, "--out", str(tmp_path / "out")]) == 0
+    found = pictures(tmp_path / "out")
+    assert made == ALL and set(found) == rendered
+    assert all(1000 <= width <= 2000 and 400 <= height <= 3000 for width, height in found.values()), found
+
+
+def test_several_runs_of_different_lengths_in_one_panel(tmp_path, capsys, matplotlib):
+    runs = [write(tmp_path / name, rows) for name, rows in (
+        ("a-0", run(3)), ("a-1", run(1)), ("b", [{"step": 1, "reward": 0.5}, {"step": 2, "reward": None}]))]
     assert plot.main([*runs, "--metric", "reward", "entropy", "--out", str(tmp_path / "ab.png")]) == 0
-    assert (tmp_path / "ab.png").read_bytes().startswith(b"\x89PNG")
-    assert plot.main(runs) == 78 and "--metric" in capsys.readouterr().err
+    assert set(pictures(tmp_path)) == {"ab.png"}
+    assert plot.main([*runs, "--metric", "rewart"]) == 78 and "'reward'" in capsys.readouterr().err
+    assert plot.main([*runs, "--out", str(tmp_path / "ab.png")]) == 78 and "directory" in capsys.readouterr().err
 
 
-def test_an_unfinished_run_gets_one_sentence(tmp_path, capsys):
-    assert plot.main([str(tmp_path)]) == 66
-    assert "metrics.jsonl" in capsys.readouterr().err
+def test_the_pictures_of_a_demo_and_of_an_evaluation(tmp_path, matplotlib):
+    write(tmp_path / "rl", run())
+    write(tmp_path / "eval", [results(by_source={"frames": cell(0.5), "docmath": cell(0.25, 0.1, 0.4)},
+                                      average=cell(0.375), all=cell(0.5, **{"pass@1": 0.5, "pass@4": 0.75}))],
+          "results.json")
+    assert plot.main([str(tmp_path)]) == plot.main([str(tmp_path / "eval")]) == 0
+    assert set(pictures(tmp_path)) == {"curve.png"} and set(pictures(tmp_path / "eval")) == {"evaluation.png"}
 
 
-def test_labels_and_moving_average():
-    assert plot.label("runs/demo-0/rl/checkpoints/step_000030") == "rl step_000030"
-    assert plot.label("assets/nano-base") == "nano-base"
+def drawn(monkeypatch, draw) -> list:
+    """The figures that `draw` would have saved."""
+    from tools import figures
+    found = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: found.append(figure) or path)
+    draw(figures)
+    return found
+
+
+def test_what_is_drawn_are_the_numbers_of_the_runs(tmp_path, monkeypatch, matplotlib):
+    """The mean of two seeds and their band, thin where one has ended; bars as high as the accuracies; the KL is not
+    drawn where none was measured."""
+    one, two = run(4, 4), run(2, 4, seed=0.25)
+    (figure,) = drawn(monkeypatch, lambda f: f.dynamics({"a": [one, two]}, tmp_path))
+    reward, _, kl, length = figure.axes
+    thick, thin = reward.lines
+    assert list(thick.get_ydata()) == [0.5, 0.75] and list(thin.get_ydata()) == [0.75, 1.0]
+    (band,) = reward.collections
+    assert (band.get_datalim(reward.transData).y0, band.get_datalim(reward.transData).y1) == (0.25, 1.0)
+    assert not kl.lines and "--kl-coef 0" in kl.texts[0].get_text()
+    assert [text.get_text() for text in length.get_legend().get_texts()] == ["1"]         # 1.29 and 0.71, hand-computed
+    (figure,) = drawn(monkeypatch, lambda f: f.evaluation(results()["models"], tmp_path))
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [50, 50]
+    figure.clear()
+
+
+def test_retrospective_examples_are_dots_behind_the_phase_of_their_bucket(tmp_path, monkeypatch, matplotlib):
+    rows = run(4, 2)
+    rows[3]["reward_by_len/0-80"] = 0.125
+    (figure,) = drawn(monkeypatch, lambda f: f.lengths({"a": [rows]}, tmp_path))
+    dots = [list(zip(*line.get_data())) for line in figure.axes[0].lines if line.get_marker() == "o"
+            and line.get_linestyle() == "None"]
+    assert dots == [[(4, 0.125)]]
+    border = [line for line in figure.axes[0].lines if list(line.get_xdata()) == [2.5, 2.5]]
+    assert len(border) == 1 and figure.axes[0].texts[0].get_text() == "phase 2"
+
+
+def test_lines_can_be_told_apart_in_greyscale():
+    """CIE lightness of the colours: 29 of 100 for #004488, as every table of it says; no two alike."""
+    def lightness(colour):
+        channels = [int(colour[place:place + 2], 16) / 255 for place in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055)**2.4 for c in channels]
+        luminance = sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear))
+        return 116 * luminance**(1 / 3) - 16 if luminance > 0.008856 else 903.3 * luminance
+    found = sorted(map(lightness, plot.PALETTE))
+    assert lightness("#004488") == pytest.approx(29, abs=0.5) and lightness("#FFFFFF") == pytest.approx(100, abs=0.1)
+    assert min(b - a for a, b in zip(found, found[1:])) > 7 and found[-1] < 88
+
+
+def test_seeds_differ_in_a_number_at_the_end(tmp_path):
+    def grouped(*names):
+        return {name: [str(run.relative_to(tmp_path)) for run in some]
+                for name, some in plot.seeds([tmp_path / name for name in names]).items()}
+    assert grouped("a-0", "a-1", "b-0", "b") == {"a": ["a-0", "a-1"], "b-0": ["b-0"], "b": ["b"]}
+    assert grouped("demo-0/rl", "demo-1/rl") == {"demo/rl": ["demo-0/rl", "demo-1/rl"]}
+    assert grouped("a", "a-0", "a-1") == {"a": ["a"], "a-*": ["a-0", "a-1"]}
+    assert grouped("a", "a") == {"a": ["a"]}
+    assert grouped("x/rl", "y/rl") == {"x/rl": ["x/rl"], "y/rl": ["y/rl"]}
+    assert grouped("1.7B", "lr2") == {"1.7B": ["1.7B"], "lr2": ["lr2"]}
+
+
+def test_averages_begin_anew_with_a_phase():
+    """20 steps: averages over 2. Two runs: their averages' mean, lowest and highest."""
+    rows = [{"step": s, "phase": 1 + (s > 10), "x": float(s)} for s in range(1, 21)]
+    line = series.line([rows], "x")
+    assert line.mean[:3] == [1.0, 1.5, 2.5] and line.mean[9:12] == [9.5, 11.0, 11.5]
+    both = series.line([rows, [{**row, "x": row["x"] + 4} for row in rows[:1]]], "x")
+    assert (both.mean[:2], both.low[:2], both.high[:2]) == ([3.0, 1.5], [1.0, 1.5], [5.0, 1.5])
+    assert series.borders(rows) == {11: "phase 2"}
     assert plot.moving_average([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
 
 
-@pytest.mark.parametrize("line, metric", [('{"step": 1, "reward": "x"}', "reward"), ("[1]", "reward")])
-def test_metrics_that_cannot_be_drawn_are_refused_in_a_sentence(tmp_path, capsys, line, metric):
-    (tmp_path / "metrics.jsonl").write_text(line + "\n")
-    assert plot.main([str(tmp_path), "--metric", metric]) == 65
-    assert "cannot be drawn" in capsys.readouterr().err and not (tmp_path / "curve.png").exists()
+def test_rolling_standard_deviation():
+    """Of 1, 3 it is sqrt(2), of 3, 3 it is 0; a jump between phases is no movement within one; of one step none."""
+    rows = [{"step": s, "phase": p, "x": x} for s, p, x in ((1, 1, 1), (2, 1, 3), (3, 1, 3), (4, 2, 100), (5, 2, 100))]
+    assert series.rolling_std([rows], "x", 2) == pytest.approx(math.sqrt(2) / 3)
+    assert series.rolling_std([rows[:1]], "x") is None
+    assert series.rolling_std([[{"step": s, "x": x} for s, x in enumerate((1e200, -1e200))]], "x") > 1e200
+
+
+def test_cumulated_time_and_tokens():
+    rows = series.cumulated([{"step": 1, "step_time": 30, "tokens_per_s": 2000}, {"step": 2},
+                             {"step": 3, "step_time": math.nan}, {"step": 4, "step_time": 90, "tokens_per_s": 1000}])
+    assert [row["minutes"] for row in rows] == [0.5, 0.5, 0.5, 2.0]
+    assert [row["million tokens"] for row in rows] == [0.06, 0.06, 0.06, 0.15]
+
+
+def test_sparklines():
+    assert terminal.sparkline([(1, 0), (2, 1), (3, 2), (4, 4)], [], (1, 4), 0, 4, 80) == "▁▃▅█"
+    points = [(step, step) for step in range(1, 9)]
+    assert terminal.sparkline(points, [5], (1, 8), 1, 8, 5) == "▁▃│▆█"                     # 4 columns of 2 steps each
+    assert terminal.sparkline([(1, 5)], [], (1, 3), 5, 5, 80, terminal.PLAIN, broken=[3]) == ". !"
+
+
+def test_a_run_in_the_terminal(tmp_path, capsys, monkeypatch):
+    """No line is wider than the terminal; a stream without blocks gets plain characters."""
+    monkeypatch.setenv("COLUMNS", "80")
+    directory = write(tmp_path, [{**row, "entropy": math.nan if row["step"] == 2 else 0.5} for row in run(200, 20)])
+    assert plot.main([directory, "--text"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and "steps 1 to 200" in lines[0]
+    reward, entropy = (next(line for line in lines if line.startswith(name)) for name in ("reward ", "entropy "))
+    assert reward.endswith("█  0.005 -> 1, 0.005 to 1") and reward.count("│") == 1 and "  !│▁" in entropy
+    assert [line.split()[0] for line in lines[2:4]] == ["reward_by_len/0-80", "reward_by_len/80-200"]
+    monkeypatch.setattr("tools.terminal.fits", lambda text, encoding: False)
+    assert plot.main([directory, "--text", "--metric", "reward"]) == 0
+    assert capsys.readouterr().out.isascii()
+
+
+def test_without_matplotlib_it_is_text(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    write(tmp_path, [results(all=cell(0.5, **{"pass@2": 0.75}))], "results.json")
+    assert plot.main([str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "matplotlib is not installed" in err and not list(tmp_path.glob("*.png"))
+    assert [line.split()[-3:] for line in out.splitlines() if "0-80" in line] == [["50.0", "[40.0,", "60.0]"]] * 2
+    assert "not measured" in out and out.splitlines()[-1].split()[:4:3] == ["rl", "pass@2"] and out.endswith(" 75.0\n")
+
+
+@pytest.mark.parametrize("content, told", [
+    ("", "no whole step yet"), ('{"step": 1, "rew', "no whole step yet"), ('{"step": 1}\nx\n{"step": 2}\n', "line 2"),
+    ("[1]\n", "no JSON object but a list"), ('{"reward": 1}\n', '"step"'),
+    ('{"step": 1, "reward": "x"}\n', "reward is 'x', which is no number"), ("\xff\n", "line 1"), ("[" * 9999, "step")])
+def test_metrics_that_cannot_be_drawn_are_refused_in_a_sentence(tmp_path, capsys, content, told):
+    (tmp_path / "metrics.jsonl").write_bytes(content.encode("latin-1"))
+    assert plot.main([str(tmp_path)]) == plot.main([str(tmp_path), "--text"]) == 65
+    err = capsys.readouterr().err
+    assert told in err and "Traceback" not in err and not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"models": []}', '{"models": [{"model": "a"}]}', json.dumps(
+    {"models": [{"model": "a", "all": cell(0.5), "by_length": {"0-80": cell("much")}}]}),
+    json.dumps({"models": [{"model": "a", "all": cell(0.5), "by_length": {"0-80": cell(math.nan)}}]})])
+def test_an_evaluation_that_is_none_is_refused_in_a_sentence(tmp_path, capsys, content):
+    (tmp_path / "results.json").write_text(content)
+    assert plot.main([str(tmp_path)]) == 65 and "results.json" in capsys.readouterr().err
+
+
+def test_a_directory_without_a_run_gets_one_sentence(tmp_path, capsys):
+    assert plot.main([str(tmp_path)]) == 66 and "metrics.jsonl is not there" in capsys.readouterr().err
+    write(tmp_path / "rl", run())
+    assert plot.main([str(tmp_path)]) == 66 and "eval/results.json is not there" in capsys.readouterr().err
+
+
+def test_labels():
+    assert plot.label("runs/demo-0/rl/checkpoints/step_000030") == "rl step 30"
+    assert plot.label("assets/nano-base") == "nano-base"

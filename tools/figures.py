@@ -74,14 +74,17 @@ def look(place: int) -> dict:
 
 def curve(axes, group: Group, key: str, place: int, label: str | None = None, x: str = "step") -> bool:
     """One metric of a group: the smoothed mean, its band if there are several runs, else the values themselves, thin;
-    crosses at the foot where a value was not finite. Says whether there was anything to draw."""
+    crosses at the foot where a value was not finite. Where some of the runs have ended the mean of the others is thin:
+    it is another one. Says whether there was anything to draw."""
     line, along = series.line(group, key), None
     if x != "step":                                                             # the same steps, elsewhere along x
         along = dict(zip(*series.line(group, x, smooth=False)[:2]))
     across = [along[step] for step in line.steps] if along else line.steps
+    num = sum(step <= min(rows[-1]["step"] for rows in group if rows) for step in line.steps)        # of all runs
     if line.steps:
-        axes.plot(across, line.mean, linewidth=1.8, label=label, marker="o" if len(line.steps) < 12 else None,
+        axes.plot(across[:num], line.mean[:num], linewidth=1.8, label=label, marker="o" if num < 12 else None,
                   markersize=4, **look(place))
+        axes.plot(across[num:], line.mean[num:], linewidth=0.9, **look(place))
     if len(group) > 1:
         axes.fill_between(across, line.low, line.high, color=look(place)["color"], alpha=0.18, linewidth=0)
     elif line.steps:
@@ -110,7 +113,8 @@ def mark_phases(axes, groups: dict[str, Group]) -> None:
                           bbox=dict(facecolor="white", edgecolor="none", pad=0.8, alpha=0.8))
 
 
-def finish(axes, groups: dict[str, Group], key: str, drawn: bool, x: str = "RL step", why: str = "not measured") -> None:
+def finish(axes, groups: dict[str, Group], key: str, drawn: bool, x: str = "RL step", why: str = "not measured"
+           ) -> None:
     """Limits and labels of a panel, the borders between the phases; where nothing was drawn, why not."""
     from matplotlib.ticker import MaxNLocator
     axes.set_xlabel(x)
@@ -122,6 +126,8 @@ def finish(axes, groups: dict[str, Group], key: str, drawn: bool, x: str = "RL s
     if x == "RL step":
         mark_phases(axes, groups)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, steps=[1, 2, 5, 10]))
+        if axes.dataLim.width < 3:
+            axes.set_xlim(axes.dataLim.x0 - 0.5, axes.dataLim.x1 + 0.5)
 
 
 def limit(axes, key: str) -> None:
@@ -138,7 +144,7 @@ def limit(axes, key: str) -> None:
         axes.set_yscale("log", nonpositive="mask")
         axes.set_ylim(min(positive) / 1.5, max(positive) * (max(positive) / min(positive))**0.15)
     else:
-        low = 0.0 if 0 <= low < high / 2 else low
+        low = 0.0 if 0 <= low < high / 2 or 0 <= low == high else low
         high = high if high > low else low + (abs(low) or 1.0)
         axes.set_ylim(low - 0.03 * (high - low), high + 0.15 * (high - low))
 
@@ -164,7 +170,8 @@ def name_groups(figure, groups: dict[str, Group]) -> None:
     handles = [Line2D([], [], linewidth=1.8, label=name if len(group) == 1 else f"{name} ({len(group)} seeds: mean, "
                       "lowest to highest)", **look(place)) for place, (name, group) in enumerate(groups.items())]
     if len(groups) > 1 or any(len(group) > 1 for group in groups.values()):
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(3, len(handles)), frameon=False, fontsize=9)
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(3, len(handles)), frameon=False,
+                      fontsize=9)
 
 
 def short(key: str) -> str:
@@ -210,7 +217,12 @@ def draw_lengths(axes, group: Group) -> None:
             axes.plot(*zip(*back), "o", color=look(place)["color"], markersize=3.5, markerfacecolor="white", alpha=0.8,
                       label=f"{name} tokens: hard ones that came back")
     if axes.lines:
-        axes.legend(frameon=False, fontsize=8)
+        below(axes, 2)
+
+
+def below(axes, columns: int) -> None:
+    """A legend under the axis, where it hides nothing."""
+    axes.legend(frameon=False, fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.17))
 
 
 def lengths(groups: dict[str, Group], path: Path) -> Path:
@@ -251,12 +263,12 @@ def stack_steps(axes, rows: Sequence[dict]) -> bool:
     """Sampling, rewarding, updating, one on top of the other; says whether anything was measured."""
     columns = [dict(series.points(rows, key)) for key in SECONDS]
     steps = [row["step"] for row in rows]
-    below = [0.0] * len(steps)
+    foot = [0.0] * len(steps)
     for place, (key, column) in enumerate(zip(SECONDS, columns)):
-        axes.bar(steps, [column.get(step, 0.0) for step in steps], 1.0, bottom=below, label=short(key),
+        axes.bar(steps, [column.get(step, 0.0) for step in steps], 1.0, bottom=foot, label=short(key),
                  color=PALETTE[place], edgecolor=PALETTE[place], linewidth=0.3)
-        below = [low + column.get(step, 0.0) for low, step in zip(below, steps)]
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right") if any(columns) else None
+        foot = [low + column.get(step, 0.0) for low, step in zip(foot, steps)]
+    below(axes, 3)
     return any(columns)
 
 
@@ -269,21 +281,21 @@ def stack_means(axes, groups: dict[str, Group]) -> bool:
         axes.barh(names, means, 0.55, left=left, label=short(key), color=PALETTE[place], hatch=HATCHES[place],
                   edgecolor="white", linewidth=0.5)
         left = [low + mean for low, mean in zip(left, means)]
-    axes.set_ylim(max(len(names), 2) - 0.5, -0.9)
+    axes.set_ylim(max(len(names), 2) - 0.5, -0.5)
     axes.set_xlabel("seconds")
     axes.grid(axis="y", visible=False)
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
+    below(axes, 3)
     return any(left)
 
 
 def bars(axes, models: list[dict], part: str, first: int = 0) -> None:
     """Accuracy of each model by length, task or source, with its interval; nothing where it is null. first: colour."""
-    names = list(dict.fromkeys(name for model in models for name in cells(model, part)))
+    names = list(dict.fromkeys(name for model in models for name in series.cells(model, part)))
     width = 0.84 / len(models)
     crowded = len(models) * len(names) > 16
     for place, model in enumerate(models):
         known = [(i, cell) for i, name in enumerate(names)
-                 if (cell := cells(model, part).get(name)) and cell["accuracy"] is not None]
+                 if (cell := series.cells(model, part).get(name)) and cell["accuracy"] is not None]
         x = [i + (place - (len(models) - 1) / 2) * width for i, _ in known]
         y, low, high = ([100 * cell[key] if cell[key] is not None else 100 * cell["accuracy"] for _, cell in known]
                         for key in ("accuracy", "low", "high"))
@@ -299,19 +311,10 @@ def bars(axes, models: list[dict], part: str, first: int = 0) -> None:
     axes.set_xticklabels([f"{name}{tokens}" for name in names], rotation=20 if len(names) > 7 else 0)
 
 
-def cells(model: dict, part: str) -> dict[str, dict]:
-    """{name: CELL}; of sources also their average."""
-    found = dict(model.get(part) or {})
-    if part == "by_source" and found and model.get("average"):
-        found["average"] = model["average"]
-    return found
-
-
 def pass_curve(axes, models: list[dict]) -> None:
     """The chance that one of k answers is right: what sampling more buys."""
     for place, model in enumerate(models):
-        known = sorted((int(key[5:]), value) for key, value in model["all"].items()
-                       if key.startswith("pass@") and value is not None)
+        known = series.passes(model)
         if known:
             axes.plot(*zip(*[(k, 100 * value) for k, value in known]), marker="osD^vP"[place % 6], markersize=4.5,
                       linewidth=1.6, label=label(model["model"]), **look(place))
@@ -323,8 +326,8 @@ def pass_curve(axes, models: list[dict]) -> None:
 
 def evaluation(models: list[dict], path: Path) -> Path:
     """Accuracy by length, task and source, a panel each, and pass@k where it was measured."""
-    parts = [part for part in ("by_length", "by_task", "by_source") if any(cells(model, part) for model in models)]
-    sampled = any(key.startswith("pass@") for model in models for key in model["all"])
+    parts = [part for part in series.PARTS if any(series.cells(model, part) for model in models)]
+    sampled = any(map(series.passes, models))
     num = max(1, len(parts) + sampled)
     figure, grid = canvas(num, 1, (10, 3.1 * num + 0.6))
     for axes, part in zip(grid.flat, parts or ["by_length"]):
@@ -347,7 +350,7 @@ def demo(rows: list[dict], models: list[dict], path: Path) -> Path:
     finish(left, {"rl": [rows]}, "reward", bool(left.lines))
     bars(right, models, "by_length", first=2)                    # in other colours than the lengths have on the left
     right.set(title="held-out accuracy, with its 95 % interval", ylabel="accuracy, %")
-    right.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.09))
+    below(right, 3)
     return save(figure, path)
 
 

@@ -69,10 +69,10 @@ def in_words(groups: Groups, keys: list[str], models: list[dict], stream) -> str
     if groups:
         parts.append(terminal.chart(groups, keys or terminal.chosen(groups) or numbers(groups), width, blocks))
     if models:
-        rows = [(label(model["model"]), name, cell) for part in ("by_length", "by_task", "by_source")
-                for model in models for name, cell in figures.cells(model, part).items()]
-        rows += [(label(model["model"]), key, {"accuracy": value, "low": None, "high": None}) for model in models
-                 for key, value in model["all"].items() if key.startswith("pass@")]
+        rows = [(label(model["model"]), name, cell) for part in series.PARTS
+                for model in models for name, cell in series.cells(model, part).items()]
+        rows += [(label(model["model"]), f"pass@{k}", {"accuracy": value, "low": None, "high": None})
+                 for model in models for k, value in series.passes(model)]
         parts.append(terminal.table(rows, width, blocks))
     return "\n\n".join(parts)
 
@@ -93,10 +93,11 @@ def show(runs: list[Path], keys: list[str], out: Path | None, text: bool) -> Non
         try:
             import matplotlib                                                    # noqa: F401
         except ImportError:
-            print('matplotlib is not installed (pip install ".[plots]"), so here it is in words', file=sys.stderr)
+            print('matplotlib is not installed (pip install ".[plots]"), so it is drawn in text', file=sys.stderr)
             text = True
     if text:
-        return print(in_words(groups, keys, models, sys.stdout))
+        terminal.say(in_words(groups, keys, models, sys.stdout))
+        return
     if not models and not keys:
         if out and out.suffix == ".png":
             raise LookupError(f"--out {out}: a run gives several pictures; name a directory, or choose with --metric")
@@ -106,7 +107,7 @@ def show(runs: list[Path], keys: list[str], out: Path | None, text: bool) -> Non
             "evaluation.png" if models and not demo else "curve.png")
         made = [figures.demo(next(iter(groups.values()))[0], models, path) if demo else
                 figures.evaluation(models, path) if models else of_metrics(groups, keys, path)]
-    print(f"wrote {', '.join(map(str, made))}")
+    terminal.say(f"wrote {', '.join(map(str, made))}")
 
 
 def main(argv: list[str]) -> int:
@@ -124,8 +125,7 @@ def main(argv: list[str]) -> int:
         print(f"{error.filename} is not there; give the directory of a run, an evaluation or a demo", file=sys.stderr)
         return 66
     except series.PlotError as error:
-        print(f"{args.runs[0]} cannot be drawn: {error}" if str(args.runs[0]) not in str(error) else
-              f"cannot be drawn: {error}", file=sys.stderr)
+        print(f"{' '.join(map(str, args.runs))} cannot be drawn: {error}", file=sys.stderr)
         return 65
     except LookupError as error:
         print(error.args[0], file=sys.stderr)

@@ -18,9 +18,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from nanoqwenlong.log import tell
 from tools import series
-from tools.terminal import clean, fits
+from tools.terminal import clean, fits, say
 
 STEP = re.compile(rb'\{"step": (\d+),')                          # how log.py begins a line: no need to read the rest
 TAIL, HEAD = 700, 1500                                           # characters of the thinking's end, of what follows it
@@ -150,8 +149,7 @@ def body(row: dict, full: bool, style: str) -> str:
     turn = len(text) if turn < 0 else turn + len("</think>")     # what is no thinking begins here
     start = 0 if full or turn <= TAIL + 100 else turn - TAIL
     end = len(text) if full or len(text) - turn <= HEAD + 100 else turn + HEAD
-    edges = sorted({start, end, *(min(max(edge, start), end) for quote in quotes(row) for edge in (*quote, turn)),
-                    min(max(turn, start), end)})
+    edges = sorted({min(max(edge, start), end) for edge in (start, turn, end, *sum(quotes(row), ()))})
     parts = [f"[{start:,} characters of thinking before this; --full shows them] ..."] if start else []
     for a, b in zip(edges, edges[1:]):
         quoted = any(low <= a and b <= high for low, high in quotes(row))
@@ -213,13 +211,10 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         print(f"{error.filename} cannot be read: {error.strerror}", file=sys.stderr)
         return 74
-    encoding = sys.stdout.encoding
-    style = "terminal" if sys.stdout.isatty() else "signs" if fits("«»", encoding) else "ascii"
+    style = "terminal" if sys.stdout.isatty() else "signs" if fits("«»", sys.stdout.encoding) else "ascii"
     which = f"the {len(rows)} {order} of {count} answers" if order else f"all {count} answers to {clean(args.id)}"
     texts = [f"step {step}: {which}", *(f"-- {shown(row, args.full, style)}" for row in rows)]
-    for text in texts:                                           # tell: a reader such as `head` may have gone
-        if not tell(text.encode(encoding or "ascii", "backslashreplace").decode(encoding or "ascii"), sys.stdout):
-            break
+    all(map(say, texts))                                                         # until nobody reads any more
     return 0
 
 

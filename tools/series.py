@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 ROLL = 10                       # steps of the windows of `rolling_std`: the same for every run, to be compared
 BY_LENGTH = "reward_by_len/"
+PARTS = ("by_length", "by_task", "by_source")
 
 
 class PlotError(ValueError):
@@ -64,15 +65,32 @@ def read_results(path: Path) -> list[dict]:
     try:
         models = json.loads(path.read_text(encoding="utf-8"))["models"]
         for model in models:
-            for cells in (model["by_length"], model.get("by_task") or {}, model.get("by_source") or {}):
-                for cell in cells.values():
-                    [None if value is None else float(value) for value in (cell[k] for k in ("accuracy", "low", "high"))]
-            str(model["model"]), model["all"].keys()
+            Path(model["model"])
+            values = [value for _, value in passes(model)]
+            for part in PARTS:
+                for cell in cells(model, part).values():
+                    values += [cell["accuracy"], cell["low"], cell["high"]]
+            if any(value is not None and not 0 <= value <= 1 for value in values):
+                raise ValueError("an accuracy that is not between 0 and 1")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise PlotError(f"{path} is not the results.json of eval.py --out ({type(error).__name__}: {error})") from None
+        raise PlotError(f"{path} is not a results.json of eval.py --out ({type(error).__name__}: {error})") from None
     if not models:
         raise PlotError(f"{path} holds no model")
     return models
+
+
+def cells(model: dict, part: str) -> dict[str, dict]:
+    """{name: CELL} of one of PARTS; of sources also their average."""
+    found = dict(model.get(part) or {})
+    if part == "by_source" and found and model.get("average"):
+        found["average"] = model["average"]
+    return found
+
+
+def passes(model: dict) -> list[tuple[int, float]]:
+    """(k, pass@k) of a model, over all questions."""
+    return sorted((int(key[5:]), value) for key, value in model["all"].items()
+                  if re.fullmatch(r"pass@\d+", key) and value is not None)
 
 
 def labels(runs: Sequence[Path]) -> dict[Path, str]:
@@ -108,14 +126,16 @@ def seeds(runs: Sequence[Path]) -> dict[str, list[Path]]:
 def number(row: dict, key: str) -> float | None:
     """The value of a metric in a row: None where it was not measured; it may be NaN or infinite."""
     value = row.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise PlotError(f"step {row['step']}: {key} is {value!r}, which is no number")
-    return value
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PlotError(f"step {row['step']}: {key} is {str(value)[:60]!r}, which is no number")
+    return float(value) if abs(value) < 1e308 else math.copysign(math.inf, value)
 
 
 def points(rows: Sequence[dict], key: str) -> list[tuple[int, float]]:
     """(step, value) where a value was measured and is finite."""
-    return [(row["step"], float(value)) for row in rows
+    return [(row["step"], value) for row in rows
             if (value := number(row, key)) is not None and math.isfinite(value)]
 
 
@@ -187,7 +207,7 @@ def rolling_std(group: Sequence[Sequence[dict]], key: str, width: int = ROLL) ->
             for start in range(len(values) - size + 1 if size > 1 else 0):
                 window = values[start:start + size]
                 mean = sum(window) / size
-                spreads.append(math.sqrt(sum((value - mean)**2 for value in window) / (size - 1)))
+                spreads.append(math.hypot(*(value - mean for value in window)) / math.sqrt(size - 1))
     return sum(spreads) / len(spreads) if spreads else None
 
 

@@ -1,8 +1,10 @@
 """Words and series of numbers on a terminal: sparklines, bars, and text of models that may hold anything."""
 
+import sys
 import unicodedata
 from collections.abc import Sequence
 
+from nanoqwenlong.log import tell
 from tools import series
 
 BLOCKS, PLAIN = "▁▂▃▄▅▆▇█", ".:-=+*#@"                             # lowest to highest
@@ -31,6 +33,12 @@ def fits(text: str, encoding: str | None) -> bool:
         return True
     except (UnicodeError, LookupError):
         return False
+
+
+def say(text: str) -> bool:
+    """To stdout, what it cannot write spelled out; False if its reader, such as `head`, has gone."""
+    encoding = sys.stdout.encoding or "ascii"
+    return tell(text.encode(encoding, "backslashreplace").decode(encoding), sys.stdout)
 
 
 def sparkline(points: Sequence[tuple[int, float]], marks: Sequence[int], span: tuple[int, int], low: float, high: float,

@@ -1,0 +1,126 @@
+"""Answers to be read: which are shown, what is marked in them, and that they leave the terminal as it is."""
+
+import json
+
+import pytest
+
+from tools import rollouts
+
+
+def answer(step=1, id="q1", sample=0, reward=1.0, advantage=0.0, text="<think> Ann paid.</think> The answer is Ann.",
+           **more):
+    return {"step": step, "id": id, "sample": sample, "task": "qa", "question": "Who paid?", "gold": ["Ann", "Anna"],
+            "text": text, "answer": "Ann", "rule": 1.0, "judge": None, "reward": reward, "advantage": advantage,
+            "finish_reason": "stop", **more}
+
+
+@pytest.fixture
+def show(tmp_path, capsys):
+    """What the tool says of these rows: its exit code, stdout, stderr."""
+    def call(rows, *words, last=""):
+        content = "".join(json.dumps(row) + "\n" for row in rows) + last
+        (tmp_path / "rollouts.jsonl").write_text(content, encoding="utf-8")
+        code = rollouts.main([str(tmp_path), *map(str, words)])
+        return code, *capsys.readouterr()
+    return call
+
+
+def order(out: str) -> list[str]:
+    return [line[3:].split(",")[0] for line in out.splitlines() if line.startswith("-- ")]
+
+
+ROWS = [answer(1, "old", reward=-1.0), answer(2, "half", reward=0.5), answer(2, "agreed", reward=0.0),
+        answer(2, "alone", reward=0.0, advantage=-2.5), answer(2, "open", reward=None, advantage=0.0),
+        answer(2, "right", reward=1.0, advantage=0.1), answer(2, "rare", reward=1.0, advantage=2.5)]
+
+
+def test_the_worst_and_the_best_of_the_last_step(show):
+    """Wrong where others were right comes before wrong where all were; what could not be scored comes last."""
+    assert order(show(ROWS)[1]) == ["alone", "agreed", "half", "right", "rare"]
+    assert order(show(ROWS, "--worst", 9)[1]) == ["alone", "agreed", "half", "right", "rare", "open"]
+    assert order(show(ROWS, "--best", 3)[1]) == ["rare", "right", "half"]
+    assert order(show(ROWS, "--step", 1)[1]) == ["old"]
+    code, out, _ = show(ROWS, "--worst", 1, last='{"step": 3, "id": "li')              # of a run that still goes on
+    assert (code, order(out)) == (0, ["alone"]) and out.startswith("step 2: the 1 worst of 6 answers\n")
+
+
+def test_all_answers_to_one_question_the_last_time_it_was_asked(show):
+    rows = [answer(1, "a", 0), answer(3, "a", 0), answer(3, "b", 0), answer(3, "a", 1, reward=0.0), answer(4, "b", 0)]
+    _, out, _ = show(rows, "--id", "a")
+    assert out.startswith("step 3: all 2 answers to a\n") and order(out) == ["a", "a"]
+    assert out.index("answer 0") < out.index("answer 1")
+    assert order(show([*rows, answer(4, "c", task="f1")], "--task", "f1")[1]) == ["c"]
+
+
+def test_what_is_told_of_an_answer(show):
+    row = answer(7, reward=0.25, advantage=-0.5, judge=1.0, penalty=0.75, length=321, finish_reason="length",
+                 patterns={"grounding": 2, "subgoal": 0}, rule=0.0)
+    assert show([row])[1].splitlines() == [
+        "step 7: the 1 worst of 1 answers", "-- q1, answer 0, task qa", "  question   Who paid?",
+        "  gold       Ann | Anna", "  extracted  'Ann'",
+        "  reward     0.25 (rule 0, judge 1, penalty 0.75); advantage -0.50",
+        "  ended      cut at --max-new-tokens, 321 tokens", "  patterns   grounding 2, subgoal 0", "",
+        "<think> Ann paid.</think> The answer is Ann.", ""]
+    out = show([answer(reward=None, answer="")])[1]
+    assert "none (rule 1, judge left it open)" in out and "extracted  nothing" in out
+
+
+TEXT = "<think> I read: Ann paid twice. So?</think> Ann paid."
+QUOTES = [[TEXT.index("Ann"), TEXT.index(" twice")], [TEXT.rindex("Ann"), len(TEXT)]]
+
+
+def test_quotes_of_the_document_are_marked(show, monkeypatch):
+    marked = "<think> I read: «Ann paid» twice. So?</think> «Ann paid.»"
+    assert marked in show([answer(text=TEXT, quotes=QUOTES)])[1]
+    assert TEXT in show([answer(text=TEXT, quotes=[[3, 1], [-1, 3], [0, 999], ["a", 2], 7, [1]])])[1]   # of no text
+    monkeypatch.setattr(rollouts, "fits", lambda text, encoding: False)
+    assert marked.replace("«", "<<").replace("»", ">>") in show([answer(text=TEXT, quotes=QUOTES)])[1]
+    bold, dim, plain = "\x1b[1m", "\x1b[2m", "\x1b[0m"
+    row = answer(text=TEXT, quotes=QUOTES)
+    assert rollouts.body(row, False, "terminal") == (
+        f"{dim}<think> I read: {plain}{bold}Ann paid{plain}{dim} twice. So?</think>{plain} {bold}Ann paid.{plain}")
+
+
+def test_of_long_thinking_the_end_is_shown_with_its_quotes(show):
+    """A quote that begins before what is shown is marked in what is left of it."""
+    text = "x" * 5000 + "QUOTE" + "y" * (rollouts.TAIL - 2 - len("</think>")) + "</think> Ann." + "z" * 3000
+    row = answer(text=text, quotes=[[5000, 5005]])
+    _, out, _ = show([row])
+    assert "[5,003 characters of thinking before this; --full shows them] ...«TE»yyy" in out
+    assert out.rstrip().endswith(f"zzz... [{3000 + 5 - rollouts.HEAD:,} characters more; --full shows them]")
+    assert f"{'x' * 5000}«QUOTE»yyy" in show([row], "--full")[1] and out.count("x") < 10
+    cut = show([answer(text="<think>" + "x" * 5000 + "END")])[1]                         # it never stopped thinking
+    assert "xEND\n" in cut and len(cut) < 1500
+
+
+def test_what_a_model_says_does_not_reach_the_terminal_raw(show):
+    evil = "\x1b]0;title\x07\x1b[2J\r\u202e\x9b31m\u2028\udc80"
+    row = answer(text=evil + "é 中\n\tok", question=evil, gold=[evil], answer=evil, id=evil, task=evil,
+                 patterns={evil: 1}, quotes=[[0, 4]])
+    code, out, _ = show([row])
+    assert code == 0 and not set(out) & set("\x1b\x07\r\u202e\x9b\u2028\udc80")
+    assert "\\x1b[2J\\r\\u202e\\x9b31m\\u2028\\udc80é 中\n\tok" in out
+
+
+@pytest.mark.parametrize("words, told", [
+    (["--step", 5], "there is no step 5 in"), (["--id", "q9"], "has id q9"), (["--task", "f1"], "has task f1"),
+    (["--step", 1, "--id", "q2"], "has id q2")])
+def test_what_is_not_there_is_told_in_a_sentence(show, words, told):
+    code, out, err = show([answer(1), answer(2), answer(3, "q2"), answer(7)], *words)
+    assert (code, out) == (78, "") and told in err
+    assert ("there are 1-3, 7\n" in err) == (words == ["--step", 5])
+
+
+@pytest.mark.parametrize("line, told", [
+    ("nonsense", "line 2, is not JSON"), ("[]", "line 2, holds no JSON object"),
+    (json.dumps({**answer(), "text": 7}), "line 2: 'text' is '7'"),
+    ('{"step": 1, "id": "a"}', "line 2: 'text' is 'not there'"),
+    (json.dumps(answer(reward="much")), "line 2: 'reward' is 'much'"), ('{"id": "a"}', "line 2: 'step'")])
+def test_a_bad_line_is_refused_in_a_sentence(show, line, told):
+    code, out, err = show([answer()], last=line + "\n")
+    assert (code, out) == (65, "") and told in err
+
+
+def test_no_answers_yet(show, tmp_path, capsys):
+    assert show([])[0] == 78 and rollouts.main([str(tmp_path / "none")]) == 66
+    assert "rollouts.jsonl is not there" in capsys.readouterr().err
