@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tools import plot, series, terminal
+from tools import bars, plot, series, terminal
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -64,6 +64,7 @@ def test_the_pictures_of_a_run_that_broke_and_still_goes_on(tmp_path, monkeypatc
         save(figure, path) if path.name in rendered else path))
     rows = run()
     rows[1].update(entropy=math.nan, grad_norm=math.inf, reward=None)
+    rows[2]["grad_norm"] = 1000                                              # so its axis is logarithmic
     rows[2].update({"reward_by_len/0-80": 0.25, "patterns/grounding": 2.0, "judge/error_rate": 0.5, "kl": 0.1})
     directory = write(tmp_path / "a", rows)
     with open(tmp_path / "a/metrics.jsonl", "a") as file:
@@ -113,7 +114,7 @@ def test_what_is_drawn_are_the_numbers_of_the_runs(tmp_path, monkeypatch, matplo
     assert (band.get_datalim(reward.transData).y0, band.get_datalim(reward.transData).y1) == (0.25, 1.0)
     assert not kl.lines and "--kl-coef 0" in kl.texts[0].get_text()
     assert [text.get_text() for text in length.get_legend().get_texts()] == ["1"]         # 1.29 and 0.71, hand-computed
-    (figure,) = drawn(monkeypatch, lambda f: f.evaluation(results()["models"], tmp_path))
+    (figure,) = drawn(monkeypatch, lambda f: bars.evaluation(results()["models"], tmp_path))
     assert [bar.get_height() for bar in figure.axes[0].patches] == [50, 50]
     figure.clear()
 

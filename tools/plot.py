@@ -18,8 +18,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from tools import figures, series, terminal
-from tools.figures import PALETTE, label, style                          # noqa: F401  for others to use
+from tools import bars, figures, series, terminal
+from tools.bars import label
+from tools.figures import PALETTE, style                                 # noqa: F401  for others to use
 from tools.series import moving_average, read_metrics, seeds             # noqa: F401
 
 Groups = dict[str, list[list[dict]]]
@@ -105,8 +106,8 @@ def show(runs: list[Path], keys: list[str], out: Path | None, text: bool) -> Non
     else:
         path = out if out and out.suffix == ".png" else (out or first) / (
             "evaluation.png" if models and not demo else "curve.png")
-        made = [figures.demo(next(iter(groups.values()))[0], models, path) if demo else
-                figures.evaluation(models, path) if models else of_metrics(groups, keys, path)]
+        made = [bars.demo(next(iter(groups.values()))[0], models, path) if demo else
+                bars.evaluation(models, path) if models else of_metrics(groups, keys, path)]
     terminal.say(f"wrote {', '.join(map(str, made))}")
 
 
