@@ -114,6 +114,9 @@ def test_what_is_drawn_are_the_numbers_of_the_runs(tmp_path, monkeypatch, matplo
     assert (band.get_datalim(reward.transData).y0, band.get_datalim(reward.transData).y1) == (0.25, 1.0)
     assert not kl.lines and "--kl-coef 0" in kl.texts[0].get_text()
     assert [text.get_text() for text in length.get_legend().get_texts()] == ["1"]         # 1.29 and 0.71, hand-computed
+    one[2]["kl"], one[3]["kl"] = 0.0, 0.5
+    (figure,) = drawn(monkeypatch, lambda f: f.dynamics({"a": [one], "b": [two]}, tmp_path))
+    assert [list(line.get_ydata()) for line in figure.axes[2].lines if len(line.get_ydata())][0] == [0.0, 0.5]
     (figure,) = drawn(monkeypatch, lambda f: bars.evaluation(results()["models"], tmp_path))
     assert [bar.get_height() for bar in figure.axes[0].patches] == [50, 50]
     figure.clear()
@@ -162,6 +165,8 @@ def test_averages_begin_anew_with_a_phase():
     both = series.line([rows, [{**row, "x": row["x"] + 4} for row in rows[:1]]], "x")
     assert (both.mean[:2], both.low[:2], both.high[:2]) == ([3.0, 1.5], [1.0, 1.5], [5.0, 1.5])
     assert series.borders(rows) == {11: "phase 2"}
+    broken = [{"step": s, "x": x} for s, x in enumerate((math.nan, 2, None, -math.inf, 10**400))]
+    assert series.points(broken, "x") == [(1, 2.0)] and series.not_finite(broken, "x") == [0, 3, 4]
     assert plot.moving_average([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
 
 

@@ -89,6 +89,9 @@ def test_of_long_thinking_the_end_is_shown_with_its_quotes(show):
     assert "[5,003 characters of thinking before this; --full shows them] ...«TE»yyy" in out
     assert out.rstrip().endswith(f"zzz... [{3000 + 5 - rollouts.HEAD:,} characters more; --full shows them]")
     assert f"{'x' * 5000}«QUOTE»yyy" in show([row], "--full")[1] and out.count("x") < 10
+    half = answer(text="</think>" + "h" * (rollouts.HEAD - 2) + "QUOTE" + "t" * 200,
+                  quotes=[[6 + rollouts.HEAD, 11 + rollouts.HEAD]])
+    assert "hh«QU»... [203 characters more" in show([half])[1]
     cut = show([answer(text="<think>" + "x" * 5000 + "END")])[1]                         # it never stopped thinking
     assert "xEND\n" in cut and len(cut) < 1500
 
@@ -96,7 +99,7 @@ def test_of_long_thinking_the_end_is_shown_with_its_quotes(show):
 def test_what_a_model_says_does_not_reach_the_terminal_raw(show):
     evil = "\x1b]0;title\x07\x1b[2J\r\u202e\x9b31m\u2028\udc80"
     row = answer(text=evil + "é 中\n\tok", question=evil, gold=[evil], answer=evil, id=evil, task=evil,
-                 patterns={evil: 1}, quotes=[[0, 4]])
+                 patterns={evil: evil}, sample=evil, quotes=[[0, 4]])
     code, out, _ = show([row])
     assert code == 0 and not set(out) & set("\x1b\x07\r\u202e\x9b\u2028\udc80")
     assert "\\x1b[2J\\r\\u202e\\x9b31m\\u2028\\udc80é 中\n\tok" in out
@@ -115,7 +118,8 @@ def test_what_is_not_there_is_told_in_a_sentence(show, words, told):
     ("nonsense", "line 2, is not JSON"), ("[]", "line 2, holds no JSON object"),
     (json.dumps({**answer(), "text": 7}), "line 2: 'text' is '7'"),
     ('{"step": 1, "id": "a"}', "line 2: 'text' is 'not there'"),
-    (json.dumps(answer(reward="much")), "line 2: 'reward' is 'much'"), ('{"id": "a"}', "line 2: 'step'")])
+    *((json.dumps(answer(**{name: ["much"]})), f"line 2: '{name}' is") for name in rollouts.FIELDS),
+    ('{"id": "a"}', "line 2: 'step'")])
 def test_a_bad_line_is_refused_in_a_sentence(show, line, told):
     code, out, err = show([answer()], last=line + "\n")
     assert (code, out) == (65, "") and told in err

@@ -135,6 +135,7 @@ def limit(axes, key: str) -> None:
     where that is near. Above there is room for the names of the phases."""
     ends = [axes.dataLim.y0, axes.dataLim.y1]
     if not all(map(math.isfinite, ends)):                                        # nothing but crosses at the foot
+        axes.set_yticks([])
         return
     low, high = ends
     positive = [y for line in axes.lines for y in line.get_ydata() if y > 0 and line.get_transform() == axes.transData]

@@ -9,7 +9,7 @@
 Of training runs: dynamics.png (reward, entropy, KL, length: Figure 2 of QwenLong-L1), length.png (reward by length of
 the document), health.png, time.png (what it cost), patterns.png (if they were counted). All comes from metrics.jsonl
 and results.json; a run may still be going on. Thick lines are moving averages, anew in each phase; a run's own values
-are the thin ones.
+are the thin ones. A cross at the foot of a panel is a value that was not finite.
 """
 
 import argparse

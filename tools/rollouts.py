@@ -25,7 +25,9 @@ STEP = re.compile(rb'\{"step": (\d+),')                          # how log.py be
 TAIL, HEAD = 700, 1500                                           # characters of the thinking's end, of what follows it
 BOLD, DIM, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 SIGNS = ("«", "»"), ("<<", ">>")
-FIELDS = {"id": str, "text": str, "reward": int | float | None, "advantage": int | float | None}
+NUMBER = int | float | None
+FIELDS = {"step": int, "id": str, "text": str, "finish_reason": str | None, "reward": NUMBER, "advantage": NUMBER,
+          "rule": NUMBER, "judge": NUMBER, "penalty": NUMBER}
 
 
 def read(path: Path, steps: set[int], wanted: Callable[[int], bool]) -> Iterator[dict]:
@@ -39,7 +41,7 @@ def read(path: Path, steps: set[int], wanted: Callable[[int], bool]) -> Iterator
         row = series.parse(path, number, line, whole)
         if row is None:
             continue
-        for name, kind in {"step": int, **FIELDS}.items():
+        for name, kind in FIELDS.items():
             if isinstance(row.get(name), bool) or not isinstance(row.get(name), kind):
                 raise series.PlotError(f"{path}, line {number}: {name!r} is {str(row.get(name, 'not there'))[:60]!r}; "
                                        "it should be a line of a run's rollouts.jsonl")
@@ -101,12 +103,12 @@ def ranges(numbers: set[int]) -> str:
 
 def shown(row: dict, full: bool, style: str) -> str:
     """One answer with all that is known of it. style: "terminal", "signs" or "ascii"."""
-    lines = [("question", short(row.get("question"), full)), ("gold", " | ".join(map(clean, golds(row)))),
+    lines = [("question", short(row.get("question"), full)), ("gold", clean(" | ".join(golds(row)))),
              ("extracted", "nothing" if row.get("answer") in (None, "") else clean(repr(row["answer"]))),
              ("reward", earned(row)), ("ended", ended(row))]
     if isinstance(row.get("patterns"), dict):
-        lines.append(("patterns", ", ".join(f"{clean(str(k))} {v}" for k, v in row["patterns"].items())))
-    head = f"{clean(row['id'])}, answer {row.get('sample', '?')}, task {clean(str(row.get('task', '?')))}"
+        lines.append(("patterns", clean(", ".join(f"{k} {v}" for k, v in row["patterns"].items()))))
+    head = clean(f"{row['id']}, answer {row.get('sample', '?')}, task {row.get('task', '?')}")
     told = "\n".join(f"  {name:10} {text}" for name, text in lines)
     return f"{BOLD + head + PLAIN if style == 'terminal' else head}\n{told}\n\n{body(row, full, style)}\n"
 

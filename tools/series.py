@@ -124,13 +124,13 @@ def seeds(runs: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def number(row: dict, key: str) -> float | None:
-    """The value of a metric in a row: None where it was not measured; it may be NaN or infinite."""
+    """The value of a metric in a row: None where it was not measured, infinity for all that is not finite."""
     value = row.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PlotError(f"step {row['step']}: {key} is {str(value)[:60]!r}, which is no number")
-    return float(value) if abs(value) < 1e308 else math.copysign(math.inf, value)
+    return float(value) if abs(value) < 1e308 else math.inf
 
 
 def points(rows: Sequence[dict], key: str) -> list[tuple[int, float]]:

@@ -16,13 +16,13 @@ KEYS = ("reward", series.BY_LENGTH, "entropy", "kl", "completions/mean_length", 
 
 
 def clean(text: str) -> str:
-    """Text that leaves a terminal as it is: control characters (line feeds and tabs apart), lone surrogates and what
-    turns the direction of writing are spelled out.
+    """Text that leaves a terminal as it is: control characters (line feeds and tabs apart) and what turns the direction
+    of writing are spelled out.
 
     >>> clean("a\\x1b[31mb\\r\\n")
     'a\\\\x1b[31mb\\\\r\\n'
     """
-    return "".join(char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs", "Zl", "Zp")
+    return "".join(char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Zl", "Zp")
                    and char not in TURNS else char.encode("unicode_escape").decode() for char in text)
 
 
