@@ -1,48 +1,57 @@
 """How often is the model right, for documents of each length? Also pass@k, and scores for the training scripts.
 
-Every question is answered --samples times at the training temperature; an answer is right if the same rule says so that
-rewards training. The table has one row per model, one column per length bucket, with a 95 % interval over questions.
+Every question is answered --samples times; an answer is right if the rule that rewards training, or the judge, says so.
+No question is left out: what is too long is cut in its middle, what the judge leaves open counts as wrong; both are
+told. The tables have one row per model and a column per length bucket, task and source, with 95 % intervals over
+questions (docs/evaluation.md).
 
     python eval.py                                                       the tiny models, on held-out toy documents
     python eval.py --model DIR --data heldout.jsonl --max-new-tokens 10000 --lengths 20000 60000
-    python eval.py --model DIR --data heldout.jsonl --max-new-tokens 10000 --samples 4 --pass-at 1 4
+    python eval.py --model DIR --data heldout.jsonl --max-new-tokens 10000 --samples 4 --out DIR
+    python eval.py --preset paper --model DIR --data hotpotqa.jsonl frames.jsonl docmath.json --out DIR
     torchrun --standalone --nproc_per_node=8 eval.py --device cuda --model DIR --data heldout.jsonl
     python eval.py --model DIR --data train.jsonl --max-new-tokens 10000 --samples 8 --difficulty difficulty.json
     python eval.py --model DIR --data train.jsonl --max-new-tokens 10000 --samples 8 --keep-correct sft.jsonl
 
-The last two write what train_rl.py --difficulty and train_sft.py --data read.
+The last two write what train_rl.py --difficulty and train_sft.py --data read. With --out, DIR keeps every answer as it
+is given: an evaluation that was stopped goes on where it was when it is started again, and one that is complete can be
+scored again, by another judge or in other length buckets, without a token sampled.
 """
 
+import errno
 import json
 import math
 import os
 import sys
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from nanoqwenlong import data, evaluate, parallel, run, schemas, toy
-from nanoqwenlong.config import ConfigError, at_least
+from nanoqwenlong import checkpoint, data, evaluate, parallel, report, run, schemas, toy
+from nanoqwenlong.config import ConfigError, as_json, at_least
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.judge import connect
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.rewards import lacking
-from nanoqwenlong.tokenizer import Tokenizer
+from nanoqwenlong.tokenizer import FILES, Tokenizer
+from nanoqwenlong.weights import ModelError, read_json
 
 
 @dataclass(frozen=True)
 class Config:
+    preset: str = ""
     model: tuple[str, ...] = ("assets/nano-base", "assets/nano-sft")    # Hugging Face directories, a row each
-    data: tuple[str, ...] = ()          # JSONL or parquet files; none: the toy task's held-out documents
+    data: tuple[str, ...] = ()          # JSONL, JSON or parquet files, also benchmarks as they are released
+                                        # (schemas.py); none: the toy task's held-out documents
     task: tuple[str, ...] = ()          # only examples of these tasks, in these shares: qa=2 f1=1; none: as they come
     skip_bad_rows: bool = False         # leave out rows that cannot be used, and say so, instead of refusing them all
     toy_examples: int = 200             # of the toy task for each length, when no --data is given
-    max_prompt_tokens: int = 120000     # longer prompts are dropped and counted, never cut
+    max_prompt_tokens: int = 120000     # of longer prompts the middle of the document is left out
     lengths: tuple[int, ...] = ()       # where length buckets end (document + question tokens); none: one bucket
-    samples: int = 1                    # answers per question
-    pass_at: tuple[int, ...] = ()       # also report pass@k for these k (at most --samples)
+    samples: int = 1                    # answers per question; several: also pass@k for k = 1, 2, 4, ...
     temperature: float = 1.0            # 0: greedy
     top_p: float = 1.0
     max_new_tokens: int = 48
@@ -54,7 +63,9 @@ class Config:
     judge_concurrency: int = 16         # requests at once
     difficulty: str = ""                # write each question's mean reward there, as JSON
     keep_correct: str = ""              # write one right answer per question there, as rows for SFT
-    metrics: str = ""                   # write the table there, as JSON
+    out: str = ""                       # a directory for answers.jsonl, results.json and table.md; the same command
+                                        # goes on from the answers there. Only their settings are fixed by that: the
+                                        # judge and --lengths may change, and nothing is sampled again
     kv_blocks: int = 16384              # of the paged KV cache
     block_size: int = 16
     device: str = "cpu"                 # under torchrun, "cuda" gives each process a GPU of its own
@@ -64,6 +75,10 @@ class Config:
     threads: int = 1
 
 
+PRESETS = {"paper": dict(temperature=0.7, top_p=0.95, max_prompt_tokens=120000, max_new_tokens=10000,
+                         lengths=(20000, 60000, 120000))}
+SETTINGS = ("task", "samples", "temperature", "top_p", "max_new_tokens", "max_prompt_tokens", "seed")
+OUTPUTS = ("settings.json", "answers.jsonl", "results.json", "table.md")       # in --out
 MAX_UNSCORABLE = 0.25                   # of all answers; above it a judge's accuracy is none
 
 
@@ -71,8 +86,6 @@ def main(cfg: Config) -> None:
     at_least(cfg, samples=1, threads=1, max_new_tokens=1, temperature=0, toy_examples=1, kv_blocks=1, block_size=1,
              timeout_minutes=1e-9, judge_minutes=1e-9, judge_concurrency=1)
     torch.set_num_threads(cfg.threads)
-    if not all(1 <= k <= cfg.samples for k in cfg.pass_at):
-        raise ConfigError(f"--pass-at takes numbers from 1 to --samples ({cfg.samples}), got {cfg.pass_at}")
     if list(cfg.lengths) != sorted(set(cfg.lengths)) or min(cfg.lengths, default=1) < 1:
         raise ConfigError(f"--lengths should rise from 1 or more, got {cfg.lengths}")
     if len(cfg.model) > 1 and (cfg.difficulty or cfg.keep_correct):
@@ -95,91 +108,129 @@ def main(cfg: Config) -> None:
     judge = connect(cfg.judge, cfg.judge_model, os.environ.get("JUDGE_API_KEY", ""), seed=cfg.seed, device=device,
                     dtype=run.computing_dtype(cfg), deadline=60 * cfg.judge_minutes,
                     concurrency=cfg.judge_concurrency) if cfg.judge else None
-    rows, failures = [], []
+    settings = take_out(cfg) if cfg.out else settings_of(cfg)
+    models, failures, end = [], [], 0
     for directory in cfg.model:
-        model = Qwen.from_pretrained(directory, run.computing_dtype(cfg), device, check_finite=cfg.check_finite)
         tokenizer = Tokenizer(directory)
-        kept, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
-        if num_dropped and first:
-            print(f"{directory}: {num_dropped} questions dropped, their prompt is over {cfg.max_prompt_tokens} tokens")
-        groups, texts, scores = evaluate.answer_examples(
-            Generator(model, cfg.kv_blocks, cfg.block_size), tokenizer, kept, cfg.samples, judge,
-            seed=cfg.seed, temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens)
-        del model                                                              # before the next one is read
+        asked, _ = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens, cut=True)
+        kept = evaluate.Kept(Path(cfg.out) / "answers.jsonl", directory, end) if cfg.out else None
+        answers = evaluate.answer_examples(sampler(cfg, directory, device), tokenizer, asked, cfg.samples, kept,
+                                           seed=cfg.seed, temperature=cfg.temperature, top_p=cfg.top_p,
+                                           max_new_tokens=cfg.max_new_tokens)
+        end = kept.end if kept else 0
+        scores = evaluate.score_answers(asked, answers, judge)
         open_answers = [math.isnan(s.reward) for question in scores for s in question]
         if sum(open_answers) > MAX_UNSCORABLE * len(open_answers):
             failures.append(f"{directory}: the judge left {sum(open_answers)} of {len(open_answers)} answers open: "
                             f"{judge.trouble()}")
-        rows.append({"model": directory, **summarise(cfg, kept, scores, lengths)})
+        models.append(report.summarise(directory, asked, answers, scores, lengths))
         if cfg.difficulty and first and not failures:
-            means = {e.id: mean for e, mean in zip(kept, evaluate.mean_rewards(scores)) if not math.isnan(mean)}
+            means = {e.id: mean for e, mean in zip(asked, evaluate.mean_rewards(scores)) if not math.isnan(mean)}
             run.put(Path(cfg.difficulty), {"mean_rewards": means})
         if cfg.keep_correct and first:
-            num_kept = write_correct(Path(cfg.keep_correct), kept, groups, texts, scores)
-            print(f"{num_kept} of {len(kept)} questions have a right answer that ended by itself: {cfg.keep_correct}")
+            num_right = write_correct(Path(cfg.keep_correct), asked, answers, scores)
+            print(f"{num_right} of {len(asked)} questions have a right answer that ended by itself: {cfg.keep_correct}")
+    results = {"settings": {**settings, "judge": cfg.judge_model or cfg.judge}, "models": models}
+    tables = report.tables(results)
     if first:
-        print(table(rows))
-    if cfg.metrics and first:
-        Path(cfg.metrics).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        print(tables)
+    if cfg.out and first:
+        put(Path(cfg.out) / "results.json", json.dumps(results, indent=1, allow_nan=False))
+        put(Path(cfg.out) / "table.md", tables)
     if failures:
-        raise run.JudgeUnavailable(f"{'; '.join(failures)}; difficulties are not written, and accuracies stand for the "
-                                   "rest only")
+        raise run.JudgeUnavailable(f"{'; '.join(failures)}; difficulties are not written, and open answers count as wrong"
+                                   + "; the same command asks again, and samples nothing" * bool(cfg.out))
 
 
-def summarise(cfg: Config, examples, scores, lengths) -> dict:
-    """{bucket or task: {"accuracy", "low", "high", "questions", "pass@k", ...}}, shortest bucket first, tasks (if there
-    are several) last. Answers that a judge left open are in "unscorable"; they are not in the accuracy, but low counts
-    them wrong and high right, so that an outage looks like what it is."""
-    result = {}
-    for name, questions in {**evaluate.by_bucket(examples, scores, lengths),
-                            **evaluate.by_task(examples, scores)}.items():
-        low, high = (evaluate.interval(evaluate.accuracy(questions, unscorable), len(questions))[unscorable]
-                     for unscorable in (0, 1))
-        rate = evaluate.accuracy(questions)
-        result[name] = {"accuracy": None if math.isnan(rate) else rate, "low": low, "high": high,
-                        "questions": len(questions)}
-        if num_unscorable := sum(math.isnan(s.reward) for q in questions for s in q):
-            result[name]["unscorable"] = num_unscorable
-        for k in cfg.pass_at:
-            result[name][f"pass@{k}"] = sum(evaluate.pass_at_k(len(q), sum(s.reward == 1 for s in q), k)
-                                            for q in questions) / len(questions)
-    return result
+def sampler(cfg: Config, directory: str, device: torch.device):
+    """Generator.sample of a model that is read when it is first asked, and gone when this function is."""
+    generator = cache(lambda: Generator(
+        Qwen.from_pretrained(directory, run.computing_dtype(cfg), device, check_finite=cfg.check_finite),
+        cfg.kv_blocks, cfg.block_size))
+    return lambda *args, **options: generator().sample(*args, **options)
 
 
-def table(rows: list[dict]) -> str:
-    """Markdown: models down, length buckets and tasks across."""
-    buckets = list(dict.fromkeys(name for row in rows for name in row if name != "model"))
-    lines = [["model", *(f"{name} tokens" if name[0].isdigit() else name for name in buckets)]]
-    for row in rows:
-        cells = []
-        for cell in (row.get(name) for name in buckets):
-            extra = "".join(f", {k} {100 * v:.1f}" for k, v in (cell or {}).items() if k.startswith("pass@"))
-            extra += f", {cell['unscorable']} answers unscorable" if cell and "unscorable" in cell else ""
-            rate = cell and ("?" if cell["accuracy"] is None else f"{100 * cell['accuracy']:.1f}")
-            cells.append(f"{rate} % [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}], "
-                         f"n={cell['questions']}{extra}" if cell else "")
-        lines.append([row["model"], *cells])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
-    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+def settings_of(cfg: Config) -> dict:
+    """What decides the answers, up to rounding; not how they are scored."""
+    chosen = {name: value for name, value in as_json(cfg).items() if name in SETTINGS}
+    dtype = str(run.computing_dtype(cfg)).removeprefix("torch.")
+    return {**chosen, "dtype": dtype, "toy_examples": None if cfg.data else cfg.toy_examples}
+
+
+def take_out(cfg: Config) -> dict:
+    """The settings with the sha256 of every file that decides the answers. Answers that --out holds already have to be
+    of the same settings: ConfigError if not. All ranks do as the first one found."""
+    out, settings = Path(cfg.out), settings_of(cfg)
+
+    def compare():
+        settings["data"] = {path: checkpoint.digest(Path(path)) for path in cfg.data}
+        settings["model"] = {directory: hashes(Path(directory)) for directory in cfg.model}
+        out.mkdir(parents=True, exist_ok=True)
+        answers, path = out / "answers.jsonl", out / "settings.json"
+        if not answers.exists() or not answers.stat().st_size:
+            put(path, json.dumps(settings, indent=1))
+            return settings, ""
+        try:
+            before = read_json(path) if path.exists() else {}
+        except ModelError as error:
+            return settings, str(error)
+        changed = [name for name in settings if before.get(name, ...) != settings[name]]
+        if not changed:
+            return settings, ""
+        flag, (old, new) = f"--{changed[0].replace('_', '-')}", (side.get(changed[0]) for side in (before, settings))
+        same = isinstance(old, dict) and list(old) == list(new)
+        how = "the files have changed since" if same else f"now it is {brief(new)}, then it was {brief(old)}"
+        return settings, f"{out} holds answers of another {flag} ({how}): take another --out, or what was"
+
+    settings, problem = parallel.on_all_ranks(lambda: parallel.rank() == 0 and compare(), f"cannot use {out}")[0]
+    if problem:
+        raise ConfigError(problem)
+    return settings
+
+
+def hashes(directory: Path) -> dict[str, str]:
+    """{file: sha256} of what makes a model directory answer as it does."""
+    if not directory.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the model's directory is not there", str(directory))
+    files = [*directory.glob("*.safetensors"), *(directory / name for name in ("config.json", *FILES))]
+    return {path.name: checkpoint.digest(path) for path in sorted(files) if path.is_file()}
+
+
+def brief(value) -> str:
+    """A setting as it is shown: of files their names."""
+    value = list(value) if isinstance(value, dict) else value
+    return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
+def put(path: Path, text: str) -> None:
+    """A file that is there whole, or as it was."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    checkpoint.sync(partial)
+    partial.replace(path)
 
 
 def check_outputs(cfg: Config) -> None:
     """Before any work: every output can be written, and none of them is another one or an input."""
-    names = [name for name in (cfg.difficulty, cfg.keep_correct, cfg.metrics) if name]
+    out = Path(cfg.out)
+    names = [name for name in (cfg.difficulty, cfg.keep_correct) if name] + [
+        str(out / name) for name in OUTPUTS if cfg.out]
     places = [Path(name).resolve() for name in (*names, *cfg.data)]
     for place in places[:len(names)]:
         if places.count(place) > 1:
             raise ConfigError(f"{place} would be written over; give every output a file of its own")
-        if place.is_dir() or not os.access(place if place.exists() else place.parent, os.W_OK):
+        above = place.parent
+        while cfg.out and place.name in OUTPUTS and not above.exists():        # --out may be made
+            above = above.parent
+        if place.is_dir() or not above.is_dir() or not os.access(place if place.exists() else above, os.W_OK):
             raise ConfigError(f"{place} cannot be written; name a file in a directory that is there")
 
 
-def write_correct(path: Path, examples, groups, texts, scores) -> int:
+def write_correct(path: Path, examples, answers, scores) -> int:
     """The first right and finished answer to each question, as a row of SFT data. Returns how many there are."""
     rows = []
-    for example, group, group_texts, group_scores in zip(examples, groups, texts, scores):
-        right = [text for text, answer, score in zip(group_texts, group.completions, group_scores)
+    for example, sampled, rewarded in zip(examples, answers, scores):
+        right = [answer.text for answer, score in zip(sampled, rewarded)
                  if score.reward == 1 and answer.finish_reason == "stop"]
         if right:
             rows.append(schemas.row(replace(example, response=right[0])))
@@ -188,4 +239,4 @@ def write_correct(path: Path, examples, groups, texts, scores) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run.start(main, Config, {}, sys.argv[1:]))
+    sys.exit(run.start(main, Config, PRESETS, sys.argv[1:]))

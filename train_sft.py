@@ -240,9 +240,10 @@ def families(batch: list[list[Branch]]) -> dict[int, Family]:
 
 def measure(cfg: Config, generator: Generator, tokenizer: Tokenizer, heldout) -> float:
     """Held-out accuracy, sampled at the training temperature."""
-    scores = evaluate.answer_examples(generator, tokenizer, heldout[:cfg.eval_questions], n=1, seed=cfg.seed,
-                                      temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens)[2]
-    return evaluate.accuracy(scores)
+    asked = heldout[:cfg.eval_questions]
+    answers = evaluate.answer_examples(generator.sample, tokenizer, asked, n=1, seed=cfg.seed,
+                                       temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens)
+    return evaluate.accuracy(evaluate.score_answers(asked, answers))
 
 
 if __name__ == "__main__":

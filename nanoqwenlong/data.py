@@ -1,10 +1,12 @@
 """Readers. A row that cannot be used is refused with file, row and field; an example that is too long is counted.
 
-A file whose name ends in .parquet is read by pyarrow, its rows numbered from 1; any other is JSONL, one object a line.
-A row without an id of its own is named by its number. What the fields of a row mean stands in schemas.py.
+A file whose name ends in .parquet is read by pyarrow, its rows numbered from 1. Any other is JSONL, one object a line,
+or a single JSON array of objects, numbered from 1. A row without an id of its own is named by its number, one without a
+source by its file's name. What the fields of a row mean stands in schemas.py.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,7 +32,7 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
     for path in map(Path, paths):
         if not path.is_file():
             raise FileNotFoundError(f"data file {path} is {'not a file' if path.exists() else 'not there'}")
-        for number, load in (_parquet if path.suffix.lower() == ".parquet" else _jsonl)(path):
+        for number, load in (_parquet if path.suffix.lower() == ".parquet" else _json)(path):
             where = f"{path}:{number}"
             try:
                 row = load()
@@ -39,6 +41,8 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
                 if not example.id or example.id in seen and "id" not in row:   # verl's index need not be unique
                     alone = len(paths) == 1 and str(number) not in seen
                     example = replace(example, id=str(number) if alone else where)
+                if not example.source:
+                    example = replace(example, source=path.stem)
                 if example.id in seen:
                     raise DataError(f'"id" {example.id!r} was used before, at {seen[example.id]}; ids must be unique')
                 seen[example.id] = where
@@ -65,6 +69,44 @@ def _check_use(example: Example, need_response: bool, need_question: bool) -> No
 
 
 # Files: the number of each row, and a function that gives its fields or raises DataError
+
+SPACE = re.compile(r"[ \t\n\r]*")                                              # what JSON may have between values
+SKIM = json.JSONDecoder(parse_int=str, parse_float=str)                        # finds where a value ends, and no more
+
+
+def _json(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
+    """By its first character, for no row of JSONL begins with a bracket."""
+    with path.open("rb") as file:
+        first = next((line for line in file if line.strip(b"\xef\xbb\xbf \t\r\n")), b"")
+    return (_array if first.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[") else _jsonl)(path)
+
+
+def _array(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
+    """Each object is found first and read then, as a line would be: what is wrong with one is not the others' fault."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: the file is not UTF-8 at byte {error.start}") from None
+    number, at = 0, SPACE.match(text, text.index("[") + 1).end()
+    more = text[at:at + 1] != "]"
+    while more:
+        number += 1
+        try:
+            start, end = at, SKIM.raw_decode(text, at)[1]
+            at = SPACE.match(text, end).end()
+            if text[at:at + 1] not in (",", "]"):
+                raise json.JSONDecodeError("Expecting ',' or ']' after a row", text, at)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}; the "
+                            "file is one JSON array of objects") from None
+        except (RecursionError, ValueError) as error:
+            raise DataError(f"{path}:{number}: not usable as JSON: {str(error)[:80]}") from None
+        yield number, partial(_parse, text[start:end].encode())
+        if more := text[at] == ",":
+            at = SPACE.match(text, at + 1).end()
+    if text[at + 1:].strip(" \t\n\r"):
+        raise DataError(f"{path}: something stands behind the end of the JSON array")
+
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
     with path.open("rb") as file:
@@ -136,34 +178,62 @@ def _take(names: Sequence[str], scalars: Sequence) -> dict:
 
 # Examples
 
-def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int) -> tuple[list[Example], int]:
+def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int, cut: bool = False
+             ) -> tuple[list[Example], int]:
     """Examples with prompt_ids and length filled in, and how many were dropped for a prompt over `max_prompt_tokens`.
 
-    Nothing is cut: an answer may stand anywhere in a document. Equal documents are encoded once."""
-    kept, documents = [], {}
+    Training drops them: an answer may stand anywhere in a document, and what cannot be known is not to be rewarded. An
+    evaluation has to ask every question. With `cut` such a prompt keeps the first and the last half of its document
+    (of a chat, of its longest turn), has `max_prompt_tokens` tokens and says in num_cut what it lost; `length` stays
+    the whole's. The number is then that of those cut, and one without room for any document raises DataError. Equal
+    documents are encoded once."""
+    kept, documents, no_room = [], {}, []
     for example in examples:
         if example.messages:
-            prompt, length = _chat(example, tokenizer)
+            parts, longest, length = _chat(example, tokenizer)
+            prompt = [token for part in parts for token in part]
         else:
             if example.document not in documents:
                 documents[example.document] = tokenizer.encode(example.document.strip())
             document, question = documents[example.document], tokenizer.encode(example.question.strip())
             prompt = document if example.task == "text" else tokenizer.prompt(document, question)
             length = len(document) + len(question)
+        num_cut = max(0, len(prompt) - max_prompt_tokens)
+        if num_cut and cut:
+            whole = parts[longest] if example.messages else document
+            if num_cut >= len(whole):
+                no_room.append(example.id)
+                continue
+            some = without_middle(whole, len(whole) - num_cut)
+            prompt = tokenizer.prompt(some, question) if not example.messages else [
+                token for place, part in enumerate(parts) for token in (some if place == longest else part)]
         if len(prompt) <= max_prompt_tokens:
-            kept.append(replace(example, prompt_ids=tuple(prompt), length=length))
+            kept.append(replace(example, prompt_ids=tuple(prompt), length=length, num_cut=num_cut))
+    if no_room:
+        raise DataError(f"{len(no_room)} of {len(examples)} questions leave no room for a document in a prompt of "
+                        f"{max_prompt_tokens} tokens (the first is {no_room[0]!r}): give more --max-prompt-tokens")
     if examples and not kept:
         raise DataError(f"all {len(examples)} prompts are longer than {max_prompt_tokens} tokens")
-    return kept, len(examples) - len(kept)
+    return kept, sum(example.num_cut > 0 for example in kept) if cut else len(examples) - len(kept)
 
 
-def _chat(example: Example, tokenizer) -> tuple[list[int], int]:
-    """A chat's ids, and how many of them are its contents'."""
+def without_middle(ids: Sequence[int], length: int) -> list[int]:
+    """The first and the last half of `length` ids, of which the first has one more if they are odd.
+
+    >>> without_middle([1, 2, 3, 4, 5, 6], 3), without_middle([1, 2], 1)
+    ([1, 2, 6], [1])
+    """
+    return [*ids[:length - length // 2], *ids[len(ids) - length // 2:]]
+
+
+def _chat(example: Example, tokenizer) -> tuple[list[list[int]], int, int]:
+    """A chat's ids in parts, the place of its longest turn among them, and how many ids are the turns'."""
     try:
-        prompt = tokenizer.chat(example.messages)
+        parts = tokenizer.chat_parts(example.messages)
     except ModelError as error:
         raise DataError(f"example {example.id!r}: {error}") from None
-    return prompt, tokenizer.chat_length(example.messages, prompt)
+    turns = range(1, len(parts), 2)
+    return parts, max(turns, key=lambda place: len(parts[place])), sum(len(parts[place]) for place in turns)
 
 
 def shares(words: Sequence[str]) -> dict[str, float]:

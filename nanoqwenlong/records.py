@@ -35,6 +35,8 @@ class Example:
     response: str = ""                  # a full worked response, for supervised fine-tuning
     prompt_ids: tuple[int, ...] = ()    # filled by data.tokenize
     length: int = 0                     # tokens of document and question: |c| + |x| of QwenLong-L1, Eq. 9
+    num_cut: int = 0                    # of them, those that data.tokenize cut out of the middle
+    source: str = ""                    # the benchmark or file it comes from
 
     @property
     def accepted(self) -> tuple[str, ...]:

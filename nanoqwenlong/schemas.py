@@ -6,8 +6,15 @@
     {"prompt": ..., "completion": ...}, {"messages": [...]}                         TRL, for supervised fine-tuning
     {"text": "..."}                                                                 language modelling
 
+and of the benchmarks that QwenLong-L1 is evaluated on, as they are released:
+
+    {"input": "...", "context": "...", "answers": ["Oslo"], "dataset": "hotpotqa", "_id": ...}  LongBench's
+    {"Prompt": "...", "Answer": "...", "wiki_items": [{"title": "...", "text": "..."}]}         Frames, with its pages
+    {"question_id": ..., "question": "...", "paragraphs": ["..."], "ground_truth": 20.4}        DocMath-Eval
+
 `document` may stand for `context`. `id` may be missing. `task`, "qa" if missing, says how an answer is rewarded
-(rewards.TASKS). `response` is a worked answer to learn from, its thinking included. Other fields are ignored.
+(rewards.TASKS). `response` is a worked answer to learn from, its thinking included. `source` names the benchmark that
+a row belongs to. Other fields are ignored.
 
 An `answer` is text, or a list of accepted texts. Where the task is one of rewards.LISTS it is a list of items, or text
 with an item a line; for iou it is a table, as JSON or as text that holds JSON. A number is written as text, for its
@@ -16,6 +23,7 @@ digits count: 4.50 says more than 4.5. An answer that its own measure would not 
 
 import json
 import re
+from math import isfinite
 
 from . import answers, rewards
 from .records import DataError, Example
@@ -50,6 +58,12 @@ def parse(row: dict) -> Example:
         schema = verl
     elif has_document and "question" in row:
         schema = question
+    elif has_document and ("input" in row or "answers" in row):
+        schema = longbench
+    elif "wiki_items" in row or "Prompt" in row:
+        schema = frames
+    elif "paragraphs" in row or "ground_truth" in row:
+        schema = docmath
     elif "messages" in row:
         schema = conversation
     elif "completion" in row:
@@ -63,14 +77,15 @@ def parse(row: dict) -> Example:
 
 def row(example: Example) -> dict:
     """The row that `parse` reads as this example."""
+    source = {"source": example.source} if example.source else {}
     if example.task == "text":
-        return {"id": example.id, "text": example.document}
+        return {"id": example.id, "text": example.document, **source}
     asked = {"context": example.document, "question": example.question} if not example.messages else {
         "prompt": [{"role": role, "content": content} for role, content in example.messages],
         **({"question": example.question} if example.question else {})}
     answer = {"answer": example.answer} if example.answer else {}
     response = {"response" if example.answer else "completion": example.response} if example.response else {}
-    return {"id": example.id, **asked, **answer, "task": example.task, **response}
+    return {"id": example.id, **asked, **answer, "task": example.task, **response, **source}
 
 
 # Schemas
@@ -101,7 +116,7 @@ def conversation(row: dict) -> Example:
 
 
 def page(row: dict) -> Example:
-    return Example(_id(row, "id", ""), _text(row, "text"), question="", answer="", task="text")
+    return Example(_id(row, "id", ""), _text(row, "text"), question="", answer="", task="text", source=_source(row))
 
 
 def _example(row: dict, document: str = "", question: str = "", messages=(), response: str = "") -> Example:
@@ -110,7 +125,7 @@ def _example(row: dict, document: str = "", question: str = "", messages=(), res
     answer = "" if response and "answer" not in row else _golds(_at(row, "answer"), "answer", task)
     response = response or (_text(row, "response") if "response" in row else "")
     return Example(_id(row, "id", ""), document, question or _asked(row, messages, "question"), answer, task, messages,
-                   response)
+                   response, source=_source(row))
 
 
 def verl(row: dict) -> Example:
@@ -136,7 +151,7 @@ def verl(row: dict) -> Example:
     index = _id(row, "extra_info.index", "")
     return Example(_id(row, "id", f"{source}/{index}" if index else ""), "",
                    _asked(row, messages, "extra_info.question", "extra_info.input_question"),
-                   _golds(gold, name, task), task, messages)
+                   _golds(gold, name, task), task, messages, source=source)
 
 
 def _verl_task(row: dict, source: str) -> str:
@@ -155,6 +170,57 @@ def _verl_task(row: dict, source: str) -> str:
     if task is None:
         raise DataError(f'"{field}" is {value[:40]!r}, which names no task; known are {", ".join(known)}')
     return task
+
+
+# Benchmarks
+
+def longbench(row: dict) -> Example:
+    """A row of LongBench. Any of the references will do, where its authors' measures and ours take the best one."""
+    references = _at(row, "answers")
+    if not isinstance(references, list):
+        raise DataError(f'"answers" should be a list, it is {kind(references)}')
+    return Example(_id(row, "_id", ""), _text(row, "context"), _text(row, "input"), _references(references, "answers"),
+                   source=_text(row, "dataset") if "dataset" in row else "")
+
+
+def frames(row: dict) -> Example:
+    """A row of Frames that carries the texts of its Wikipedia pages; as released it has only links to them."""
+    pages = _at(row, "wiki_items")
+    if not isinstance(pages, list) or not pages:
+        raise DataError(f'"wiki_items" should be a list of pages, it is {"empty" if pages == [] else kind(pages)}')
+    document = "\n".join(f"{_text(page, 'title', name)}\n{_text(page, 'text', name)}"
+                         for name, page in ((f"wiki_items[{i}].", page) for i, page in enumerate(pages)))
+    (gold,) = _references([_text(row, "Answer")], "Answer")
+    return Example(_id(row, "id", ""), document, _text(row, "Prompt"), gold, source="frames")
+
+
+def docmath(row: dict) -> Example:
+    """A row of DocMath-Eval. A number may be near its gold answer, all else has to be the same."""
+    paragraphs, gold = _at(row, "paragraphs"), _at(row, "ground_truth")
+    if not isinstance(paragraphs, list) or not all(isinstance(paragraph, str) for paragraph in paragraphs):
+        raise DataError('"paragraphs" should be a list of strings')
+    if isinstance(gold, int | float) and not isinstance(gold, bool):
+        if not isfinite(gold):
+            raise DataError(f'"ground_truth" is {gold}, which nobody can answer')
+        gold = repr(gold)                                                      # the shortest digits that say it
+    gold = _string(str(gold) if isinstance(gold, bool) else gold, "ground_truth").strip()
+    same = next((words for words in (("True", "yes"), ("False", "no")) if gold.lower() in map(str.lower, words)), gold)
+    task = "number" if answers.number(gold) else "qa"
+    return Example(_id(row, "question_id", ""), _string("\n".join(paragraphs), "paragraphs"), _text(row, "question"),
+                   _golds(list(same) if isinstance(same, tuple) else same, "ground_truth", task), task,
+                   source="docmath")
+
+
+def _references(values: list, name: str) -> tuple[str, ...]:
+    """A benchmark's accepted answers, each in one line. Those that could not earn full reward for themselves (such as
+    bare punctuation) are left out, as long as there are others."""
+    golds = tuple(" ".join(_string(value, f"{name}[{i}]" if len(values) > 1 else name).split())
+                  for i, value in enumerate(values))
+    problems = [rewards.gold_problem("qa", gold) for gold in golds]
+    usable = tuple(gold for gold, problem in zip(golds, problems) if not problem)
+    if not usable:
+        raise DataError(f'"{name}" ' + (f"cannot be used: {problems[0]}" if golds else "is an empty list"))
+    return usable
 
 
 # Fields
@@ -208,6 +274,10 @@ def _string(value, name: str) -> str:
 def _id(row: dict, path: str, default: str) -> str:
     value = _at(row, path, ...)
     return default if value is ... else str(value) if type(value) is int else _string(value, path)
+
+
+def _source(row: dict) -> str:
+    return _text(row, "source") if "source" in row else ""
 
 
 def _task(row: dict) -> str:

@@ -121,19 +121,19 @@ class Tokenizer:
         """The ids of a chat of (role, content), open for the answer. Whatever a content says, it is plain text, and it
         stands there as it is: a template that rewrites one (R1-Distill's and Qwen3's cut what an assistant said at its
         `</think>`) raises ModelError."""
+        return [token for part in self.chat_parts(messages) for token in part]
+
+    def chat_parts(self, messages: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """The same in parts: the template's ids, the first content's, the template's, ..., the template's."""
         (shown, *around), (ids, *around_ids) = self._around_turns(messages)
-        text, ids = self._render(messages), list(ids)
+        text, parts = self._render(messages), [ids]
         for number, (role, content) in enumerate(messages):
             shown += content + around[number]
             if not text.startswith(shown) or number + 1 == len(messages) and text != shown:
                 raise ModelError(f"{self.directory}: the chat template rewrites what turn {number + 1} ({role}) says: "
                                  "it trims or cuts it, or tells it from others by its words")
-            ids += self.encode(content) + around_ids[number]
-        return ids
-
-    def chat_length(self, messages: Sequence[tuple[str, str]], ids: Sequence[int]) -> int:
-        """How many of the ids that chat() made are the contents', the template's own apart."""
-        return len(ids) - sum(map(len, self._around_turns(messages)[1]))
+            parts += [self.encode(content), around_ids[number]]
+        return parts
 
     def _around_turns(self, messages: Sequence[tuple[str, str]]) -> tuple[list[str], list[list[int]]]:
         """What the template writes around the contents of such turns, as text and as ids."""

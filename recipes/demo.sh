@@ -23,6 +23,6 @@ $python train_sft.py --name control --model "$(last sft)" "${flags[@]}" --minute
     --patience 0 --eval-every 200 --print-every 200
 
 echo "== 4. Held-out accuracy, sampled at the training temperature, by document length"
-$python eval.py --toy-examples 400 --metrics "$runs/table.json" --model assets/nano-base "$(last sft)" \
+$python eval.py --toy-examples 400 --out "$runs/eval" --model assets/nano-base "$(last sft)" \
     "$runs"/rl/checkpoints/step_000030 "$(last rl)" "$(last control)" | tee "$runs/table.md"
 echo "a picture of it: $python -m tools.plot $runs"

@@ -1,22 +1,24 @@
-"""Figures of an evaluation, what a run writes down, and the optimizer: small things against plain formulas."""
+"""Figures of an evaluation and the answers it keeps, what a run writes down, and the optimizer: small things against
+plain formulas."""
 
 import json
 from itertools import combinations
-from math import sqrt
+from math import exp, lgamma, log, sqrt
 
+import numpy
 import pytest
 import torch
 from nanoqwenlong import evaluate, optim
-from nanoqwenlong.log import Log, format_value
-from nanoqwenlong.records import Completion, Example, Group
+from nanoqwenlong.log import Log, advice, format_value
+from nanoqwenlong.records import Completion, DataError, Example, Group
 from nanoqwenlong.rewards import Score
 from tiny_qwen import random_ids, tiny_qwen
 
-# pass@k, interval, buckets
+# pass@k, intervals
 
 
 def test_pass_at_k_equals_trying_every_choice_of_k():
-    for n in range(1, 8):
+    for n in range(1, 9):
         for correct in range(n + 1):
             for k in range(1, n + 1):
                 tries = list(combinations([1] * correct + [0] * (n - correct), k))
@@ -41,6 +43,38 @@ def test_interval_holds_the_rates_that_the_score_test_does_not_reject(right, n):
     assert 0 <= low <= rate + 1e-12 and rate - 1e-12 <= high <= 1 and low < high
 
 
+@pytest.mark.parametrize("n", [50, 200, 824])
+@pytest.mark.parametrize("p", [0.05, 0.3, 0.5, 0.9])
+def test_interval_holds_the_truth_as_often_as_it_says(n, p):
+    """Every outcome with its probability, not a sample of them: 95 % or nearly, as Wilson's interval has it."""
+    logs = [lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) + k * log(p) + (n - k) * log(1 - p) for k in range(n + 1)]
+    ends = [evaluate.interval(k / n, n) for k in range(n + 1)]
+    held = sum(exp(value) for value, (low, high) in zip(logs, ends) if low <= p <= high)
+    assert 0.93 <= held <= 0.98
+
+
+def simulated(sets: int, questions: int, samples: int, rates, spread: float, seed: int) -> numpy.ndarray:
+    """Measured accuracies of an evaluation that is made 1,000 times: (1000, sets). A question of set s has a chance of
+    its own, of mean rates[s] and (the smaller `spread`) nearly 0 or 1, so that its samples are alike."""
+    rng = numpy.random.default_rng(seed)
+    chances = rng.beta(rates * spread, (1 - rates) * spread, (1000, questions, sets))
+    return (rng.binomial(samples, chances) / samples).mean(1)
+
+
+@pytest.mark.parametrize("samples, spread, least", [(1, 1.0, 0.93), (4, 0.1, 0.95), (8, 1.0, 0.95), (8, 20.0, 0.95)])
+def test_intervals_of_correlated_samples_and_of_an_average_are_wide_enough(samples, spread, least):
+    """Samples of one question are no independent questions; seven sets of different accuracy average as one."""
+    rates = numpy.array([0.1, 0.3, 0.45, 0.5, 0.7, 0.85, 0.95])
+    held, held_average = [], []
+    for row in simulated(7, 100, samples, rates, spread, seed=samples):
+        ends = [(rate, *evaluate.interval(rate, 100)) for rate in row.tolist()]
+        held += [low <= truth <= high for (_, low, high), truth in zip(ends, rates)]
+        _, low, high = evaluate.average(ends)
+        held_average.append(low <= rates.mean() <= high)
+    assert sum(held) / len(held) >= least and sum(held_average) / len(held_average) >= least
+    assert samples > 1 or sum(held_average) / len(held_average) <= 0.98          # and no wider than it has to be
+
+
 def score(reward):
     return Score(reward, reward, None, "")
 
@@ -50,33 +84,89 @@ def test_accuracy_is_the_mean_over_questions_of_their_means():
     assert evaluate.mean_rewards(scores) == [0.5, 1.0, 0.0] and evaluate.accuracy(scores) == 0.5
 
 
-def test_buckets_are_the_phases_shortest_first_and_lose_no_question():
-    examples = [Example(str(n), "", "", "x", length=n) for n in (250, 100, 101, 5, 301, 300)]
-    scores = [[score(float(n))] for n in range(6)]
-    found = evaluate.by_bucket(examples, scores, (100, 200, 300))
-    assert list(found) == ["0-100", "100-200", "200-300", "300+"]
-    assert {name: sorted(q[0].reward for q in qs) for name, qs in found.items()} == {
-        "0-100": [1, 3], "100-200": [2], "200-300": [0, 5], "300+": [4]}
-    assert list(evaluate.by_bucket(examples[:1], scores[:1], (100, 300))) == ["100-300"]
+# Answers, and the file that keeps them
+
+class Tokenizer:
+    eos_ids = (0,)
+
+    def decode(self, ids):
+        return f"</think> the answer is {ids[0]}"
 
 
-def test_answer_examples_decodes_and_scores_in_order():
-    class Tokenizer:
-        eos_ids = (0,)
+class Sampler:
+    """Answers a prompt (p,) with p, p + 1, ..., and remembers which keys it was asked for."""
 
-        def decode(self, ids):
-            return f"</think> the answer is {ids[0]}"
+    def __init__(self):
+        self.asked = []
 
-    class Generator:
-        def sample(self, prompts, n, eos_ids, keys, **sampling):
-            assert (eos_ids, keys, sampling) == ((0,), ["a", "b"], {"seed": 3})
-            return [Group(key, prompt, tuple(Completion((prompt[0] + i, 0), (0.0, 0.0), "stop") for i in range(n)))
-                    for key, prompt in zip(keys, prompts)]
+    def __call__(self, prompts, n, eos_ids, keys, **sampling):
+        assert (eos_ids, sampling) == ((0,), {"seed": 3})
+        self.asked.append(list(keys))
+        return [Group(key, prompt, tuple(Completion((prompt[0] + i, 0)[:2 - i % 2], (0.0,) * 2,
+                                                    "length" if i % 2 else "stop") for i in range(n)))
+                for key, prompt in zip(keys, prompts)]
 
-    examples = [Example("a", "", "", "5", prompt_ids=(5,)), Example("b", "", "", "8", prompt_ids=(7,))]
-    groups, texts, scores = evaluate.answer_examples(Generator(), Tokenizer(), examples, n=2, seed=3)
-    assert [g.key for g in groups] == ["a", "b"] and texts[1][1] == "</think> the answer is 8"
+
+EXAMPLES = [Example(name, "", "", gold, prompt_ids=(prompt,))
+            for name, gold, prompt in (("a", "5", 5), ("b", "8", 7), ("c\n", "é", 1), ("d", "4", 3), ("e", "9", 9))]
+
+
+def test_answers_come_in_order_and_are_scored_by_their_texts():
+    answers = evaluate.answer_examples(Sampler(), Tokenizer(), EXAMPLES[:2], n=2, seed=3)
+    assert answers[1] == [("</think> the answer is 7", 2, "stop"), ("</think> the answer is 8", 1, "length")]
+    scores = evaluate.score_answers(EXAMPLES[:2], answers)
     assert evaluate.mean_rewards(scores) == [0.5, 0.5] and [s.answer for s in scores[0]] == ["5", "6"]
+
+
+def test_kept_answers_are_taken_up_wherever_the_file_ends(tmp_path, monkeypatch):
+    """Cut after every byte: whole batches stay, the others are sampled again, in the same batches and to the same
+    bytes. Two models follow one another in the file."""
+    monkeypatch.setattr(evaluate, "AT_ONCE", 2)
+    path = tmp_path / "answers.jsonl"
+
+    def answer():
+        found, asked, end = [], [], 0
+        for model in ("m/1", "m/2"):
+            kept, sample = evaluate.Kept(path, model, end), Sampler()
+            found += evaluate.answer_examples(sample, Tokenizer(), EXAMPLES, n=2, kept=kept, seed=3)
+            end, asked = kept.end, asked + sample.asked
+        return found, asked
+
+    monkeypatch.setattr(evaluate.os, "fsync", lambda handle: None)             # a thousand of them take their time
+    whole, batches = answer()
+    content, names = path.read_bytes(), [["a", "b"], ["c\n", "d"], ["e"]] * 2
+    assert batches == names and content.count(b"\n") == 10 and "\u00e9".encode() not in content
+    ends = [content.index(b'"id": "%s"' % last) for last in (b"b", b"d", b"e")]
+    ends += [content.rindex(b'"id": "%s"' % last) for last in (b"b", b"d", b"e")]
+    ends = [content.index(b"\n", end) + 1 for end in ends]
+    assert ends[-1] == len(content)
+    for length in range(len(content) + 1):
+        path.write_bytes(content[:length])
+        assert answer() == (whole, names[sum(end <= length for end in ends):]), length
+        assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("old, new", [
+    (b'"id": "b"', b'"id": "x"'), (b'"m/1"', b'"m/2"'), (b'{"model"', b'["model"'), (b'"text"', b'"words"'),
+    (b'"answers": [{', b'"answers": [{}, {'), (b"{", b"\xff")])
+def test_a_file_of_answers_that_was_changed_is_refused(tmp_path, monkeypatch, old, new):
+    monkeypatch.setattr(evaluate, "AT_ONCE", 2)
+    path = tmp_path / "answers.jsonl"
+    again = lambda: evaluate.answer_examples(Sampler(), Tokenizer(), EXAMPLES, n=2, seed=3,
+                                             kept=evaluate.Kept(path, "m/1"))
+    again()
+    changed = path.read_bytes().replace(old, new, 1)
+    path.write_bytes(changed)
+    with pytest.raises(DataError, match="answers.jsonl does not have m/1's 2 answers to '[ab]'.*another --out"):
+        again()
+    assert path.read_bytes() == changed
+
+
+def test_two_processes_do_not_write_into_one_file(tmp_path):
+    one, two = (evaluate.Kept(tmp_path / "answers.jsonl", "m") for _ in range(2))
+    one.add(["a"], [[evaluate.Answer("x", 1, "stop")]])
+    with pytest.raises(OSError, match="another process"):
+        two.add(["a"], [[evaluate.Answer("x", 1, "stop")]])
 
 
 # Log
@@ -106,6 +196,25 @@ def test_a_dry_run_keeps_nothing(tmp_path, monkeypatch):
                                          (12345.0, "1.2e+04"), (7, "7"), ("I", "I"), (float("nan"), "nan")])
 def test_values_on_the_console_are_short(value, text):
     assert format_value(value) == text
+
+
+HEALTHY = {"completions/clipped_ratio": 0.1, "answers/extracted": 0.9, "frac_reward_zero_std": 0.5, "reward": 0.5}
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"completions/clipped_ratio": 0.95}, ("95%", "--max-new-tokens")),
+    ({"answers/extracted": 0.05}, ("5%", "train_sft.py")),
+    ({"frac_reward_zero_std": 1.0, "reward": 0.0}, ("all wrong", "--group-size")),
+    ({"frac_reward_zero_std": 1.0, "reward": 0.5}, ("all right or all wrong", "--group-size")),
+    ({"frac_reward_zero_std": 1.0, "reward": 1.0}, ("all right", "--group-size"))])
+def test_advice_names_the_cause_and_the_flag(change, words):
+    sentence = advice({**HEALTHY, **change})
+    assert all(word in sentence for word in words) and "\n" not in sentence
+
+
+def test_a_healthy_step_needs_no_advice():
+    assert advice(HEALTHY) is None
+    assert advice({**HEALTHY, "completions/clipped_ratio": 0.9, "answers/extracted": 0.1}) is None
 
 
 # Optimizer

@@ -306,12 +306,13 @@ def test_the_key_of_a_judge_is_nowhere_in_a_run(in_tmp, toy_directory, monkeypat
 
 
 def test_eval_counts_what_a_judge_left_open(in_tmp, toy_directory, monkeypatch, capsys):
-    """One answer in five: accuracy leaves them out, its interval does not. All of them: no accuracy at all."""
+    """One answer in five: wrong in the accuracy, right in the upper end of its interval. All of them: the evaluation
+    fails, and writes no difficulty."""
     judged(monkeypatch, lambda prompts: [reply if i % 10 else "maybe" for i, reply in enumerate(obedient(prompts), 5)])
     flags = ["--model", toy_directory, "--toy-examples", 20, "--max-new-tokens", 6, *JUDGED]
-    assert start(eval_script, *flags, "--metrics", "table.json") == 0
-    (row,) = json.loads(Path("table.json").read_text())
-    cells = [cell for name, cell in row.items() if name != "model"]
+    assert start(eval_script, *flags, "--out", "out") == 0
+    (row,) = json.loads(Path("out/results.json").read_text())["models"]
+    cells = row["by_length"].values()
     num_open = sum(cell.get("unscorable", 0) for cell in cells)
     assert num_open > 0 and "answers unscorable" in capsys.readouterr().out
     for cell in cells:
@@ -321,13 +322,13 @@ def test_eval_counts_what_a_judge_left_open(in_tmp, toy_directory, monkeypatch, 
     assert not Path("d.json").exists() and "answers open: " in capsys.readouterr().err
 
 
-def test_accuracy_leaves_out_what_is_unscorable_and_its_bounds_do_not():
+def test_what_is_unscorable_stays_in_the_denominator_and_is_left_out_of_a_difficulty():
     score = lambda reward: rewards.Score(reward, 0.0, reward, "x")
     scores = [[score(1.0), score(math.nan)], [score(0.0), score(0.0)], [score(math.nan), score(math.nan)]]
-    assert evaluate.accuracy(scores) == 0.5
-    assert evaluate.accuracy(scores, unscorable=0) == pytest.approx(0.5 / 3)
+    assert evaluate.accuracy(scores) == pytest.approx(0.5 / 3)
     assert evaluate.accuracy(scores, unscorable=1) == pytest.approx(2 / 3)
-    assert [math.isnan(mean) for mean in evaluate.mean_rewards(scores)] == [False, False, True]
+    means = evaluate.mean_rewards(scores)
+    assert means[:2] == [1, 0] and math.isnan(means[2])
 
 
 @pytest.mark.parametrize("preset", train_rl.PRESETS)

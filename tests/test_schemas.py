@@ -5,6 +5,7 @@ import datetime
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
@@ -73,6 +74,15 @@ TABLE = {"id": "t", "prompt": "Fill in the table.", "answer": {"data": [["Oslo",
 LEARNED = {"id": "l", "prompt": user("Hi."), "completion": [{"role": "assistant", "content": "Hello."}]}
 CHAT = {"id": "c", "messages": [{"role": "system", "content": "Be brief."}, *user("Hi."),
                                 {"role": "assistant", "content": "Hello."}]}
+HOTPOT = {"_id": "h1", "input": "Where?", "context": "Tom lives in Oslo.", "answers": ["Oslo", "in Oslo"], "length": 4,
+          "dataset": "hotpotqa", "language": "en", "all_classes": None}
+FRAMES = {"Prompt": "Which country?", "Answer": "Norway", "wiki_items": [
+    {"title": "Oslo", "text": "A city."}, {"title": "Norway", "text": "A country.\n\nCold."}], "reasoning_types": "x"}
+DOCMATH = {"question_id": "test-7", "question": "What is it now?", "ground_truth": 20.4, "table_evidence": [],
+           "paragraphs": ["Rent was 5.", "", "It rose by 15.4."], "paragraph_evidence": [0, 2]}
+ASKED = Example("test-7", "Rent was 5.\n\nIt rose by 15.4.", "What is it now?", "20.4", "number", source="docmath")
+
+
 def asked(name: str, prompt: str, answer, task: str = "qa", question: str = "", response: str = "") -> Example:
     """An example of one user turn."""
     return Example(name, "", question, answer, task, (("user", prompt),), response)
@@ -133,6 +143,21 @@ GOOD = {                                                       # the second row 
                                     asked("v", PAPERS, "Oslo", "em", WHERE)),
     "verl, a list of one's own": ({**golongrl("mine", label="tea"), "task": "f1"},
                                   asked("2", "Name them.", "tea\nsalt", "f1", "Which?")),
+    "plain, a source": ({**PLAIN, "source": "mine"}, Example(
+        "p", "Tom lives in Oslo.", "Where?", "Oslo", response=PLAIN["response"], source="mine")),
+    "longbench": (HOTPOT, Example("h1", "Tom lives in Oslo.", "Where?", ("Oslo", "in Oslo"), source="hotpotqa")),
+    "longbench, bare": (at(at({**HOTPOT, "answers": [" in\nOslo ", "?!"]}, "_id"), "dataset"),
+                        Example("2", "Tom lives in Oslo.", "Where?", ("in Oslo",))),
+    "frames": (FRAMES, Example("2", "Oslo\nA city.\nNorway\nA country.\n\nCold.", "Which country?", "Norway",
+                               source="frames")),
+    "docmath": (DOCMATH, Example("test-7", "Rent was 5.\n\nIt rose by 15.4.", "What is it now?", "20.4", "number",
+                                 source="docmath")),
+    "docmath, a whole number": ({**DOCMATH, "ground_truth": 2019}, replace(ASKED, answer="2019")),
+    "docmath, many digits": ({**DOCMATH, "ground_truth": 0.1 + 0.2}, replace(ASKED, answer="0.30000000000000004")),
+    "docmath, as text": ({**DOCMATH, "ground_truth": " 1,204.50 "}, replace(ASKED, answer="1,204.50")),
+    "docmath, a boolean": ({**DOCMATH, "ground_truth": True}, replace(ASKED, answer=("True", "yes"), task="qa")),
+    "docmath, no": ({**DOCMATH, "ground_truth": "No"}, replace(ASKED, answer=("False", "no"), task="qa")),
+    "docmath, words": ({**DOCMATH, "ground_truth": "Bank A"}, replace(ASKED, answer="Bank A", task="qa")),
     "trl, completion": (LEARNED, asked("l", "Hi.", "", response="Hello.")),
     "trl, as text": ({"prompt": "Hi.", "completion": "Ho.", "data_source": "x"}, asked("2", "Hi.", "", response="Ho.")),
     "trl, with an answer": ({**LEARNED, "answer": "Hello"}, asked("l", "Hi.", "Hello", response="Hello.")),
@@ -145,6 +170,7 @@ def test_a_good_row(case, tmp_path):
     """From JSONL, and from Parquet beside a row of another schema, so that both have null columns."""
     row, expected = GOOD[case]
     first = {"id": "first", "text": "..."}
+    expected = replace(expected, source=expected.source or (row["data_source"] if "reward_model" in row else "d"))
     assert data.read([jsonl(tmp_path / "d.jsonl", first, row)])[1] == expected
     try:
         path = table(tmp_path / "d.parquet", first, row)
@@ -233,7 +259,13 @@ FIELDS = [                                                     # schema, field, 
     (LEARNED, "prompt", ""), (LEARNED, "completion", ""), (LEARNED, "completion.0.role", ""),
     (LEARNED, "completion.0.content", ""), ({**LEARNED, "answer": "Hello"}, "answer", "missing"),
     (CHAT, "messages", ""), (CHAT, "messages.0", "missing"), (CHAT, "messages.2.role", ""),
-    (CHAT, "messages.2.content", ""),
+    (CHAT, "messages.2.content", ""), ({**PLAIN, "source": "mine"}, "source", "missing"),
+    (HOTPOT, "_id", "missing, number"), (HOTPOT, "input", ""), (HOTPOT, "context", ""), (HOTPOT, "answers", ""),
+    (HOTPOT, "answers.0", "missing"), (HOTPOT, "dataset", "missing"),
+    (FRAMES, "Prompt", ""), (FRAMES, "Answer", ""), (FRAMES, "wiki_items", ""), (FRAMES, "wiki_items.0", "missing"),
+    (FRAMES, "wiki_items.1.title", ""), (FRAMES, "wiki_items.1.text", ""),
+    (DOCMATH, "question_id", "missing, number"), (DOCMATH, "question", ""), (DOCMATH, "paragraphs", ""),
+    (DOCMATH, "ground_truth", "number, fraction, true"), (at(DOCMATH, "paragraphs.1"), "paragraphs", "list of blanks"),
 ]
 ELSEWHERE = {                                                  # fields without which a row is of another schema
     ("completion", "missing"): "answer", ("messages", "missing"): "context", ("document", "missing"): "context",
@@ -424,7 +456,8 @@ def test_columns_of_other_string_types_are_read(tmp_path):
     for kind in (pyarrow.large_string(), pyarrow.dictionary(pyarrow.int8(), pyarrow.string())):
         made = {name: pyarrow.array([PLAIN[name]]).cast(kind) for name in ("context", "question", "answer")}
         parquet.write_table(pyarrow.table(made), tmp_path / "d.parquet")
-        assert data.read([tmp_path / "d.parquet"]) == [Example("1", PLAIN["context"], "Where?", "Oslo")]
+        assert data.read([tmp_path / "d.parquet"]) == [
+            Example("1", PLAIN["context"], "Where?", "Oslo", source="d")]
 
 
 def test_files_that_are_no_parquet(tmp_path):

@@ -244,9 +244,9 @@ def test_a_run_is_never_overwritten(in_tmp, toy_directory, capsys):
 def test_eval_reports_each_bucket_and_writes_difficulty_that_rl_reads(in_tmp, toy_directory, capsys):
     rows = write_rows(in_tmp / "rows.jsonl", toy.examples(6, toy.SHORT, 0) + toy.examples(6, toy.LONG, 0))
     assert start(eval_script, "--model", toy_directory, "--data", rows, "--lengths", 80, 200, "--samples", 2,
-                 "--pass-at", 1, 2, "--max-new-tokens", 4, "--difficulty", "d.json", "--metrics", "table.json") == 0
+                 "--max-new-tokens", 4, "--difficulty", "d.json", "--out", "out") == 0
     assert "0-80 tokens" in capsys.readouterr().out
-    (table,) = json.loads((in_tmp / "table.json").read_text())
+    table = json.loads((in_tmp / "out/results.json").read_text())["models"][0]["by_length"]
     assert table["0-80"]["questions"] == table["80-200"]["questions"] == 6 and "pass@2" in table["0-80"]
     assert len(json.loads((in_tmp / "d.json").read_text())["mean_rewards"]) == 12
     assert start(train_rl, "--model", toy_directory, "--data", rows, "--difficulty", "d.json", *SMALL_RL[2:],
@@ -324,12 +324,15 @@ def test_a_script_runs_from_the_shell():
 def test_outputs_of_eval_are_checked_before_any_work_and_never_overwrite_its_data(in_tmp, toy_directory, capsys):
     rows = write_rows(in_tmp / "rows.jsonl", toy.examples(4, toy.SHORT, 0))
     before = rows.read_bytes()
-    for argv in (["--keep-correct", rows], ["--difficulty", "a.json", "--metrics", "a.json"],
-                 ["--difficulty", "nowhere/a.json"], ["--metrics", in_tmp]):
-        assert start(eval_script, "--model", toy_directory, "--data", rows, *argv) == run.BAD_CONFIG, argv
+    (in_tmp / "answers.jsonl").write_bytes(before)
+    for argv in (["--keep-correct", rows], ["--difficulty", "a.json", "--keep-correct", "a.json"],
+                 ["--difficulty", "nowhere/a.json"], ["--out", rows], ["--out", "new", "--difficulty",
+                 "new/../new/table.md"], ["--out", ".", "--data", "answers.jsonl"], ["--keep-correct", in_tmp]):
+        argv = argv if "--data" in argv else [*argv, "--data", rows]
+        assert start(eval_script, "--model", toy_directory, *argv) == run.BAD_CONFIG, argv
         captured = capsys.readouterr()
         assert captured.err.count("\n") == 1 and captured.out == ""
-    assert rows.read_bytes() == before
+    assert rows.read_bytes() == before == (in_tmp / "answers.jsonl").read_bytes() and len(list(in_tmp.iterdir())) == 2
 
 
 @pytest.mark.parametrize("content, words", [

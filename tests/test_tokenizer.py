@@ -155,8 +155,8 @@ def test_no_chat_makes_a_special_token(name, request):
         assert tokenizer.hf.decode(ids, clean_up_tokenization_spaces=False) == tokenizer.hf.apply_chat_template(
             said, tokenize=False, add_generation_prompt=True)
         assert [i for i in ids if i in tokenizer.special_ids] == [i for i in empty if i in tokenizer.special_ids]
-        assert tokenizer.chat_length(messages, ids) == len(ids) - len(empty) == sum(
-            len(tokenizer.encode(content)) for _, content in messages)
+        parts = tokenizer.chat_parts(messages)
+        assert sum(parts, []) == ids and parts[1::2] == [tokenizer.encode(content) for _, content in messages]
 
 
 def test_a_chat_of_the_papers_prompt_reads_like_the_prompt(toy, r1):
