@@ -129,7 +129,8 @@ def main(cfg: Config) -> None:
             run.put(Path(cfg.difficulty), {"mean_rewards": means})
         if cfg.keep_correct and first:
             num_right = write_correct(Path(cfg.keep_correct), asked, answers, scores)
-            print(f"{num_right} of {len(asked)} questions have a right answer that ended by itself: {cfg.keep_correct}")
+            print(f"{num_right} of {len(asked)} questions have a right answer that ended by itself: "
+                  f"{cfg.keep_correct}")
     results = {"settings": {**settings, "judge": cfg.judge_model or cfg.judge}, "models": models}
     tables = report.tables(results)
     if first:

@@ -93,8 +93,9 @@ def tables(results: dict) -> str:
     parts = [table("accuracy, %", models, _columns(models, "by_length"))]
     for kind, title in (("by_task", "by task, %"), ("by_source", "by source, %")):
         columns = _columns(models, kind)
-        if len(columns) > MOST:
-            parts.append(f"{len(columns)} {kind.removeprefix('by_')}s: their figures are in results.json.")
+        number = len(columns) - ("average" in columns)
+        if number > MOST:
+            parts.append(f"{number} {kind.removeprefix('by_')}s: their figures are in results.json, with --out.")
         elif columns:
             parts.append(table(title, models, columns, *_papers(columns)))
     if passes := [name for name in models[0]["all"] if name.startswith("pass@")]:

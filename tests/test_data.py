@@ -164,6 +164,49 @@ def test_no_file_and_no_rows(tmp_path):
             data.read([tmp_path / "empty.jsonl"])
 
 
+# One JSON array instead of lines
+
+@pytest.mark.parametrize("text", [
+    f"[{row()}, {row(id='b')}]", f"\ufeff\n [\n{row()}\r\n,\t{row(id='b')}\n]\n \n",
+    json.dumps([json.loads(row()), json.loads(row(id="b"))], indent=2)])
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d"])
+def test_an_array_of_rows_reads_like_lines(text, name, tmp_path):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert data.read([tmp_path / name]) == read(tmp_path, row(), row(id="b"))
+
+
+def test_rows_of_an_array_are_numbered_from_one_and_named_by_it(tmp_path):
+    (tmp_path / "d.json").write_text(json.dumps([json.loads(row(id=...)), json.loads(row()), json.loads(row(id=...))]))
+    assert [(e.id, e.source) for e in data.read([tmp_path / "d.json"])] == [("1", "d"), ("a", "d"), ("3", "d")]
+
+
+@pytest.mark.parametrize("case", [case for case in BAD if case not in (
+    "cut", "two objects on a line", "a comma too many", "single quotes", "an object over several lines", "not UTF-8",
+    "UTF-16", "absurd nesting", "absurd nesting of objects")])
+def test_a_bad_row_of_an_array_is_refused_as_on_a_line_and_the_others_are_read(case, tmp_path):
+    line, named = BAD[case]
+    path, told = tmp_path / "d.jsonl", []
+    path.write_text(f"[{row(id='first')},\n{line},\n{row(id='last')}]")
+    assert [e.id for e in data.read([path], tell=told.append)] == ["first", "last"]
+    message = told[0].removeprefix("1 bad rows are left out:\n")
+    assert message.startswith(f"{path}:2: ") and "\n" not in message and len(message) < 400
+    assert all(name in message for name in named), message
+
+
+@pytest.mark.parametrize("text, named", [
+    (f"[{row()}", "d.json:1: not JSON at line 1, column"), (f"[{row()},", "d.json:2: not JSON at line 1"),
+    (f"[{row()},\n]", "d.json:2: not JSON at line 2, column 1"), (f"[{row()} {row()}]", "d.json:1: not JSON at line 1"),
+    (f"[{row()}] x", "behind the end"), (f"[{row()}][]", "behind the end"), ("[", "d.json:1: not JSON"),
+    ("[] 5", "behind the end"), (f"[{row()[:-2]}]", "d.json:1: not JSON"), ("[" * 100_000, "d.json:1: not usable"),
+    ("[,]", "d.json:1: not JSON"), ("[]", "d.json: there is no row in it"), ("[ \n]", "d.json: there is no row"),
+    (b"[\xff]", "d.json: the file is not UTF-8 at byte 1")])
+def test_a_file_that_is_no_array_is_refused_in_one_sentence(text, named, tmp_path):
+    (tmp_path / "d.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError) as error:
+        data.read([tmp_path / "d.json"])
+    assert named in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
 # Lengths and weights, with a tokenizer of one id per character
 
 class Characters:
@@ -221,6 +264,33 @@ def test_overlong_prompts_are_dropped_and_counted_never_cut(limit, kept):
     found, dropped = tokenize(examples, Characters(), limit)
     assert [e.id for e in found] == kept and dropped == 3 - len(kept)
     assert all(len(e.prompt_ids) == e.length + 4 and e.length == len(e.document) + 1 for e in found)
+
+
+@pytest.mark.parametrize("limit, document, num_cut", [
+    (15, "abcdefghij", 0), (14, "abcdeghij", 1), (13, "abcdghij", 2), (8, "abj", 7), (7, "aj", 8), (6, "a", 9)])
+def test_an_evaluation_cuts_the_middle_of_a_document(limit, document, num_cut):
+    """To exactly the limit (four ids of the template, one of the question); the length is the whole document's."""
+    whole = Example("x", " abcdefghij\n", "k", "?")
+    [example], number = tokenize([whole], Characters(), limit, cut=True)
+    assert example.prompt_ids == (1, *map(ord, document), 2, ord("k"), 3, 4) and len(example.prompt_ids) == limit
+    assert (example.length, example.num_cut, number) == (11, num_cut, num_cut > 0)
+
+
+def test_an_evaluation_cuts_the_middle_of_the_longest_turn_of_a_chat():
+    turns = (("user", "abc"), ("assistant", "defg"), ("user", "hij"))          # 3 + 4 + 3 and four of the template
+    chat = Example("x", "", "why?", "?", messages=turns)
+    for limit, said in ((14, ["abc", "defg", "hij"]), (13, ["abc", "deg", "hij"]), (11, ["abc", "d", "hij"])):
+        [example], number = tokenize([chat], Characters(), limit, cut=True)
+        assert example.prompt_ids == (1, *(token for text in said for token in (*map(ord, text), 5)))
+        assert (example.length, example.num_cut, number) == (10, 14 - limit, limit < 14)
+
+
+def test_a_question_that_leaves_no_room_for_a_document_is_an_error_and_not_dropped():
+    examples = [Example("x", "ab", "c", "?"), Example("y", "ab", "c" * 9, "?"), Example("z", "a", "", "?", messages=(
+        ("user", "a" * 20), ("user", "b" * 20)))]
+    with pytest.raises(DataError, match=r"2 of 3 questions leave no room .* 10 tokens .* 'y'.*--max-prompt-tokens"):
+        tokenize(examples, Characters(), 10, cut=True)
+    assert [e.id for e in tokenize(examples, Characters(), 10)[0]] == ["x"]
 
 
 def test_equal_documents_are_encoded_once():

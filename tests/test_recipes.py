@@ -31,7 +31,7 @@ if "--name" in words:
 """
 
 
-def commands(tmp_path: Path, recipe: str, code: int = 0, **variables) -> tuple[subprocess.CompletedProcess, list]:
+def commands(tmp_path: Path, recipe: str, *words: str, code: int = 0, **variables) -> tuple[subprocess.CompletedProcess, list]:
     """Run a copy of a recipe with stand-ins for python, srun and scontrol: how it ended, and what it called."""
     (tmp_path / "recipes").mkdir()
     copy, log = tmp_path / "recipes" / recipe, tmp_path / "log"
@@ -45,8 +45,8 @@ def commands(tmp_path: Path, recipe: str, code: int = 0, **variables) -> tuple[s
                    "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "n[1-4]", "SLURM_NNODES": "4",
                    "SLURM_JOB_ID": "17", "MODEL": "m", "SFT": "sft.jsonl", "TRAIN": "train.jsonl", "TEST": "test.jsonl",
                    **variables}
-    done = subprocess.run(["bash", str(copy)], env=environment, capture_output=True, text=True, timeout=60)
-    return done, [json.loads(line) for line in log.read_text().splitlines()]
+    done = subprocess.run(["bash", str(copy), *words], env=environment, capture_output=True, text=True, timeout=60)
+    return done, [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 @pytest.mark.parametrize("recipe, ranks, variables", [
@@ -90,6 +90,31 @@ def test_every_command_of_a_small_experiment_has_flags_that_exist(tmp_path, reci
     assert differing == {"judge.sh": {"name", "judge"}, "mixed.sh": {"name", "advantages"}}[recipe]
     tools = [words[words.index("-m") + 1] for words in calls if "-m" in words]
     assert tools[-1] == "tools.plot" and all((ROOT / f"{name.replace('.', '/')}.py").is_file() for name in tools)
+
+
+@pytest.mark.parametrize("variables, files, ranks", [
+    ({"LONGBENCH": "lb", "FRAMES": "f 1.jsonl", "DOCMATH": "d.json", "RANKS": "8"}, [
+        *(f"lb/{name}.jsonl" for name in ("2wikimqa", "hotpotqa", "musique", "narrativeqa", "qasper")), "f 1.jsonl",
+        "d.json"], 8),
+    ({"DOCMATH": "d.json", "JUDGE": "http://x/v1", "JUDGE_MODEL": "j", "SAMPLES": "4"}, ["d.json"], 0)])
+def test_the_benchmarks_are_asked_for_at_the_papers_settings(tmp_path, variables, files, ranks):
+    done, ((_, *words),) = commands(tmp_path, "benchmarks.sh", "m 1", "m2", **variables)
+    assert done.returncode == 0, done.stderr
+    launched, argv = words[:words.index("eval.py")], words[words.index("eval.py") + 1:]
+    cfg = config.parse(eval_script.Config, argv, eval_script.PRESETS)
+    assert (cfg.model, list(cfg.data), cfg.device) == (("m 1", "m2"), files, "cuda")
+    assert (cfg.temperature, cfg.top_p, cfg.max_prompt_tokens, cfg.max_new_tokens) == (0.7, 0.95, 120000, 10000)
+    assert (cfg.judge, cfg.samples) == (variables.get("JUDGE", ""), int(variables.get("SAMPLES", 1)))
+    assert launched[-1:] == [f"--nproc_per_node={ranks}"] * bool(ranks)
+    blocks = -(-(cfg.max_prompt_tokens + cfg.max_new_tokens) // cfg.block_size)
+    assert blocks <= cfg.kv_blocks                                             # the longest answer there may be
+
+
+@pytest.mark.parametrize("models, variables, said", [
+    ([], {"DOCMATH": "d.json"}, "usage"), (["m"], {}, "name at least one of LONGBENCH")])
+def test_benchmarks_without_a_model_or_a_file_are_refused(tmp_path, models, variables, said):
+    done, calls = commands(tmp_path, "benchmarks.sh", *models, **variables)
+    assert done.returncode == 78 and said in done.stderr and calls == []
 
 
 @pytest.mark.parametrize("code, restarts, again, status", [(75, "0", True, 0), (75, "99", False, 1), (0, "0", False, 0),

@@ -1,0 +1,136 @@
+"""What an evaluation's figures are, by hand, and how its tables show them."""
+
+import json
+
+import pytest
+
+from nanoqwenlong import report
+from nanoqwenlong.evaluate import Answer, interval
+from nanoqwenlong.records import Example
+from nanoqwenlong.rewards import Score
+
+NAN = float("nan")
+
+
+def asked(source="a", length=10, task="qa", num_cut=0) -> Example:
+    return Example("", "", "", "x", task, length=length, num_cut=num_cut, source=source)
+
+
+def summary(*questions, lengths=(), model="m") -> dict:
+    """Of (example, rewards); each answer is one token longer than the one before, and the first is cut short."""
+    sampled = [len(rewards) for _, rewards in questions]
+    answers = [[Answer("", sum(sampled[:i]) + j + 1, "stop" if i + j else "length") for j in range(number)]
+               for i, number in enumerate(sampled)]
+    return report.summarise(model, [example for example, _ in questions], answers,
+                            [[Score(r, r, None, "") for r in rewards] for _, rewards in questions], lengths)
+
+
+def test_a_cell_by_hand():
+    """Three questions of two answers: right and wrong, right and open, open and wrong."""
+    made = summary((asked(num_cut=3), [1, 0]), (asked(), [1, NAN]), (asked(num_cut=1), [NAN, 0]))
+    assert made["all"] == pytest.approx({
+        "accuracy": 1 / 3, "low": interval(1 / 3, 3)[0], "high": interval(2 / 3, 3)[1], "questions": 3,
+        "mean_length": 3.5, "clipped_ratio": 1 / 6, "unscorable": 2, "cut": 2, "pass@1": 1 / 3, "pass@2": 2 / 3})
+    assert made["by_length"] == {"all": made["all"]} and made["by_task"] == made["by_source"] == {}
+    assert made["average"] is None and list(made) == ["model", "all", "by_length", "by_task", "by_source", "average"]
+    alone = summary((asked(), [0.5]))["all"]
+    assert list(alone) == ["accuracy", "low", "high", "questions", "mean_length", "clipped_ratio"]
+
+
+def test_pass_at_k_is_told_for_powers_of_two_and_for_all_samples():
+    """Five samples, of which one is right, and of which all are: mean over the two questions."""
+    cell = summary((asked(), [0, 1, 0, 0, 0]), (asked(), [1] * 5))["all"]
+    assert {name: value for name, value in cell.items() if "@" in name} == pytest.approx(
+        {"pass@1": (1 / 5 + 1) / 2, "pass@2": (2 / 5 + 1) / 2, "pass@4": (4 / 5 + 1) / 2, "pass@5": 1})
+
+
+def test_buckets_are_the_phases_shortest_first_and_lose_no_question():
+    made = summary(*((asked(length=n), [n / 1000]) for n in (250, 100, 101, 5, 301, 300)), lengths=(100, 200, 300))
+    assert {name: cell["accuracy"] for name, cell in made["by_length"].items()} == pytest.approx(
+        {"0-100": 0.0525, "100-200": 0.101, "200-300": 0.275, "300+": 0.301})
+    assert [cell["questions"] for cell in made["by_length"].values()] == [2, 1, 2, 1]
+    assert list(made["by_length"]) == ["0-100", "100-200", "200-300", "300+"]
+    assert list(summary((asked(length=250), [1]), lengths=(100, 300))["by_length"]) == ["100-300"]
+
+
+def test_an_average_weighs_sources_alike():
+    """One question of a, wrong, and three of b, right: 0 and 1 are 50 %, not 75 %."""
+    made = summary((asked("a"), [0]), *[(asked("b", task="f1"), [1])] * 3)
+    assert {name: cell["accuracy"] for name, cell in made["by_source"].items()} == {"a": 0, "b": 1}
+    assert {name: cell["questions"] for name, cell in made["by_task"].items()} == {"qa": 1, "f1": 3}
+    (_, high), (low, _) = interval(0, 1), interval(1, 3)
+    assert made["average"] == pytest.approx({"accuracy": 0.5, "low": 0.5 - (1 - low) / 2, "high": 0.5 + high / 2,
+                                             "questions": 4, "sources": 2})
+    assert json.loads(json.dumps(made, allow_nan=False)) == made
+
+
+# Tables
+
+def read(text: str) -> list[list[list[str]]]:
+    """The Markdown tables in a text, cell by cell, without the line under the head; every row as wide as the others."""
+    found = []
+    for part in text.split("\n\n"):
+        lines = part.split("\n")
+        if lines[0].startswith("|"):
+            assert len(set(map(len, lines))) == 1 and set(lines[1]) == {"|", "-"}
+            found.append([[cell.strip() for cell in line[1:-1].split("|")] for line in [lines[0], *lines[2:]]])
+    return found
+
+
+def test_the_table_by_length():
+    """The intervals are Wilson's of 1 of 2, 2 of 2 and 0 of 1, from the formula."""
+    long = (asked(length=90), [0])
+    models = [summary((asked(), [1]), (asked(), [0]), long, lengths=(80, 200), model="m/1"),
+              summary((asked(), [1]), (asked(), [1]), long, long, lengths=(80, 200), model="m/2")]
+    text = report.tables({"models": models, "settings": {"max_new_tokens": 48}})
+    assert read(text) == [[["accuracy, %", "0-80 tokens (n=2)", "80-200 tokens (n=1-2)"],
+                           ["m/1", "50.0 [9.5, 90.5]", "0.0 [0.0, 79.3]"],
+                           ["m/2", "100.0 [34.2, 100.0]", "0.0 [0.0, 65.8]"]]]
+    assert text.split("\n\n")[1:] == ["m/1: 33.3 % of the answers were stopped at 48 tokens.\n"
+                                      "m/2: 25.0 % of the answers were stopped at 48 tokens."]
+
+
+def test_what_befell_questions_is_said():
+    model = summary((asked(), [1]), (asked(num_cut=5), [NAN]))
+    model["all"]["clipped_ratio"] = 0.0
+    text = report.tables({"models": [model], "settings": {"max_prompt_tokens": 900}})
+    assert text.split("\n\n")[1] == (
+        "m: 1 of 2 documents were cut in their middle to fit 900 tokens; 1 answers unscorable: the judge left them open "
+        "(counted wrong, and right in the upper end of the interval).")
+    del model["all"]["unscorable"], model["all"]["cut"]
+    assert "\n\n" not in report.tables({"models": [model]})
+
+
+def test_the_papers_rows_stand_below_ours_in_its_order():
+    sources = ("qasper", "hotpotqa", "docmath")
+    model = summary(*((asked(source), [1]) for source in sources))
+    by_length, by_source = read(report.tables({"models": [model]}))
+    assert by_source[0] == ["by source, %", "docmath (n=1)", "hotpotqa (n=1)", "qasper (n=1)", "average (n=3)"]
+    assert by_source[1][:2] == ["m", "100.0 [20.7, 100.0]"] and "theirs, not measured here" in by_source[2][0]
+    rows = {row[0]: row[1:] for row in by_source[3:]}
+    assert len(rows) == len(by_source) - 3 == 18 and rows["DeepSeek-R1"] == ["66.0", "82.5", "53.0", "67.2"]
+    other = summary(*((asked(source), [1]) for source in (*sources, "mine")))
+    assert read(report.tables({"models": [other]}))[1][0][1:] == [
+        "docmath (n=1)", "hotpotqa (n=1)", "qasper (n=1)", "mine (n=1)", "average (n=4)"]
+    assert "DeepSeek" not in report.tables({"models": [other]})
+
+
+def test_the_papers_averages_are_the_means_of_its_rows():
+    """Its own last column, to the digit that it prints."""
+    averages = (72.9, 72.1, 70.7, 70.6, 70.4, 70.3, 70.0, 69.0, 67.8, 65.7, 64.2, 65.0, 68.2, 68.3, 65.6, 68.7, 70.3,
+                70.7)
+    for (name, rates), average in zip(report.PAPERS.items(), averages, strict=True):
+        assert len(rates) == len(report.PAPER) and abs(sum(rates) / 7 - average) <= 0.051, name
+
+
+def test_tasks_have_a_table_and_samples_have_one():
+    model = summary((asked(), [1, 0]), (asked(task="f1"), [1, 1]))
+    _, by_task, passed = read(report.tables({"models": [model]}))
+    assert by_task[0] == ["by task, %", "qa (n=1)", "f1 (n=1)"] and by_task[1][2] == "100.0 [20.7, 100.0]"
+    assert passed[0][1:] == ["pass@1 (n=2)", "pass@2 (n=2)"] and [c.split()[0] for c in passed[1][1:]] == ["75.0", "100.0"]
+
+
+def test_dozens_of_sources_are_no_table():
+    """A row may name its page as its source."""
+    text = report.tables({"models": [summary(*((asked(f"page {n}"), [1]) for n in range(30)))]})
+    assert len(read(text)) == 1 and "\n30 sources: their figures are in results.json" in text
