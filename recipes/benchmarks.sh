@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The seven document benchmarks of QwenLong-L1 (its Table 4), at its settings: temperature 0.7, top-p 0.95, prompts of up
-# to 120,000 tokens, answers of up to 10,000.
+# The seven document benchmarks of QwenLong-L1 (its Table 4), at its settings: temperature 0.7, top-p 0.95, prompts of
+# up to 120,000 tokens, answers of up to 10,000.
 #
 #     LONGBENCH=data FRAMES=frames.jsonl DOCMATH=docmath_test_200.json bash recipes/benchmarks.sh DIR [DIR ...]
 #     RANKS=8 JUDGE=http://localhost:8000/v1 JUDGE_MODEL=NAME SAMPLES=16 ... bash recipes/benchmarks.sh DIR
@@ -11,13 +11,13 @@
 # DOCMATH    yale-nlp/DocMath-Eval's testmini, a JSON array. For a model trained on DocQA-RL-1.6K only the 200 questions
 #            that are not in it (docs/evaluation.md)
 #
-# Each may be left out. Answers are kept in OUT (runs/benchmarks) as they come; the same command goes on after a stop, and
-# with another JUDGE scores them again without sampling. Models with a window of 32,768 need YaRN for longer prompts,
-# which is not here yet. Not run yet with models of that size: no GPU has been at hand.
+# Each may be left out. Answers are kept in OUT (runs/benchmarks) as they come; the same command goes on after a stop,
+# and with another JUDGE scores them again without sampling. Models with a window of 32,768 need YaRN for longer
+# prompts, which is not here yet. Not run yet with models of that size: no GPU has been at hand.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} ranks=${RANKS:-1}
-[ $# -gt 0 ] || { echo "usage: LONGBENCH=... FRAMES=... DOCMATH=... bash recipes/benchmarks.sh MODEL ..." >&2; exit 78; }
+[ $# -gt 0 ] || { echo "usage: LONGBENCH=... FRAMES=... DOCMATH=... bash $0 MODEL ..." >&2; exit 78; }
 files=()
 for name in 2wikimqa hotpotqa musique narrativeqa qasper; do
     [ -z "${LONGBENCH:-}" ] || files+=("$LONGBENCH/$name.jsonl")

@@ -42,7 +42,8 @@ def results(out="out") -> dict:
 
 SAID = "</think> Therefore, the answer is {}."
 ANSWERS = {                     # of each row: question, references, and (what is said, what it earns) by hand
-    "hotpotqa": [("Where?", ["Oslo"], "Oslo", 1), ("Who?", ["Ann Lee", "Ann"], "Ann", 1), ("When?", ["May"], "June", 0)],
+    "hotpotqa": [("Where?", ["Oslo"], "Oslo", 1), ("Who?", ["Ann Lee", "Ann"], "Ann", 1),
+                 ("When?", ["May"], "June", 0)],
     "2wikimqa": [("Where now?", ["the U.K."], "UK", 1)],
     "musique": [("Which?", ["Marie Curie"], "not Marie Curie", 0), ("What?", ["tea"], "coffee, no: tea", 0)],
     "narrativeqa": [("Why?", ["He was late", "For being late."], "for being late", 1)],

@@ -31,7 +31,8 @@ if "--name" in words:
 """
 
 
-def commands(tmp_path: Path, recipe: str, *words: str, code: int = 0, **variables) -> tuple[subprocess.CompletedProcess, list]:
+def commands(tmp_path: Path, recipe: str, *words: str, code: int = 0, **variables
+             ) -> tuple[subprocess.CompletedProcess, list]:
     """Run a copy of a recipe with stand-ins for python, srun and scontrol: how it ended, and what it called."""
     (tmp_path / "recipes").mkdir()
     copy, log = tmp_path / "recipes" / recipe, tmp_path / "log"

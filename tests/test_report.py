@@ -95,8 +95,8 @@ def test_what_befell_questions_is_said():
     model["all"]["clipped_ratio"] = 0.0
     text = report.tables({"models": [model], "settings": {"max_prompt_tokens": 900}})
     assert text.split("\n\n")[1] == (
-        "m: 1 of 2 documents were cut in their middle to fit 900 tokens; 1 answers unscorable: the judge left them open "
-        "(counted wrong, and right in the upper end of the interval).")
+        "m: 1 of 2 documents were cut in their middle to fit 900 tokens; 1 answers unscorable: the judge left them "
+        "open (counted wrong, and right in the upper end of the interval).")
     del model["all"]["unscorable"], model["all"]["cut"]
     assert "\n\n" not in report.tables({"models": [model]})
 
@@ -127,7 +127,8 @@ def test_tasks_have_a_table_and_samples_have_one():
     model = summary((asked(), [1, 0]), (asked(task="f1"), [1, 1]))
     _, by_task, passed = read(report.tables({"models": [model]}))
     assert by_task[0] == ["by task, %", "qa (n=1)", "f1 (n=1)"] and by_task[1][2] == "100.0 [20.7, 100.0]"
-    assert passed[0][1:] == ["pass@1 (n=2)", "pass@2 (n=2)"] and [c.split()[0] for c in passed[1][1:]] == ["75.0", "100.0"]
+    assert passed[0][1:] == ["pass@1 (n=2)", "pass@2 (n=2)"]
+    assert [cell.split()[0] for cell in passed[1][1:]] == ["75.0", "100.0"]
 
 
 def test_dozens_of_sources_are_no_table():
