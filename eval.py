@@ -139,8 +139,9 @@ def main(cfg: Config) -> None:
         put(Path(cfg.out) / "results.json", json.dumps(results, indent=1, allow_nan=False))
         put(Path(cfg.out) / "table.md", tables)
     if failures:
-        raise run.JudgeUnavailable(f"{'; '.join(failures)}; difficulties are not written, and open answers count as wrong"
-                                   + "; the same command asks again, and samples nothing" * bool(cfg.out))
+        again = "; the same command asks again, and samples nothing" * bool(cfg.out)
+        raise run.JudgeUnavailable(f"{'; '.join(failures)}; difficulties are not written, and open answers count as "
+                                   f"wrong{again}")
 
 
 def sampler(cfg: Config, directory: str, device: torch.device):

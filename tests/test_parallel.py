@@ -24,9 +24,10 @@ from ranks import Ranks, start
 from safetensors.torch import load_file
 from tiny_qwen import VOCAB, tiny_qwen
 
+import eval as eval_script
 import train_rl
 import train_sft
-from nanoqwenlong import checkpoint, generate, group_pass, optim, parallel, rewards, run, toy, weights
+from nanoqwenlong import checkpoint, evaluate, generate, group_pass, optim, parallel, rewards, run, toy, weights
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.records import Branch, Family
 from nanoqwenlong.tokenizer import Tokenizer
@@ -338,6 +339,31 @@ def test_two_ranks_refill_and_reweight_as_one(world, tied, tmp_path):
 def test_two_ranks_fine_tune_as_one(sft_alone, sft_pair):
     assert_same_run(sft_pair, sft_alone)
     assert [row["step"] for row in metrics(sft_alone) if "eval/acc" in row] == [2, 4, 5]
+
+
+def evaluated(argv: list[str]) -> list:
+    """eval.py, a few questions at a time -> [exit code, stderr]."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "AT_ONCE", 4)
+        return list(start(eval_script, argv))
+
+
+def test_two_ranks_evaluate_as_one_and_go_on_from_its_answers(world, tied, rows, tmp_path):
+    """14 questions in batches of 4: the first of the ranks looks at the file, and both take its way."""
+    argv = ["--model", str(tied), "--data", str(rows), *"--samples 2 --max-new-tokens 6 --dtype float64 --out".split()]
+    outs = {size: tmp_path / str(size) for size in (1, 2)}
+    for size, out in outs.items():
+        assert world(size).call(evaluated, argv=[*argv, str(out)]) == [[0, ""]] * size
+    read = lambda out: {path.name: path.read_bytes() for path in out.iterdir()}
+    whole, answers = read(outs[1]), outs[2] / "answers.jsonl"
+    assert read(outs[2]) == whole and whole["answers.jsonl"].count(b"\n") == 14
+    answers.write_bytes(whole["answers.jsonl"][:len(whole["answers.jsonl"]) // 2])
+    assert world(2).call(evaluated, argv=[*argv, str(outs[2])]) == [[0, ""]] * 2 and read(outs[2]) == whole
+    (code, said), (other, nothing) = world(2).call(evaluated, argv=[*argv, str(outs[2]), "--seed", "1"])
+    assert (code, other, nothing) == (78, 78, "") and "another --seed" in said
+    answers.write_bytes(whole["answers.jsonl"].replace(b'"stop"', b"5", 1).replace(b'"id"', b'"key"'))
+    (code, said), (other, nothing) = world(2).call(evaluated, argv=[*argv, str(outs[2])])
+    assert (code, other, nothing) == (65, 65, "") and "another --out" in said
 
 
 @pytest.mark.full
