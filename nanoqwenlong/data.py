@@ -84,7 +84,7 @@ def _json(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
 def _array(path: Path) -> Iterator[tuple[int, Callable[[], dict]]]:
     """Each object is found first and read then, as a line would be: what is wrong with one is not the others' fault."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: the file is not UTF-8 at byte {error.start}") from None
     number, at = 0, SPACE.match(text, text.index("[") + 1).end()

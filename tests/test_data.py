@@ -274,6 +274,8 @@ def test_an_evaluation_cuts_the_middle_of_a_document(limit, document, num_cut):
     [example], number = tokenize([whole], Characters(), limit, cut=True)
     assert example.prompt_ids == (1, *map(ord, document), 2, ord("k"), 3, 4) and len(example.prompt_ids) == limit
     assert (example.length, example.num_cut, number) == (11, num_cut, num_cut > 0)
+    with pytest.raises(DataError, match="1 of 1 questions leave no room for a document in a prompt of 5 tokens"):
+        tokenize([whole], Characters(), 5, cut=True)
 
 
 def test_an_evaluation_cuts_the_middle_of_the_longest_turn_of_a_chat():

@@ -119,7 +119,10 @@ SMALL = ("--toy-examples", 4, "--max-new-tokens", 5, "--samples", 2, "--kv-block
 
 
 def evaluated(directory, out: str, *more) -> dict[str, bytes]:
-    assert start("--model", directory, *SMALL, "--out", out, *more) == 0
+    """Of two models, which answer alike."""
+    if not Path("other").exists():
+        Path("other").symlink_to(directory)
+    assert start("--model", directory, "other", *SMALL, "--out", out, *more) == 0
     return {path.name: path.read_bytes() for path in Path(out).iterdir()}
 
 
@@ -140,16 +143,16 @@ def counted(monkeypatch):
 
 
 def test_an_evaluation_goes_on_from_any_line_to_the_same_bytes(in_tmp, toy_directory, counted):
-    """Eight questions in batches of 3, 3 and 2: cut after a line, and within one (test_evaluate.py: at every byte)."""
+    """Twice eight questions in batches of 3, 3 and 2: cut after a line, and within one (test_evaluate.py: at every byte)."""
     whole = evaluated(toy_directory, "out")
-    assert set(whole) == {"answers.jsonl", "results.json", "table.md", "settings.json"} and counted.prompts == 8
+    assert set(whole) == {"answers.jsonl", "results.json", "table.md", "settings.json"} and counted.prompts == 16
     lines = whole["answers.jsonl"].splitlines(keepends=True)
-    for length, part, taken in ((0, 20, 0), (2, 0, 0), (3, 20, 3), (7, 0, 6), (8, 0, 8)):
+    for length, part, taken in ((2, 20, 0), (7, 0, 6), (8, 0, 8), (12, 20, 11), (16, 0, 16)):
         Path("out/answers.jsonl").write_bytes(b"".join(lines[:length]) + b"".join(lines[length:])[:part])
         Path("out/results.json").unlink()
         counted.prompts = 0
         assert evaluated(toy_directory, "out") == whole, (length, part)
-        assert counted.prompts == 8 - taken
+        assert counted.prompts == 16 - taken
 
 
 def test_a_complete_evaluation_is_scored_again_without_its_model(in_tmp, toy_directory, counted, monkeypatch):
@@ -159,7 +162,7 @@ def test_a_complete_evaluation_is_scored_again_without_its_model(in_tmp, toy_dir
     monkeypatch.setattr(evaluate, "score_all", lambda texts, examples, judge: [
         [rewards.Score(1.0, 1.0, None, "x") for _ in group] for group in texts])
     after = evaluated(toy_directory, "out", "--lengths", 60, "--seed", 0)
-    assert counted.prompts == 8 and after["answers.jsonl"] == before["answers.jsonl"]
+    assert counted.prompts == 16 and after["answers.jsonl"] == before["answers.jsonl"]
     assert {name: cell["accuracy"] for name, cell in results()["models"][0]["by_length"].items()} == {
         "0-60": 1, "60+": 1}
 

@@ -38,8 +38,8 @@ def test_a_cell_by_hand():
 
 
 def test_pass_at_k_is_told_for_powers_of_two_and_for_all_samples():
-    """Five samples, of which one is right, and of which all are: mean over the two questions."""
-    cell = summary((asked(), [0, 1, 0, 0, 0]), (asked(), [1] * 5))["all"]
+    """Five samples, of which one is right, and of which all are: mean over the two questions. Half right is not."""
+    cell = summary((asked(), [0.5, 1, 0, 0, 0.9]), (asked(), [1] * 5))["all"]
     assert {name: value for name, value in cell.items() if "@" in name} == pytest.approx(
         {"pass@1": (1 / 5 + 1) / 2, "pass@2": (2 / 5 + 1) / 2, "pass@4": (4 / 5 + 1) / 2, "pass@5": 1})
 

@@ -347,6 +347,16 @@ def test_what_nobody_knows_is_refused_and_what_is_known_is_named(case, tmp_path)
     assert all(name in said for name in named), said
 
 
+@pytest.mark.parametrize("gold", [float("inf"), float("nan")])
+def test_a_number_that_nobody_can_answer_is_refused(gold, tmp_path):
+    """Parquet has them; in JSON 1e999 is one."""
+    row = {**DOCMATH, "ground_truth": gold}
+    (tmp_path / "d.json").write_text(json.dumps([row]).replace("Infinity", "1e999"))
+    for path in (table(tmp_path / "d.parquet", row), tmp_path / "d.json"):
+        with pytest.raises(DataError, match='(d.parquet:1: "ground_truth" is|d.json:1: ("ground_truth" is inf|NaN is))'):
+            data.read([path])
+
+
 def anything(rng: random.Random, depth: int = 0):
     """A value of JSON, made of names and values that rows have."""
     kind = rng.randrange(9 if depth < 3 else 7)
