@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import eval as eval_script
-from nanoqwenlong import evaluate, rewards, run
+from nanoqwenlong import evaluate, rewards, run, toy
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.records import Completion, Group
 
@@ -99,6 +100,26 @@ def test_the_seven_benchmarks_as_they_are_released(in_tmp, toy_pair, toy_directo
     assert (settings["temperature"], settings["top_p"], settings["max_new_tokens"]) == (0.7, 0.95, 10000)
     told = capsys.readouterr().out
     assert "DeepSeek-R1" in told and "0-20000 tokens (n=15)" in told and Path("out/table.md").read_text() == told
+
+
+def test_a_question_is_the_same_in_every_form(in_tmp):
+    """The warmed-up model on toy documents of two lines, in four schemas: the same prompts, so the same answers."""
+    examples = [replace(example, document=example.document.replace("Notes. ", "Notes.\n", 1))
+                for example in toy.examples(8, toy.SHORT, 0, "heldout")]
+    forms = {"plain": lambda e: {"id": e.id, "context": e.document, "question": e.question, "answer": e.answer},
+             "longbench": lambda e: {"_id": e.id, "context": e.document, "input": e.question, "answers": [e.answer]},
+             "docmath": lambda e: {"question_id": e.id, "paragraphs": e.document.split("\n"), "question": e.question,
+                                   "ground_truth": e.answer},
+             "frames": lambda e: {"id": e.id, "Prompt": e.question, "Answer": e.answer, "wiki_items": [
+                 dict(zip(("title", "text"), e.document.split("\n")))]}}
+    kept = []
+    for name, form in forms.items():
+        jsonl(Path(f"{name}.jsonl"), *map(form, examples))
+        assert start("--model", ROOT / "assets/nano-sft", "--data", f"{name}.jsonl", "--out", name) == 0
+        kept.append(Path(name, "answers.jsonl").read_bytes())
+        assert results(name)["models"][0]["all"] == results("plain")["models"][0]["all"]
+    assert kept == kept[:1] * 4 and kept[0].count(b"\n") == 8
+    assert results("plain")["models"][0]["all"]["accuracy"] >= 0.75
 
 
 def test_every_question_is_asked_and_what_was_cut_is_told(in_tmp, toy_pair, toy_directory, monkeypatch, capsys):
