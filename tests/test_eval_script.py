@@ -164,7 +164,8 @@ def counted(monkeypatch):
 
 
 def test_an_evaluation_goes_on_from_any_line_to_the_same_bytes(in_tmp, toy_directory, counted):
-    """Twice eight questions in batches of 3, 3 and 2: cut after a line, and within one (test_evaluate.py: at every byte)."""
+    """Twice eight questions in batches of 3, 3 and 2: cut after a line, and within one. test_evaluate.py cuts after
+    every byte."""
     whole = evaluated(toy_directory, "out")
     assert set(whole) == {"answers.jsonl", "results.json", "table.md", "settings.json"} and counted.prompts == 16
     lines = whole["answers.jsonl"].splitlines(keepends=True)

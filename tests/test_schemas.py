@@ -353,7 +353,7 @@ def test_a_number_that_nobody_can_answer_is_refused(gold, tmp_path):
     row = {**DOCMATH, "ground_truth": gold}
     (tmp_path / "d.json").write_text(json.dumps([row]).replace("Infinity", "1e999"))
     for path in (table(tmp_path / "d.parquet", row), tmp_path / "d.json"):
-        with pytest.raises(DataError, match='(d.parquet:1: "ground_truth" is|d.json:1: ("ground_truth" is inf|NaN is))'):
+        with pytest.raises(DataError, match=':1: ("ground_truth" is (inf|nan)|NaN is not)'):
             data.read([path])
 
 
