@@ -42,7 +42,7 @@ from nanoqwenlong.weights import ModelError, read_json
 
 @dataclass(frozen=True)
 class Config:
-    preset: str = ""
+    preset: str = ""                    # paper: how QwenLong-L1 is evaluated
     model: tuple[str, ...] = ("assets/nano-base", "assets/nano-sft")    # Hugging Face directories, a row each
     data: tuple[str, ...] = ()          # JSONL, JSON or parquet files, also benchmarks as they are released
                                         # (schemas.py); none: the toy task's held-out documents
