@@ -18,11 +18,22 @@ run() {   # run NAME SCRIPT FLAGS...: one run; of what it says the end, if it fa
 sft() { run "$1" train_sft.py --model "$2" --data "$runs/data-${1##*-}/$3.jsonl" --steps "$4" --eval-every 0; }
 rl() { run "$1" train_rl.py --model "$2" --data "$runs/data-${1##*-}/rl.jsonl" --measure-kl "${@:3}"; }
 phased() { rl "$@" --phase-lengths 80 200 --phase-steps 40 110; }
-evaluate() { "$python" eval.py --out "$runs/$1" "${@:2}" > "$runs/$1.log" 2>&1 || { tail -n 5 "$runs/$1.log"; exit 255; }; }
+judge_model() {
+    run judge_model-0 train_sft.py --model "$runs/judge-0/new" --data "$runs/judge-0/rows.jsonl" --steps 1000 \
+        --learning-rate 5e-3 --final-fraction 0.1 --eval-every 0
+}
+judged() { run "$1" train_rl.py --model "$(last "other_words-${1##*-}")" --phase-steps 20 60 "${@:2}"; }
+tasks() { run "$1" "$2" --task qa f1 pairwise "${@:3}"; }
+mixed() { tasks "$1" train_rl.py --model "$(last "three_tasks-${1##*-}")" --phase-steps 1 100 "${@:2}"; }
+evaluate() {   # evaluate NAME STUDY FLAGS...: all checkpoints of a study, of one seed
+    local models && models=$("$python" -m tools.ablations "$runs" --models "$2" "${1##*-}")
+    "$python" eval.py --out "$runs/eval_$1" --model $models "${@:3}" > "$runs/eval_$1.log" 2>&1 ||
+        { echo "evaluating $1 failed:" && tail -n 5 "$runs/eval_$1.log"; exit 255; }
+}
 last() { printf '%s\n' "$runs/$1"/checkpoints/step_* | tail -n 1; }
 both() { xargs -d '\n' -P 2 -I{} bash -euo pipefail -c '{}'; }                # two of the commands on stdin at a time
 for_seeds() { for seed in $seeds; do printf "%s\n" "${1//SEED/$seed}"; done; }
-export -f run sft rl phased evaluate last
+export -f run sft rl phased judge_model judged tasks mixed evaluate last
 
 echo "== 1. Warm-ups: facts that stand in no document; then base: a little of look-ups in short documents"
 for_seeds '$python -m tools.toy_files $runs/data-SEED --seed SEED' | both
@@ -40,12 +51,20 @@ for_seeds 'phased rl_base-SEED $(last base-SEED)
 
 echo "== 3. Rule or rule and judge: a judge of our own, answers of which half name a thing by its other word"
 $python -m tools.toy_judge "$runs/judge-0" 8000
-{ echo 'run judge_model-0 train_sft.py --model $runs/judge-0/new --data $runs/judge-0/rows.jsonl --learning-rate 5e-3 --steps 1000 --final-fraction 0.1 --eval-every 0'
+{ echo 'judge_model'
   for_seeds 'run other_words-SEED train_sft.py --toy-paraphrased 0.5 --steps 400 --eval-every 0'; } | both
-for_seeds 'run rule-SEED train_rl.py --model $(last other_words-SEED) --phase-steps 20 60
-           run hybrid-SEED train_rl.py --model $(last other_words-SEED) --phase-steps 20 60 --judge $(last judge_model-0)' | both
+for_seeds 'judged rule-SEED
+           judged hybrid-SEED --judge $(last judge_model-0)' | both
 
 echo "== 4. Three tasks, two of them with graded rewards: GRPO or TMN-Reweight"
-for_seeds 'run three_tasks-SEED train_sft.py --task qa f1 pairwise --toy-examples 6000 --steps 400 --eval-every 0' | both
-for_seeds 'run grpo-SEED train_rl.py --model $(last three_tasks-SEED) --phase-steps 1 100 --task qa f1 pairwise
-           run tmn-SEED train_rl.py --model $(last three_tasks-SEED) --phase-steps 1 100 --task qa f1 pairwise --advantages tmn_reweight' | both
+for_seeds 'tasks three_tasks-SEED train_sft.py --toy-examples 6000 --steps 400 --eval-every 0' | both
+for_seeds 'mixed grpo-SEED
+           mixed tmn-SEED --advantages tmn_reweight' | both
+
+echo "== 5. Held-out accuracy of them all, and the tables"
+for_seeds 'evaluate lookups-SEED lookups
+           evaluate closed_book-SEED lookups --data $runs/data-SEED/closed_book.jsonl
+           evaluate by_rule-SEED judge
+           evaluate by_judge-SEED judge --judge $(last judge_model-0)
+           evaluate tasks-SEED tasks --task qa f1 pairwise' | both
+$python -m tools.ablations "$runs"

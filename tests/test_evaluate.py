@@ -9,7 +9,7 @@ import numpy
 import pytest
 import torch
 from nanoqwenlong import evaluate, optim
-from nanoqwenlong.log import Log, advice, format_value
+from nanoqwenlong.log import Log, format_value
 from nanoqwenlong.records import Completion, DataError, Example, Group
 from nanoqwenlong.rewards import Score
 from tiny_qwen import random_ids, tiny_qwen
@@ -196,25 +196,6 @@ def test_a_dry_run_keeps_nothing(tmp_path, monkeypatch):
                                          (12345.0, "1.2e+04"), (7, "7"), ("I", "I"), (float("nan"), "nan")])
 def test_values_on_the_console_are_short(value, text):
     assert format_value(value) == text
-
-
-HEALTHY = {"completions/clipped_ratio": 0.1, "answers/extracted": 0.9, "frac_reward_zero_std": 0.5, "reward": 0.5}
-
-
-@pytest.mark.parametrize("change, words", [
-    ({"completions/clipped_ratio": 0.95}, ("95%", "--max-new-tokens")),
-    ({"answers/extracted": 0.05}, ("5%", "train_sft.py")),
-    ({"frac_reward_zero_std": 1.0, "reward": 0.0}, ("all wrong", "--group-size")),
-    ({"frac_reward_zero_std": 1.0, "reward": 0.5}, ("all right or all wrong", "--group-size")),
-    ({"frac_reward_zero_std": 1.0, "reward": 1.0}, ("all right", "--group-size"))])
-def test_advice_names_the_cause_and_the_flag(change, words):
-    sentence = advice({**HEALTHY, **change})
-    assert all(word in sentence for word in words) and "\n" not in sentence
-
-
-def test_a_healthy_step_needs_no_advice():
-    assert advice(HEALTHY) is None
-    assert advice({**HEALTHY, "completions/clipped_ratio": 0.9, "answers/extracted": 0.1}) is None
 
 
 # Optimizer

@@ -218,7 +218,7 @@ def test_without_matplotlib_it_is_text(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("content, told", [
-    ("", "no whole step yet"), ('{"step": 1, "rew', "no whole step yet"), ('{"step": 1}\nx\n{"step": 2}\n', "line 2"),
+    ("", "no step in it yet"), ('{"step": 1, "rew', "no step in it yet"), ('{"step": 1}\nx\n{"step": 2}\n', "jsonl:2: "),
     ("[1]\n", "no JSON object but a list"), ('{"reward": 1}\n', '"step"'),
     ('{"step": 1, "reward": "x"}\n', "reward is 'x', which is no number"), ("\xff\n", "line 1"), ("[" * 9999, "step")])
 def test_metrics_that_cannot_be_drawn_are_refused_in_a_sentence(tmp_path, capsys, content, told):

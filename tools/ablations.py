@@ -22,7 +22,8 @@ from tools import figures, series
 STUDIES = {
     "lookups": {"base": ("base", "last"), "short SFT": ("short", "last"), "long SFT": ("long", "last"),
                 "RL from base": ("rl_base", "last"), "RL from short SFT": ("rl_short", "last"),
-                "RL from long SFT": ("rl_long", "last"), "RL from base, no retrospective sampling": ("no_retro", "last"),
+                "RL from long SFT": ("rl_long", "last"),
+                "RL from base, no retrospective sampling": ("no_retro", "last"),
                 "RL from base in one stage, equal tokens": ("single", "million tokens"),
                 "RL from base in one stage, equal time": ("single", "minutes")},
     "judge": {"warm-up": ("other_words", "last"), "RL with the rule": ("rule", "last"),

@@ -10,29 +10,11 @@ Exit code: 0 where no run has a fault, 1 where one has, 65 or 66 where a file ca
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from nanoqwenlong.doctor import Doctor, Finding
-from nanoqwenlong.records import DataError
-
-
-def read(path: Path) -> list[dict]:
-    """The steps of a metrics.jsonl. Raises DataError for a line that is no JSON object, unless it is a last one without
-    its end."""
-    rows, lines = [], path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: this line is no JSON object; metrics.jsonl has one for each step")
-        rows.append(row)
-    if not rows:
-        raise DataError(f"{path}: there is no step in it yet")
-    return rows
+from tools.series import PlotError, read_metrics
 
 
 def report(rows: list[dict]) -> list[str]:
@@ -58,8 +40,8 @@ def main(argv: list[str]) -> int:
     code = 0
     for run in parser.parse_args(argv).runs:
         try:
-            rows = read(run / "metrics.jsonl")
-        except (DataError, OSError) as error:
+            rows = read_metrics(run / "metrics.jsonl")
+        except (PlotError, OSError) as error:
             missing = isinstance(error, FileNotFoundError | NotADirectoryError)
             print(f"{error.filename} is not there; give the directory of a run" if missing else
                   f"{error.filename} cannot be read: {error.strerror}" if isinstance(error, OSError) else error,

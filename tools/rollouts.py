@@ -43,7 +43,7 @@ def read(path: Path, steps: set[int], wanted: Callable[[int], bool]) -> Iterator
             continue
         for name, kind in FIELDS.items():
             if isinstance(row.get(name), bool) or not isinstance(row.get(name), kind):
-                raise series.PlotError(f"{path}, line {number}: {name!r} is {str(row.get(name, 'not there'))[:60]!r}; "
+                raise series.PlotError(f"{path}:{number}: {name!r} is {str(row.get(name, 'not there'))[:60]!r}; "
                                        "it should be a line of a run's rollouts.jsonl")
         steps.add(row["step"])
         if wanted(row["step"]):

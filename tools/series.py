@@ -42,9 +42,9 @@ def parse(path: Path, number: int, line: bytes, whole: bool) -> dict | None:
     except (ValueError, RecursionError):
         if not whole:
             return None
-        raise PlotError(f"{path}, line {number}, is not JSON; take that line out") from None
+        raise PlotError(f"{path}:{number}: this line is not JSON; take it out") from None
     if not isinstance(row, dict):
-        raise PlotError(f"{path}, line {number}, holds no JSON object but a {type(row).__name__}; take that line out")
+        raise PlotError(f"{path}:{number}: this line is no JSON object but a {type(row).__name__}; take it out")
     return row
 
 
@@ -56,7 +56,7 @@ def read_metrics(path: Path) -> list[dict]:
             raise PlotError(f'{path} holds a line without a "step": {str(row)[:80]}; it should be the metrics.jsonl '
                             "of a run")
     if not rows:
-        raise PlotError(f"{path} holds no whole step yet; wait for the run's first")
+        raise PlotError(f"{path}: there is no step in it yet; wait for the first")
     return rows
 
 
