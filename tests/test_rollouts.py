@@ -116,10 +116,10 @@ def test_what_is_not_there_is_told_in_a_sentence(show, words, told):
 
 @pytest.mark.parametrize("line, told", [
     ("nonsense", "line 2, is not JSON"), ("[]", "line 2, holds no JSON object"),
-    (json.dumps({**answer(), "text": 7}), "line 2: 'text' is '7'"),
-    ('{"step": 1, "id": "a"}', "line 2: 'text' is 'not there'"),
-    *((json.dumps(answer(**{name: ["much"]})), f"line 2: '{name}' is") for name in rollouts.FIELDS),
-    ('{"id": "a"}', "line 2: 'step'")])
+    (json.dumps({**answer(), "text": 7}), ":2: 'text' is '7'"),
+    ('{"step": 1, "id": "a"}', ":2: 'text' is 'not there'"),
+    *((json.dumps(answer(**{name: ["much"]})), f":2: '{name}' is") for name in rollouts.FIELDS),
+    ('{"id": "a"}', ":2: 'step'")])
 def test_a_bad_line_is_refused_in_a_sentence(show, line, told):
     code, out, err = show([answer()], last=line + "\n")
     assert (code, out) == (65, "") and told in err
