@@ -115,7 +115,7 @@ def test_what_is_not_there_is_told_in_a_sentence(show, words, told):
 
 
 @pytest.mark.parametrize("line, told", [
-    ("nonsense", "line 2, is not JSON"), ("[]", "line 2, holds no JSON object"),
+    ("nonsense", ":2: this line is not JSON"), ("[]", ":2: this line is no JSON object"),
     (json.dumps({**answer(), "text": 7}), ":2: 'text' is '7'"),
     ('{"step": 1, "id": "a"}', ":2: 'text' is 'not there'"),
     *((json.dumps(answer(**{name: ["much"]})), f":2: '{name}' is") for name in rollouts.FIELDS),
