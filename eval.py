@@ -31,7 +31,7 @@ from typing import Literal
 import torch
 
 from nanoqwenlong import checkpoint, data, evaluate, parallel, report, run, schemas, toy
-from nanoqwenlong.config import ConfigError, as_json, at_least
+from nanoqwenlong.config import ConfigError, as_json, at_least, rising
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.judge import connect
 from nanoqwenlong.model import Qwen
@@ -86,8 +86,7 @@ def main(cfg: Config) -> None:
     at_least(cfg, samples=1, threads=1, max_new_tokens=1, temperature=0, toy_examples=1, kv_blocks=1, block_size=1,
              timeout_minutes=1e-9, judge_minutes=1e-9, judge_concurrency=1)
     torch.set_num_threads(cfg.threads)
-    if list(cfg.lengths) != sorted(set(cfg.lengths)) or min(cfg.lengths, default=1) < 1:
-        raise ConfigError(f"--lengths should rise from 1 or more, got {cfg.lengths}")
+    rising(cfg, "lengths")
     if len(cfg.model) > 1 and (cfg.difficulty or cfg.keep_correct):
         raise ConfigError("--difficulty and --keep-correct are about one model; give one --model")
     if cfg.judge and cfg.judge_minutes >= cfg.timeout_minutes:

@@ -29,7 +29,7 @@ from typing import Literal
 import torch
 
 from nanoqwenlong import curriculum, data, evaluate, group_pass, grpo, optim, parallel, patterns, run, toy
-from nanoqwenlong.config import ConfigError, at_least
+from nanoqwenlong.config import ConfigError, at_least, rising
 from nanoqwenlong.doctor import Doctor
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.judge import connect
@@ -56,6 +56,7 @@ class Config:
     phase_lengths: tuple[int, ...] = ()  # document + question tokens that phases end at; none: the toy task's, or the
                                         # data's median and longest
     phase_steps: tuple[int, ...] = (30, 150)  # steps of each phase
+    lengths: tuple[int, ...] = ()       # where length buckets of the metrics end; none: where phases do
     steps: int = 0                      # stop after so many steps in all; 0: at the end of the last phase
     retro_fraction: float = 0.25        # of each batch: hard examples of earlier phases
     retro_hard_below: float = 0.75      # an example is hard up to this mean reward
@@ -143,6 +144,7 @@ def main(cfg: Config) -> None:
     if cfg.overlong_buffer > cfg.max_new_tokens:
         raise ConfigError(f"--overlong-buffer {cfg.overlong_buffer} is more than --max-new-tokens, "
                           f"{cfg.max_new_tokens}: every answer would lose reward")
+    rising(cfg, "lengths")
     if cfg.judge and cfg.judge_minutes >= cfg.timeout_minutes:
         raise ConfigError(f"--judge-minutes {cfg.judge_minutes:g} should be less than --timeout-minutes "
                           f"{cfg.timeout_minutes:g}, that other ranks wait for the one that asks")
@@ -207,7 +209,7 @@ def train(cfg: Config, this: run.Run) -> None:
 
         # 4. Update: count the loss tokens first, then one group at a time, one optimizer step per minibatch
         this.part("update", longest=max(len(g.prompt_ids) + len(c.ids) for g in groups for c in g.completions))
-        old, parts = old_logprobs(cfg, model, minibatches[1:], scoring), parts_of(batch, phases)
+        old, parts = old_logprobs(cfg, model, minibatches[1:], scoring), parts_of(cfg, batch, phases)
         updates = []                                                    # of each its sums over tokens, its grad norm
         learning_rate = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, len(plan))
         for minibatch in filter(None, minibatches):
@@ -337,10 +339,10 @@ def tell_and_stop(cfg: Config, this: run.Run, values: dict, judge) -> None:
             "a higher --max-idle-steps"))
 
 
-def parts_of(batch, phases) -> list[tuple[str, ...]]:
+def parts_of(cfg: Config, batch, phases) -> list[tuple[str, ...]]:
     """The parts that each example's numbers are told for as well, as endings of metrics' names: its length bucket's,
     and its task's where there are several."""
-    ends, tasks = [phase.high for phase in phases], {example.task for example in batch}
+    ends, tasks = cfg.lengths or [phase.high for phase in phases], {example.task for example in batch}
     return [(f"_by_len/{curriculum.bucket(example.length, ends)}", *[f"_by_task/{example.task}"] * (len(tasks) > 1))
             for example in batch]
 

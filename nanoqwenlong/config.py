@@ -96,6 +96,19 @@ def at_least(config, **minimums: float) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {minimum}, got {getattr(config, name)}")
 
 
+def rising(config, name: str) -> None:
+    """Raises ConfigError unless the numbers of a setting rise from 1 or more; there may be none.
+
+    >>> from types import SimpleNamespace
+    >>> rising(SimpleNamespace(lengths=(80, 80)), "lengths")
+    Traceback (most recent call last):
+    nanoqwenlong.config.ConfigError: --lengths should rise from 1 or more, got (80, 80)
+    """
+    numbers = getattr(config, name)
+    if list(numbers) != sorted(set(numbers)) or min(numbers, default=1) < 1:
+        raise ConfigError(f"--{name.replace('_', '-')} should rise from 1 or more, got {numbers}")
+
+
 def manual(config_class, presets: dict[str, dict]) -> str:
     """The module's docstring, the dataclass as it stands in the source, and the presets."""
     module = inspect.getmodule(config_class)

@@ -47,7 +47,7 @@ for_seeds 'phased rl_base-SEED $(last base-SEED)
            phased rl_short-SEED $(last short-SEED)
            phased rl_long-SEED $(last long-SEED)
            phased no_retro-SEED $(last base-SEED) --retro-fraction 0
-           rl single-SEED $(last base-SEED) --phase-lengths 200 --phase-steps 200 --save-every 10 --keep 100' | both
+           rl single-SEED $(last base-SEED) --phase-lengths 200 --lengths 80 200 --phase-steps 200 --keep 100' | both
 
 echo "== 3. Rule or rule and judge: a judge of our own, answers of which half name a thing by its other word"
 $python -m tools.toy_judge "$runs/judge-0" 8000

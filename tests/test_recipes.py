@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import eval as eval_script
 import train_rl
 import train_sft
 from nanoqwenlong import config
+from tools import ablations
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"train_sft.py": train_sft, "train_rl.py": train_rl, "eval.py": eval_script}
@@ -22,6 +24,8 @@ words = sys.argv[1:]
 if pathlib.Path(sys.argv[0]).name in ("scontrol", "srun"):
     words = ["head-node"] if words[:1] == ["show"] else words
     print(*words[:1])
+if "--models" in words:
+    print("model-a model-b")
 with open({log!r}, "a") as log:
     log.write(json.dumps([pathlib.Path(sys.argv[0]).name, *words]) + "\\n")
 if "--name" in words:
@@ -91,6 +95,31 @@ def test_every_command_of_a_small_experiment_has_flags_that_exist(tmp_path, reci
     assert differing == {"judge.sh": {"name", "judge"}, "mixed.sh": {"name", "advantages"}}[recipe]
     tools = [words[words.index("-m") + 1] for words in calls if "-m" in words]
     assert tools[-1] == "tools.plot" and all((ROOT / f"{name.replace('.', '/')}.py").is_file() for name in tools)
+
+
+def test_the_ablations_differ_in_what_they_are_about(tmp_path):
+    """Both seeds of each run; beside a run its twin, which differs in nothing else; every model evaluated."""
+    done, calls = commands(tmp_path, "ablations.sh", SEEDS="3 4")
+    assert done.returncode == 0, done.stderr
+    runs, evaluations = {}, []
+    for words in calls:
+        if words[1] == "eval.py":
+            evaluations.append(config.parse(eval_script.Config, words[2:]))
+        elif words[1] in SCRIPTS:
+            cfg = config.parse(SCRIPTS[words[1]].Config, words[2:])
+            runs[cfg.name] = dataclasses.asdict(cfg)
+    kinds = Counter(name.rpartition("-")[0] for name in runs)
+    studied = {kind for study in ablations.STUDIES.values() for kind, _ in study.values()}
+    assert {kind for kind, count in kinds.items() if count == 2} == studied | {"facts"} and kinds["judge_model"] == 1
+    for seed in (3, 4):
+        for one, other, differing in (("rl_base", "no_retro", {"retro_fraction"}), ("rule", "hybrid", {"judge"}),
+                                      ("grpo", "tmn", {"advantages"}), ("rl_base", "rl_short", {"model"}),
+                                      ("rl_base", "single", {"phase_lengths", "lengths", "phase_steps", "keep"}),
+                                      ("short", "long", {"data"})):
+            a, b = runs[f"{one}-{seed}"], runs[f"{other}-{seed}"]
+            assert {name for name in a if a[name] != b[name]} == differing | {"name"}
+    assert len(evaluations) == 10 and {cfg.model for cfg in evaluations} == {("model-a", "model-b")}
+    assert Counter(bool(cfg.judge) for cfg in evaluations) == {False: 8, True: 2}
 
 
 @pytest.mark.parametrize("variables, files, ranks", [

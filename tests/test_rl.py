@@ -353,3 +353,81 @@ def test_a_round_that_the_judge_left_open_is_not_followed_by_another(in_tmp, toy
     calls = judged(monkeypatch, lambda prompts: [None] * len(prompts))
     assert rl(toy_directory, *JUDGED, "--steps", 1, "--max-refills", 5) == 0
     assert len(calls) == 1 and metrics(DIRECTORY)[0]["sampling/refills"] == 0
+
+
+# Numbers for parts
+
+MIXED = ("--toy-examples", 60, "--task", "qa", "f1", "--phase-lengths", 200, "--lengths", 80, 200,
+         "--phase-steps", 3, "--updates-per-step", 2,
+         "--clip-low", 0.01, "--clip-high", 0.01, "--max-new-tokens", 24)
+
+
+def test_numbers_of_parts_are_those_of_their_answers(in_tmp, toy_directory, monkeypatch):
+    """Means by length and task against the answers kept in rollouts.jsonl; KL and clip fractions of the parts, weighed
+    by their trained tokens, give the whole."""
+    rewarded(monkeypatch, lambda number, example, i, text: (len(text) + i) % 3 / 2)
+    assert rl(toy_directory, *MIXED, "--measure-kl", "--prompts-per-step", 8) == 0
+    lengths = {row["id"]: "0-80" if "-8-12-" in row["id"] else "80-200" for row in words()}
+    clipped = 0
+    for row in metrics(DIRECTORY):
+        told = [answer for answer in words() if answer["step"] == row["step"]]
+        for kind, of in (("len", lambda answer: lengths[answer["id"]]), ("task", lambda answer: answer["task"])):
+            parts = {of(answer) for answer in told}
+            assert {key for key in row if key.startswith(f"reward_by_{kind}/")} == {
+                f"reward_by_{kind}/{part}" for part in parts}
+            trained = {}
+            for part in parts:
+                some = [answer for answer in told if of(answer) == part]
+                mean = lambda value: sum(map(value, some)) / len(some)         # noqa: B023,E731  used at once
+                end = f"_by_{kind}/{part}"
+                assert row[f"reward{end}"] == pytest.approx(mean(lambda answer: answer["reward"]))
+                assert row[f"mean_length{end}"] == pytest.approx(mean(lambda answer: answer["length"]))
+                assert row[f"clipped_ratio{end}"] == mean(lambda answer: answer["finish_reason"] == "length")
+                agreed = {answer["id"] for answer in some} - {a["id"] for a in some if a["advantage"]}
+                trained[end] = sum(a["length"] for a in some if a["id"] not in agreed)
+            total = sum(trained.values())
+            for name, whole in (("kl", row["kl"]), ("clip_ratio", row["clip_ratio/low_mean"]
+                                                    + row["clip_ratio/high_mean"])):
+                of_parts = sum(row.get(name + end, 0) * tokens for end, tokens in trained.items())
+                assert total and of_parts / total == pytest.approx(whole, rel=1e-6)
+            entropy = sum(row[f"entropy_by_{kind}/{p}"] * sum(a["length"] for a in told if of(a) == p) for p in parts)
+            assert entropy / sum(a["length"] for a in told) == pytest.approx(row["entropy"])
+        clipped += row["clip_ratio/low_mean"] + row["clip_ratio/high_mean"]
+    assert clipped > 0 and set(lengths.values()) == {"0-80", "80-200"}
+
+
+def test_measuring_the_kl_changes_nothing_else(in_tmp, toy_directory, monkeypatch):
+    rewarded(monkeypatch, lambda number, example, i, text: float(i == 0))
+    for name, flags in (("with", ["--measure-kl"]), ("without", [])):
+        assert rl(toy_directory, "--name", name, *flags) == 0
+    with_kl, without = (without_times(metrics(Path("runs") / name)) for name in ("with", "without"))
+    assert with_kl[0]["kl"] == 0 and with_kl[-1]["kl"] > 0                     # before the first update, after others
+    for one, other in zip(with_kl, without, strict=True):
+        assert not any(key.startswith("kl") for key in other)
+        assert {key: value for key, value in one.items() if not key.startswith("kl")} == other
+
+
+def test_habits_are_counted_and_quotes_are_found(in_tmp, toy_directory, monkeypatch):
+    """Each answer quotes its own document: where the quote stands is in rollouts.jsonl, how many in metrics.jsonl."""
+    documents = {}
+    real = train_rl.patterns.read_by
+    monkeypatch.setattr(train_rl.patterns, "read_by", lambda example: documents.setdefault(example.id, real(example)))
+    quote = lambda example: ". ".join(example.document.split(". ")[1:3]) + "."             # noqa: E731  two records
+    monkeypatch.setattr(train_rl.Tokenizer, "decode", lambda self, ids: "?")
+
+    def score_all(texts, examples, judge=None):
+        for group, example in zip(texts, examples):
+            group[:] = [f"<think>First, {quote(example)} Wait, no.</think>"] + ["nothing"] * (len(group) - 1)
+        return [[rewards.Score(float(i == 0), 0.0, None, "") for i, _ in enumerate(group)] for group in texts]
+    monkeypatch.setattr(train_rl, "score_all", score_all)
+    assert rl(toy_directory, "--steps", 1) == 0
+    (row,), size = metrics(DIRECTORY), 1 / 3
+    assert row["patterns/grounding"] == pytest.approx(size) and row["patterns/longest_quote"] >= 8 * size - 1e-9
+    assert row["patterns/backtracking"] == pytest.approx(size) and row["patterns/verification"] == 0
+    for answer in words():
+        if answer["sample"]:
+            assert answer["quotes"] == [] and sum(answer["patterns"].values()) == 0
+        else:
+            ((first, end),) = answer["quotes"]
+            assert answer["text"][first:end] + "." in documents[answer["id"]]
+            assert answer["patterns"]["grounding"] == 1

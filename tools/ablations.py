@@ -9,11 +9,9 @@ standard deviation. A seed that a kind lacks while others have it is an error, n
 
 import argparse
 import json
-import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 from tools import figures, series
 
@@ -30,9 +28,11 @@ STUDIES = {
               "RL with rule and judge": ("hybrid", "last")},
     "tasks": {"warm-up": ("three_tasks", "last"), "RL with GRPO": ("grpo", "last"),
               "RL with TMN-Reweight": ("tmn", "last")}}
+STARTS = ("base", "short SFT", "long SFT")
+LOOKUPS = "Look-ups: RL from three warm-ups, and what the curriculum does"
 # {title: (study, {column: (evaluation, part, name)})}
 TABLES = {
-    "Look-ups: the same from three warm-ups, and what the curriculum does": ("lookups", {
+    LOOKUPS: ("lookups", {
         "short documents": ("lookups", "by_length", "0-80"), "long documents": ("lookups", "by_length", "80-200"),
         "closed book": ("closed_book", "all", "")}),
     "Rule, or rule and judge": ("judge", {
@@ -116,33 +116,70 @@ def tables(directory: Path, seeds: list[str]) -> str:
         rows = [[row, *(spread([cell(directory, seed, study, row, column) for seed in seeds])
                         for column in columns.values())] for row in STUDIES[study]]
         parts.append(f"### {title}\n\n{markdown(['accuracy, %', *columns], rows)}")
-    columns = {"steps": lambda rows: rows[-1]["step"], "minutes": lambda rows: rows[-1]["minutes"],
-               "million tokens": lambda rows: rows[-1]["million tokens"], **{
-                   f"{name}, mean of the long documents' steps": of_long(key)
-                   for name, key in (("reward", "reward_by_len/80-200"), ("entropy", "entropy_by_len/80-200"))},
-               "gradient norm, median": lambda rows: middle([v for _, v in series.points(rows, "grad_norm") if v]),
-               "KL to the start, last 20 steps": lambda rows: mean(v for _, v in series.points(rows, "kl")[-20:]),
-               "its std within 10 steps": lambda rows: series.rolling_std([rows], "kl"),
-               "largest over median KL": lambda rows: peak([v for _, v in series.points(rows, "kl")]),
-               "entropy, last 20 steps": lambda rows: mean(v for _, v in series.points(rows, "entropy")[-20:])}
     runs = {name: [series.cumulated(series.read_metrics(directory / f"{kind}-{seed}" / "metrics.jsonl"))
                    for seed in seeds] for name, kind in DYNAMICS.items()}
-    rows = [[column, *(spread([float(of(rows)) for rows in group], 3 if "steps" in column[1:] else 2)
-                       for group in runs.values())] for column, of in columns.items()]
+    rows = [[name, *(spread([of(rows) for rows in group], digits) for group in runs.values())]
+            for name, (of, digits) in WHILE_TRAINING.items()]
     parts.append(f"### While training\n\n{markdown(['', *runs], rows)}")
     return "\n\n".join(parts) + "\n"
 
 
-def of_long(key: str) -> Callable:
-    return lambda rows: mean(value for _, value in series.points(rows, key))
+def values(rows: list[dict], key: str) -> list[float]:
+    return [value for _, value in series.points(rows, key)]
 
 
-def middle(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2] if values else 0.0
+# {name: (of the rows of a run, digits)}
+WHILE_TRAINING = {
+    "minutes": (lambda rows: rows[-1]["minutes"], 2),
+    "million tokens": (lambda rows: rows[-1]["million tokens"], 2),
+    "reward of long documents, mean": (lambda rows: mean(values(rows, "reward_by_len/80-200")), 2),
+    "entropy on long documents, mean": (lambda rows: mean(values(rows, "entropy_by_len/80-200")), 3),
+    "entropy, last 20 steps": (lambda rows: mean(values(rows, "entropy")[-20:]), 3),
+    "KL to the start, last 20 steps": (lambda rows: mean(values(rows, "kl")[-20:]), 2),
+    "KL, std within 10 steps": (lambda rows: series.rolling_std([rows], "kl"), 3),
+    "answer length, std within 10 steps": (lambda rows: series.rolling_std([rows], "completions/mean_length"), 2),
+    "gradient norm, median where it is not 0": (lambda rows: median(filter(None, values(rows, "grad_norm"))), 2),
+    "quotes per answer, last 20 steps less the first": (lambda rows: mean(values(rows, "patterns/grounding")[-20:])
+                                                   - mean(values(rows, "patterns/grounding")[:20]), 2)}
 
 
-def peak(values: list[float]) -> float:
-    return max(values) / middle([v for v in values if v] or [1.0])
+def picture(directory: Path, seeds: list[str], path: Path) -> Path:
+    """What RL adds to each warm-up and what it costs in facts; one stage against phases, by tokens and by KL."""
+    figure, ((before_after, facts), (by_tokens, kl)) = figures.canvas(2, 2, (10, 7))
+    columns = TABLES[LOOKUPS][1]
+    for axes, column, title in ((before_after, "long documents", "long documents: what RL adds to a warm-up"),
+                                (facts, "closed book", "closed book: what is forgotten")):
+        pairs(axes, {name: [cell(directory, seed, "lookups", name, columns[column]) for seed in seeds]
+                     for start in STARTS for name in (start, f"RL from {start}")})
+        axes.set(title=title, ylabel="held-out accuracy, %")
+    groups = {name: [series.cumulated(series.read_metrics(directory / f"{DYNAMICS[run]}-{seed}" / "metrics.jsonl"))
+                     for seed in seeds] for name, run in (("phases", "RL from base"),
+                                                          ("one stage", "RL from base in one stage"))}
+    for place, (name, group) in enumerate(groups.items()):
+        figures.curve(by_tokens, group, "reward_by_len/80-200", place, name, x="million tokens")
+        figures.curve(kl, group, "kl", place, name)
+    by_tokens.set(title="long documents: reward while training, from base", ylabel=figures.REWARD)
+    figures.finish(by_tokens, groups, "reward", True, "million tokens, prompts and answers")
+    kl.set(title="KL to the start, from base", ylabel="KL (k3), nats per token")
+    figures.finish(kl, {"phases": groups["phases"]}, "kl", True)
+    for axes in (by_tokens, kl):
+        axes.legend(frameon=False, fontsize=8.5, loc="lower right" if axes is by_tokens else "upper left",
+                    title=f"mean and range of {len(seeds)} seeds", title_fontsize=8)
+    return figures.save(figure, path)
+
+
+def pairs(axes, rates: dict[str, list[float]]) -> None:
+    """For each warm-up a bar, and one for RL from there; a dot for each seed."""
+    for place, start in enumerate(STARTS):
+        for side, name in enumerate((start, f"RL from {start}")):
+            x = place + 0.36 * side - 0.18
+            axes.bar(x, mean(rates[name]), 0.32, color=figures.PALETTE[side], hatch=figures.HATCHES[side],
+                     edgecolor="white", linewidth=0.5, label=("before RL", "after RL")[side] if not place else None)
+            axes.plot([x] * len(rates[name]), rates[name], "o", color="black", markerfacecolor="white", markersize=4)
+            axes.annotate(f"{mean(rates[name]):.0f}", (x, max(rates[name])), xytext=(0, 5), ha="center", fontsize=8,
+                          textcoords="offset points")
+    axes.set(ylim=(0, 112), yticks=range(0, 101, 20), xticks=range(len(STARTS)), xticklabels=STARTS)
+    axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
 
 
 def main(argv: list[str]) -> int:
@@ -159,6 +196,9 @@ def main(argv: list[str]) -> int:
         text = tables(args.directory, seeds)
         (args.directory / "table.md").write_text(text, encoding="utf-8")
         print(text)
+        print(f"wrote {picture(args.directory, seeds, args.directory / 'ablations.png')}")
+    except ImportError:
+        print('no picture: matplotlib is not installed (pip install ".[plots]")', file=sys.stderr)
     except FileNotFoundError as error:
         print(error.filename and f"{error.filename} is not there" or error, file=sys.stderr)
         return 66
