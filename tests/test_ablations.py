@@ -50,8 +50,8 @@ def write_results(directory, study, evaluation, seed):
 
 
 def test_one_stage_is_looked_at_where_it_had_used_as_much(directory):
-    """20 steps of 100,000 tokens are 25 of 80,000, between two checkpoints (the first is taken); 20 seconds are 10 steps of
-    2."""
+    """20 steps of 100,000 tokens are 25 of 80,000, between two checkpoints (the first is taken); 20 seconds are 10
+    steps of 2."""
     found = ablations.models(directory, "lookups", "1")
     assert found["RL from base in one stage, equal tokens"] == directory / "single-1/checkpoints/step_000020"
     assert found["RL from base in one stage, equal time"] == directory / "single-1/checkpoints/step_000010"

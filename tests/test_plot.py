@@ -221,7 +221,8 @@ def test_without_matplotlib_it_is_text(tmp_path, capsys, monkeypatch):
     ("", "no step in it yet"),
     ('{"step": 1, "rew', "no step in it yet"), ('{"step": 1}\nx\n{"step": 2}\n', "jsonl:2: "),
     ("[1]\n", "no JSON object but a list"), ('{"reward": 1}\n', '"step"'),
-    ('{"step": 1, "reward": "x"}\n', "reward is 'x', which is no number"), ("\xff\n", "jsonl:1: "), ("[" * 9999, "step")])
+    ('{"step": 1, "reward": "x"}\n', "reward is 'x', which is no number"), ("\xff\n", "jsonl:1: "),
+    ("[" * 9999, "step")])
 def test_metrics_that_cannot_be_drawn_are_refused_in_a_sentence(tmp_path, capsys, content, told):
     (tmp_path / "metrics.jsonl").write_bytes(content.encode("latin-1"))
     assert plot.main([str(tmp_path)]) == plot.main([str(tmp_path), "--text"]) == 65

@@ -144,27 +144,23 @@ WHILE_TRAINING = {
 
 
 def picture(directory: Path, seeds: list[str], path: Path) -> Path:
-    """What RL adds to each warm-up and what it costs in facts; one stage against phases, by tokens and by KL."""
-    figure, ((before_after, facts), (by_tokens, kl)) = figures.canvas(2, 2, (10, 7))
+    """What RL adds to each warm-up, what phases do for it, and what is forgotten meanwhile."""
+    figure, ((before_after, by_tokens, facts),) = figures.canvas(1, 3, (12, 3.9), width_ratios=(3, 3.4, 3))
     columns = TABLES[LOOKUPS][1]
-    for axes, column, title in ((before_after, "long documents", "long documents: what RL adds to a warm-up"),
-                                (facts, "closed book", "closed book: what is forgotten")):
+    for axes, column, title in ((before_after, "long documents", "long documents: what RL adds"),
+                                (facts, "closed book", "facts of the warm-up: what is left")):
         pairs(axes, {name: [cell(directory, seed, "lookups", name, columns[column]) for seed in seeds]
                      for start in STARTS for name in (start, f"RL from {start}")})
-        axes.set(title=title, ylabel="held-out accuracy, %")
+        axes.set(title=title, ylabel="held-out accuracy, %" if axes is before_after else "closed-book accuracy, %")
+    kinds = {"phases": "RL from base", "one stage": "RL from base in one stage"}
     groups = {name: [series.cumulated(series.read_metrics(directory / f"{DYNAMICS[run]}-{seed}" / "metrics.jsonl"))
-                     for seed in seeds] for name, run in (("phases", "RL from base"),
-                                                          ("one stage", "RL from base in one stage"))}
+                     for seed in seeds] for name, run in kinds.items()}
     for place, (name, group) in enumerate(groups.items()):
         figures.curve(by_tokens, group, "reward_by_len/80-200", place, name, x="million tokens")
-        figures.curve(kl, group, "kl", place, name)
-    by_tokens.set(title="long documents: reward while training, from base", ylabel=figures.REWARD)
+    by_tokens.set(title="RL from base: reward of long documents", ylabel=figures.REWARD)
     figures.finish(by_tokens, groups, "reward", True, "million tokens, prompts and answers")
-    kl.set(title="KL to the start, from base", ylabel="KL (k3), nats per token")
-    figures.finish(kl, {"phases": groups["phases"]}, "kl", True)
-    for axes in (by_tokens, kl):
-        axes.legend(frameon=False, fontsize=8.5, loc="lower right" if axes is by_tokens else "upper left",
-                    title=f"mean and range of {len(seeds)} seeds", title_fontsize=8)
+    by_tokens.legend(frameon=False, fontsize=8.5, loc="lower right", title=f"mean and range of {len(seeds)} seeds",
+                     title_fontsize=8)
     return figures.save(figure, path)
 
 

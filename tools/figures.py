@@ -18,7 +18,7 @@ HATCHES = ("", "//", "..", "", "xx", "\\\\", "--")
 Group = Sequence[Sequence[dict]]
 SHARE = re.compile("accuracy|reward|frac_|retro/frac|completions/clipped|judge/error")          # that go from 0 to 1
 
-REWARD = "mean reward of the sampled answers"
+REWARD = "mean reward of the answers"
 DYNAMICS = (("(a) reward", REWARD, "reward"), ("(b) entropy", "entropy, nats per token", "entropy"),
             ("(c) KL to the start", "KL (k3), nats per token", "kl"),
             ("(d) response length", "tokens per answer", "completions/mean_length"))
@@ -192,7 +192,7 @@ def dynamics(groups: dict[str, Group], path: Path) -> Path:
             told = f"{f'{name}: ' if len(groups) > 1 else ''}{std:.2g}" if std is not None else None
             drawn |= curve(axes, group, key, place, told)
         axes.set(title=title, ylabel=unit)
-        finish(axes, measured, key, drawn, why="not measured:\nno reference model (--kl-coef 0)" if key == "kl" else
+        finish(axes, measured, key, drawn, why="not measured:\ngive --measure-kl" if key == "kl" else
                "not measured")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8, title=f"mean std within {series.ROLL} steps", title_fontsize=8)
