@@ -112,7 +112,7 @@ def test_what_is_drawn_are_the_numbers_of_the_runs(tmp_path, monkeypatch, matplo
     assert list(thick.get_ydata()) == [0.5, 0.75] and list(thin.get_ydata()) == [0.75, 1.0]
     (band,) = reward.collections
     assert (band.get_datalim(reward.transData).y0, band.get_datalim(reward.transData).y1) == (0.25, 1.0)
-    assert not kl.lines and "--kl-coef 0" in kl.texts[0].get_text()
+    assert not kl.lines and "--measure-kl" in kl.texts[0].get_text()
     assert [text.get_text() for text in length.get_legend().get_texts()] == ["1"]         # 1.29 and 0.71, hand-computed
     one[2]["kl"], one[3]["kl"] = 0.0, 0.5
     (figure,) = drawn(monkeypatch, lambda f: f.dynamics({"a": [one], "b": [two]}, tmp_path))
