@@ -62,8 +62,8 @@ for_seeds 'mixed grpo-SEED
            mixed tmn-SEED --advantages tmn_reweight' | both
 
 echo "== 5. Held-out accuracy of them all, and the tables"
-for_seeds 'evaluate lookups-SEED lookups
-           evaluate closed_book-SEED lookups --data $runs/data-SEED/closed_book.jsonl
+for_seeds 'evaluate lookups-SEED lookups --samples 8
+           evaluate closed_book-SEED lookups --samples 4 --data $runs/data-SEED/closed_book.jsonl
            evaluate by_rule-SEED judge
            evaluate by_judge-SEED judge --judge $(last judge_model-0)
            evaluate tasks-SEED tasks --task qa f1 pairwise' | both

@@ -18,8 +18,8 @@ def directory(tmp_path):
         for kind, _ in rows.values():
             for seed in (0, 1):
                 write_run(tmp_path / f"{kind}-{seed}", CHECKPOINTS.get(kind, (20,)), kind)
-        for evaluation, part, name in {column for of, columns in ablations.TABLES.values() if of == study
-                                       for column in columns.values()}:
+        for evaluation in {column[0] for of, columns in ablations.TABLES.values() if of == study
+                           for column in columns.values()}:
             for seed in (0, 1):
                 write_results(tmp_path, study, evaluation, str(seed))
     return tmp_path
@@ -43,7 +43,7 @@ def write_results(directory, study, evaluation, seed):
     models = []
     for place, model in enumerate(ablations.models(directory, study, seed).values()):
         rate = 0.1 * place + 0.02 * int(seed)
-        cell = {"accuracy": rate, "low": 0.0, "high": 1.0, "questions": 10}
+        cell = {"accuracy": rate, "low": 0.0, "high": 1.0, "questions": 10, "pass@8": rate + 0.05}
         models.append({"model": str(model), "all": cell, "by_length": {"0-80": cell, "80-200": cell},
                        "by_task": {"qa": cell, "f1": cell, "pairwise": cell}, "by_source": {}, "average": None})
     path.write_text(json.dumps({"settings": {}, "models": models}))
@@ -63,7 +63,8 @@ def test_a_cell_is_mean_and_standard_deviation_over_the_seeds(directory, capsys)
     table = (directory / "table.md").read_text()
     assert table in capsys.readouterr().out and (directory / "ablations.png").read_bytes()[:4] == b"\x89PNG"
     lines = [line for line in table.splitlines() if line.startswith("| RL from short SFT |")]
-    assert lines == ["| RL from short SFT |" + " 41.0 ± 1.4 |" * 3]            # 0.4 and 0.42: sqrt(2) apart from 0.41
+    # 0.4 and 0.42: each 0.01 from their mean, n - 1
+    assert lines == ["| RL from short SFT | 41.0 ± 1.4 | 41.0 ± 1.4 | 46.0 ± 1.4 | 41.0 ± 1.4 |"]
     assert "| RL with TMN-Reweight |" + " 21.0 ± 1.4 |" * 5 in table
     while_training = dict(line.strip("| ").split(" | ", 1) for line in table[table.index("### While"):].splitlines()
                           if line.startswith("|"))

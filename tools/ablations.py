@@ -30,17 +30,18 @@ STUDIES = {
               "RL with TMN-Reweight": ("tmn", "last")}}
 STARTS = ("base", "short SFT", "long SFT")
 LOOKUPS = "Look-ups: RL from three warm-ups, and what the curriculum does"
-# {title: (study, {column: (evaluation, part, name)})}
+# {title: (study, {column: (evaluation, part, name, figure)})}
 TABLES = {
     LOOKUPS: ("lookups", {
-        "short documents": ("lookups", "by_length", "0-80"), "long documents": ("lookups", "by_length", "80-200"),
-        "closed book": ("closed_book", "all", "")}),
+        "short documents": ("lookups", "by_length", "0-80", "accuracy"), "long documents": ("lookups", "by_length", "80-200", "accuracy"),
+        "long, one of 8 right": ("lookups", "by_length", "80-200", "pass@8"),
+        "closed book": ("closed_book", "all", "", "accuracy")}),
     "Rule, or rule and judge": ("judge", {
-        "short: rule": ("by_rule", "by_length", "0-80"), "and judge": ("by_judge", "by_length", "0-80"),
-        "long: rule": ("by_rule", "by_length", "80-200"), "and judge ": ("by_judge", "by_length", "80-200")}),
+        "short: rule": ("by_rule", "by_length", "0-80", "accuracy"), "and judge": ("by_judge", "by_length", "0-80", "accuracy"),
+        "long: rule": ("by_rule", "by_length", "80-200", "accuracy"), "and judge ": ("by_judge", "by_length", "80-200", "accuracy")}),
     "Three tasks": ("tasks", {
-        "short documents": ("tasks", "by_length", "0-80"), "long documents": ("tasks", "by_length", "80-200"),
-        **{task: ("tasks", "by_task", task) for task in ("qa", "f1", "pairwise")}})}
+        "short documents": ("tasks", "by_length", "0-80", "accuracy"), "long documents": ("tasks", "by_length", "80-200", "accuracy"),
+        **{task: ("tasks", "by_task", task, "accuracy") for task in ("qa", "f1", "pairwise")}})}
 DYNAMICS = {"RL from base": "rl_base", "RL from short SFT": "rl_short", "RL from long SFT": "rl_long",
             "RL from base, no retrospective sampling": "no_retro", "RL from base in one stage": "single"}
 
@@ -83,16 +84,16 @@ def seeds_of(directory: Path) -> list[str]:
     return sorted(everywhere, key=int)
 
 
-def cell(directory: Path, seed: str, study: str, row: str, column: tuple[str, str, str]) -> float:
-    """The accuracy of one row's model in %."""
-    evaluation, part, name = column
+def cell(directory: Path, seed: str, study: str, row: str, column: tuple[str, str, str, str]) -> float:
+    """One figure of a row's model, in %."""
+    evaluation, part, name, figure = column
     path = directory / f"eval_{evaluation}-{seed}" / "results.json"
     results = {Path(model["model"]): model for model in series.read_results(path)}
     model = models(directory, study, seed)[row]
     if model not in results:
         raise series.PlotError(f"{path} knows nothing of {model}; remove {path.parent} and evaluate again")
     found = results[model][part] if not name else results[model][part][name]
-    return 100 * found["accuracy"]
+    return 100 * found[figure]
 
 
 def spread(values: list[float], digits: int = 1) -> str:
