@@ -31,16 +31,17 @@ STUDIES = {
 STARTS = ("base", "short SFT", "long SFT")
 LOOKUPS = "Look-ups: RL from three warm-ups, and what the curriculum does"
 # {title: (study, {column: (evaluation, part, name, figure)})}
+SHORT, LONG = ("by_length", "0-80", "accuracy"), ("by_length", "80-200", "accuracy")
 TABLES = {
     LOOKUPS: ("lookups", {
-        "short documents": ("lookups", "by_length", "0-80", "accuracy"), "long documents": ("lookups", "by_length", "80-200", "accuracy"),
+        "short documents": ("lookups", *SHORT), "long documents": ("lookups", *LONG),
         "long, one of 8 right": ("lookups", "by_length", "80-200", "pass@8"),
         "closed book": ("closed_book", "all", "", "accuracy")}),
     "Rule, or rule and judge": ("judge", {
-        "short: rule": ("by_rule", "by_length", "0-80", "accuracy"), "and judge": ("by_judge", "by_length", "0-80", "accuracy"),
-        "long: rule": ("by_rule", "by_length", "80-200", "accuracy"), "and judge ": ("by_judge", "by_length", "80-200", "accuracy")}),
+        "short: rule": ("by_rule", *SHORT), "short: rule and judge": ("by_judge", *SHORT),
+        "long: rule": ("by_rule", *LONG), "long: rule and judge": ("by_judge", *LONG)}),
     "Three tasks": ("tasks", {
-        "short documents": ("tasks", "by_length", "0-80", "accuracy"), "long documents": ("tasks", "by_length", "80-200", "accuracy"),
+        "short documents": ("tasks", *SHORT), "long documents": ("tasks", *LONG),
         **{task: ("tasks", "by_task", task, "accuracy") for task in ("qa", "f1", "pairwise")}})}
 DYNAMICS = {"RL from base": "rl_base", "RL from short SFT": "rl_short", "RL from long SFT": "rl_long",
             "RL from base, no retrospective sampling": "no_retro", "RL from base in one stage": "single"}
