@@ -19,7 +19,7 @@ sft() { run "$1" train_sft.py --model "$2" --data "$runs/data-${1##*-}/$3.jsonl"
 rl() { run "$1" train_rl.py --model "$2" --data "$runs/data-${1##*-}/rl.jsonl" --measure-kl "${@:3}"; }
 phased() { rl "$@" --phase-lengths 80 200 --phase-steps 40 110; }
 judge_model() {
-    run judge_model-0 train_sft.py --model "$runs/judge-0/new" --data "$runs/judge-0/rows.jsonl" --steps 1000 \
+    run judge_model-0 train_sft.py --model "$runs/judge-0/new" --data "$runs/judge-0/rows.jsonl" --steps 600 \
         --learning-rate 5e-3 --final-fraction 0.1 --eval-every 0
 }
 judged() { run "$1" train_rl.py --model "$(last "other_words-${1##*-}")" --phase-steps 20 60 "${@:2}"; }
@@ -35,9 +35,11 @@ both() { xargs -d '\n' -P 2 -I{} bash -euo pipefail -c '{}'; }                # 
 for_seeds() { for seed in $seeds; do printf "%s\n" "${1//SEED/$seed}"; done; }
 export -f run sft rl phased judge_model judged tasks mixed evaluate last
 
-echo "== 1. Warm-ups: facts that stand in no document; then base: a little of look-ups in short documents"
+echo "== 1. A judge for later. Warm-ups: facts that stand in no document; then base: some look-ups in short documents"
 for_seeds '$python -m tools.toy_files $runs/data-SEED --seed SEED' | both
-for_seeds 'sft facts-SEED assets/nano-base closed_book 120' | both
+$python -m tools.toy_judge "$runs/judge-0" 8000
+{ echo 'judge_model'
+  for_seeds 'sft facts-SEED assets/nano-base closed_book 120'; } | both
 for_seeds 'sft base-SEED $(last facts-SEED) base 200' | both
 for_seeds 'sft short-SEED $(last base-SEED) sft_short 60
            sft long-SEED $(last base-SEED) sft_long 60' | both
@@ -49,10 +51,8 @@ for_seeds 'phased rl_base-SEED $(last base-SEED)
            phased no_retro-SEED $(last base-SEED) --retro-fraction 0
            rl single-SEED $(last base-SEED) --phase-lengths 200 --lengths 80 200 --phase-steps 200 --keep 100' | both
 
-echo "== 3. Rule or rule and judge: a judge of our own, answers of which half name a thing by its other word"
-$python -m tools.toy_judge "$runs/judge-0" 8000
-{ echo 'judge_model'
-  for_seeds 'run other_words-SEED train_sft.py --toy-paraphrased 0.5 --steps 400 --eval-every 0'; } | both
+echo "== 3. Rule, or rule and judge: answers of which half name a thing by its other word"
+for_seeds 'run other_words-SEED train_sft.py --toy-paraphrased 0.5 --steps 400 --eval-every 0' | both
 for_seeds 'judged rule-SEED
            judged hybrid-SEED --judge $(last judge_model-0)' | both
 
