@@ -32,7 +32,8 @@ I_WILL = r"""(?:let\ me|let's|let\ us|(?:i|we)(?:'ll|\ (?:will|should|must|have\
 CUES = {
     "subgoal": rf"""
         ^(?:first|firstly|first\ of\ all|second|secondly|third|thirdly|next|then|finally|lastly),
-      | ^(?:first|next|now|then),?\ {I_WILL}\ (?!check|verify|confirm|double|re-?\w)
+      | ^(?:first|next|now|then),?\ {I_WILL}\ (?!(?:first|now|just|also|check|verify|confirm|validate|make\ sure
+            |double-?|re-\w+|re(?:read|think|consider|examine|visit|trace|start|do|calculate|count|check))\b)
       | \bstep\ (?:\d+|one|two|three|four|five)\b
       | ^to\ (?:answer|solve|find|determine|calculate|compute|work\ out|figure\ out)\b
       | \b{I_WILL}\ (?:find|determine|identify|locate|look\ (?:for|up)|figure\ out|work\ out|calculate|compute|start
