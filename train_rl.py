@@ -20,7 +20,7 @@ import math
 import os
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import accumulate
 from pathlib import Path
 from statistics import mean, median
@@ -226,7 +226,7 @@ def train(cfg: Config, this: run.Run) -> None:
         # 5. Report: numbers for every step, words for some of them
         this.part("report")
         record(sampler, batch, rewards)
-        found = patterns_of(this.log, batch, texts)
+        found = patterns_of(batch, texts)
         values = {"phase": phase.number, **rollout_values(cfg, groups, scores, rewards, shaped, parts),
                   **sampling_values(rewards, num_groups, len(informative), refill), **judge_values(judge, scores),
                   **update_values(updates, learning_rate, bool(reference)), **retro_values(sampler, phase, batch),
@@ -454,19 +454,23 @@ def retro_values(sampler, phase, batch) -> dict:
             "retro/mean_difficulty": mean([sampler.difficulty(key) for key in kept] or [0.0]), **pool}
 
 
-def patterns_of(logger, batch, texts) -> list[list[patterns.Patterns]]:
-    """The reasoning patterns in each answer, of each example; none where nothing is kept of them."""
-    if logger.directory is None:
-        return []
-    documents = [patterns.Document(patterns.read_by(example)) for example in batch]
-    return [[patterns.count(text, document) for text in group] for group, document in zip(texts, documents)]
+def patterns_of(batch, texts) -> list[list[patterns.Patterns]]:
+    """The reasoning patterns in each answer, of each example. Every rank reads its share, one document at a time: a
+    long one takes a second or two with its answers, and 30 MB."""
+    def read(row: int) -> list[tuple]:
+        document = patterns.Document(patterns.read_by(batch[row]))
+        return [astuple(patterns.count(text, document)) for text in texts[row]]
+
+    shares = parallel.gather([read(row) for row in range(parallel.rank(), len(batch), parallel.size())])
+    return [[patterns.Patterns(*answer) for answer in shares[row % len(shares)][row // len(shares)]]
+            for row in range(len(batch))]
 
 
 def pattern_values(found) -> dict:
     """How many an answer has, on average, and how long its longest quote is, in words."""
     answers = [answer for group in found for answer in group]
     return {f"patterns/{name}": mean(getattr(answer, name) for answer in answers)
-            for name in (*PATTERNS, "longest_quote") if answers}
+            for name in (*PATTERNS, "longest_quote")}
 
 
 def timing(times, groups) -> dict:
@@ -479,8 +483,6 @@ def timing(times, groups) -> dict:
 def keep_words(logger, step, batch, groups, texts, scores, rewards, shaped, advantages, found) -> None:
     """Every answer of the step, one line each, in rollouts.jsonl; its reward as trained on, penalty included, and where
     in its text the document is quoted."""
-    if not found:
-        return
     for row, (example, group) in enumerate(zip(batch, groups)):
         for i, completion in enumerate(group.completions):
             score = scores[row][i]

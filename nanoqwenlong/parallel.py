@@ -117,8 +117,7 @@ def gather(value) -> list:
 
 
 def reduce(sums: dict[str, float], highest: Sequence[str] = ()) -> Counter:
-    """The sums over all ranks under each of the names, which must be the same everywhere (a rank without any may have
-    none); the highest value under those named so."""
+    """The sums over all ranks under each of the names that any of them has; the highest value under those named so."""
     rows = gather(sums)
     return Counter({name: (max if name in highest else sum)(row[name] for row in rows if name in row)
                     for name in dict.fromkeys(name for row in rows for name in row)})

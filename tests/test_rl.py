@@ -4,6 +4,7 @@ import http.server
 import json
 import math
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from test_scripts import SMALL_RL, metrics, start, without_times
 
 import eval as eval_script
 import train_rl
-from nanoqwenlong import evaluate, rewards, run
+from nanoqwenlong import evaluate, parallel, patterns, rewards, run
 from nanoqwenlong.judge import Judge
 from nanoqwenlong.log import Log
 from nanoqwenlong.records import Example
@@ -54,6 +55,38 @@ def strict(line: str) -> dict:
     def refuse(name):
         raise ValueError(f"{name} in {line[:80]}")
     return json.loads(line, parse_constant=refuse)
+
+
+# Patterns
+
+def test_patterns_are_read_one_document_at_a_time_and_each_rank_reads_its_share(monkeypatch):
+    """128 documents of 60,000 words would take 4 GB together, and a rank alone minutes in which the others wait. Here
+    the other rank stands in for this one's share."""
+    batch = [Example(str(row), f"We sent Bern tea. We showed Kim Oslo {row}.", "", "x") for row in range(5)]
+    texts = [[f"It says: we showed Kim Oslo {row}.", "Wait, no."] for row in range(5)]
+    alive, most, read = weakref.WeakSet(), [], []
+
+    class Counted(patterns.Document):
+        def __init__(self, text):
+            alive.add(self)
+            most.append(len(alive))
+            read.append(text)
+            super().__init__(text)
+    monkeypatch.setattr(patterns, "Document", Counted)
+    whole = train_rl.patterns_of(batch, texts)
+    assert [[(p.grounding, p.backtracking) for p in group] for group in whole] == [[(1, 0), (0, 1)]] * 5
+    assert max(most) == 1 and len(read) == 5
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    shares = []
+    for rank in (0, 1):
+        read.clear()
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(parallel, "gather", lambda value: shares.append(value) or [value, value])
+        train_rl.patterns_of(batch[:4], texts[:4])
+        assert read == [example.document for example in batch[rank:4:2]]
+    monkeypatch.setattr(parallel, "gather", lambda value: json.loads(json.dumps(shares)))
+    assert [[p.longest_quote for p in group] for group in train_rl.patterns_of(batch[:4], texts[:4])] == [
+        [p.longest_quote for p in group] for group in whole[:4]]
 
 
 # Dynamic sampling
