@@ -179,6 +179,8 @@ def train(cfg: Config, this: run.Run) -> None:
 
     plan = [phase for phase in phases for _ in range(phase.num_steps)][:cfg.steps or None]
     doctor = Doctor()
+    for values in this.log.steps():                                     # what a resumed run has said is not said again
+        doctor.look(values)
     for step in this.steps(len(plan), ends=set(accumulate(phase.num_steps for phase in phases))):
         phase, batch, groups, texts, scores, wanted = plan[step - 1], [], [], [], [], cfg.prompts_per_step
         for refill in range(1 + cfg.max_refills):

@@ -100,7 +100,7 @@ def judge_failing(_, rows: Rows, __):
     """A canary judged wrongly takes up to a hundred verdicts with it; one in a while is a weak judge's due."""
     share = fmean(measured(rows, "judge/error_rate") or [0])
     wrong = sum(value > 0 for value in measured(rows, "judge/canaries_wrong"))
-    if wrong > 0.3 * len(rows):
+    if wrong > 0.3 * WINDOW:
         return share + 1, (f"in {wrong} of {len(rows)} steps the judge got a question with a known answer wrong, and "
                            f"{share:.0%} of what it was asked is left open: take a better one (--judge, --judge-model)")
     if share > 0.1:
@@ -108,12 +108,19 @@ def judge_failing(_, rows: Rows, __):
                        "nothing: see to its server, raise --judge-minutes or lower --judge-concurrency")
 
 
-def skipped(_, rows: Rows, __):
-    """An update whose gradient is not finite is not made, so it shows as one that is missing."""
-    bad = sum(any(broken(row.get(key)) for key in ("loss", "grad_norm", "reward", "entropy", "kl"))
-              or row.get("updates") == 0 and measured([row], "sampling/informative") > [0] for row in rows)
+def skipped(_, rows: Rows, known: Rows):
+    """An update whose gradient is not finite is not made, so it shows as one that is missing: a step makes as many as
+    others do, or one for each group that teaches something where these are fewer."""
+    usual = max([1, *measured(known, "updates")])
+
+    def lacks_one(row: Mapping) -> bool:
+        made, groups = measured([row], "updates"), measured([row], "sampling/informative")
+        return bool(made and groups) and made[0] < min(usual, groups[0])
+
+    bad = sum(any(broken(row.get(key)) for key in ("loss", "grad_norm", "reward", "entropy", "kl")) or lacks_one(row)
+              for row in rows)
     if bad:
-        return bad, (f"in {bad} of {len(rows)} steps the loss or its gradient was not finite, and no update was made "
+        return bad, (f"in {bad} of {len(rows)} steps the loss or its gradient was not finite, and an update left out "
                      "(its examples are in skipped.jsonl): look at them, see with --check-finite whether the model is "
                      "whole, or start from an earlier checkpoint with a lower --learning-rate")
 

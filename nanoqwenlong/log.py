@@ -41,6 +41,15 @@ class Log:
         """An update that was not made, and the examples it would have been made from."""
         self.append("skipped.jsonl", row)
 
+    def steps(self) -> list[dict]:
+        """The lines of metrics.jsonl up to now; none where there are none, or where they have been changed."""
+        try:
+            with open(self.directory / "metrics.jsonl", encoding="utf-8") as file:
+                rows = [json.loads(line) for line in file]
+        except (OSError, ValueError, TypeError):               # TypeError: of directory None
+            return []
+        return rows if all(isinstance(row, dict) for row in rows) else []
+
     def sizes(self) -> dict[str, int]:
         """How long each file is, once all of it is on the disk."""
         found = {}

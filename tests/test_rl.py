@@ -57,6 +57,25 @@ def strict(line: str) -> dict:
     return json.loads(line, parse_constant=refuse)
 
 
+# The doctor
+
+def test_a_resumed_run_says_what_is_wrong_when_the_undisturbed_one_does(in_tmp, toy_directory, capsys):
+    """Each fault once, for ten steps; a lost or changed metrics.jsonl is no reason to stop."""
+    def notes():
+        return [line for line in capsys.readouterr().out.splitlines() if "note: " in line]
+    flags = ["--phase-steps", 1, 5, "--max-idle-steps", 99, "--save-every", 1]
+    assert rl(toy_directory, *flags, "--name", "whole") == 0
+    whole = notes()
+    assert whole and len({note.split(":")[1] for note in whole}) == len(whole)
+    assert rl(toy_directory, *flags, "--steps", 4) == 0
+    begun = notes()
+    assert rl(toy_directory, *flags) == 0 and begun + notes() == whole
+    assert len(Log(DIRECTORY).steps()) == 6 and Log(None).steps() == []
+    for text in ("not JSON\n", "[1]\n", '{"step"'):
+        (DIRECTORY / "metrics.jsonl").write_text(text)
+        assert Log(DIRECTORY).steps() == []
+
+
 # Patterns
 
 def test_patterns_are_read_one_document_at_a_time_and_each_rank_reads_its_share(monkeypatch):
