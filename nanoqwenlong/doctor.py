@@ -157,8 +157,10 @@ def kl_spikes(_, rows: Rows, __):
 
 
 def pool_empty(first: Rows, _, known: Rows):
-    """At the beginning of a later phase; later on an empty pool means that its examples have been solved."""
-    if len(known) <= WINDOW and measured(first[:1], "phase") > [1] and measured(first[:1], "retro/pool") == [0]:
+    """At the beginning of a later phase; later on an empty pool means that its examples have been solved, and so it
+    does after a first step that had some of them."""
+    if len(known) <= WINDOW and measured(first[:1], "phase") > [1] and measured(first[:1], "retro/pool") == [0] and (
+            not any(measured(first[:1], "retro/frac"))):
         return 1, ("no example of the earlier phases is hard enough to come back: raise --retro-hard-below (or give "
                    "--difficulty); if they are simply solved, shorten their --phase-steps")
 

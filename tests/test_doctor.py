@@ -109,6 +109,7 @@ def filled(count: int = WINDOW, **values) -> list[dict]:
      filled(9, kl=0.02) + filled(1, kl=0.5, **{"sampling/informative": 4})),
     ("retrospective pool empty", filled(retro__pool=1), filled(retro__pool=0)),
     ("retrospective pool empty", filled(1, retro__pool=1) + filled(9, retro__pool=0), filled(1, retro__pool=0)),
+    ("retrospective pool empty", filled(retro__pool=0, retro__frac=0.1), filled(retro__pool=0, retro__frac=0.0)),
     ("rollout gap large", filled(rollout_gap=0.49), filled(rollout_gap=0.51)),
     ("rollout gap large", filled(5, rollout_gap=0.1) + filled(4, rollout_gap=99.0), filled(1, rollout_gap=9.0)),
     ("groups all alike", filled(frac_reward_zero_std=0.95), filled(frac_reward_zero_std=0.96))])
