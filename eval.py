@@ -175,7 +175,8 @@ def take_out(cfg: Config) -> dict:
             before = read_json(path) if path.exists() else {}
         except ModelError as error:
             return settings, str(error)
-        changed = [name for name in settings if before.get(name, ...) != settings[name]]
+        changed = [name for name in settings if name not in before
+                   or json.dumps(before[name]) != json.dumps(settings[name])]          # the order of files as well
         if not changed:
             return settings, ""
         flag, (old, new) = f"--{changed[0].replace('_', '-')}", (side.get(changed[0]) for side in (before, settings))

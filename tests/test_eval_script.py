@@ -217,6 +217,10 @@ def test_answers_of_other_files_and_of_nobody_are_not_mixed(in_tmp, toy_director
     assert start(*flags) == 0
     jsonl(Path("d.jsonl"), {**row, "answer": "Rome"})
     assert start(*flags) == 78 and "another --data (the files have changed since)" in capsys.readouterr().err
+    files = [jsonl(Path(f"{name}.jsonl"), {**row, "id": name}) for name in "xy"]
+    for order, code in ((files, 0), (files[::-1], 78), (files, 0)):
+        assert start("--model", toy_directory, "--data", *order, "--max-new-tokens", 2, "--out", "b") == code
+    assert "another --data (now it is y.jsonl x.jsonl, then it was x.jsonl y.jsonl)" in capsys.readouterr().err
     Path("a/out/settings.json").write_text("{")
     assert start(*flags) == 78 and "settings.json is not readable" in capsys.readouterr().err
     Path("a/out/settings.json").unlink()
