@@ -20,15 +20,16 @@ import math
 import os
 import sys
 from collections import Counter
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Literal
 
 import torch
 
-from nanoqwenlong import curriculum, data, evaluate, group_pass, grpo, optim, parallel, patterns, run, toy
+from nanoqwenlong import curriculum, data, dynamics, evaluate, group_pass, grpo, optim, parallel, run, toy
 from nanoqwenlong.config import ConfigError, at_least, rising
 from nanoqwenlong.doctor import Doctor
 from nanoqwenlong.generate import Generator
@@ -94,7 +95,7 @@ class Config:
     clip_high: float = 0.28
     dual_clip: float = 0.0              # a bad token's ratio counts with this at most (GoLongRL: 3); 0: no bound
     kl_coef: float = 0.0                # of the k3 KL to the starting model in the loss
-    measure_kl: bool = False            # keep the starting model and report the KL to it, be it in the loss or not
+    measure_kl: bool = False            # keep the starting model and tell the KL to it, be it in the loss or not
     entropy_coef: float = 0.0           # of the entropy bonus
     learning_rate: float = 6e-4
     warmup_steps: int = 5
@@ -129,7 +130,6 @@ PRESETS = {"paper": dict(phase_lengths=(20000, 60000), phase_steps=(50, 50), pro
                             loss="grpo", checkpointing=True)}
 HEADLINE = ("phase", "reward", "judge/error_rate", "frac_reward_zero_std", "entropy", "completions/clipped_ratio",
             "completions/mean_length", "grad_norm", "retro/frac", "step_time")
-PATTERNS = ("grounding", *patterns.CUES)
 MAX_UNJUDGED_STEPS = 3
 
 
@@ -166,8 +166,8 @@ def train(cfg: Config, this: run.Run) -> None:
     optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
     sampling = dict(temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens)
     scoring = dict(temperature=cfg.temperature, max_tokens=cfg.max_tokens)
-    objective = dict(clip_low=cfg.clip_low, clip_high=cfg.clip_high, dual_clip=cfg.dual_clip or math.inf,
-                     kl_coef=cfg.kl_coef, entropy_coef=cfg.entropy_coef)
+    group_loss = partial(grpo.group_loss, clip_low=cfg.clip_low, clip_high=cfg.clip_high,
+                         dual_clip=cfg.dual_clip or math.inf, kl_coef=cfg.kl_coef, entropy_coef=cfg.entropy_coef)
     judge = connect(cfg.judge, cfg.judge_model, os.environ.get("JUDGE_API_KEY", ""), seed=cfg.seed, device=this.device,
                     dtype=this.dtype, prepare=this.prepare, deadline=60 * cfg.judge_minutes,
                     concurrency=cfg.judge_concurrency) if cfg.judge else None
@@ -178,7 +178,7 @@ def train(cfg: Config, this: run.Run) -> None:
                      f"{phase.num_steps} steps of {min(cfg.prompts_per_step, num_examples)} x {cfg.group_size} answers")
 
     plan = [phase for phase in phases for _ in range(phase.num_steps)][:cfg.steps or None]
-    doctor = Doctor()
+    doctor, lengths = Doctor(), cfg.lengths or [phase.high for phase in phases]
     for values in this.log.steps():                                     # what a resumed run has said is not said again
         doctor.look(values)
     for step in this.steps(len(plan), ends=set(accumulate(phase.num_steps for phase in phases))):
@@ -204,22 +204,22 @@ def train(cfg: Config, this: run.Run) -> None:
             if not refill:
                 num_groups = len(drawn)
             wanted = grpo.num_wanted(num_groups, len(informative), len(groups))
-            if not wanted or open_share(scores) > cfg.max_unscorable:
+            if not wanted or dynamics.open_share(scores) > cfg.max_unscorable:
                 break
         minibatches = [{row: groups[row] for row in informative[i::cfg.updates_per_step]}
                        for i in range(cfg.updates_per_step)]
 
         # 4. Update: count the loss tokens first, then one group at a time, one optimizer step per minibatch
         this.part("update", longest=max(len(g.prompt_ids) + len(c.ids) for g in groups for c in g.completions))
-        old, parts = old_logprobs(cfg, model, minibatches[1:], scoring), parts_of(cfg, batch, phases)
+        old, parts = old_logprobs(cfg, model, minibatches[1:], scoring), dynamics.parts_of(batch, lengths)
+        kl = dynamics.kl_values(reference, groups, parts, **scoring)
         updates = []                                                    # of each its sums over tokens, its grad norm
         learning_rate = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, len(plan))
         for minibatch in filter(None, minibatches):
             weights, sums = grpo.token_weights(minibatch, ~rewards.isnan(), cfg.loss, cfg.max_new_tokens), Counter()
-            ref = group_pass.logprobs_all(reference, minibatch, **scoring) if reference else {}
-            group_pass.backward_all(model, minibatch, lambda row: grpo.group_loss(
-                groups[row], advantages[row], weights[row], sums, old.get(row), ref.get(row), parts[row], **objective),
-                **scoring)
+            ref = group_pass.logprobs_all(reference, minibatch, **scoring) if cfg.kl_coef else {}
+            group_pass.backward_all(model, minibatch, lambda row: group_loss(
+                groups[row], advantages[row], weights[row], sums, old.get(row), ref.get(row), parts[row]), **scoring)
             sums = parallel.reduce(sums, highest=("gap",))
             grad_norm = optim.step(optimizer, parameters, learning_rate, cfg.max_grad_norm, sums["loss"])
             if this.watch(grad_norm, ids=[group.key for group in minibatch.values()]):
@@ -228,19 +228,19 @@ def train(cfg: Config, this: run.Run) -> None:
         # 5. Report: numbers for every step, words for some of them
         this.part("report")
         record(sampler, batch, rewards)
-        found = patterns_of(batch, texts)
-        values = {"phase": phase.number, **rollout_values(cfg, groups, scores, rewards, shaped, parts),
-                  **sampling_values(rewards, num_groups, len(informative), refill), **judge_values(judge, scores),
-                  **update_values(updates, learning_rate, bool(reference)), **retro_values(sampler, phase, batch),
-                  **pattern_values(found), **timing(this.times, groups)}
+        found = dynamics.patterns_of(batch, texts)
+        values = {"phase": phase.number, **kl, **dynamics.pattern_values(found),
+                  **dynamics.rollout_values(groups, scores, rewards, shaped, parts, cfg.min_reward_std),
+                  **dynamics.sampling_values(rewards, num_groups, len(informative), refill),
+                  **dynamics.judge_values(judge, scores), **dynamics.retro_values(sampler, phase, batch),
+                  **dynamics.update_values(updates, learning_rate, cfg.kl_coef > 0),
+                  **dynamics.timing(this.times, groups)}
         this.log.metrics(step, values)
+        this.log.rollouts(step, dynamics.words(batch, groups, texts, scores, rewards, shaped, advantages, found))
         this.log.line(step, values, HEADLINE)
-        keep_words(this.log, step, batch, groups, texts, scores, rewards, shaped, advantages, found)
         if cfg.show_every and (step == 1 or step % cfg.show_every == 0):
             show_words(this.log, batch[0], texts[0][0], scores[0][0])
-        for note in doctor.look(values):
-            this.log.say(f"    note: {note}")
-        tell_and_stop(cfg, this, values, judge)
+        tell_and_stop(cfg, this, doctor.look(values), values, judge)
 
 
 def read_data(cfg: Config, tokenizer: Tokenizer, say):
@@ -318,9 +318,11 @@ def record(sampler, batch, rewards: torch.Tensor) -> None:
             sampler.record(example.id, mean_reward)
 
 
-def tell_and_stop(cfg: Config, this: run.Run, values: dict, judge) -> None:
-    """What went wrong with rewards in this step. After too many steps in a row in which the judge left too much open,
-    or in which not one group disagreed, the run ends, saved."""
+def tell_and_stop(cfg: Config, this: run.Run, notes: list[str], values: dict, judge) -> None:
+    """The doctor's notes, and what went wrong with rewards in this step. After too many steps in a row in which the
+    judge left too much open, or in which not one group disagreed, the run ends, saved."""
+    for note in notes:
+        this.log.say(f"    note: {note}")
     unjudged = this.in_a_row("unjudged", values.get("judge/error_rate", 0) > cfg.max_unscorable)
     idle = this.in_a_row("idle", not values["sampling/informative"] and values["reward"] is not None)
     if cfg.max_refills and values["sampling/missing"]:
@@ -339,162 +341,6 @@ def tell_and_stop(cfg: Config, this: run.Run, values: dict, judge) -> None:
             f"{values['reward']}: nothing can be learned from these examples; warm up with train_sft.py, take easier "
             "or harder ones, or raise --group-size or --max-refills, under another --name; or let this run go on with "
             "a higher --max-idle-steps"))
-
-
-def parts_of(cfg: Config, batch, phases) -> list[tuple[str, ...]]:
-    """The parts that each example's numbers are told for as well, as endings of metrics' names: its length bucket's,
-    and its task's where there are several."""
-    ends, tasks = cfg.lengths or [phase.high for phase in phases], {example.task for example in batch}
-    return [(f"_by_len/{curriculum.bucket(example.length, ends)}", *[f"_by_task/{example.task}"] * (len(tasks) > 1))
-            for example in batch]
-
-
-def rollout_values(cfg, groups, scores, rewards, shaped, parts) -> dict:
-    """What was sampled, as numbers under TRL's names where it has them. Unscorable answers are in no reward. `reward`
-    is what is trained on, penalties for length included; all else called a reward is without them."""
-    answers = [completion for group in groups for completion in group.completions]
-    lengths = [len(answer.ids) for answer in answers]
-    rows_of = {}
-    for row, names in enumerate(parts):
-        for name in names:
-            rows_of.setdefault(name, []).append(row)
-    spread = grpo.Spread.of(shaped, cfg.min_reward_std)
-    return {
-        "reward": number(shaped.nanmean()),
-        "reward_std": float(spread.std.mean()),
-        "frac_reward_zero_std": float(spread.alike.double().mean()),
-        "accuracy": number(rewards.nanmean()),
-        "rewards/rule/mean": mean(score.rule for group in scores for score in group),
-        "rewards/overlong/mean": number((shaped - rewards).nanmean()),
-        "entropy": sampled_entropy(answers),
-        "answers/extracted": mean(bool(score.answer) for group in scores for score in group),
-        "completions/mean_length": mean(lengths),
-        "completions/min_length": min(lengths),
-        "completions/max_length": max(lengths),
-        "completions/clipped_ratio": clipped_ratio(answers),
-        "prompts/mean_length": mean(len(group.prompt_ids) for group in groups),
-        **{name + part: value for part, rows in rows_of.items()
-           for name, value in part_values([groups[row] for row in rows], rewards[rows]).items()},
-    }
-
-
-def part_values(groups, rewards: torch.Tensor) -> dict:
-    """The same of some of the groups, in short."""
-    answers = [completion for group in groups for completion in group.completions]
-    return {"reward": mean_of(rewards.nanmean(-1).tolist()), "entropy": sampled_entropy(answers),
-            "mean_length": mean(len(answer.ids) for answer in answers), "clipped_ratio": clipped_ratio(answers)}
-
-
-def sampled_entropy(answers) -> float:
-    """An estimate over all tokens, trained on or not: the mean of -log-prob as sampled."""
-    return -sum(sum(answer.logprobs) for answer in answers) / max(1, sum(len(answer.ids) for answer in answers))
-
-
-def clipped_ratio(answers) -> float:
-    return mean(answer.finish_reason == "length" for answer in answers)
-
-
-def mean_of(values: list[float]) -> float | None:
-    """Of those that are no NaN; None if all are."""
-    known = [value for value in values if not math.isnan(value)]
-    return mean(known) if known else None
-
-
-def number(value: torch.Tensor) -> float | None:
-    return mean_of([float(value)])
-
-
-def sampling_values(rewards: torch.Tensor, num_wanted: int, num_informative: int, refills: int) -> dict:
-    """Dynamic sampling: rounds of more prompts, groups that disagree, how many of those are missing, and why."""
-    known = rewards.nan_to_num(0.5)
-    return {"sampling/refills": refills, "sampling/informative": num_informative,
-            "sampling/missing": max(0, num_wanted - num_informative),
-            "sampling/all_wrong": int((known == 0).all(-1).sum()),
-            "sampling/all_right": int((known == 1).all(-1).sum())}
-
-
-def open_share(scores) -> float:
-    """Of the answers that a judge was asked about, those that it left open."""
-    return mean([math.isnan(s.judge) for group in scores for s in group if s.judge is not None] or [0.0])
-
-
-def judge_values(judge, scores) -> dict:
-    """What was asked, and what came of it."""
-    if judge is None:
-        return {}
-    counts, verdicts = judge.take(), [s.judge for group in scores for s in group if s.judge is not None]
-    return {"judge/calls": counts["asked"], "judge/cached": counts["cached"],
-            "judge/error_rate": open_share(scores),
-            "rewards/judge/mean": mean_of(verdicts) or 0.0, "judge/canaries_wrong": counts["canaries_wrong"]}
-
-
-def update_values(updates: list[tuple[Counter, float]], learning_rate: float, has_reference: bool) -> dict:
-    """What was learned from: sums over the tokens of the informative groups, divided once."""
-    total = Counter()
-    for sums, _ in updates:
-        total.update(sums)
-    parts = [name.removeprefix("num_tokens") for name in total if name.startswith("num_tokens_by_")]
-
-    def per_token(*names: str, part: str = "") -> float:
-        return sum(total[name + part] for name in names) / max(1, total["num_tokens" + part])
-
-    kl = {"kl": per_token("kl") if updates else None, **{f"kl{part}": per_token("kl", part=part) for part in parts}}
-    return {"loss": total["loss"], "entropy_trained": per_token("entropy"), **(kl if has_reference else {}),
-            "clip_ratio/low_mean": per_token("clipped_low"), "clip_ratio/high_mean": per_token("clipped_high"),
-            "clip_ratio/dual_mean": per_token("clipped_dual"), "updates": len(updates),
-            "grad_norm": mean([norm for _, norm in updates] or [0.0]), "learning_rate": learning_rate,
-            "rollout_gap": max([sums["gap"] for sums, _ in updates], default=0.0),
-            **{f"clip_ratio{part}": per_token("clipped_low", "clipped_high", part=part) for part in parts}}
-
-
-def retro_values(sampler, phase, batch) -> dict:
-    """The share of earlier phases' hard examples in the batch, how hard they are by their newest rewards, and how many
-    of them there are now."""
-    kept = [example.id for example in batch if example.length <= phase.low]
-    pool = {"retro/pool": len(sampler.hard_examples(phase))} if phase.number > 1 and sampler.fraction else {}
-    return {"retro/frac": len(kept) / len(batch),
-            "retro/mean_difficulty": mean([sampler.difficulty(key) for key in kept] or [0.0]), **pool}
-
-
-def patterns_of(batch, texts) -> list[list[patterns.Patterns]]:
-    """The reasoning patterns in each answer, of each example. Every rank reads its share, one document at a time: a
-    long one takes a second or two with its answers, and 30 MB."""
-    def read(row: int) -> list[tuple]:
-        document = patterns.Document(patterns.read_by(batch[row]))
-        return [astuple(patterns.count(text, document)) for text in texts[row]]
-
-    shares = parallel.gather([read(row) for row in range(parallel.rank(), len(batch), parallel.size())])
-    return [[patterns.Patterns(*answer) for answer in shares[row % len(shares)][row // len(shares)]]
-            for row in range(len(batch))]
-
-
-def pattern_values(found) -> dict:
-    """How many an answer has, on average, and how long its longest quote is, in words."""
-    answers = [answer for group in found for answer in group]
-    return {f"patterns/{name}": mean(getattr(answer, name) for answer in answers)
-            for name in (*PATTERNS, "longest_quote")}
-
-
-def timing(times, groups) -> dict:
-    parts = {f"timing_s/{name}": times[name] for name in ("sample", "reward", "update")}
-    num_tokens = sum(len(group.prompt_ids) + group.num_tokens for group in groups)
-    step_time = sum(parts.values())
-    return {"step_time": step_time, **parts, "tokens_per_s": num_tokens / step_time}
-
-
-def keep_words(logger, step, batch, groups, texts, scores, rewards, shaped, advantages, found) -> None:
-    """Every answer of the step, one line each, in rollouts.jsonl; its reward as trained on, penalty included, and where
-    in its text the document is quoted."""
-    for row, (example, group) in enumerate(zip(batch, groups)):
-        for i, completion in enumerate(group.completions):
-            score = scores[row][i]
-            logger.rollout(step=step, id=example.id, sample=i, task=example.task, question=example.question,
-                           gold=example.accepted, text=texts[row][i], answer=score.answer, rule=score.rule,
-                           judge=score.judge and mean_of([score.judge]), reward=number(shaped[row][i]),
-                           penalty=number(rewards[row][i] - shaped[row][i]), advantage=float(advantages[row][i]),
-                           length=len(completion.ids), finish_reason=completion.finish_reason,
-                           patterns={name: getattr(found[row][i], name) for name in PATTERNS},
-                           quotes=found[row][i].quotes)
 
 
 def show_words(logger, example, text, score) -> None:

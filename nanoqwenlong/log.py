@@ -23,19 +23,19 @@ class Log:
     def __init__(self, directory: Path | None, quiet: bool = False):
         self.directory, self.quiet = directory, quiet
 
-    def append(self, name: str, row: dict) -> None:
-        """One line of a file, in JSON."""
+    def append(self, name: str, *rows: dict) -> None:
+        """Lines of a file, in JSON."""
         if self.directory is not None:
             with open(self.directory / name, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def metrics(self, step: int, values: dict) -> None:
         """One step, one line of metrics.jsonl."""
         self.append("metrics.jsonl", {"step": step, **values})
 
-    def rollout(self, **row) -> None:
-        """One answer, with everything needed to read it later."""
-        self.append("rollouts.jsonl", row)
+    def rollouts(self, step: int, rows: Iterable[dict]) -> None:
+        """The answers of a step, a line each, with everything needed to read it later."""
+        self.append("rollouts.jsonl", *({"step": step, **row} for row in rows))
 
     def skipped(self, **row) -> None:
         """An update that was not made, and the examples it would have been made from."""

@@ -117,7 +117,7 @@ class Points:
 
     def watch(self, bad_steps: frozenset[int]) -> None:
         """Put a point wherever one belongs. There is no way back, so this is for a process that ends soon."""
-        part, save, step, rollout, save_file = (run.Run.part, run.Run._save, optim.step, Log.rollout,
+        part, save, step, save_file = (run.Run.part, run.Run._save, optim.step,
                                                 weights.save_file)
 
         def named_part(this, name, longest=0):
@@ -137,11 +137,6 @@ class Points:
             self.reach("after the update")
             return norm
 
-        def few_rollouts(log, **row):
-            self.muted = row["sample"] > 0
-            rollout(log, **row)
-            self.muted = False
-
         def fsync(handle):                                     # a kill loses nothing of what was written
             self.reach(f"fsync {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
 
@@ -150,7 +145,7 @@ class Points:
             save_file(tensors, path, **settings)
             self.reach(f"half of {path.name}", lambda: os.truncate(path, path.stat().st_size // 2))
 
-        run.Run.part, run.Run._save, optim.step, Log.rollout = named_part, named_save, around_step, few_rollouts
+        run.Run.part, run.Run._save, optim.step = named_part, named_save, around_step
         os.fsync, weights.save_file = fsync, half_of_tensors
         builtins.open = io.open = self._half_writes(io.open)
         sys.addaudithook(self._audit)

@@ -15,7 +15,7 @@ FLOORS = [
     ["metrics", "tokenizer", "schedule", "attention", "grpo", "optim", "http_judge"],
     ["rewards", "model", "paged", "patterns"],
     ["schemas", "toy", "group_pass", "generate", "checkpoint", "evaluate"],
-    ["data", "run", "judge", "report"],
+    ["data", "run", "judge", "report", "dynamics"],
 ]                                                               # kernels/ lies below all of them
 MODULES = sorted(path.stem for path in (ROOT / "nanoqwenlong").glob("*.py") if path.stem != "__init__")
 SCRIPTS = sorted(ROOT.glob("*.py"))

@@ -14,7 +14,7 @@ from test_scripts import SMALL_RL, metrics, start, without_times
 
 import eval as eval_script
 import train_rl
-from nanoqwenlong import evaluate, parallel, patterns, rewards, run
+from nanoqwenlong import dynamics, evaluate, parallel, patterns, rewards, run
 from nanoqwenlong.judge import Judge
 from nanoqwenlong.log import Log
 from nanoqwenlong.records import Example
@@ -92,7 +92,7 @@ def test_patterns_are_read_one_document_at_a_time_and_each_rank_reads_its_share(
             read.append(text)
             super().__init__(text)
     monkeypatch.setattr(patterns, "Document", Counted)
-    whole = train_rl.patterns_of(batch, texts)
+    whole = dynamics.patterns_of(batch, texts)
     assert [[(p.grounding, p.backtracking) for p in group] for group in whole] == [[(1, 0), (0, 1)]] * 5
     assert max(most) == 1 and len(read) == 5
     monkeypatch.setattr(parallel, "size", lambda: 2)
@@ -101,10 +101,10 @@ def test_patterns_are_read_one_document_at_a_time_and_each_rank_reads_its_share(
         read.clear()
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(parallel, "gather", lambda value: shares.append(value) or [value, value])
-        train_rl.patterns_of(batch[:4], texts[:4])
+        dynamics.patterns_of(batch[:4], texts[:4])
         assert read == [example.document for example in batch[rank:4:2]]
     monkeypatch.setattr(parallel, "gather", lambda value: json.loads(json.dumps(shares)))
-    assert [[p.longest_quote for p in group] for group in train_rl.patterns_of(batch[:4], texts[:4])] == [
+    assert [[p.longest_quote for p in group] for group in dynamics.patterns_of(batch[:4], texts[:4])] == [
         [p.longest_quote for p in group] for group in whole[:4]]
 
 
@@ -415,8 +415,8 @@ MIXED = ("--toy-examples", 60, "--task", "qa", "f1", "--phase-lengths", 200, "--
 
 
 def test_numbers_of_parts_are_those_of_their_answers(in_tmp, toy_directory, monkeypatch):
-    """Means by length and task against the answers kept in rollouts.jsonl; KL and clip fractions of the parts, weighed
-    by their trained tokens, give the whole."""
+    """Means by length and task against the answers kept in rollouts.jsonl; clip fractions of the parts, weighed by
+    their trained tokens, give the whole, and so do entropy and KL by all their tokens."""
     rewarded(monkeypatch, lambda number, example, i, text: (len(text) + i) % 3 / 2)
     assert rl(toy_directory, *MIXED, "--measure-kl", "--prompts-per-step", 8) == 0
     lengths = {row["id"]: "0-80" if "-8-12-" in row["id"] else "80-200" for row in words()}
@@ -438,12 +438,13 @@ def test_numbers_of_parts_are_those_of_their_answers(in_tmp, toy_directory, monk
                 agreed = {answer["id"] for answer in some} - {a["id"] for a in some if a["advantage"]}
                 trained[end] = sum(a["length"] for a in some if a["id"] not in agreed)
             total = sum(trained.values())
-            for name, whole in (("kl", row["kl"]), ("clip_ratio", row["clip_ratio/low_mean"]
-                                                    + row["clip_ratio/high_mean"])):
-                of_parts = sum(row.get(name + end, 0) * tokens for end, tokens in trained.items())
-                assert total and of_parts / total == pytest.approx(whole, rel=1e-6)
-            entropy = sum(row[f"entropy_by_{kind}/{p}"] * sum(a["length"] for a in told if of(a) == p) for p in parts)
-            assert entropy / sum(a["length"] for a in told) == pytest.approx(row["entropy"])
+            of_parts = sum(row.get("clip_ratio" + end, 0) * tokens for end, tokens in trained.items())
+            assert total and of_parts / total == pytest.approx(
+                row["clip_ratio/low_mean"] + row["clip_ratio/high_mean"], rel=1e-6)
+            for name in ("entropy", "kl"):                                     # per token of all answers
+                of_parts = sum(row[f"{name}_by_{kind}/{part}"] * sum(a["length"] for a in told if of(a) == part)
+                               for part in parts)
+                assert of_parts / sum(a["length"] for a in told) == pytest.approx(row[name])
         clipped += row["clip_ratio/low_mean"] + row["clip_ratio/high_mean"]
     assert clipped > 0 and set(lengths.values()) == {"0-80", "80-200"}
 
@@ -453,17 +454,41 @@ def test_measuring_the_kl_changes_nothing_else(in_tmp, toy_directory, monkeypatc
     for name, flags in (("with", ["--measure-kl"]), ("without", [])):
         assert rl(toy_directory, "--name", name, *flags) == 0
     with_kl, without = (without_times(metrics(Path("runs") / name)) for name in ("with", "without"))
-    assert with_kl[0]["kl"] == 0 and with_kl[-1]["kl"] > 0                     # before the first update, after others
+    assert abs(with_kl[0]["kl"]) < 1e-9 and with_kl[-1]["kl"] > 1e-6           # before the first update, after others
     for one, other in zip(with_kl, without, strict=True):
         assert not any(key.startswith("kl") for key in other)
         assert {key: value for key, value in one.items() if not key.startswith("kl")} == other
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_kl_is_that_of_all_answers(monkeypatch, ranks):
+    """k3 by its formula, of groups that agree and of those that do not; each rank reads some of them."""
+    from types import SimpleNamespace as Named
+    logprobs = [[(-1.0, -2.0), (-0.5,)], [(-3.0,), ()], [(-0.25, -0.25, -1.0), (-2.0,)]]
+    refs = [[(-1.5, -2.0), (-0.75,)], [(-1.0,), ()], [(-0.25, -1.25, -1.0), (-2.5,)]]
+    groups = [Named(completions=[Named(ids=values, logprobs=values) for values in group]) for group in logprobs]
+    parts = [("_by_len/0-80",), ("_by_len/80-200",), ("_by_len/0-80",)]
+    d = [[(r - p) for i in (0, 1) for p, r in zip(logprobs[row][i], refs[row][i])] for row in range(3)]
+    k3 = [sum(math.exp(x) - x - 1 for x in row) for row in d]
+    shares = []
+    for rank in range(ranks):                                                  # None: a rank that has one less to do
+        read = {row: [torch.tensor(r) for r in refs[row]] for row in range(rank, 3, ranks)}
+        read |= {None: []} if rank else {}
+        monkeypatch.setattr(dynamics.group_pass, "logprobs_all", lambda *_, read=read, **__: read)
+        monkeypatch.setattr(dynamics.parallel, "reduce", lambda sums: shares.append(sums) or sums)
+        dynamics.kl_values(object(), groups, parts)
+    total = shares[0] + shares[1] if ranks == 2 else shares[0]
+    monkeypatch.setattr(dynamics.parallel, "reduce", lambda sums: total)
+    found = dynamics.kl_values(object(), groups, parts)
+    assert found == pytest.approx({"kl": sum(k3) / 8, "kl_by_len/0-80": (k3[0] + k3[2]) / 7, "kl_by_len/80-200": k3[1]})
+    assert dynamics.kl_values(None, groups, parts) == {}
+
+
 def test_habits_are_counted_and_quotes_are_found(in_tmp, toy_directory, monkeypatch):
     """Each answer quotes its own document: where the quote stands is in rollouts.jsonl, how many in metrics.jsonl."""
     documents = {}
-    real = train_rl.patterns.read_by
-    monkeypatch.setattr(train_rl.patterns, "read_by", lambda example: documents.setdefault(example.id, real(example)))
+    real = dynamics.patterns.read_by
+    monkeypatch.setattr(dynamics.patterns, "read_by", lambda example: documents.setdefault(example.id, real(example)))
     quote = lambda example: ". ".join(example.document.split(". ")[1:3]) + "."             # noqa: E731  two records
     monkeypatch.setattr(train_rl.Tokenizer, "decode", lambda self, ids: "?")
 
