@@ -172,9 +172,11 @@ def take_out(cfg: Config) -> dict:
             put(path, json.dumps(settings, indent=1))
             return settings, ""
         try:
-            before = read_json(path) if path.exists() else {}
+            before = read_json(path) if path.exists() else None
         except ModelError as error:
             return settings, str(error)
+        if before is None:
+            return settings, f"{out} holds answers, but no settings.json that says of what: take another --out"
         changed = [name for name in settings if name not in before
                    or json.dumps(before[name]) != json.dumps(settings[name])]          # the order of files as well
         if not changed:

@@ -80,7 +80,7 @@ class Kept:
             try:
                 row = json.loads(line)
                 answers = [[answer[name] for name in Answer._fields] for answer in row["answers"]]
-                whose = row["model"], row["id"], len(answers)
+                whose = row["model"], row["id"], len(answers) * all(map(is_answer, answers))
             except (ValueError, KeyError, TypeError, RecursionError):
                 whose = ()
             if whose != (self.model, key, n):
@@ -99,6 +99,13 @@ class Kept:
             self.end += file.write(lines.encode())
             file.flush()
             os.fsync(file.fileno())
+
+
+def is_answer(values: Sequence) -> bool:
+    """Whether these can be an Answer's text, length and finish_reason; ValueError of a text that nothing can write."""
+    text, length, finish_reason = values
+    return type(text) is str and text.encode() is not None and type(length) is int and 0 <= length < 1 << 53 and (
+        finish_reason in ("stop", "length"))
 
 
 def score_answers(examples: Sequence[Example], answers: Sequence[Sequence[Answer]], judge=None) -> list[list[Score]]:

@@ -224,7 +224,7 @@ def test_answers_of_other_files_and_of_nobody_are_not_mixed(in_tmp, toy_director
     Path("a/out/settings.json").write_text("{")
     assert start(*flags) == 78 and "settings.json is not readable" in capsys.readouterr().err
     Path("a/out/settings.json").unlink()
-    assert start(*flags) == 78 and "another --task" in capsys.readouterr().err
+    assert start(*flags) == 78 and "answers, but no settings.json" in capsys.readouterr().err
     Path("a/out/answers.jsonl").unlink()
     assert start(*flags) == 0                                                  # nothing is there that could be mixed
 

@@ -148,7 +148,9 @@ def test_kept_answers_are_taken_up_wherever_the_file_ends(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("old, new", [
     (b'"id": "b"', b'"id": "x"'), (b'"m/1"', b'"m/2"'), (b'{"model"', b'["model"'), (b'"text"', b'"words"'),
-    (b'"answers": [{', b'"answers": [{}, {'), (b"{", b"\xff")])
+    (b'"answers": [{', b'"answers": [{}, {'), (b"{", b"\xff"), (b'"text": "', b'"text": "\\ud800'),
+    (b'"text": "', b'"text": 5, "was": "'), (b'"length": ', b'"length": 1e999, "was": '),
+    (b'"length": ', b'"length": -1, "was": '), (b'"finish_reason": "', b'"finish_reason": "un')])
 def test_a_file_of_answers_that_was_changed_is_refused(tmp_path, monkeypatch, old, new):
     monkeypatch.setattr(evaluate, "AT_ONCE", 2)
     path = tmp_path / "answers.jsonl"
