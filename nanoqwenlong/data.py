@@ -38,7 +38,8 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
                 row = load()
                 example = schemas.parse(row)
                 _check_use(example, need_response, need_question)
-                if not example.id or example.id in seen and "id" not in row:   # verl's index need not be unique
+                named = not {"id", "_id", "question_id"}.isdisjoint(row)       # verl's index need not be unique
+                if not example.id or example.id in seen and not named:
                     alone = len(paths) == 1 and str(number) not in seen
                     example = replace(example, id=str(number) if alone else where)
                 if not example.source:

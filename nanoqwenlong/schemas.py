@@ -23,7 +23,6 @@ digits count: 4.50 says more than 4.5. An answer that its own measure would not 
 
 import json
 import re
-from math import isfinite
 
 from . import answers, rewards
 from .records import DataError, Example
@@ -179,8 +178,8 @@ def longbench(row: dict) -> Example:
     references = _at(row, "answers")
     if not isinstance(references, list):
         raise DataError(f'"answers" should be a list, it is {kind(references)}')
-    return Example(_id(row, "_id", ""), _text(row, "context"), _text(row, "input"), _references(references, "answers"),
-                   source=_text(row, "dataset") if "dataset" in row else "")
+    return Example(_id(row, "_id", ""), _text(row, "context"), _text(row, "input"),
+                   _references(references, "answers[{}]"), source=_text(row, "dataset") if "dataset" in row else "")
 
 
 def frames(row: dict) -> Example:
@@ -200,8 +199,8 @@ def docmath(row: dict) -> Example:
     if not isinstance(paragraphs, list) or not all(isinstance(paragraph, str) for paragraph in paragraphs):
         raise DataError('"paragraphs" should be a list of strings')
     if isinstance(gold, int | float) and not isinstance(gold, bool):
-        if not isfinite(gold):
-            raise DataError(f'"ground_truth" is {gold}, which nobody can answer')
+        if not abs(gold) < 1e308:                                              # an integer may be larger than any float
+            raise DataError(f'"ground_truth" is {str(gold)[:20]}, which nobody can answer')
         gold = repr(gold)                                                      # the shortest digits that say it
     gold = _string(str(gold) if isinstance(gold, bool) else gold, "ground_truth").strip()
     same = next((words for words in (("True", "yes"), ("False", "no")) if gold.lower() in map(str.lower, words)), gold)
@@ -214,11 +213,11 @@ def docmath(row: dict) -> Example:
 def _references(values: list, name: str) -> tuple[str, ...]:
     """A benchmark's accepted answers, each in one line. Those that could not earn full reward for themselves (such as
     bare punctuation) are left out, as long as there are others."""
-    golds = tuple(" ".join(_string(value, f"{name}[{i}]" if len(values) > 1 else name).split())
-                  for i, value in enumerate(values))
+    golds = tuple(" ".join(_string(value, name.format(i)).split()) for i, value in enumerate(values))
     problems = [rewards.gold_problem("qa", gold) for gold in golds]
     usable = tuple(gold for gold, problem in zip(golds, problems) if not problem)
     if not usable:
+        name = name.removesuffix("[{}]")
         raise DataError(f'"{name}" ' + (f"cannot be used: {problems[0]}" if golds else "is an empty list"))
     return usable
 

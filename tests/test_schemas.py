@@ -214,6 +214,14 @@ def test_verls_index_names_a_row_where_it_is_unique(tmp_path):
         data.read([jsonl(path, {**docqa(), "id": "mine"}, {**docqa(), "id": "mine"})])
 
 
+@pytest.mark.parametrize("row", [DOCMATH, HOTPOT])
+def test_a_benchmark_that_is_given_twice_is_refused(row, tmp_path):
+    """Its questions would count twice, and make the interval too narrow."""
+    path, copy = jsonl(tmp_path / "d.jsonl", row), jsonl(tmp_path / "copy.jsonl", row)
+    with pytest.raises(DataError, match="copy.jsonl:1: .* was used before, at .*d.jsonl:1"):
+        data.read([path, copy])
+
+
 def test_what_a_row_can_be_used_for(tmp_path):
     """Rows without an answer cannot be rewarded, rows without a response not be learned from."""
     rows = [LEARNED, {**LEARNED, "id": "a", "answer": "Hello"}, docqa(), {"text": "Rain fell."}, CHAT]
@@ -261,6 +269,7 @@ FIELDS = [                                                     # schema, field, 
     (CHAT, "messages", ""), (CHAT, "messages.0", "missing"), (CHAT, "messages.2.role", ""),
     (CHAT, "messages.2.content", ""), ({**PLAIN, "source": "mine"}, "source", "missing"),
     (HOTPOT, "_id", "missing, number"), (HOTPOT, "input", ""), (HOTPOT, "context", ""), (HOTPOT, "answers", ""),
+    ({**HOTPOT, "answers": ["Oslo"]}, "answers.0", "missing"),
     (HOTPOT, "answers.0", "missing"), (HOTPOT, "dataset", "missing"),
     (FRAMES, "Prompt", ""), (FRAMES, "Answer", ""), (FRAMES, "wiki_items", ""), (FRAMES, "wiki_items.0", "missing"),
     (FRAMES, "wiki_items.1.title", ""), (FRAMES, "wiki_items.1.text", ""),
@@ -345,6 +354,16 @@ def test_what_nobody_knows_is_refused_and_what_is_known_is_named(case, tmp_path)
     said = str(error.value)
     assert said.startswith(f"{path}:2: ") and "\n" not in said and len(said) < 700
     assert all(name in said for name in named), said
+
+
+def test_a_number_larger_than_any_float_is_refused(tmp_path):
+    for digits in (400, 5000):
+        path = tmp_path / f"{digits}.json"
+        row = json.dumps({**DOCMATH, "ground_truth": "HUGE"}).replace('"HUGE"', "1" * digits)
+        path.write_text(f"[{row}]")
+        with pytest.raises(DataError, match=":1: ") as error:
+            data.read([path])
+        assert len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize("gold", [float("inf"), float("nan")])
