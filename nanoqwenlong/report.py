@@ -135,14 +135,24 @@ def table(title: str, models: Sequence[dict], columns: dict[str, list[dict | Non
     head = [title]
     for name, cells in columns.items():
         numbers = sorted({cell["questions"] for cell in cells if cell})        # tokenizers differ, and so may lengths
-        head.append(f"{name}{' tokens' if name[0].isdigit() and name not in PAPER else ''} "
+        head.append(f"{plain(name)}{' tokens' if name[0].isdigit() and name not in PAPER else ''} "
                     f"(n={'-'.join(str(number) for number in dict.fromkeys((numbers[0], numbers[-1])))})")
-    rows = [[model["model"], *(shown(cells[place]) for cells in columns.values())]
+    rows = [[plain(model["model"]), *(shown(cells[place]) for cells in columns.values())]
             for place, model in enumerate(models)]
     lines = [head, *rows, *more]
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = ["| " + " | ".join(part.ljust(width) for part, width in zip(line, widths)) + " |" for line in lines]
     return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+
+
+def plain(name: str) -> str:
+    """A name, which may be of anybody's making, as it can stand in a table and on a terminal.
+
+    >>> plain("a|b\\n\\x1b[2J")
+    'a\\\\|b\\\\n\\\\x1b[2J'
+    """
+    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
+    return text.replace("|", "\\|")
 
 
 def shown(cell: dict | None) -> str:
@@ -161,4 +171,4 @@ def remark(model: dict, settings: dict) -> str:
     if cell.get("unscorable"):
         said.append(f"{cell['unscorable']} answers unscorable: the judge left them open (counted wrong, and right in "
                     "the upper end of the interval)")
-    return f"{model['model']}: {'; '.join(said)}." if said else ""
+    return f"{plain(model['model'])}: {'; '.join(said)}." if said else ""

@@ -131,6 +131,15 @@ def test_tasks_have_a_table_and_samples_have_one():
     assert [cell.split()[0] for cell in passed[1][1:]] == ["75.0", "100.0"]
 
 
+def test_names_of_sources_break_no_table_and_no_terminal():
+    name = "a|b\n\x1b[2J\u202e"
+    made = summary((asked(source=name), [1]), (asked(source="c"), [0]), model="m\x1b[1m")
+    text = report.tables({"models": [made]})
+    assert name in made["by_source"] and "| a\\|b\\n\\x1b[2J\\u202e (n=1) | c (n=1) " in text
+    assert all(char.isprintable() or char == "\n" for char in text)
+    assert len({line.replace("\\|", "").count("|") for line in text.split("\n\n")[1].splitlines()}) == 1
+
+
 def test_dozens_of_sources_are_no_table():
     """A row may name its page as its source."""
     text = report.tables({"models": [summary(*((asked(f"page {n}"), [1]) for n in range(30)))]})
