@@ -5,7 +5,7 @@ import json
 from nanoqwenlong import answers, data, judge, toy
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.tokenizer import Tokenizer
-from tools import toy_judge
+from tools import toy_files, toy_judge
 
 
 def test_what_a_toy_judge_is_taught_is_right(tmp_path):
@@ -26,3 +26,9 @@ def test_what_a_toy_judge_is_taught_is_right(tmp_path):
     assert Qwen.from_pretrained(tmp_path / "new").config.num_hidden_layers == 3
     assert all(len(tokenizer.encode(f"\n{word}")) <= 2 for word in ("tea", "Oslo", "Leeds"))
     assert json.loads((tmp_path / "rows.jsonl").read_text().split("\n")[0]).keys() == {"prompt", "completion"}
+
+
+def test_toy_files_that_cannot_be_written_end_in_a_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert toy_files.main([str(tmp_path / "file")]) == toy_files.main([str(tmp_path / "file/below")]) == 74
+    assert capsys.readouterr().err.count("cannot be written: ") == 2 and (tmp_path / "file").read_text() == "mine"

@@ -23,8 +23,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="of documents and questions")
     args = parser.parse_args(argv)
-    args.directory.mkdir(parents=True, exist_ok=True)
-    base, sft, rl = (f"{args.seed}/{name}" for name in ("base", "sft", "rl"))
+    try:
+        write(args.directory, args.seed)
+    except OSError as error:
+        print(f"{error.filename or args.directory} cannot be written: {error.strerror}", file=sys.stderr)
+        return 74
+    return 0
+
+
+def write(directory: Path, seed: int) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    base, sft, rl = (f"{seed}/{name}" for name in ("base", "sft", "rl"))
     short = toy.examples(4000, toy.SHORT, sft)
     for name, examples in {
             "base": toy.examples(2000, toy.SHORT, base) + toy.closed_book(),
@@ -33,8 +42,7 @@ def main(argv: list[str]) -> int:
             "rl": toy.examples(2000, toy.SHORT, rl) + toy.examples(2000, toy.LONG, rl),
             "closed_book": toy.closed_book()}.items():
         lines = [json.dumps(schemas.row(example), ensure_ascii=False) + "\n" for example in examples]
-        (args.directory / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return 0
+        (directory / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
