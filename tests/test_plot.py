@@ -119,6 +119,11 @@ def test_what_is_drawn_are_the_numbers_of_the_runs(tmp_path, monkeypatch, matplo
     assert [list(line.get_ydata()) for line in figure.axes[2].lines if len(line.get_ydata())][0] == [0.0, 0.5]
     (figure,) = drawn(monkeypatch, lambda f: bars.evaluation(results()["models"], tmp_path))
     assert [bar.get_height() for bar in figure.axes[0].patches] == [50, 50]
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0-80 tokens", "80-200 tokens"]
+    undivided = results(by_length={"all": cell(0.5)}, all=cell(0.5, **{"pass@0": 0.5, "pass@2": 0.5}))["models"]
+    (figure,) = drawn(monkeypatch, lambda f: bars.evaluation(undivided, tmp_path))
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["all"]
+    assert list(figure.axes[1].lines[0].get_xdata()) == [2]
     figure.clear()
 
 
@@ -220,9 +225,10 @@ def test_without_matplotlib_it_is_text(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("content, told", [
     ("", "no step in it yet"),
     ('{"step": 1, "rew', "no step in it yet"), ('{"step": 1}\nx\n{"step": 2}\n', "jsonl:2: "),
+    ('{"step": 1}\n', "no step has a number to show"),
     ("[1]\n", "no JSON object but a list"), ('{"reward": 1}\n', '"step"'),
-    ('{"step": 1, "reward": "x"}\n', "reward is 'x', which is no number"), ("\xff\n", "jsonl:1: "),
-    ("[" * 9999, "step")])
+    ('{"step": 1, "reward": "x"}\n', "reward is 'x', which is no number"),
+    ("\xff\n", "jsonl:1: "), ("[" * 9999, "step")])
 def test_metrics_that_cannot_be_drawn_are_refused_in_a_sentence(tmp_path, capsys, content, told):
     (tmp_path / "metrics.jsonl").write_bytes(content.encode("latin-1"))
     assert plot.main([str(tmp_path)]) == plot.main([str(tmp_path), "--text"]) == 65
@@ -230,12 +236,15 @@ def test_metrics_that_cannot_be_drawn_are_refused_in_a_sentence(tmp_path, capsys
     assert told in err and "Traceback" not in err and not list(tmp_path.glob("*.png"))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"models": []}', '{"models": [{"model": "a"}]}', json.dumps(
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"models": []}', '{"models": [{"model": "a"}]}',
+                                     '{"models": [{"model": "a", "all": {}}]}', json.dumps(
     {"models": [{"model": "a", "all": cell(0.5), "by_length": {"0-80": cell("much")}}]}),
     json.dumps({"models": [{"model": "a", "all": cell(0.5), "by_length": {"0-80": cell(math.nan)}}]})])
 def test_an_evaluation_that_is_none_is_refused_in_a_sentence(tmp_path, capsys, content):
     (tmp_path / "results.json").write_text(content)
-    assert plot.main([str(tmp_path)]) == 65 and "results.json" in capsys.readouterr().err
+    assert plot.main([str(tmp_path)]) == plot.main([str(tmp_path), "--text"]) == 65
+    err = capsys.readouterr().err
+    assert "results.json" in err and err.count("\n") == 2
 
 
 def test_a_directory_without_a_run_gets_one_sentence(tmp_path, capsys):

@@ -119,10 +119,18 @@ def test_what_is_not_there_is_told_in_a_sentence(show, words, told):
     (json.dumps({**answer(), "text": 7}), ":2: 'text' is '7'"),
     ('{"step": 1, "id": "a"}', ":2: 'text' is 'not there'"),
     *((json.dumps(answer(**{name: ["much"]})), f":2: '{name}' is") for name in rollouts.FIELDS),
+    *((json.dumps(answer(**{name: 10 ** 400})), f":2: '{name}' is") for name in ("reward", "penalty")),
     ('{"id": "a"}', ":2: 'step'")])
 def test_a_bad_line_is_refused_in_a_sentence(show, line, told):
     code, out, err = show([answer()], last=line + "\n")
     assert (code, out) == (65, "") and told in err
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "x", "1.5"])
+def test_a_number_of_answers_that_is_none(number, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        rollouts.main([str(tmp_path), "--worst", number])
+    assert "should be a number of 1 or more" in capsys.readouterr().err
 
 
 def test_no_answers_yet(show, tmp_path, capsys):

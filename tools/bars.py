@@ -28,9 +28,9 @@ def bars(axes, models: list[dict], part: str, first: int = 0) -> None:
         for spot, value, top in zip(x, y, high) if not crowded else ():
             axes.annotate(f"{value:.0f}", (spot, top), xytext=(0, 2), textcoords="offset points", ha="center",
                           fontsize=7.5)
-    tokens = " tokens" if part == "by_length" else ""
     axes.set(ylim=(0, 108), yticks=range(0, 101, 20), xticks=range(len(names)))
-    axes.set_xticklabels([f"{name}{tokens}" for name in names], rotation=20 if len(names) > 7 else 0)
+    axes.set_xticklabels([f"{name} tokens" if part == "by_length" and name != "all" else name for name in names],
+                         rotation=20 if len(names) > 7 else 0)
 
 
 def pass_curve(axes, models: list[dict]) -> None:

@@ -192,8 +192,8 @@ def dynamics(groups: dict[str, Group], path: Path) -> Path:
             told = f"{f'{name}: ' if len(groups) > 1 else ''}{std:.2g}" if std is not None else None
             drawn |= curve(axes, group, key, place, told)
         axes.set(title=title, ylabel=unit)
-        finish(axes, measured, key, drawn, why="not measured:\ngive --measure-kl" if key == "kl" else
-               "not measured")
+        finish(axes, measured, key, drawn, why="not measured:\nno reference model (--measure-kl keeps one)"
+               if key == "kl" else "not measured")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8, title=f"mean std within {series.ROLL} steps", title_fontsize=8)
     name_groups(figure, groups)

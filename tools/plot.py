@@ -48,10 +48,13 @@ def of_metrics(groups: Groups, keys: list[str], path: Path) -> Path:
 
 
 def numbers(groups: Groups) -> list[str]:
-    """All metrics that are numbers."""
+    """All metrics that are numbers; PlotError if there is none."""
     rows = [row for group in groups.values() for rows in group for row in rows]
-    return list(dict.fromkeys(key for row in rows for key, value in row.items() if key not in ("step", "phase")
-                              and isinstance(value, int | float) and not isinstance(value, bool)))
+    found = list(dict.fromkeys(key for row in rows for key, value in row.items() if key not in ("step", "phase")
+                               and isinstance(value, int | float) and not isinstance(value, bool)))
+    if not found:
+        raise series.PlotError("no step has a number to show; it should be the metrics.jsonl of a run")
+    return found
 
 
 def require(groups: Groups, keys: list[str]) -> None:

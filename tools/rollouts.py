@@ -42,7 +42,8 @@ def read(path: Path, steps: set[int], wanted: Callable[[int], bool]) -> Iterator
         if row is None:
             continue
         for name, kind in FIELDS.items():
-            if isinstance(row.get(name), bool) or not isinstance(row.get(name), kind):
+            value = row.get(name)
+            if isinstance(value, bool) or not isinstance(value, kind) or type(value) is int and abs(value) > 1e308:
                 raise series.PlotError(f"{path}:{number}: {name!r} is {str(row.get(name, 'not there'))[:60]!r}; "
                                        "it should be a line of a run's rollouts.jsonl")
         steps.add(row["step"])
@@ -180,8 +181,8 @@ def quotes(row: dict) -> list[tuple[int, int]]:
 
 
 def at_least_one(word: str) -> int:
-    if int(word) < 1:
-        raise ValueError
+    if not word.isdecimal() or not int(word):
+        raise argparse.ArgumentTypeError(f"{word!r} should be a number of 1 or more")
     return int(word)
 
 

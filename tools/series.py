@@ -74,8 +74,8 @@ def read_results(path: Path) -> list[dict]:
                 raise ValueError("an accuracy that is not between 0 and 1")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PlotError(f"{path} is not a results.json of eval.py --out ({type(error).__name__}: {error})") from None
-    if not models:
-        raise PlotError(f"{path} holds no model")
+    if not any(cells(model, part) for model in models for part in PARTS):
+        raise PlotError(f"{path} holds no model with an accuracy")
     return models
 
 
@@ -90,7 +90,7 @@ def cells(model: dict, part: str) -> dict[str, dict]:
 def passes(model: dict) -> list[tuple[int, float]]:
     """(k, pass@k) of a model, over all questions."""
     return sorted((int(key[5:]), value) for key, value in model["all"].items()
-                  if re.fullmatch(r"pass@\d+", key) and value is not None)
+                  if re.fullmatch(r"pass@[1-9]\d*", key) and value is not None)
 
 
 def labels(runs: Sequence[Path]) -> dict[Path, str]:
