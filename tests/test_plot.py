@@ -93,6 +93,11 @@ def test_the_pictures_of_a_demo_and_of_an_evaluation(tmp_path, matplotlib):
     assert set(pictures(tmp_path)) == {"curve.png"} and set(pictures(tmp_path / "eval")) == {"evaluation.png"}
 
 
+def test_a_name_is_no_formula(tmp_path, matplotlib):
+    runs = [write(tmp_path / name, run()) for name in ("$a^{$", "b")]
+    assert plot.main([*runs, "--out", str(tmp_path / "out")]) == 0 and pictures(tmp_path / "out")
+
+
 def drawn(monkeypatch, draw) -> list:
     """The figures that `draw` would have saved."""
     from tools import figures

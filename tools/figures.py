@@ -45,7 +45,7 @@ def canvas(rows: int, columns: int, size: tuple[float, float], **options):
     matplotlib.use("Agg")
     from matplotlib import pyplot
     pyplot.rcParams.update({"axes.titlesize": 10.5, "axes.labelsize": 9.5, "xtick.labelsize": 9, "ytick.labelsize": 9,
-                            "hatch.linewidth": 0.8})
+                            "hatch.linewidth": 0.8, "text.parse_math": False})    # a "$" in a name is a "$"
     figure, panels = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
     for axes in panels.flat:
         style(axes)
