@@ -227,6 +227,11 @@ def test_without_matplotlib_it_is_text(tmp_path, capsys, monkeypatch):
     assert "not measured" in out and out.splitlines()[-1].split()[:4:3] == ["rl", "pass@2"] and out.endswith(" 75.0\n")
 
 
+def test_a_bar_is_one_line_whatever_its_name():
+    one, two = terminal.table([("m", "a\n\x1b[2J", cell(0.5)), ("m", "b", cell(1.0))], 60).split("\n")
+    assert one.split()[:2] == ["m", "a\\n\\x1b[2J"] and one.index("█") == two.index("█")
+
+
 @pytest.mark.parametrize("content, told", [
     ("", "no step in it yet"),
     ('{"step": 1, "rew', "no step in it yet"), ('{"step": 1}\nx\n{"step": 2}\n', "jsonl:2: "),

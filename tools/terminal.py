@@ -106,7 +106,8 @@ def short(value: float) -> str:
 
 def table(rows: Sequence[tuple[str, str, dict]], width: int, blocks: str = BLOCKS) -> str:
     """A bar for each (name, part, CELL) of an evaluation, its accuracy in per cent and its interval."""
-    margins = [max(len(clean(row[column])) for row in rows) for column in (0, 1)]
+    rows = [(*(clean(text).replace("\n", "\\n") for text in names), cell) for *names, cell in rows]    # one line each
+    margins = [max(len(row[column]) for row in rows) for column in (0, 1)]
     room = max(10, min(50, width - sum(margins) - 32))
     lines = []
     for name, part, cell in rows:
@@ -114,5 +115,5 @@ def table(rows: Sequence[tuple[str, str, dict]], width: int, blocks: str = BLOCK
         bar = blocks[-1] * round((rate or 0) * room)
         told = "not measured" if rate is None else f"{100 * rate:5.1f}" + (
             f" [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]" if None not in (cell["low"], cell["high"]) else "")
-        lines.append(f"{clean(name):{margins[0]}}  {clean(part):{margins[1]}}  {bar:{room}}  {told}")
+        lines.append(f"{name:{margins[0]}}  {part:{margins[1]}}  {bar:{room}}  {told}")
     return "\n".join(lines)
