@@ -93,6 +93,7 @@ def main(cfg: Config) -> None:
         raise ConfigError(f"--judge-minutes {cfg.judge_minutes:g} should be less than --timeout-minutes "
                           f"{cfg.timeout_minutes:g}, that other ranks wait for the one that asks")
     check_outputs(cfg)
+    cfg = replace(cfg, model=tuple(map(str, map(Path, cfg.model))))            # DIR/ is DIR
     device, first = parallel.start(cfg.device, cfg.timeout_minutes), parallel.rank() == 0
     shares = data.shares(cfg.task)
     tell = (print if first else lambda text: None) if cfg.skip_bad_rows else None
@@ -135,8 +136,8 @@ def main(cfg: Config) -> None:
     if first:
         print(tables)
     if cfg.out and first:
-        put(Path(cfg.out) / "results.json", json.dumps(results, indent=1, allow_nan=False))
-        put(Path(cfg.out) / "table.md", tables)
+        put(Path(cfg.out) / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+        put(Path(cfg.out) / "table.md", tables + "\n")
     if failures:
         again = "; the same command asks again, and samples nothing" * bool(cfg.out)
         raise run.JudgeUnavailable(f"{'; '.join(failures)}; difficulties are not written, and open answers count as "
@@ -169,7 +170,7 @@ def take_out(cfg: Config) -> dict:
         out.mkdir(parents=True, exist_ok=True)
         answers, path = out / "answers.jsonl", out / "settings.json"
         if not answers.exists() or not answers.stat().st_size:
-            put(path, json.dumps(settings, indent=1))
+            put(path, json.dumps(settings, indent=1) + "\n")
             return settings, ""
         try:
             before = read_json(path) if path.exists() else None
@@ -209,7 +210,7 @@ def brief(value) -> str:
 def put(path: Path, text: str) -> None:
     """A file that is there whole, or as it was."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     checkpoint.sync(partial)
     partial.replace(path)
 
@@ -226,7 +227,8 @@ def check_outputs(cfg: Config) -> None:
         above = place.parent
         while cfg.out and place.name in OUTPUTS and not above.exists():        # --out may be made
             above = above.parent
-        if place.is_dir() or not above.is_dir() or not os.access(place if place.exists() else above, os.W_OK):
+        if place.exists() and not place.is_file() or not above.is_dir() or (
+                not os.access(place if place.exists() else above, os.W_OK)):
             raise ConfigError(f"{place} cannot be written; name a file in a directory that is there")
 
 
@@ -238,7 +240,7 @@ def write_correct(path: Path, examples, answers, scores) -> int:
                  if score.reward == 1 and answer.finish_reason == "stop"]
         if right:
             rows.append(schemas.row(replace(example, response=right[0])))
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    put(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)
 
 

@@ -178,12 +178,12 @@ def test_an_evaluation_goes_on_from_any_line_to_the_same_bytes(in_tmp, toy_direc
 
 
 def test_a_complete_evaluation_is_scored_again_without_its_model(in_tmp, toy_directory, counted, monkeypatch):
-    """By another rule, in other buckets: only the answers are needed."""
+    """By another rule, in other buckets, its directory named with a slash: only the answers are needed."""
     before = evaluated(toy_directory, "out")
     monkeypatch.setattr(eval_script.Qwen, "from_pretrained", None)
     monkeypatch.setattr(evaluate, "score_all", lambda texts, examples, judge: [
         [rewards.Score(1.0, 1.0, None, "x") for _ in group] for group in texts])
-    after = evaluated(toy_directory, "out", "--lengths", 60, "--seed", 0)
+    after = evaluated(f"{toy_directory}/", "out", "--lengths", 60, "--seed", 0)
     assert counted.prompts == 16 and after["answers.jsonl"] == before["answers.jsonl"]
     assert {name: cell["accuracy"] for name, cell in results()["models"][0]["by_length"].items()} == {
         "0-60": 1, "60+": 1}

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import os
 import math
 import shutil
 import subprocess
@@ -84,7 +85,7 @@ def test_rl_leaves_metrics_words_and_a_checkpoint_at_the_end_of_each_phase(in_tm
     assert start(train_rl, "--model", toy_directory, *SMALL_RL) == 0
     rows, console = metrics(in_tmp / "runs/rl"), capsys.readouterr().out
     assert [(row["step"], row["phase"]) for row in rows] == [(1, 1), (2, 2), (3, 2)]
-    assert {"reward", "reward_std", "frac_reward_zero_std", "entropy", "kl", "completions/mean_length", "learning_rate",
+    assert {"reward", "reward_std", "frac_reward_zero_std", "entropy", "completions/mean_length", "learning_rate",
             "completions/clipped_ratio", "grad_norm", "step_time", "retro/frac", "retro/mean_difficulty", "rollout_gap",
             "timing_s/sample", "timing_s/reward", "timing_s/update", "clip_ratio/low_mean"} <= rows[0].keys()
     assert any(key.startswith("reward_by_len/") for key in rows[0])
@@ -326,8 +327,8 @@ def test_outputs_of_eval_are_checked_before_any_work_and_never_overwrite_its_dat
     before = rows.read_bytes()
     (in_tmp / "answers.jsonl").write_bytes(before)
     for argv in (["--keep-correct", rows], ["--difficulty", "a.json", "--keep-correct", "a.json"],
-                 ["--difficulty", "nowhere/a.json"], ["--out", rows], ["--out", "new", "--difficulty",
-                 "new/../new/table.md"], ["--out", ".", "--data", "answers.jsonl"], ["--keep-correct", in_tmp]):
+                 ["--difficulty", "nowhere/a.json"], ["--difficulty", os.devnull], ["--out", rows],
+                 ["--out", "new", "--difficulty", "new/../new/table.md"], ["--out", ".", "--data", "answers.jsonl"], ["--keep-correct", in_tmp]):
         argv = argv if "--data" in argv else [*argv, "--data", rows]
         assert start(eval_script, "--model", toy_directory, *argv) == run.BAD_CONFIG, argv
         captured = capsys.readouterr()
