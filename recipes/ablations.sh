@@ -49,7 +49,7 @@ for_seeds 'phased rl_base-SEED $(last base-SEED)
            phased rl_short-SEED $(last short-SEED)
            phased rl_long-SEED $(last long-SEED)
            phased no_retro-SEED $(last base-SEED) --retro-fraction 0
-           rl single-SEED $(last base-SEED) --phase-lengths 200 --lengths 80 200 --phase-steps 200 --keep 100' | both
+           rl single-SEED $(last base-SEED) --phase-lengths 200 --lengths 80 200 --phase-steps 240 --keep 100' | both
 
 echo "== 3. Rule, or rule and judge: answers of which half name a thing by its other word"
 for_seeds 'run other_words-SEED train_sft.py --toy-paraphrased 0.5 --steps 400 --eval-every 0' | both
@@ -66,5 +66,6 @@ for_seeds 'evaluate lookups-SEED lookups --samples 8
            evaluate closed_book-SEED lookups --samples 4 --data $runs/data-SEED/closed_book.jsonl
            evaluate by_rule-SEED judge
            evaluate by_judge-SEED judge --judge $(last judge_model-0)
+           evaluate by_either-SEED judge --data $runs/data-SEED/either_word.jsonl --lengths 80 200
            evaluate tasks-SEED tasks --task qa f1 pairwise' | both
 $python -m tools.ablations "$runs"

@@ -68,13 +68,13 @@ def test_a_cell_is_mean_and_standard_deviation_over_the_seeds(directory, capsys)
     assert "| RL with TMN-Reweight |" + " 21.0 ± 1.4 |" * 5 in table
     while_training = dict(line.strip("| ").split(" | ", 1) for line in table[table.index("### While"):].splitlines()
                           if line.startswith("|"))
-    assert while_training["million tokens"] == " | ".join(["2.00 ± 0.00"] * 4 + ["3.20 ± 0.00"])
-    assert while_training["minutes"] == " | ".join(["0.33 ± 0.00"] * 4 + ["1.33 ± 0.00"])
-    assert while_training["KL to the start, last 20 steps"].startswith("0.20 ± 0.00")
+    assert while_training["million tokens"] == " | ".join(["2.00 ± 0.00"] * 5)
+    assert while_training["minutes"] == " | ".join(["0.33 ± 0.00"] * 4 + ["0.83 ± 0.00"])
+    assert while_training["KL to the start, last 20 steps"].startswith("0.200 ± 0.000")
     # alternating 0 and 0.4: half apart 0.2 each, n - 1; windows of 5 in phase I (2 of 0.4), of 10 in phase II
     of_five = math.sqrt((2 * 0.24**2 + 3 * 0.16**2) / 4)
     expected = (of_five + 6 * 0.2 * math.sqrt(10 / 9)) / 7
-    assert while_training["KL, std within 10 steps"].startswith(f"{expected:.3f} ± 0.000")
+    assert while_training["KL, std within 10 steps"].startswith(f"{expected:.4f} ± 0.0000")
 
 
 def test_what_is_missing_is_named(directory, capsys):
@@ -103,10 +103,14 @@ def test_toy_files_share_nothing_they_should_not(tmp_path):
     assert toy_files.main([str(tmp_path), "--seed", "3"]) == 0
     files = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in tmp_path.iterdir()}
     assert {name: len(rows) for name, rows in files.items()} == {
-        "base": 2400, "sft_short": 4000, "sft_long": 4000, "rl": 4000, "closed_book": 400}
+        "base": 2400, "sft_short": 4000, "sft_long": 4000, "rl": 4000, "closed_book": 400, "either_word": 400}
     documents = {name: {row["context"] for row in rows if "context" in row} for name, rows in files.items()}
     assert not documents["rl"] & (documents["base"] | documents["sft_short"] | documents["sft_long"])
     assert not documents["base"] & documents["sft_short"] and not documents["closed_book"]
+    assert not documents["either_word"] & set().union(*(documents[name] for name in files if name != "either_word"))
+    assert {"tea": ["tea", "chai"], "Oslo": "Oslo"}.items() <= {
+        row["answer"] if isinstance(row["answer"], str) else row["answer"][0]: row["answer"]
+        for row in files["either_word"]}.items()
     closed = {row["id"] for row in files["closed_book"]}
     assert [{row["id"] for row in files[name]} >= closed for name in ("base", "sft_short", "sft_long", "rl")] == [
         True, False, False, False]

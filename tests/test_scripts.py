@@ -328,7 +328,8 @@ def test_outputs_of_eval_are_checked_before_any_work_and_never_overwrite_its_dat
     (in_tmp / "answers.jsonl").write_bytes(before)
     for argv in (["--keep-correct", rows], ["--difficulty", "a.json", "--keep-correct", "a.json"],
                  ["--difficulty", "nowhere/a.json"], ["--difficulty", os.devnull], ["--out", rows],
-                 ["--out", "new", "--difficulty", "new/../new/table.md"], ["--out", ".", "--data", "answers.jsonl"], ["--keep-correct", in_tmp]):
+                 ["--out", "new", "--difficulty", "new/../new/table.md"], ["--out", ".", "--data", "answers.jsonl"],
+                 ["--keep-correct", in_tmp]):
         argv = argv if "--data" in argv else [*argv, "--data", rows]
         assert start(eval_script, "--model", toy_directory, *argv) == run.BAD_CONFIG, argv
         captured = capsys.readouterr()

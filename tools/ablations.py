@@ -8,7 +8,7 @@ standard deviation. A seed that a kind lacks while others have it is an error, n
 """
 
 import argparse
-import json
+import math
 import sys
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -38,13 +38,14 @@ TABLES = {
         "long, one of 8 right": ("lookups", "by_length", "80-200", "pass@8"),
         "closed book": ("closed_book", "all", "", "accuracy")}),
     "Rule, or rule and judge": ("judge", {
-        "short: rule": ("by_rule", *SHORT), "short: rule and judge": ("by_judge", *SHORT),
-        "long: rule": ("by_rule", *LONG), "long: rule and judge": ("by_judge", *LONG)}),
+        "short: by the rule": ("by_rule", *SHORT), "by rule and judge": ("by_judge", *SHORT),
+        "either word": ("by_either", *SHORT), "long: by the rule": ("by_rule", *LONG),
+        "by rule and judge ": ("by_judge", *LONG), "either word ": ("by_either", *LONG)}),
     "Three tasks": ("tasks", {
         "short documents": ("tasks", *SHORT), "long documents": ("tasks", *LONG),
         **{task: ("tasks", "by_task", task, "accuracy") for task in ("qa", "f1", "pairwise")}})}
 DYNAMICS = {"RL from base": "rl_base", "RL from short SFT": "rl_short", "RL from long SFT": "rl_long",
-            "RL from base, no retrospective sampling": "no_retro", "RL from base in one stage": "single"}
+            "RL from base, no retrospective sampling": "no_retro", "RL from base in one stage, equal tokens": "single"}
 
 
 def models(directory: Path, study: str, seed: str) -> dict[str, Path]:
@@ -98,11 +99,13 @@ def cell(directory: Path, seed: str, study: str, row: str, column: tuple[str, st
 
 
 def spread(values: list[float], digits: int = 1) -> str:
-    """Mean and standard deviation.
+    """Mean and standard deviation; "" where a seed has no value.
 
     >>> spread([1.0, 2.0, 3.0])
     '2.0 ± 1.0'
     """
+    if any(value is None or math.isnan(value) for value in values):
+        return ""
     told = f"{mean(values):.{digits}f}"
     return f"{told} ± {stdev(values):.{digits}f}" if len(values) > 1 else told
 
@@ -118,31 +121,48 @@ def tables(directory: Path, seeds: list[str]) -> str:
         rows = [[row, *(spread([cell(directory, seed, study, row, column) for seed in seeds])
                         for column in columns.values())] for row in STUDIES[study]]
         parts.append(f"### {title}\n\n{markdown(['accuracy, %', *columns], rows)}")
-    runs = {name: [series.cumulated(series.read_metrics(directory / f"{kind}-{seed}" / "metrics.jsonl"))
-                   for seed in seeds] for name, kind in DYNAMICS.items()}
+    runs = {name: [trained(directory, kind, seed) for seed in seeds] for name, kind in DYNAMICS.items()}
     rows = [[name, *(spread([of(rows) for rows in group], digits) for group in runs.values())]
             for name, (of, digits) in WHILE_TRAINING.items()]
     parts.append(f"### While training\n\n{markdown(['', *runs], rows)}")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([f"{len(seeds)} seeds; mean ± standard deviation.", *parts]) + "\n"
+
+
+def trained(directory: Path, kind: str, seed: str) -> list[dict]:
+    """The steps of a run; of one stage those with as many tokens as the phased run had."""
+    run = directory / f"{kind}-{seed}"
+    rows = series.cumulated(series.read_metrics(run / "metrics.jsonl"))
+    return [row for row in rows if kind != "single" or row["step"] <= equal(directory, run, seed, "million tokens")]
 
 
 def values(rows: list[dict], key: str) -> list[float]:
-    return [value for _, value in series.points(rows, key)]
+    """All that were measured; NaN alone if none were."""
+    return [value for _, value in series.points(rows, key)] or [math.nan]
+
+
+def beginning(rows: list[dict], key: str) -> float:
+    """The mean over the first 50 steps of phase II; NaN where there is none."""
+    return mean(values([row for row in rows if row["phase"] == 2][:50], key))
 
 
 # {name: (of the rows of a run, digits)}
 WHILE_TRAINING = {
+    "steps": (lambda rows: rows[-1]["step"], 0),
     "minutes": (lambda rows: rows[-1]["minutes"], 2),
     "million tokens": (lambda rows: rows[-1]["million tokens"], 2),
-    "reward of long documents, mean": (lambda rows: mean(values(rows, "reward_by_len/80-200")), 2),
-    "entropy on long documents, mean": (lambda rows: mean(values(rows, "entropy_by_len/80-200")), 3),
-    "entropy, last 20 steps": (lambda rows: mean(values(rows, "entropy")[-20:]), 3),
-    "KL to the start, last 20 steps": (lambda rows: mean(values(rows, "kl")[-20:]), 2),
-    "KL, std within 10 steps": (lambda rows: series.rolling_std([rows], "kl"), 3),
-    "answer length, std within 10 steps": (lambda rows: series.rolling_std([rows], "completions/mean_length"), 2),
-    "gradient norm, median where it is not 0": (lambda rows: median(filter(None, values(rows, "grad_norm"))), 2),
-    "quotes per answer, last 20 steps less the first": (lambda rows: mean(values(rows, "patterns/grounding")[-20:])
-                                                   - mean(values(rows, "patterns/grounding")[:20]), 2)}
+    "reward, first 50 steps of phase II": (lambda rows: beginning(rows, "reward"), 3),
+    "entropy, the same steps": (lambda rows: beginning(rows, "entropy"), 3),
+    "reward of long documents, last 20 steps": (lambda rows: mean(values(rows[-20:], "reward_by_len/80-200")), 3),
+    "entropy on long documents, last 20 steps": (lambda rows: mean(values(rows[-20:], "entropy_by_len/80-200")), 3),
+    "KL to the start, last 20 steps": (lambda rows: mean(values(rows[-20:], "kl")), 3),
+    "KL, std within 10 steps": (lambda rows: series.rolling_std([rows], "kl"), 4),
+    "KL, largest": (lambda rows: max(values(rows, "kl")), 3),
+    "answer length, std within 10 steps": (
+        lambda rows: series.rolling_std([rows], "completions/mean_length"), 2),
+    "gradient norm, median where it is not 0": (
+        lambda rows: median(list(filter(None, values(rows, "grad_norm"))) or [0.0]), 2),
+    "quotes per answer, first 20 steps": (lambda rows: mean(values(rows[:20], "patterns/grounding")), 2),
+    "quotes per answer, last 20 steps": (lambda rows: mean(values(rows[-20:], "patterns/grounding")), 2)}
 
 
 def picture(directory: Path, seeds: list[str], path: Path) -> Path:
@@ -154,7 +174,7 @@ def picture(directory: Path, seeds: list[str], path: Path) -> Path:
         pairs(axes, {name: [cell(directory, seed, "lookups", name, columns[column]) for seed in seeds]
                      for start in STARTS for name in (start, f"RL from {start}")})
         axes.set(title=title, ylabel="held-out accuracy, %" if axes is before_after else "closed-book accuracy, %")
-    kinds = {"phases": "RL from base", "one stage": "RL from base in one stage"}
+    kinds = {"phases": "RL from base", "one stage": "RL from base in one stage, equal tokens"}
     groups = {name: [series.cumulated(series.read_metrics(directory / f"{DYNAMICS[run]}-{seed}" / "metrics.jsonl"))
                      for seed in seeds] for name, run in kinds.items()}
     for place, (name, group) in enumerate(groups.items()):

@@ -7,14 +7,23 @@
     sft_long.jsonl     2,000 of these, and 2,000 about long documents
     rl.jsonl           2,000 questions of each length, others than those above
     closed_book.jsonl  the closed-book questions alone
+    either_word.jsonl  400 held-out questions, half of them about long documents, that accept a thing's other word too
 """
 
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from nanoqwenlong import schemas, toy
+from nanoqwenlong.records import Example
+
+
+def either_word(example: Example) -> Example:
+    """What a judge of paraphrases should find right, by rule: tea, and chai."""
+    other = toy.OTHER_WORDS.get(example.answer)
+    return replace(example, answer=(example.answer, other)) if other else example
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +49,9 @@ def write(directory: Path, seed: int) -> None:
             "sft_short": short,
             "sft_long": short[:2000] + toy.examples(2000, toy.LONG, sft),
             "rl": toy.examples(2000, toy.SHORT, rl) + toy.examples(2000, toy.LONG, rl),
-            "closed_book": toy.closed_book()}.items():
+            "closed_book": toy.closed_book(),
+            "either_word": [either_word(example) for records in (toy.SHORT, toy.LONG)
+                            for example in toy.examples(200, records, 0, "heldout")]}.items():
         lines = [json.dumps(schemas.row(example), ensure_ascii=False) + "\n" for example in examples]
         (directory / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
