@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 Rows = Sequence[Mapping]
 WINDOW = 10                             # steps that are looked at together
-FEW = 4                                 # groups: a mean over fewer is too noisy to judge by
 
 
 class Finding(NamedTuple):
@@ -145,11 +144,8 @@ def collapsing(first: Rows, rows: Rows, known: Rows):
 
 
 def kl_spikes(_, rows: Rows, __):
-    """Ten times what is usual and three times all else, and a tenth of a nat a token: 100 for an answer of 1,000. A
-    step with few groups to train on does not count: k3 has a heavy tail, and its mean over a few answers jumps by
-    itself."""
-    many = [row for row in rows if (measured([row], "sampling/informative") or [FEW])[0] >= FEW]
-    values = measured(many, "kl")
+    """Ten times what is usual and three times all else, and a tenth of a nat a token: 100 for an answer of 1,000."""
+    values = measured(rows, "kl")
     if len(values) >= 5 and (top := max(values)) > 0.1 and top > 10 * median(values) and (
             top > 3 * sorted(values)[-2]):
         return top, (f"the KL to the starting model jumped to {top:.2g} in one step, its median over {len(values)} "

@@ -105,8 +105,6 @@ def filled(count: int = WINDOW, **values) -> list[dict]:
     ("KL spikes", filled(9, kl=0.001) + filled(1, kl=0.09), filled(9, kl=0.001) + filled(1, kl=0.11)),
     ("KL spikes", filled(8, kl=0.01) + filled(1, kl=0.1) + filled(1, kl=0.29),
      filled(8, kl=0.01) + filled(1, kl=0.1) + filled(1, kl=0.31)),
-    ("KL spikes", filled(9, kl=0.02) + filled(1, kl=0.5, **{"sampling/informative": 3}),
-     filled(9, kl=0.02) + filled(1, kl=0.5, **{"sampling/informative": 4})),
     ("retrospective pool empty", filled(retro__pool=1), filled(retro__pool=0)),
     ("retrospective pool empty", filled(1, retro__pool=1) + filled(9, retro__pool=0), filled(1, retro__pool=0)),
     ("retrospective pool empty", filled(retro__pool=0, retro__frac=0.1), filled(retro__pool=0, retro__frac=0.0)),
