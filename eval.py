@@ -136,8 +136,8 @@ def main(cfg: Config) -> None:
     if first:
         print(tables)
     if cfg.out and first:
-        put(Path(cfg.out) / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-        put(Path(cfg.out) / "table.md", tables + "\n")
+        run.put(Path(cfg.out) / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+        run.put(Path(cfg.out) / "table.md", tables + "\n")
     if failures:
         again = "; the same command asks again, and samples nothing" * bool(cfg.out)
         raise run.JudgeUnavailable(f"{'; '.join(failures)}; difficulties are not written, and open answers count as "
@@ -170,7 +170,7 @@ def take_out(cfg: Config) -> dict:
         out.mkdir(parents=True, exist_ok=True)
         answers, path = out / "answers.jsonl", out / "settings.json"
         if not answers.exists() or not answers.stat().st_size:
-            put(path, json.dumps(settings, indent=1) + "\n")
+            run.put(path, json.dumps(settings, indent=1) + "\n")
             return settings, ""
         try:
             before = read_json(path) if path.exists() else None
@@ -207,14 +207,6 @@ def brief(value) -> str:
     return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
-def put(path: Path, text: str) -> None:
-    """A file that is there whole, or as it was."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    checkpoint.sync(partial)
-    partial.replace(path)
-
-
 def check_outputs(cfg: Config) -> None:
     """Before any work: every output can be written, and none of them is another one or an input."""
     out = Path(cfg.out)
@@ -240,7 +232,7 @@ def write_correct(path: Path, examples, answers, scores) -> int:
                  if score.reward == 1 and answer.finish_reason == "stop"]
         if right:
             rows.append(schemas.row(replace(example, response=right[0])))
-    put(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    run.put(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)
 
 

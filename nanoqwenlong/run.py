@@ -480,9 +480,12 @@ def inputs(config) -> dict[str, str]:
     return {path: checkpoint.digest(Path(path)) for path in paths if Path(path).is_file()}
 
 
-def put(path: Path, content: dict) -> None:
-    """A JSON file that is there whole, or as it was."""
+def put(path: Path, content: dict | str) -> None:
+    """A file, of JSON or of text, that is there whole, or as it was."""
     partial = path.with_name(f".{path.name}.{parallel.rank()}.partial")       # several ranks may have a last word
-    write_json(partial, content)
+    if isinstance(content, str):
+        partial.write_text(content, encoding="utf-8")
+    else:
+        write_json(partial, content)
     checkpoint.sync(partial)
     partial.replace(path)
