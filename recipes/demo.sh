@@ -24,5 +24,5 @@ $python train_sft.py --name control --model "$(last sft)" "${flags[@]}" --minute
 
 echo "== 4. Held-out accuracy, sampled at the training temperature, by document length"
 $python eval.py --toy-examples 400 --out "$runs/eval" --model assets/nano-base "$(last sft)" \
-    "$runs"/rl/checkpoints/step_000030 "$(last rl)" "$(last control)" | tee "$runs/table.md"
+    "$runs"/rl/checkpoints/step_000030 "$(last rl)" "$(last control)"
 echo "a picture of it: $python -m tools.plot $runs"
