@@ -27,7 +27,7 @@ class Log:
         """Lines of a file, in JSON."""
         if self.directory is not None:
             with open(self.directory / name, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def metrics(self, step: int, values: dict) -> None:
         """One step, one line of metrics.jsonl."""
