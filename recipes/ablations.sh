@@ -44,10 +44,11 @@ for_seeds 'sft base-SEED $(last facts-SEED) base 200' | both
 for_seeds 'sft short-SEED $(last base-SEED) sft_short 60
            sft long-SEED $(last base-SEED) sft_long 60' | both
 
-echo "== 2. RL from each of the three; from base also without the sampler, and all lengths at once"
+echo "== 2. RL from each; with dynamic sampling; without the retrospective sampler; all lengths at once"
 for_seeds 'phased rl_base-SEED $(last base-SEED)
            phased rl_short-SEED $(last short-SEED)
            phased rl_long-SEED $(last long-SEED)
+           phased refills-SEED $(last short-SEED) --max-refills 4
            phased no_retro-SEED $(last base-SEED) --retro-fraction 0
            rl single-SEED $(last base-SEED) --phase-lengths 200 --lengths 80 200 --phase-steps 240 --keep 100' | both
 

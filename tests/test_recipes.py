@@ -114,6 +114,7 @@ def test_the_ablations_differ_in_what_they_are_about(tmp_path):
     for seed in (3, 4):
         for one, other, differing in (("rl_base", "no_retro", {"retro_fraction"}), ("rule", "hybrid", {"judge"}),
                                       ("grpo", "tmn", {"advantages"}), ("rl_base", "rl_short", {"model"}),
+                                      ("rl_short", "refills", {"max_refills"}),
                                       ("rl_base", "single", {"phase_lengths", "lengths", "phase_steps", "keep"}),
                                       ("short", "long", {"data"})):
             a, b = runs[f"{one}-{seed}"], runs[f"{other}-{seed}"]

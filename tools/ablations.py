@@ -21,6 +21,7 @@ STUDIES = {
     "lookups": {"base": ("base", "last"), "short SFT": ("short", "last"), "long SFT": ("long", "last"),
                 "RL from base": ("rl_base", "last"), "RL from short SFT": ("rl_short", "last"),
                 "RL from long SFT": ("rl_long", "last"),
+                "RL from short SFT, dynamic sampling": ("refills", "last"),
                 "RL from base, no retrospective sampling": ("no_retro", "last"),
                 "RL from base in one stage, equal tokens": ("single", "million tokens"),
                 "RL from base in one stage, equal time": ("single", "minutes")},
