@@ -195,7 +195,8 @@ def dynamics(groups: dict[str, Group], path: Path) -> Path:
         finish(axes, measured, key, drawn, why="not measured:\nno reference model (--measure-kl keeps one)"
                if key == "kl" else "not measured")
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8, title=f"mean std within {series.ROLL} steps", title_fontsize=8)
+            axes.legend(edgecolor="none", framealpha=0.85, fontsize=8, title_fontsize=8,
+                        title=f"mean std within {series.ROLL} steps")
     name_groups(figure, groups)
     return save(figure, path)
 
