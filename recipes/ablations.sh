@@ -48,7 +48,7 @@ echo "== 2. RL from each; with dynamic sampling; without the retrospective sampl
 for_seeds 'phased rl_base-SEED $(last base-SEED)
            phased rl_short-SEED $(last short-SEED)
            phased rl_long-SEED $(last long-SEED)
-           phased refills-SEED $(last short-SEED) --max-refills 4
+           phased refills-SEED $(last short-SEED) --max-refills 2
            phased no_retro-SEED $(last base-SEED) --retro-fraction 0
            rl single-SEED $(last base-SEED) --phase-lengths 200 --lengths 80 200 --phase-steps 240 --keep 100' | both
 
