@@ -93,7 +93,7 @@ def test_sft_killed_in_any_step_goes_on_to_the_same_end(reference, tmp_path):
 def test_rl_killed_in_any_step_and_around_the_phase_border_goes_on_to_the_same_end(reference, tmp_path):
     whole = reference("rl")
     border = whole.places("step 2")[-3:] + whole.places("step 3")[:3]
-    places = sorted({*whole.places("step")[2::4], *border})
+    places = sorted({*whole.places("step")[2::3], *border})
     assert len(places) >= 20
     assert whole.all_missed(tmp_path, places) == {}
 
