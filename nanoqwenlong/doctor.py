@@ -145,8 +145,8 @@ def collapsing(first: Rows, rows: Rows, known: Rows):
 
 def kl_spikes(_, rows: Rows, __):
     """In two steps or more ten times what is usual, and a tenth of a nat a token: 100 for an answer of 1,000. One step
-    alone is no sign: in k3 a single token that the starting model thinks far likelier counts for thousands of others
-    (a step of the toy reached 15 so, between two of 0.1)."""
+    alone is no sign: in k3 a token that the starting model thinks far likelier counts for many others (a step of the
+    toy reached 15, between steps of 0.1)."""
     values = measured(rows, "kl")
     usual = median(values or [0])
     high = [value for value in values if value > 0.1 and value > 10 * usual]
