@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tools import bars, plot, series, terminal
+from tools import bars, figures, plot, series, terminal
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -58,7 +58,6 @@ ALL = {f"{name}.png" for name in ("dynamics", "length", "health", "time", "patte
 @pytest.mark.parametrize("rendered", [{"length.png"}, pytest.param(ALL, marks=pytest.mark.full)])
 def test_the_pictures_of_a_run_that_broke_and_still_goes_on(tmp_path, monkeypatch, matplotlib, rendered):
     """NaN, infinity, null, a missing judge, retrospective examples, and half a last line."""
-    from tools import figures
     save, made = figures.save, set()
     monkeypatch.setattr(figures, "save", lambda figure, path: made.add(path.name) or (
         save(figure, path) if path.name in rendered else path))
@@ -100,7 +99,6 @@ def test_a_name_is_no_formula(tmp_path, matplotlib):
 
 def drawn(monkeypatch, draw) -> list:
     """The figures that `draw` would have saved."""
-    from tools import figures
     found = []
     monkeypatch.setattr(figures, "save", lambda figure, path: found.append(figure) or path)
     draw(figures)
@@ -150,7 +148,7 @@ def test_lines_can_be_told_apart_in_greyscale():
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055)**2.4 for c in channels]
         luminance = sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear))
         return 116 * luminance**(1 / 3) - 16 if luminance > 0.008856 else 903.3 * luminance
-    found = sorted(map(lightness, plot.PALETTE))
+    found = sorted(map(lightness, figures.PALETTE))
     assert lightness("#004488") == pytest.approx(29, abs=0.5) and lightness("#FFFFFF") == pytest.approx(100, abs=0.1)
     assert min(b - a for a, b in zip(found, found[1:])) > 7 and found[-1] < 88
 
@@ -177,7 +175,7 @@ def test_averages_begin_anew_with_a_phase():
     assert series.borders(rows) == {11: "phase 2"}
     broken = [{"step": s, "x": x} for s, x in enumerate((math.nan, 2, None, -math.inf, 10**400))]
     assert series.points(broken, "x") == [(1, 2.0)] and series.not_finite(broken, "x") == [0, 3, 4]
-    assert plot.moving_average([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
+    assert series.moving_average([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
 
 
 def test_rolling_standard_deviation():

@@ -20,8 +20,7 @@ from pathlib import Path
 
 from tools import bars, figures, series, terminal
 from tools.bars import label
-from tools.figures import PALETTE, style                                 # noqa: F401  for others to use
-from tools.series import moving_average, read_metrics, seeds             # noqa: F401
+from tools.series import read_metrics, seeds
 
 Groups = dict[str, list[list[dict]]]
 
