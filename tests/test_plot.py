@@ -264,3 +264,8 @@ def test_a_directory_without_a_run_gets_one_sentence(tmp_path, capsys):
 def test_labels():
     assert plot.label("runs/demo-0/rl/checkpoints/step_000030") == "rl step 30"
     assert plot.label("assets/nano-base") == "nano-base"
+
+
+def test_no_two_of_many_lines_or_bars_look_alike():
+    assert len({(figures.look(place)["color"], str(figures.look(place)["linestyle"])) for place in range(49)}) == 49
+    assert len({(figures.look(place)["color"], figures.hatch(place)) for place in range(14)}) == 14

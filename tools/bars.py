@@ -19,7 +19,7 @@ def bars(axes, models: list[dict], part: str, first: int = 0) -> None:
         y, low, high = ([100 * cell[key] if cell[key] is not None else 100 * cell["accuracy"] for _, cell in known]
                         for key in ("accuracy", "low", "high"))
         axes.bar(x, y, 0.9 * width, label=label(model["model"]), color=figures.look(first + place)["color"],
-                 hatch=figures.HATCHES[(first + place) % len(figures.HATCHES)], edgecolor="white", linewidth=0.5)
+                 hatch=figures.hatch(first + place), edgecolor="white", linewidth=0.5)
         _, caps, (lines,) = axes.errorbar(x, y, [[max(0, a - b) for a, b in zip(y, low)],
                                                  [max(0, b - a) for a, b in zip(y, high)]],
                                           fmt="none", ecolor="black", elinewidth=1, capsize=2.5)

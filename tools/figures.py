@@ -68,8 +68,14 @@ def save(figure, path: Path) -> Path:
 
 
 def look(place: int) -> dict:
-    """Colour and dashes of the line that is number `place`."""
-    return {"color": PALETTE[place % len(PALETTE)], "linestyle": DASHES[place % len(DASHES)]}
+    """Colour and dashes of the line that is number `place`; after all colours others together."""
+    return {"color": PALETTE[place % len(PALETTE)],
+            "linestyle": DASHES[(place + place // len(PALETTE)) % len(DASHES)]}
+
+
+def hatch(place: int) -> str:
+    """The same for bars."""
+    return HATCHES[(place + place // len(PALETTE)) % len(HATCHES)]
 
 
 def curve(axes, group: Group, key: str, place: int, label: str | None = None, x: str = "step") -> bool:
