@@ -31,13 +31,14 @@ from typing import Literal
 import torch
 
 from nanoqwenlong import checkpoint, data, evaluate, parallel, report, run, schemas, toy
+from nanoqwenlong.architecture import ModelError
 from nanoqwenlong.config import ConfigError, as_json, at_least, rising
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.judge import connect
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.rewards import lacking
 from nanoqwenlong.tokenizer import FILES, Tokenizer
-from nanoqwenlong.weights import ModelError, read_json
+from nanoqwenlong.weights import read_config, read_json
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def main(cfg: Config) -> None:
     for directory in cfg.model:
         tokenizer = Tokenizer(directory)
         asked, _ = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens, cut=True)
+        read_config(directory).require_window(max(len(e.prompt_ids) for e in asked) + cfg.max_new_tokens - 1)
         kept = evaluate.Kept(Path(cfg.out) / "answers.jsonl", directory, end) if cfg.out else None
         answers = evaluate.answer_examples(sampler(cfg, directory, device), tokenizer, asked, cfg.samples, kept,
                                            seed=cfg.seed, temperature=cfg.temperature, top_p=cfg.top_p,

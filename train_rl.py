@@ -234,7 +234,7 @@ def train(cfg: Config, this: run.Run) -> None:
                   **dynamics.sampling_values(rewards, num_groups, len(informative), refill),
                   **dynamics.judge_values(judge, scores), **dynamics.retro_values(sampler, phase, batch),
                   **dynamics.update_values(updates, learning_rate, cfg.kl_coef > 0),
-                  **dynamics.timing(this.times, groups)}
+                  **dynamics.timing(this.times, groups), **dynamics.expert_values(model)}
         this.log.metrics(step, values)
         this.log.rollouts(step, dynamics.words(batch, groups, texts, scores, rewards, shaped, advantages, found))
         this.log.line(step, values, HEADLINE)

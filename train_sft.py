@@ -23,7 +23,7 @@ from typing import Literal
 
 import torch
 
-from nanoqwenlong import data, evaluate, group_pass, optim, parallel, run, toy
+from nanoqwenlong import data, dynamics, evaluate, group_pass, optim, parallel, run, toy
 from nanoqwenlong.config import at_least
 from nanoqwenlong.curriculum import epoch_order
 from nanoqwenlong.generate import Generator
@@ -111,6 +111,7 @@ def train(cfg: Config, this: run.Run) -> None:
     heldout, _ = data.tokenize(heldout, tokenizer, cfg.max_prompt_tokens)
     model.checkpointing = cfg.checkpointing
     branches = [data.sft_branch(example, tokenizer) for example in examples]
+    model.config.require_window(max((len(branch.input_ids) for branch in branches), default=0))
     documents = by_document(examples)
     generator = Generator(model, cfg.kv_blocks) if heldout else None
     if heldout:
@@ -138,7 +139,8 @@ def train(cfg: Config, this: run.Run) -> None:
         step_time = this.times["update"]
         values = {"loss": sums["loss"] if updated else None, "learning_rate": learning_rate,
                   "grad_norm": grad_norm if updated else None, "step_time": step_time,
-                  "tokens_per_s": sum(len(branches[i].input_ids) for i in used) / step_time}
+                  "tokens_per_s": sum(len(branches[i].input_ids) for i in used) / step_time,
+                  **dynamics.expert_values(model)}
         out_of_time = this.is_late(cfg.minutes)
         last = step == cfg.steps or out_of_time
         if heldout and (last or step % cfg.eval_every == 0):

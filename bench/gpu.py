@@ -42,12 +42,12 @@ from bench.gpu_tools import (
     BLOCK_SIZE, DEVICE, DTYPE, GPU, LARGE, SMALL, TINY, DecodingStep, Section, between, finish, mark, markdown,
     measured, normal, random_model, seconds, wall, watch)
 from nanoqwenlong import generate, group_pass, run
+from nanoqwenlong.architecture import ModelConfig
 from nanoqwenlong.attention import attention, part, part_backward
 from nanoqwenlong.config import ConfigError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.kvcache import blocks_for
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.weights import ModelConfig
 
 BACK_ENDS = {"FLASH_ATTENTION": True, "CUDNN_ATTENTION": True, "EFFICIENT_ATTENTION": False}  # knows shared key heads
 

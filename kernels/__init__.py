@@ -4,6 +4,7 @@ the project.
     linear_logprob    log-prob and entropy of target tokens from hidden states, without a whole logits tensor
     linear_logits     the logits themselves, where a sampler needs them
     grpo_loss         the clipped policy-gradient objective
+    grouped_linear    a linear map per group of rows: the experts of a mixture
     paged_attention   one decoding step over a cache in blocks, a group's stem read once
 
 Triton on a GPU, the torch twins elsewhere: this file chooses, and says what the functions promise.
@@ -17,11 +18,12 @@ from . import grpo_loss as _grpo_loss
 from . import logprob as _logprob
 from . import paged_attention as _paged_attention
 from .backend import on_gpu, wide
+from .grouped_linear import grouped_linear
 from .logprob import linear_logits
 from .paged_attention import Segments
 
 Tensor = torch.Tensor
-__all__ = ["Segments", "grpo_loss", "linear_logits", "linear_logprob", "paged_attention"]
+__all__ = ["Segments", "grouped_linear", "grpo_loss", "linear_logits", "linear_logprob", "paged_attention"]
 
 
 def linear_logprob(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,

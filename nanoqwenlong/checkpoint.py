@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from . import parallel, weights
+from .architecture import ModelError
 
 FORMAT = 1                              # raised when a reader of the old one would go wrong
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -192,7 +193,7 @@ def newest(directory: Path) -> tuple[Path | None, list[str]]:
 def _misnamed(directory: Path) -> list[str]:
     try:
         step = weights.read_json(directory / "state.json").get("step")
-    except (weights.ModelError, OSError) as error:
+    except (ModelError, OSError) as error:
         return [str(error)]
     return [] if isinstance(step, int) and name_of(step) == directory.name else [f"state.json is of step {step}"]
 

@@ -14,11 +14,11 @@ from math import inf, nan
 from pathlib import Path
 
 from . import rewards, schemas
+from .architecture import ModelError
 from .config import ConfigError
 from .curriculum import epoch_order
 from .records import Branch, DataError, Example
 from .schemas import kind, without_nulls
-from .weights import ModelError
 
 SHOWN = 20                                                                     # bad rows listed before "and N more"
 

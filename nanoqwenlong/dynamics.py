@@ -179,6 +179,18 @@ def pattern_values(found) -> dict:
             for name in (*PATTERNS, "longest_quote")}
 
 
+def expert_values(model) -> dict:
+    """How evenly the tokens that were trained on since the last call went to the experts of a mixture: the busiest
+    one's tokens over the even share (mean over layers; 1 is even, the number of experts over k the worst), and the
+    share of all experts that none went to. Nothing for a dense model. With several ranks all of them call it."""
+    ranks = [loads for loads in parallel.gather(model.take_loads()) if loads]
+    if not ranks:
+        return {}
+    loads = torch.tensor(ranks, dtype=torch.float64).sum(0)                    # (layers, E)
+    return {"experts/max_load": float((loads.amax(-1) / loads.mean(-1)).mean()),
+            "experts/unused": float((loads == 0).double().mean())}
+
+
 def timing(times, groups) -> dict:
     parts = {f"timing_s/{name}": times[name] for name in ("sample", "reward", "update")}
     num_tokens = sum(len(group.prompt_ids) + group.num_tokens for group in groups)

@@ -120,7 +120,9 @@ class Generator:
                 torch.cuda.empty_cache()                                       # or what stays settles in pieces of it
 
     def require(self, prompt_tokens: int, max_new_tokens: int) -> None:
-        """Raises OutOfBlocks if even the empty pool could not hold one answer to such a prompt."""
+        """Raises OutOfBlocks if even the empty pool could not hold one answer to such a prompt, ModelError
+        (architecture.py) if it would be longer than the model's window."""
+        self.model.config.require_window(prompt_tokens - 1 + max_new_tokens)
         needed = self.pool.blocks_for(prompt_tokens - 1 + max_new_tokens)
         if needed > self.pool.num_blocks:
             raise OutOfBlocks(f"a prompt of {prompt_tokens} tokens with {max_new_tokens} new tokens needs {needed} "
@@ -195,7 +197,7 @@ class Step:
     def __call__(self) -> Tensor:
         """(answers of the room, V)"""
         self.calls += 1
-        if self.graph is None and (self.calls == 1 or not self.attend.buffer.is_cuda):
+        if self.graph is None and (self.calls == 1 or not self.attend.buffer.is_cuda or self.model.waits):
             self.logits = self._forward()
         elif self.graph is None:
             self.graph = torch.cuda.CUDAGraph()

@@ -1,24 +1,27 @@
-"""Qwen2 and Qwen3 in one file, with one door: `model(ids, positions, attend, head)`.
+"""Qwen2, Qwen3 and its mixtures of experts, with one door: `model(ids, positions, attend, head)`.
 
-Legend: T packed tokens, C hidden size, H query heads, K key-value heads, D head width, V vocabulary, L layers.
+Legend: T packed tokens, C hidden size, H query heads, K key-value heads, D head width, V vocabulary, L layers; in a
+mixture E experts of intermediate size I, k of them for each token.
 Sequences are packed into one row of T tokens; `attend` (attention.py) says who attends to whom. Modules carry the names
-of Hugging Face's checkpoints, so a state dict is the file.
+of Hugging Face's checkpoints, so a state dict is the file (experts apart: see weights.py).
 
 Rope's angles, the mean square of norms, softmax and losses are computed in at least float32 (bf16 is raised, float64
 stays); products are in the model's dtype, as in transformers.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from kernels import grouped_linear
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from . import parallel, weights
+from .architecture import ModelConfig, Yarn
 from .attention import Packed
-from .weights import ModelConfig
 
 Tensor = torch.Tensor
 
@@ -34,15 +37,34 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, 1, D) of each position, computed in float32 at least; frequency i is theta^(-2i / D), both halves
-    of the head alike."""
+def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype, yarn: Yarn | None = None
+                ) -> tuple[Tensor, Tensor]:
+    """cos and sin (T, 1, D) of each position, computed in float32 at least, both halves of the head alike. Frequency i
+    is theta^(-2i / D), which YaRN lowers (`stretched`); its attention factor is on both tables."""
     steps = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.int64)
     wide = torch.promote_types(dtype, torch.float32)
-    inv_freq = 1.0 / theta ** (steps.to(wide) / head_dim)                      # (D / 2,)
+    periods = theta ** (steps.to(wide) / head_dim)                             # (D / 2,), in tokens, over 2 pi
+    inv_freq = stretched(periods, theta, yarn) if yarn else 1.0 / periods
     angles = torch.outer(positions.to(wide), inv_freq)                         # (T, D / 2)
     angles = torch.cat([angles, angles], dim=-1)[:, None]                      # (T, 1, D)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    scale = yarn.attention_factor if yarn else 1.0
+    return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
+
+
+def stretched(periods: Tensor, theta: float, yarn: Yarn) -> Tensor:
+    """YaRN's frequencies (arXiv 2309.00071, section 3.2): (D / 2,) -> (D / 2,). A frequency that turned more than
+    beta_fast times within the original window stays, one that turned less than beta_slow times is divided by the
+    factor, and between them runs a ramp."""
+    def place(turns: float) -> float:                          # of the frequency that turned so often, as a real number
+        return len(periods) * math.log(yarn.original_max_position_embeddings / (turns * 2 * math.pi)) / math.log(theta)
+
+    low, high = place(yarn.beta_fast), place(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * len(periods) - 1)
+    places = torch.arange(len(periods), device=periods.device, dtype=periods.dtype)
+    keep = 1 - ((places - low) / (high - low or 0.001)).clamp(0, 1)            # the share that stays
+    return 1.0 / (yarn.factor * periods) * (1 - keep) + 1.0 / periods * keep
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -102,13 +124,53 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class Layer(nn.Module):
+class Experts(nn.Module):
+    """All experts of a layer, each a SwiGLU: names and shapes of transformers 5."""
+
     def __init__(self, c: ModelConfig):
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.empty(c.num_experts, 2 * c.moe_intermediate_size, c.hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(c.num_experts, c.hidden_size, c.moe_intermediate_size))
+
+    def forward(self, x, shares, ends):
+        """x (S, C) sorted by expert, shares (S, 1) of the outputs, ends (E,): where each expert's rows end -> (S, C). A
+        share goes in before the last product, which is linear: what comes out of it need not be kept."""
+        gate, up = grouped_linear(x, self.gate_up_proj, ends).chunk(2, dim=-1)
+        return grouped_linear(F.silu(gate) * up * shares, self.down_proj, ends)
+
+
+class Mixture(nn.Module):
+    """In place of an MLP: each token goes through the k experts that the router likes best (Qwen3-MoE).
+
+    load (E,): how often each expert was chosen in passes with a gradient, until someone asks (Qwen.take_loads). A pass
+    of a lone token does not count: ranks that have nothing to do make such ones (group_pass). Under checkpointing
+    every choice counts twice, which shares do not see."""
+
+    def __init__(self, c: ModelConfig):
+        super().__init__()
+        self.gate, self.experts = Linear(c.hidden_size, c.num_experts, bias=False), Experts(c)
+        self.k, self.normalised, self.load = c.num_experts_per_tok, c.norm_topk_prob, None
+
+    def forward(self, x):
+        shares, chosen = self.gate(x).softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32)).topk(self.k)
+        if self.normalised:
+            shares = shares / shares.sum(-1, keepdim=True)                     # (T, k)
+        by_expert, order = chosen.flatten().sort(stable=True)                  # (T k): pairs of token and expert
+        ends = torch.searchsorted(by_expert, torch.arange(self.gate.out_features, device=x.device), right=True)
+        if torch.is_grad_enabled() and len(x) > 1:
+            load = torch.diff(ends, prepend=ends.new_zeros(1))
+            self.load = load if self.load is None else self.load + load
+        out = self.experts(x[order // self.k], shares.flatten()[order, None].to(x.dtype), ends)
+        return out[order.argsort()].unflatten(0, chosen.shape).sum(1)          # (T, k, C) -> (T, C)
+
+
+class Layer(nn.Module):
+    def __init__(self, c: ModelConfig, number: int):
         super().__init__()
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.self_attn = Attention(c)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.mlp = MLP(c)
+        self.mlp = Mixture(c) if c.is_mixture(number) else MLP(c)
 
     def forward(self, x, cos, sin, attend, layer):
         mixed, k, v = self.self_attn(self.input_layernorm(x), cos, sin, attend, layer)
@@ -124,7 +186,7 @@ class Body(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
         self.embed_tokens = Embedding(c.vocab_size, c.hidden_size)
-        self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(c, number) for number in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
 
@@ -132,11 +194,13 @@ class Qwen(nn.Module):
     """A causal language model over packed sequences. Build with from_pretrained, or Qwen.random(config, seed).
 
     checkpointing: keep only each layer's input (and its keys and values) for the backward pass, and compute the rest
-    again there: less memory, a third more time, the same numbers."""
+    again there: less memory, a third more time, the same numbers.
+    fused_experts: save_pretrained writes a layer's experts as they lie in memory, not file by expert as they are
+    released; as they were read, unless told."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.config, self.checkpointing = config, False
+        self.config, self.checkpointing, self.fused_experts = config, False, False
         self.compute_device: torch.device | None = None        # where it is not that of the weights: they are offloaded
         self.model = Body(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -151,16 +215,23 @@ class Qwen(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.lm_head.weight.dtype
 
+    @property
+    def waits(self) -> bool:
+        """Whether a pass on a GPU needs numbers from it midway (how many tokens chose each expert), so that no CUDA
+        graph can record it."""
+        return self.config.num_experts > 0 and self.dtype != torch.bfloat16
+
     def forward(self, ids: Tensor, positions: Tensor, attend: Callable, head: Callable | None = None):
         """ids, positions (T,) -> head(hidden (T, C), lm_head.weight (V, C)) or None; per layer (k, v), each (T, K, D).
 
         Everything goes through this door: training, prefill, decode. What a later pass needs is returned. Without a
         head nobody asks for more than keys and values, so the last layer computes nothing else."""
         x = self.model.embed_tokens(ids)                                       # (T, C)
-        cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        c = self.config
+        cos, sin = rope_tables(positions, c.head_dim, c.rope_theta, x.dtype, c.yarn)
         keys_values = []
         for number, layer in enumerate(self.model.layers):
-            if head is None and number == self.config.num_hidden_layers - 1:
+            if head is None and number == c.num_hidden_layers - 1:
                 x, k, v = layer(x, cos, sin, None, number)
             elif self.checkpointing and torch.is_grad_enabled():
                 x, k, v = checkpoint(layer, x, cos, sin, attend, number, use_reentrant=False, preserve_rng_state=False)
@@ -170,12 +241,23 @@ class Qwen(nn.Module):
         return (head(self.model.norm(x), self.lm_head.weight) if head else None), keys_values
 
     def logits(self, input_ids: Tensor) -> Tensor:
-        """(T,) or (B, T) -> (..., V): the plain causal forward, the oracle of every fast path."""
+        """(T,) or (B, T) -> (..., V): the plain causal forward, the oracle of every fast path. Raises
+        ModelError (architecture.py) beyond the model's window."""
+        self.config.require_window(input_ids.shape[-1])
         rows = input_ids.reshape(-1, input_ids.shape[-1])
         B, T = rows.shape
         positions = torch.arange(T, device=rows.device).repeat(B)
         out, _ = self(rows.flatten(), positions, Packed(range(0, B * T + 1, T)), head=F.linear)
         return out.view(*input_ids.shape, -1)
+
+    def take_loads(self) -> list[list[int]]:
+        """For each mixture layer how many of the tokens trained on since the last call chose each expert, (E,); nothing
+        of a dense model, or if there was no such token. See Mixture."""
+        layers = [module for module in self.modules() if isinstance(module, Mixture) and module.load is not None]
+        loads = [layer.load.tolist() for layer in layers]
+        for layer in layers:
+            layer.load = None
+        return loads
 
     @classmethod
     def empty(cls, config: ModelConfig, dtype: torch.dtype, device: str | torch.device, prepare: Callable | None = None
@@ -199,7 +281,7 @@ class Qwen(nn.Module):
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
-            elif parameter.ndim == 2:
+            elif parameter.ndim > 1:
                 nn.init.normal_(parameter, std=config.initializer_range, generator=generator)
         return model
 
@@ -207,7 +289,7 @@ class Qwen(nn.Module):
     def from_pretrained(cls, directory: str | Path, dtype: torch.dtype = torch.float32,
                         device: str | torch.device = "cpu", prepare: Callable | None = None, check_finite: bool = False
                         ) -> "Qwen":
-        """A Hugging Face directory (sharded or not, tied or not). Raises weights.ModelError with one sentence. For
+        """A Hugging Face directory (sharded or not, tied or not). Raises architecture.ModelError with one sentence. For
         `prepare` see `empty`; of a model that it split each rank reads its own rows. check_finite: refuse NaN."""
         config = weights.read_config(directory)
         parallel.require_device(device)
@@ -220,10 +302,11 @@ class Qwen(nn.Module):
         with torch.no_grad():
             for name, tensor in weights.read_tensors(directory, shapes, optional, rows, check_finite):
                 parallel.local(parameters[name]).copy_(tensor)
+        model.fused_experts = weights.has_fused_experts(directory)
         return model
 
     def save_pretrained(self, directory: str | Path) -> None:
         """What transformers' AutoModelForCausalLM loads: config.json and safetensors; a tied head is not repeated. All
         ranks call it, the first one writes."""
         weights.write(directory, dict(self.named_parameters()), self.config, fetch=parallel.full,
-                      writes=parallel.rank() == 0)
+                      writes=parallel.rank() == 0, fused_experts=self.fused_experts)

@@ -29,13 +29,14 @@ import torch
 
 from . import checkpoint, parallel
 from . import config as configuration
+from .architecture import ModelError
 from .config import ConfigError
 from .curriculum import CurriculumError
 from .generate import NaNLogits, SamplingError
 from .kvcache import OutOfBlocks, blocks_for
 from .log import FILES, Log, progress, tell
 from .records import DataError
-from .weights import ModelError, read_json, write_json
+from .weights import read_json, write_json
 
 try:
     import fcntl

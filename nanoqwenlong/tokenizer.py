@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from .weights import ModelError, read_json
+from .architecture import ModelError
+from .weights import read_json
 
 # QwenLong-L1, Table 1; document and question are stripped.
 PROMPT = ('Please read the following text and answer the question below.\n\n<text>\n{document}\n</text>\n\n{question}'

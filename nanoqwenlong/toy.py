@@ -30,11 +30,12 @@ from pathlib import Path
 
 import torch
 
+from .architecture import ModelConfig
 from .config import ConfigError
 from .model import Qwen
 from .records import Example
 from .tokenizer import PROMPT, Tokenizer
-from .weights import ModelConfig, write_json
+from .weights import write_json
 
 PEOPLE = "Tom Ann Bob Eva Jim Kim Leo Mia Ned Pia Ray Sue Ted Una Vic Zoe Abe Bea Cal Dot".split()
 TOWNS = """Oslo Bern Rome Lima Cairo Delhi Paris Tokyo Quito Minsk Sofia Dublin Lagos Accra Tunis Riga Turin Leeds Milan

@@ -1,94 +1,25 @@
-"""Hugging Face model directories, in and out: config.json, safetensors, and every sentence of refusal.
+"""Hugging Face model directories, in and out: config.json, safetensors, and the sentences that refuse them.
 
-Nothing is ever read through pickle and no code of a model directory is ever run: config.json is read as JSON, refused
-if it is not a model we know, and only then normalised by transformers (old and new spellings of rope, dtype, ...).
+Nothing is ever read through pickle and no code of a model directory is ever run.
+
+The experts of a mixture lie in files one by one, as they are released (`experts.7.gate_proj.weight`, ...), or fused, as
+transformers 5 and this project hold them: `experts.gate_up_proj` (E, 2 I, C) and `experts.down_proj` (E, C, I). Both
+are read, and written.
 """
 
 import json
 import os
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+from .architecture import ModelConfig, ModelError
+
 INDEX = "model.safetensors.index.json"
-
-
-class ModelError(ValueError):
-    """A model directory that cannot be used; the message names the file or tensor and what is wrong with it."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The part of config.json that decides what is computed, under Hugging Face's names.
-
-    >>> c = ModelConfig.from_json({"model_type": "qwen3", "hidden_size": 64, "num_attention_heads": 4,
-    ...                            "num_key_value_heads": 2, "head_dim": 32, "rope_theta": 1e4}, "config.json")
-    >>> c.head_dim, c.rope_theta, c.qk_norm, c.qkv_bias
-    (32, 10000.0, True, False)
-    """
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-    tie_word_embeddings: bool
-    initializer_range: float
-    qkv_bias: bool                      # Qwen2
-    o_bias: bool
-    qk_norm: bool                       # Qwen3
-    source: dict = field(repr=False)    # config.json as it was read; written back as it is, but for the dtype
-
-    @staticmethod
-    def from_json(source: dict, where: str) -> "ModelConfig":
-        """Raises ModelError (prefixed with `where`) for a model that our forward would not compute exactly."""
-        kind = source.get("model_type")
-        if not isinstance(kind, str) or kind not in ARCHITECTURES:
-            raise ModelError(f"{where}: model_type is {kind!r}; this project runs {' and '.join(ARCHITECTURES)}")
-        named = source.get("architectures") or [ARCHITECTURES[kind]]
-        if named != [ARCHITECTURES[kind]]:
-            raise ModelError(f"{where}: architectures is {named}; only {ARCHITECTURES[kind]} can be trained here")
-        from transformers import AutoConfig      # imported here: it takes seconds, and --help should not
-        try:
-            hf = AutoConfig.for_model(**{k: v for k, v in source.items() if k != "auto_map"})
-        except Exception as error:               # transformers validates with many exception types
-            raise ModelError(f"{where}: transformers refuses it: {' '.join(str(error).split())}") from None
-        rope = hf.rope_parameters or {}
-        if rope.get("rope_type", "default") != "default":
-            raise ModelError(f"{where}: rope type {rope['rope_type']!r} is not supported; only 'default' is")
-        for name, value in (("rope_theta", rope.get("rope_theta")), ("rms_norm_eps", hf.rms_norm_eps)):
-            if not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise ModelError(f"{where}: {name} is {value!r}; it must be a positive number")
-        if source.get("quantization_config"):
-            raise ModelError(f"{where}: the weights are quantised (quantization_config); give plain ones")
-        if getattr(hf, "use_sliding_window", False):
-            raise ModelError(f"{where}: use_sliding_window is true; only full attention is supported")
-        if hf.hidden_act != "silu":
-            raise ModelError(f"{where}: hidden_act is {hf.hidden_act!r}; only 'silu' is supported")
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                     "num_key_value_heads"):
-            if getattr(hf, name) < 1:
-                raise ModelError(f"{where}: {name} is {getattr(hf, name)}; it must be at least 1")
-        H, K = hf.num_attention_heads, hf.num_key_value_heads
-        if H % K:
-            raise ModelError(f"{where}: num_attention_heads ({H}) is not a multiple of num_key_value_heads ({K})")
-        attention_bias = bool(getattr(hf, "attention_bias", False))
-        return ModelConfig(
-            vocab_size=hf.vocab_size, hidden_size=hf.hidden_size, intermediate_size=hf.intermediate_size,
-            num_hidden_layers=hf.num_hidden_layers, num_attention_heads=H, num_key_value_heads=K,
-            head_dim=getattr(hf, "head_dim", None) or hf.hidden_size // H, rms_norm_eps=hf.rms_norm_eps,
-            rope_theta=float(rope["rope_theta"]), tie_word_embeddings=bool(hf.tie_word_embeddings),
-            initializer_range=hf.initializer_range, qkv_bias=kind == "qwen2" or attention_bias,
-            o_bias=kind == "qwen3" and attention_bias, qk_norm=kind == "qwen3", source=source)
 
 
 def read_config(directory: str | Path) -> ModelConfig:
@@ -113,7 +44,7 @@ def read_json(path: Path) -> dict:
 def read_tensors(directory: str | Path, expected: dict[str, torch.Size], optional: tuple[str, ...] = (),
                  rows: dict[str, slice] | None = None, check_finite: bool = False):
     """Yields (name, tensor) for every name in `expected`, once all names and shapes have been checked; of a tensor that
-    is named in `rows`, these rows only.
+    is named in `rows`, these rows only. Experts that lie in the files one by one come fused.
 
     Raises ModelError for a missing, extra, misshapen or non-float tensor, for a name in two shards, for an index that
     points outside the directory, and for a directory that holds only pickle files. Names in `optional` may be there.
@@ -131,22 +62,62 @@ def read_tensors(directory: str | Path, expected: dict[str, torch.Size], optiona
             found[name] = file
         for name in sorted((names or set()) - set(file.keys())):
             raise ModelError(f"{INDEX} says that {path.name} holds {name}, but it does not")
-    for name in sorted(expected.keys() - found.keys()):
-        raise ModelError(f"{directory} lacks the tensor {name} (shape {tuple(expected[name])}) that config.json needs")
-    for name in sorted(found.keys() - expected.keys() - set(optional)):
+    apart = {name: experts_apart(name) for name in expected if name not in found}
+    stored = {name: shape for name, shape in expected.items() if not apart.get(name)}
+    for name, parts in apart.items():
+        E, N, *C = expected[name] if parts else (0, 0)
+        stored |= {part.format(e): torch.Size([N // len(parts), *C]) for e in range(E) for part in parts}
+    for name in sorted(stored.keys() - found.keys()):
+        raise ModelError(f"{directory} lacks the tensor {name} (shape {tuple(stored[name])}) that config.json needs")
+    for name in sorted(found.keys() - stored.keys() - set(optional)):
         raise ModelError(f"{directory} holds the tensor {name}, for which config.json has no place")
-    for name, shape in expected.items():
+    for name, shape in stored.items():
         piece = found[name].get_slice(name)
         if tuple(piece.get_shape()) != tuple(shape):
             raise ModelError(f"{directory}: {name} has shape {tuple(piece.get_shape())}, config.json asks for "
                              f"{tuple(shape)}")
         if piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
             raise ModelError(f"{directory}: {name} is stored as {piece.get_dtype()}; weights must be floating point")
-    for name in expected:
-        tensor = found[name].get_slice(name)[rows[name]] if rows and name in rows else found[name].get_tensor(name)
+    for name, shape in expected.items():
+        if parts := apart.get(name):
+            experts = range(shape[0])[rows[name]] if rows and name in rows else range(shape[0])
+            pieces = [torch.cat([found[part.format(e)].get_tensor(part.format(e)) for part in parts]) for e in experts]
+            tensor = torch.stack(pieces) if pieces else torch.empty(0, *shape[1:])             # more ranks than experts
+        else:
+            tensor = found[name].get_slice(name)[rows[name]] if rows and name in rows else found[name].get_tensor(name)
         if check_finite and not tensor.isfinite().all():
             raise ModelError(f"{directory}: {name} holds NaN or infinity; the weights are damaged")
         yield name, tensor
+
+
+def experts_apart(name: str) -> tuple[str, ...]:
+    """The names of one expert's parts of a fused tensor, top to bottom, with {} for its number; none for other names.
+
+    >>> experts_apart("model.layers.3.mlp.experts.gate_up_proj")
+    ('model.layers.3.mlp.experts.{}.gate_proj.weight', 'model.layers.3.mlp.experts.{}.up_proj.weight')
+    >>> experts_apart("model.layers.3.mlp.gate.weight")
+    ()
+    """
+    found = re.fullmatch(r"(.+\.experts)\.(gate_up|down)_proj", name)
+    return tuple(f"{found[1]}.{{}}.{part}_proj.weight" for part in found[2].split("_")) if found else ()
+
+
+def take_apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors, fused experts one by one."""
+    found = {}
+    for name, tensor in tensors.items():
+        if parts := experts_apart(name):
+            found |= {part.format(e): piece for e, expert in enumerate(tensor)
+                      for part, piece in zip(parts, expert.chunk(len(parts)))}
+        else:
+            found[name] = tensor
+    return found
+
+
+def has_fused_experts(directory: str | Path) -> bool:
+    """Whether the experts of a model directory are stored fused."""
+    return any(experts_apart(name) for path, names in shards(Path(directory)).items()
+               for name in names or safe_open(path, framework="pt").keys())
 
 
 def shards(directory: Path) -> dict[Path, set[str] | None]:
@@ -176,8 +147,10 @@ def shards(directory: Path) -> dict[Path, set[str] | None]:
 
 
 def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: ModelConfig,
-          max_shard_bytes: int = 5 * 10**9, fetch: Callable = lambda tensor: tensor, writes: bool = True) -> None:
-    """config.json and the tensors, in one file or (beyond `max_shard_bytes`) in shards with an index.
+          max_shard_bytes: int = 5 * 10**9, fetch: Callable = lambda tensor: tensor, writes: bool = True,
+          fused_experts: bool = False) -> None:
+    """config.json and the tensors, in one file or (beyond `max_shard_bytes`) in shards with an index; experts one by
+    one unless `fused_experts`.
 
     `fetch(tensor)` gives what is to be written of it, a file's worth at a time. With several processes it may need all
     of them: each then calls this, one of them `writes`. An error of writing is kept until all is fetched, so that no
@@ -190,9 +163,12 @@ def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: Model
         parts[-1][name] = tensor
     names = [f"model-{number:05d}-of-{len(parts):05d}.safetensors" if len(parts) > 1 else "model.safetensors"
              for number in range(1, len(parts) + 1)]
+    weight_map = {}
     for file_name, part in zip(names, parts):
         fetched = {name: fetch(tensor.detach()) for name, tensor in part.items()}
         if writes and error is None:
+            fetched = fetched if fused_experts else take_apart(fetched)
+            weight_map |= dict.fromkeys(fetched, file_name)
             try:
                 directory.mkdir(parents=True, exist_ok=True)
                 for stale in (directory / "model.safetensors", directory / INDEX) if part is parts[0] else ():
@@ -208,7 +184,7 @@ def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: Model
         write_json(directory / "config.json", {**config.source, dtype_key: dtype})
     if writes and len(parts) > 1:
         write_json(directory / INDEX, {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
-                                       "weight_map": {name: file for file, part in zip(names, parts) for name in part}})
+                                       "weight_map": weight_map})
 
 
 def write_file(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -6,10 +6,10 @@ from typing import Literal
 import pytest
 
 from nanoqwenlong import config, run
+from nanoqwenlong.architecture import ModelError
 from nanoqwenlong.config import ConfigError, parse
 from nanoqwenlong.kvcache import OutOfBlocks
 from nanoqwenlong.records import DataError
-from nanoqwenlong.weights import ModelError
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from nanoqwenlong import data, run
+from nanoqwenlong.architecture import ModelError
 from nanoqwenlong.data import sft_branch, tokenize
 from nanoqwenlong.config import ConfigError
 from nanoqwenlong.records import DataError, Example
-from nanoqwenlong.weights import ModelError
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = {"id": "a", "context": "Tom lives in Oslo.", "question": "Where?", "answer": "Oslo"}

@@ -11,9 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
-    ["config", "records", "parallel", "log", "kvcache", "curriculum", "weights", "answers", "math_worker", "doctor"],
-    ["metrics", "tokenizer", "schedule", "attention", "grpo", "optim", "http_judge"],
-    ["rewards", "model", "paged", "patterns"],
+    ["config", "records", "parallel", "log", "kvcache", "curriculum", "architecture", "answers", "math_worker",
+     "doctor"],
+    ["metrics", "weights", "schedule", "attention", "grpo", "optim", "http_judge"],
+    ["rewards", "tokenizer", "model", "paged", "patterns"],
     ["schemas", "toy", "group_pass", "generate", "checkpoint", "evaluate"],
     ["data", "run", "judge", "report", "dynamics"],
 ]                                                               # kernels/ lies below all of them

@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from ranks import ranks
 
 from nanoqwenlong import http_judge, judge as judging
+from nanoqwenlong.architecture import ModelError
 from nanoqwenlong.config import ConfigError
 from nanoqwenlong.http_judge import GIVE_UP, Server
 from nanoqwenlong.judge import CANARIES, Judge, Question, clean, connect, local, nonce, prompt, verdict
 from nanoqwenlong.records import Completion, Group
-from nanoqwenlong.weights import ModelError
 
 SENTINEL = "sk-SENTINEL-0123456789"
 OSLO = Question("Where does Tom live?", ("Oslo",), "oslo")

@@ -15,9 +15,9 @@ import train_rl
 import train_sft
 from forked import Case, Reference
 from nanoqwenlong import checkpoint, run
+from nanoqwenlong.architecture import ModelConfig
 from nanoqwenlong.log import Log
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.weights import ModelConfig
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(),
                                 reason="autograd works in a forked child only where there is no GPU")

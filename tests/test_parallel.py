@@ -28,10 +28,10 @@ import eval as eval_script
 import train_rl
 import train_sft
 from nanoqwenlong import checkpoint, evaluate, generate, group_pass, optim, parallel, rewards, run, toy, weights
+from nanoqwenlong.architecture import ModelConfig
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.records import Branch, Family
 from nanoqwenlong.tokenizer import Tokenizer
-from nanoqwenlong.weights import ModelConfig
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="autograd does not survive a fork once it has seen a "
                                 "GPU: CUDA_VISIBLE_DEVICES= pytest tests/test_parallel.py")

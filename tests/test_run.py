@@ -22,6 +22,7 @@ from test_scripts import SMALL_RL, metrics, start
 import train_rl
 import train_sft
 from nanoqwenlong import checkpoint, generate, group_pass, kvcache, optim, parallel, run, weights
+from nanoqwenlong.architecture import ModelError
 from nanoqwenlong.config import ConfigError
 
 __all__ = ["in_tmp", "small"]                                 # fixtures
@@ -624,7 +625,7 @@ def test_too_little_memory_while_measuring_or_loading(in_tmp, small, monkeypatch
 # The word it leaves
 
 @pytest.mark.parametrize("error, code", [
-    (ConfigError("no"), 78), (train_rl.DataError("no"), 65), (weights.ModelError("no"), 65),
+    (ConfigError("no"), 78), (train_rl.DataError("no"), 65), (ModelError("no"), 65),
     (FileNotFoundError(2, "No such file", "x"), 66), (kvcache.OutOfBlocks("no"), 78), (MEMORY[0], 70),
     (run.NonFinite("no"), 70), (parallel.LostRanks("no"), 70), (OSError(errno.EIO, "no", "x"), 74),
     (run.JudgeUnavailable("no"), 69), (KeyboardInterrupt(), 130),

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanoqwenlong.architecture import ModelError
 from nanoqwenlong.tokenizer import PROMPT, Tokenizer
-from nanoqwenlong.weights import ModelError
 
 R1_TEMPLATE = ("{{ '<｜begin｜>' }}{% for message in messages %}{{ '<｜User｜>' + message['content'] }}{% endfor %}"
                "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}")

@@ -16,8 +16,9 @@ from conftest import random_hf
 from safetensors.torch import load_file, save_file
 
 from nanoqwenlong import weights
+from nanoqwenlong.architecture import ModelError
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.weights import INDEX, ModelError
+from nanoqwenlong.weights import INDEX
 
 IDS = torch.arange(40)[None]
 SHARD_1, SHARD_2 = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -142,10 +143,6 @@ BAD_CONFIGS = {
     "sliding window": ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}, ["sliding_window"]),
     "sliding layers": ({"layer_types": ["sliding_attention"], "sliding_window": 64, "use_sliding_window": True},
                        ["sliding_window"]),
-    "yarn, old spelling": ({"rope_parameters": ..., "rope_theta": 1e4, "rope_scaling": {
-        "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}}, ["yarn"]),
-    "yarn": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
-                                  "original_max_position_embeddings": 32768}}, ["yarn"]),
     "linear rope": ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, ["linear"]),
     "unknown rope": ({"rope_parameters": {"rope_type": "banana", "rope_theta": 1e4}}, ["banana"]),
     "rope is a number": ({"rope_parameters": 7}, []),

@@ -1,0 +1,85 @@
+"""A linear map per group of rows: the experts of a mixture, each over the tokens that chose it.
+
+Legend: S rows sorted by group, E groups, N outputs, C inputs. Group e is rows ends[e - 1] to ends[e] (from 0 for the
+first), and may be empty:
+
+    out[s] = x[s] W[e]^T,      dx[s] = dout[s] W[e],      dW[e] = dout[rows of e]^T x[rows of e]
+
+On a GPU in bfloat16 each of the three is one call of torch's grouped_mm, which reads `ends` where it lies, so that
+nothing waits for the GPU and a CUDA graph can record it. Elsewhere it is a loop over the groups: grouped_mm knows no
+float64, and outside of bfloat16 it is itself a loop that waits.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+Tensor = torch.Tensor
+
+
+def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor, grouped: bool | None = None) -> Tensor:
+    """x (S, C), weight (E, N, C), ends (E,) integers that do not fall and end with S -> (S, N), differentiable in x and
+    weight. grouped: whether by torch's grouped_mm (None: where that is one call)."""
+    return GroupedLinear.apply(x, weight, ends, is_one_call(x) if grouped is None else grouped)
+
+
+def is_one_call(x: Tensor) -> bool:
+    """Whether torch has a single kernel for it, which no number has to be fetched for."""
+    return x.is_cuda and x.dtype == torch.bfloat16
+
+
+class GroupedLinear(torch.autograd.Function):
+    """Of its own, because torch keeps a gradient as large as `weight` for every group that a loop selects of it."""
+
+    @staticmethod
+    def forward(ctx, x, weight, ends, grouped):
+        ctx.save_for_backward(x, weight, ends)
+        ctx.grouped = grouped
+        return rows_grouped(x, weight.mT, ends) if grouped else rows_plain(x, weight.mT, ends)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, ends = ctx.saved_tensors
+        grad = grad.contiguous()
+        rows, weights = (rows_grouped, weights_grouped) if ctx.grouped else (rows_plain, weights_plain)
+        return (rows(grad, weight, ends) if ctx.needs_input_grad[0] else None,
+                weights(grad, x, ends) if ctx.needs_input_grad[1] else None, None, None)
+
+
+def rows_plain(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """x (S, C), weight (E, C, N) -> (S, N)"""
+    out = x.new_empty(len(x), weight.shape[2])
+    for group, rows in groups(ends):
+        torch.mm(x[rows], weight[group], out=out[rows])
+    return out
+
+
+def weights_plain(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
+    """grad (S, N), x (S, C) -> (E, N, C), zero for an empty group"""
+    out = x.new_zeros(len(ends), grad.shape[1], x.shape[1])
+    for group, rows in groups(ends):
+        torch.mm(grad[rows].T, x[rows], out=out[group])
+    return out
+
+
+def groups(ends: Tensor) -> Iterator[tuple[int, slice]]:
+    """Each group that has rows, with these."""
+    start = 0
+    for group, end in enumerate(ends.tolist()):
+        if end > start:
+            yield group, slice(start, end)
+        start = end
+
+
+def rows_grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """rows_plain in one call."""
+    return F.grouped_mm(x, weight, offs=ends.int())
+
+
+def weights_grouped(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
+    """weights_plain in one call. What an empty group gets is left to chance on some GPUs (pytorch issue 172439)."""
+    empty = torch.diff(ends, prepend=ends.new_zeros(1)) == 0                   # (E,)
+    return F.grouped_mm(grad.T, x, offs=ends.int()).masked_fill(empty[:, None, None], 0)

@@ -1,0 +1,184 @@
+"""What a config.json says of a model: its sizes, its rope, its experts; and what is refused.
+
+It is read as JSON, refused if it is not of a model we know, and only then normalised by transformers (the old and new
+spellings of rope, dtype, ...). Legend: C hidden size, H query heads, K key-value heads, D head width, E experts.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+
+ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
+
+
+class ModelError(ValueError):
+    """A model directory that cannot be used; the message names the file or tensor and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """How RoPE is stretched beyond the window that a model was trained with, the same for inputs of any length (YaRN,
+    arXiv 2309.00071; model.stretched).
+
+    >>> Yarn.from_json({"factor": 4.0, "original_max_position_embeddings": 32768}, "config.json")
+    Yarn(factor=4.0, original_max_position_embeddings=32768, attention_factor=1.138629436111989, beta_fast=32, \
+beta_slow=1, truncate=True)
+    """
+
+    factor: float
+    original_max_position_embeddings: int
+    attention_factor: float             # on cos and sin; 0.1 ln(factor) + 1 unless it is given
+    beta_fast: float                    # turns within the original window from which a frequency stays as it is
+    beta_slow: float                    # turns below which it is divided by the factor
+    truncate: bool                      # whether the ramp between the two begins and ends at whole frequencies
+
+    @staticmethod
+    def from_json(rope: dict, where: str) -> "Yarn":
+        """Of rope_parameters or rope_scaling; what is missing or null there as transformers takes it. Raises
+        ModelError."""
+        def mscale(m: float) -> float:
+            return 0.1 * m * math.log(rope["factor"]) + 1 if rope["factor"] > 1 else 1.0
+
+        for name, lowest in (("factor", 1), ("original_max_position_embeddings", 1), ("attention_factor", 0),
+                             ("beta_fast", 0), ("beta_slow", 0), ("mscale", 0), ("mscale_all_dim", 0)):
+            value = rope.get(name)
+            if value is None and name not in ("factor", "original_max_position_embeddings"):
+                continue
+            if not is_number(value) or not value >= lowest:
+                raise ModelError(f"{where}: YaRN's {name} is {value!r}; it must be a number of at least {lowest}")
+        beta_fast, beta_slow = rope.get("beta_fast") or 32, rope.get("beta_slow") or 1
+        if beta_fast < beta_slow:
+            raise ModelError(f"{where}: YaRN's beta_fast ({beta_fast}) is less than its beta_slow ({beta_slow})")
+        if not isinstance(rope.get("truncate", True), bool):
+            raise ModelError(f"{where}: YaRN's truncate is {rope['truncate']!r}; it must be true or false")
+        m, m_all = rope.get("mscale"), rope.get("mscale_all_dim")
+        attention_factor = rope.get("attention_factor")
+        if attention_factor is None:
+            attention_factor = mscale(m) / mscale(m_all) if m and m_all else mscale(1)
+        return Yarn(rope["factor"], rope["original_max_position_embeddings"], attention_factor, beta_fast, beta_slow,
+                    rope.get("truncate", True))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The part of config.json that decides what is computed, under Hugging Face's names.
+
+    >>> c = ModelConfig.from_json({"model_type": "qwen3", "hidden_size": 64, "num_attention_heads": 4,
+    ...                            "num_key_value_heads": 2, "head_dim": 32, "rope_theta": 1e4}, "config.json")
+    >>> c.head_dim, c.rope_theta, c.qk_norm, c.qkv_bias
+    (32, 10000.0, True, False)
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    yarn: Yarn | None
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    initializer_range: float
+    qkv_bias: bool                      # Qwen2
+    o_bias: bool
+    qk_norm: bool                       # Qwen3
+    num_experts: int                    # 0: a dense model
+    num_experts_per_tok: int            # that a token goes through
+    moe_intermediate_size: int          # of one expert
+    norm_topk_prob: bool                # whether the chosen experts' shares are made to add up to 1
+    dense_layers: tuple[int, ...]       # of a mixture: layers with an ordinary MLP
+    source: dict = field(repr=False)    # config.json as it was read; written back as it is, but for the dtype
+
+    @staticmethod
+    def from_json(source: dict, where: str) -> "ModelConfig":
+        """Raises ModelError (prefixed with `where`) for a model that our forward would not compute exactly."""
+        kind = source.get("model_type")
+        if not isinstance(kind, str) or kind not in ARCHITECTURES:
+            raise ModelError(f"{where}: model_type is {kind!r}; this project runs {', '.join(ARCHITECTURES)}")
+        named = source.get("architectures") or [ARCHITECTURES[kind]]
+        if named != [ARCHITECTURES[kind]]:
+            raise ModelError(f"{where}: architectures is {named}; only {ARCHITECTURES[kind]} can be trained here")
+        from transformers import AutoConfig      # imported here: it takes seconds, and --help should not
+        from transformers.utils import logging
+        told = logging.get_verbosity()
+        logging.set_verbosity_error()            # what it has to say of YaRN's factor is said of Qwen's own advice too
+        try:
+            hf = AutoConfig.for_model(**{k: v for k, v in source.items() if k != "auto_map"})
+        except Exception as error:               # transformers validates with many exception types
+            raise ModelError(f"{where}: transformers refuses it: {' '.join(str(error).split())}") from None
+        finally:
+            logging.set_verbosity(told)
+        rope = hf.rope_parameters or {}
+        if rope.get("rope_type", "default") not in ("default", "yarn"):
+            raise ModelError(f"{where}: rope type {rope['rope_type']!r} is not supported; 'default' and 'yarn' are")
+        if rope.get("partial_rotary_factor", 1) != 1:
+            raise ModelError(f"{where}: partial_rotary_factor is {rope['partial_rotary_factor']!r}; only 1 works")
+        for name, value in (("rope_theta", rope.get("rope_theta")), ("rms_norm_eps", hf.rms_norm_eps)):
+            if not is_number(value) or value <= 0:
+                raise ModelError(f"{where}: {name} is {value!r}; it must be a positive number")
+        if source.get("quantization_config"):
+            raise ModelError(f"{where}: the weights are quantised (quantization_config); give plain ones")
+        if getattr(hf, "use_sliding_window", False):
+            raise ModelError(f"{where}: use_sliding_window is true; only full attention is supported")
+        if hf.hidden_act != "silu":
+            raise ModelError(f"{where}: hidden_act is {hf.hidden_act!r}; only 'silu' is supported")
+        mixture = kind == "qwen3_moe" and hf.num_experts > 0
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                     "num_key_value_heads", "max_position_embeddings",
+                     *("num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step") * mixture):
+            if getattr(hf, name) < 1:
+                raise ModelError(f"{where}: {name} is {getattr(hf, name)}; it must be at least 1")
+        H, K = hf.num_attention_heads, hf.num_key_value_heads
+        if H % K:
+            raise ModelError(f"{where}: num_attention_heads ({H}) is not a multiple of num_key_value_heads ({K})")
+        if mixture and hf.num_experts_per_tok > hf.num_experts:
+            raise ModelError(f"{where}: num_experts_per_tok ({hf.num_experts_per_tok}) is more than num_experts "
+                             f"({hf.num_experts})")
+        attention_bias = bool(getattr(hf, "attention_bias", False))
+        return ModelConfig(
+            vocab_size=hf.vocab_size, hidden_size=hf.hidden_size, intermediate_size=hf.intermediate_size,
+            num_hidden_layers=hf.num_hidden_layers, num_attention_heads=H, num_key_value_heads=K,
+            head_dim=getattr(hf, "head_dim", None) or hf.hidden_size // H, rms_norm_eps=hf.rms_norm_eps,
+            rope_theta=float(rope["rope_theta"]), tie_word_embeddings=bool(hf.tie_word_embeddings),
+            yarn=Yarn.from_json(rope, where) if rope.get("rope_type") == "yarn" else None,
+            max_position_embeddings=hf.max_position_embeddings,
+            initializer_range=hf.initializer_range, qkv_bias=kind == "qwen2" or attention_bias,
+            o_bias=kind != "qwen2" and attention_bias, qk_norm=kind != "qwen2",
+            num_experts=hf.num_experts if mixture else 0, num_experts_per_tok=hf.num_experts_per_tok if mixture else 0,
+            moe_intermediate_size=hf.moe_intermediate_size if mixture else 0,
+            norm_topk_prob=mixture and bool(hf.norm_topk_prob),
+            dense_layers=tuple(i for i in range(hf.num_hidden_layers)
+                               if i in hf.mlp_only_layers or (i + 1) % hf.decoder_sparse_step) if mixture else (),
+            source=source)
+
+    def is_mixture(self, layer: int) -> bool:
+        """Whether this layer has experts instead of an MLP."""
+        return self.num_experts > 0 and layer not in self.dense_layers
+
+    @property
+    def window(self) -> int:
+        """Tokens of the longest input: what the model was trained with, or what YaRN stretches that to."""
+        stretched = int(self.yarn.factor * self.yarn.original_max_position_embeddings) if self.yarn else 0
+        return max(self.max_position_embeddings, stretched)
+
+    def require_window(self, tokens: int) -> None:
+        """Raises ModelError for inputs of more tokens than the window, with the line of config.json that would let
+        them in. Of windows like 40,960 YaRN's own is the power of two below: Qwen adds room for answers to it."""
+        if tokens <= self.window:
+            return
+        original = self.yarn.original_max_position_embeddings if self.yarn else 2 ** int(
+            math.log2(self.max_position_embeddings))
+        rope = {"rope_type": "yarn", "factor": float(-(-tokens // original)),
+                "original_max_position_embeddings": original}
+        new = "rope_parameters" in self.source                                 # transformers 5; 4 has rope_scaling
+        line = {"rope_parameters": {"rope_theta": self.rope_theta, **rope}} if new else {"rope_scaling": rope}
+        raise ModelError(f"inputs of {tokens} tokens are longer than the model's window of {self.window}: give shorter "
+                         "ones (--max-prompt-tokens, --max-new-tokens), or stretch the window by YaRN: in the model's "
+                         f"config.json, {json.dumps(line)[1:-1]}")
+
+
+def is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
