@@ -30,7 +30,9 @@ HEALTH = (("groups that agree: they teach nothing", "share of groups", "frac_rew
           ("entropy", "nats per token", "entropy"),
           ("hard examples of earlier phases", "share of the batch", "retro/frac"),
           ("sampler against trainer", "largest log-prob difference", "rollout_gap"),
-          ("left open by the judge", "share of its questions", "judge/error_rate"))
+          ("left open by the judge", "share of its questions", "judge/error_rate"),
+          ("busiest expert of a layer", "times the even share", "experts/max_load"))
+NOT_ALWAYS = ("judge/error_rate", "experts/max_load")          # panels for runs that have one
 PATTERNS = (("grounding", "quotes per answer", "patterns/grounding"),
             ("subgoals", "times per answer", "patterns/subgoal"),
             ("backtracking", "times per answer", "patterns/backtracking"),

@@ -34,7 +34,7 @@ def of_runs(groups: Groups, directory: Path) -> list[Path]:
     if not any(series.has(group, "reward") for group in groups.values()):
         return [of_metrics(groups, numbers(groups), directory / "metrics.png")]
     made = [figures.dynamics(groups, directory / "dynamics.png"), figures.lengths(groups, directory / "length.png"),
-            figures.panels(groups, [spec for spec in figures.HEALTH if spec[2] != "judge/error_rate" or any(
+            figures.panels(groups, [spec for spec in figures.HEALTH if spec[2] not in figures.NOT_ALWAYS or any(
                 series.has(group, spec[2]) for group in groups.values())], directory / "health.png"),
             figures.time(groups, directory / "time.png")]
     if any(series.has(group, key) for group in groups.values() for _, _, key in figures.PATTERNS):
