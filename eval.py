@@ -30,7 +30,7 @@ from typing import Literal
 
 import torch
 
-from nanoqwenlong import checkpoint, data, evaluate, parallel, report, run, schemas, toy
+from nanoqwenlong import checkpoint, data, evaluate, parallel, presets, report, run, schemas, toy
 from nanoqwenlong.architecture import ModelError
 from nanoqwenlong.config import ConfigError, as_json, at_least, rising
 from nanoqwenlong.generate import Generator
@@ -76,8 +76,7 @@ class Config:
     threads: int = 1
 
 
-PRESETS = {"paper": dict(temperature=0.7, top_p=0.95, max_prompt_tokens=120000, max_new_tokens=10000,
-                         lengths=(20000, 60000, 120000))}
+PRESETS = presets.EVAL
 SETTINGS = ("task", "samples", "temperature", "top_p", "max_new_tokens", "max_prompt_tokens", "seed")
 OUTPUTS = ("settings.json", "answers.jsonl", "results.json", "table.md")       # in --out
 MAX_UNSCORABLE = 0.25                   # of all answers; above it a judge's accuracy is none

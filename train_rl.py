@@ -29,7 +29,7 @@ from typing import Literal
 
 import torch
 
-from nanoqwenlong import curriculum, data, dynamics, evaluate, group_pass, grpo, optim, parallel, run, toy
+from nanoqwenlong import curriculum, data, dynamics, evaluate, group_pass, grpo, optim, parallel, presets, run, toy
 from nanoqwenlong.config import ConfigError, at_least, rising
 from nanoqwenlong.doctor import Doctor
 from nanoqwenlong.generate import Generator
@@ -120,14 +120,7 @@ class Config:
     dry_run: bool = False               # one whole step, nothing kept
 
 
-PRESETS = {"paper": dict(phase_lengths=(20000, 60000), phase_steps=(50, 50), prompts_per_step=128, updates_per_step=4,
-                         learning_rate=2e-6, weight_decay=0.01, warmup_steps=0, clip_high=0.2, temperature=0.7,
-                         max_new_tokens=10000, max_prompt_tokens=60000, kv_blocks=40000, retro_hard_below=0.0,
-                         max_refills=9, overlong_buffer=1000, checkpointing=True),
-           "golongrl": dict(phase_lengths=(163840,), phase_steps=(1000,), prompts_per_step=128, group_size=16,
-                            learning_rate=2e-6, weight_decay=0.1, dual_clip=3.0, max_new_tokens=16384,
-                            max_prompt_tokens=163840, kv_blocks=60000, max_refills=9, advantages="tmn_reweight",
-                            loss="grpo", checkpointing=True)}
+PRESETS = presets.RL
 HEADLINE = ("phase", "reward", "judge/error_rate", "frac_reward_zero_std", "entropy", "completions/clipped_ratio",
             "completions/mean_length", "grad_norm", "retro/frac", "step_time")
 MAX_UNJUDGED_STEPS = 3

@@ -23,7 +23,7 @@ from typing import Literal
 
 import torch
 
-from nanoqwenlong import data, dynamics, evaluate, group_pass, optim, parallel, run, toy
+from nanoqwenlong import data, dynamics, evaluate, group_pass, optim, parallel, presets, run, toy
 from nanoqwenlong.config import at_least
 from nanoqwenlong.curriculum import epoch_order
 from nanoqwenlong.generate import Generator
@@ -84,8 +84,7 @@ class Config:
     dry_run: bool = False               # one whole step, nothing kept
 
 
-PRESETS = {"nano-base": dict(model="new", toy_examples=0, toy_pages=12000, steps=1500, learning_rate=6e-3,
-                             final_fraction=0.2, eval_every=0)}
+PRESETS = presets.SFT
 HEADLINE = ("loss", "eval/acc", "grad_norm", "learning_rate", "tokens_per_s")
 
 

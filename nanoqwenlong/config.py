@@ -12,6 +12,7 @@ win over presets.
 import difflib
 import inspect
 import json
+import textwrap
 import typing
 from dataclasses import asdict, fields
 
@@ -110,11 +111,17 @@ def rising(config, name: str) -> None:
 
 
 def manual(config_class, presets: dict[str, dict]) -> str:
-    """The module's docstring, the dataclass as it stands in the source, and the presets."""
+    """The module's docstring, the dataclass as it stands in the source, and the presets: of one that has all settings
+    of an earlier one, what it has besides."""
     module = inspect.getmodule(config_class)
     lines = [(module.__doc__ or "").strip(), "", inspect.getsource(config_class).rstrip()]
-    for name, settings in presets.items():
-        lines += ["", f"--preset {name}:  " + "  ".join(f"--{k.replace('_', '-')} {v}" for k, v in settings.items())]
+    for place, (name, settings) in enumerate(presets.items()):
+        base = next((other for other in list(presets)[:place] if presets[other].keys() <= settings.keys()), None)
+        told = {key: value for key, value in settings.items() if base is None or presets[base].get(key) != value}
+        text = "  ".join(" ".join(flag_words(key, value)).replace(" ", "\0") for key, value in told.items())
+        text = textwrap.fill(f"--preset {name}:  {f'as {base}, and  ' if base else ''}{text}", 120,
+                             subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        lines += ["", text.replace("\0", " ")]                  # a flag and its value stay on one line
     return "\n".join(lines)
 
 
@@ -130,13 +137,18 @@ def flags(config) -> list[str]:
     >>> flags(Config(data=("x", "y"), fast=True))
     ['--data', 'x', 'y', '--fast']
     """
-    words = []
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if value != field.default and field.name != "preset":
-            words.append("--" + field.name.replace("_", "-"))
-            words += map(str, value) if isinstance(value, tuple) else [] if value is True else [str(value)]
-    return words
+    given = [field.name for field in fields(config) if getattr(config, field.name) != field.default]
+    return [word for name in given if name != "preset" for word in flag_words(name, getattr(config, name))]
+
+
+def flag_words(name: str, value) -> list[str]:
+    """The command-line words that set one field.
+
+    >>> flag_words("phase_lengths", (20000, 60000))
+    ['--phase-lengths', '20000', '60000']
+    """
+    return ["--" + name.replace("_", "-"),
+            *(map(str, value) if isinstance(value, tuple) else [] if value is True else [str(value)])]
 
 
 def as_json(config) -> dict:

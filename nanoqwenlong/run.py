@@ -35,6 +35,7 @@ from .curriculum import CurriculumError
 from .generate import NaNLogits, SamplingError
 from .kvcache import OutOfBlocks, blocks_for
 from .log import FILES, Log, progress, tell
+from .presets import SOURCES
 from .records import DataError
 from .weights import read_json, write_json
 
@@ -98,9 +99,14 @@ def exit_code(error: BaseException | None) -> int:
 
 
 def sentence(error: BaseException) -> str:
-    """What is told of an error."""
+    """What is told of an error; of a released model that is not there, also how to fetch it."""
     if isinstance(error, OSError):
-        return parallel.reason(error)
+        told = parallel.reason(error)
+        for source in SOURCES.values():
+            place = f"models/{source.split('/')[1]}"
+            if isinstance(error, FileNotFoundError) and place in told.replace(":", "").split():
+                told += f"; to fetch it: hf download {source} --local-dir {place}"
+        return told
     return str(error) or ("interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__)
 
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     ["config", "records", "parallel", "log", "kvcache", "curriculum", "architecture", "answers", "math_worker",
-     "doctor"],
+     "doctor", "presets"],
     ["metrics", "weights", "schedule", "attention", "grpo", "optim", "http_judge"],
     ["rewards", "tokenizer", "model", "paged", "patterns"],
     ["schemas", "toy", "group_pass", "generate", "checkpoint", "evaluate"],

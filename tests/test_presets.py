@@ -1,0 +1,234 @@
+"""The presets: settings that the scripts take, the papers' figures, and the papers' models in their real size, on the
+meta device: no weights, no memory."""
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+import eval as eval_script
+import train_rl
+import train_sft
+from nanoqwenlong import config, parallel, presets, run, weights
+from nanoqwenlong.model import Qwen
+from nanoqwenlong.weights import ModelConfig
+from ranks import ranks
+
+SCRIPTS = {"train_rl": train_rl, "train_sft": train_sft, "eval": eval_script}
+EVERY = [(script, preset) for script, module in SCRIPTS.items() for preset in module.PRESETS]
+MODELS = sorted(presets.MODELS)
+PARAMETERS = {"r1-distill-qwen-14b": 14_770_033_664, "r1-distill-qwen-32b": 32_763_876_352, "qwen2.5-7b": 7_615_616_512,
+              "qwen2.5-1.5b": 1_543_714_304, "qwen3-4b": 4_022_468_096, "qwen3-30b-a3b": 30_532_122_624}
+STRETCHED = {"qwen2.5-1.5b", "qwen2.5-7b"}                      # windows of 32,768 that need YaRN
+
+
+def read(script: str, *words: str):
+    return config.parse(SCRIPTS[script].Config, list(words), SCRIPTS[script].PRESETS)
+
+
+# Settings
+
+@pytest.mark.parametrize("script, preset", EVERY)
+def test_a_preset_is_what_its_flags_would_be(script, preset):
+    """Every key is a setting, every value of its type, and not what the setting is anyway but for the papers' sake."""
+    found = read(script, "--preset", preset)
+    spelled = read(script, *config.flags(found))
+    for field in fields(found):
+        one, other = getattr(found, field.name), getattr(spelled, field.name)
+        assert field.name == "preset" or (one, type(one)) == (other, type(other)), field.name
+
+
+@pytest.mark.parametrize("script, preset", [case for case in EVERY if case[1] != "nano-base"])
+def test_the_script_agrees_with_a_preset_and_says_how_to_fetch_its_model(script, preset, tmp_path, monkeypatch, capsys):
+    """All checks of settings come before the first look at the model, which is not there."""
+    monkeypatch.chdir(tmp_path)
+    module = SCRIPTS[script]
+    words = ["--preset", preset, "--device", "cpu", "--toy-examples", "8"]
+    assert run.start(module.main, module.Config, module.PRESETS, words) == run.MISSING_INPUT
+    said, source = capsys.readouterr().err, presets.SOURCES.get(preset)
+    assert said.count("\n") == 1 and ("hf download" in said) == bool(source)
+    if source:
+        folder = "models/" + source.rpartition("/")[2]
+        assert said.endswith(f"; to fetch it: hf download {source} --local-dir {folder}\n")
+        assert read(script, "--preset", preset).model in (folder, (folder,))
+
+
+@pytest.mark.parametrize("told, fetch", [
+    ("models/Qwen2.5-7B-Instruct: the model's directory is not there", True),
+    ("models/Qwen2.5-7B-Instruct-mine is not a model directory", False),
+    ("mine/models/Qwen2.5-7B-Instruct is not a model directory", False)])
+def test_only_what_a_preset_names_is_said_to_be_fetched(told, fetch):
+    assert ("hf download Qwen/Qwen2.5-7B-Instruct" in run.sentence(FileNotFoundError(told))) == fetch
+    assert "hf download" not in run.sentence(PermissionError(told))
+
+
+@pytest.mark.parametrize("preset", ["paper", "r1-distill-qwen-14b", "r1-distill-qwen-32b", "qwen2.5-1.5b", "qwen2.5-7b"])
+def test_the_figures_of_qwenlong_l1(preset):
+    rl, small = read("train_rl", "--preset", preset), preset.startswith("qwen2.5")
+    assert (rl.prompts_per_step, rl.updates_per_step, rl.max_new_tokens) == ((32, 1, 4096) if small else (128, 4, 10000))
+    assert rl.prompts_per_step // rl.updates_per_step == 32
+    assert (rl.group_size, rl.learning_rate, rl.warmup_steps, rl.weight_decay) == (8, 2e-6, 0, 0.01)
+    assert (rl.phase_lengths, rl.max_prompt_tokens, rl.retro_hard_below) == ((20000, 60000), 60000, 0.0)
+    assert (rl.temperature, rl.top_p, rl.clip_low, rl.clip_high, rl.dual_clip) == (0.7, 1.0, 0.2, 0.2, 0.0)
+    assert (rl.loss, rl.advantages, rl.overlong_buffer, rl.max_refills) == ("dapo", "grpo", 1000, 9)
+    assert (rl.kl_coef, rl.entropy_coef, rl.max_grad_norm, rl.checkpointing) == (0.0, 0.0, 1.0, True)
+    asked = read("eval", "--preset", preset)
+    assert (asked.temperature, asked.top_p, asked.max_prompt_tokens, asked.max_new_tokens) == (0.7, 0.95, 120000, 10000)
+    if preset != "paper":
+        sft = read("train_sft", "--preset", preset)
+        assert (sft.batch_size, sft.learning_rate, sft.max_prompt_tokens) == (128, 5e-6, 20000)
+        assert sft.steps == -(-3 * 5305 // 128) == 125
+        assert (sft.warmup_steps, sft.final_fraction, sft.eval_every, sft.device) == (0, 1.0, 0, "cuda")
+
+
+@pytest.mark.parametrize("preset", ["golongrl", "qwen3-4b", "qwen3-30b-a3b"])
+def test_the_figures_of_golongrl(preset):
+    rl = read("train_rl", "--preset", preset)
+    assert (rl.prompts_per_step, rl.updates_per_step, rl.group_size) == (128, 1, 16)
+    assert (rl.learning_rate, rl.warmup_steps, rl.weight_decay, rl.max_grad_norm) == (2e-6, 5, 0.1, 1.0)
+    assert (rl.phase_lengths, rl.max_prompt_tokens, rl.max_new_tokens) == ((163840,), 163840, 16384)
+    assert (rl.temperature, rl.top_p, rl.clip_low, rl.clip_high, rl.dual_clip) == (1.0, 1.0, 0.2, 0.28, 3.0)
+    assert (rl.loss, rl.overlong_buffer, rl.kl_coef, rl.entropy_coef) == ("grpo", 0, 0.0, 0.0)
+    assert rl.advantages == ("grpo" if preset == "qwen3-30b-a3b" else "tmn_reweight")
+    assert preset not in presets.SFT
+    if preset != "golongrl":
+        asked = read("eval", "--preset", preset)
+        assert (asked.temperature, asked.top_p, asked.max_new_tokens) == (0.7, 0.95, 51200)
+        assert asked.max_prompt_tokens + asked.max_new_tokens == 182272
+
+
+@pytest.mark.parametrize("name, gpus, limit, gigabytes", [
+    ("r1-distill-qwen-14b", 8, 141, (63, 30, 22)), ("r1-distill-qwen-32b", 8, 141, (59, 66, 0)),
+    ("qwen2.5-1.5b", 1, 80, (18, 3, 19)), ("qwen2.5-7b", 8, 80, (37, 15, 11)),
+    ("qwen3-4b", 8, 141, (94, 8, 6)), ("qwen3-30b-a3b", 8, 141, (50, 61, 0))])
+def test_a_rollout_fits_on_the_machine_that_a_preset_is_for(name, gpus, limit, gigabytes):
+    """The cache holds the longest prompt with an answer, and lies beside the whole weights in bfloat16 and, unless they
+    are offloaded, this GPU's share of float32 weights and the optimizer's two moments."""
+    c, rl, asked = presets.MODELS[name], read("train_rl", "--preset", name), read("eval", "--preset", name)
+    head_dim = c.get("head_dim", c["hidden_size"] // c["num_attention_heads"])
+    per_token = 2 * 2 * c["num_hidden_layers"] * c["num_key_value_heads"] * head_dim
+    share = 0 if rl.offload else 12 * PARAMETERS[name] / gpus
+    found = rl.kv_blocks * rl.block_size * per_token, 2 * PARAMETERS[name], share
+    assert tuple(round(size / 1e9) for size in found) == gigabytes and sum(found) < 0.97 * limit * 1e9
+    for cfg in (rl, asked):
+        assert cfg.max_prompt_tokens + cfg.max_new_tokens <= cfg.kv_blocks * cfg.block_size
+    assert asked.kv_blocks == rl.kv_blocks
+
+
+def test_every_model_has_its_presets():
+    assert set(presets.MODELS) == set(presets.SOURCES) == set(presets.RL) - {"paper", "golongrl"} == set(
+        presets.EVAL) - {"paper"}
+    assert set(presets.SFT) == {"nano-base", *(name for name in MODELS if not name.startswith("qwen3"))}
+
+
+# Models in their real size
+
+def released(name: str, yarn: bool = False, spelling: int = 4) -> dict:
+    """config.json of a released model, as transformers 4 writes it or as 5 does."""
+    from transformers import AutoConfig
+    source = {**presets.MODELS[name], "rope_scaling": dict(presets.YARN) if yarn else None}
+    return source if spelling == 4 else AutoConfig.for_model(**source).to_dict()
+
+
+def on_meta(source: dict) -> Qwen:
+    with torch.device("meta"):
+        return Qwen(ModelConfig.from_json(source, "config.json")).bfloat16()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_has_the_names_and_shapes_that_transformers_gives_it(name):
+    from transformers import AutoConfig, AutoModelForCausalLM
+    source = released(name)
+    with torch.device("meta"):
+        theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**source))
+    ours = on_meta(source)
+    assert type(theirs).__name__ == source["architectures"][0]
+    assert {name: tuple(x.shape) for name, x in ours.state_dict().items()} == {
+        name: tuple(x.shape) for name, x in theirs.state_dict().items()}
+    assert sum(p.numel() for p in ours.parameters()) == PARAMETERS[name]      # a tied head counts once
+
+
+@pytest.mark.parametrize("yarn", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_config_comes_back_as_it_was_in_either_spelling(name, yarn, tmp_path):
+    from transformers import AutoConfig
+    configs, theirs = [], []
+    for spelling in (4, 5):
+        configs.append(ModelConfig.from_json(released(name, yarn, spelling), "config.json"))
+        weights.write(tmp_path, {"x": torch.zeros(1, dtype=torch.bfloat16)}, configs[-1])
+        configs.append(weights.read_config(tmp_path))
+        assert configs[-1].source == {"dtype": "bfloat16", **configs[-2].source}
+        theirs += [AutoConfig.from_pretrained(tmp_path).to_dict()]
+    assert all(replace(c, source={}) == replace(configs[0], source={}) for c in configs)
+    theirs += [AutoConfig.for_model(**released(name, yarn)).to_dict()]
+    for found in theirs:
+        found.pop("_name_or_path", None)
+    assert theirs[0] == theirs[1] == theirs[2]
+    rope = {"rope_type": "default", **(presets.YARN if yarn else {}), "rope_theta": presets.MODELS[name]["rope_theta"]}
+    assert theirs[0]["rope_parameters"] == rope and configs[0].rope_theta == rope["rope_theta"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_presets_lengths_fit_into_the_window(name):
+    """As released, or with the line that presets.py, README and the sentence of refusal give."""
+    plain, stretched = (ModelConfig.from_json(released(name, yarn), "config.json") for yarn in (False, True))
+    for script in ("train_rl", "eval"):
+        cfg = read(script, "--preset", name)
+        tokens = cfg.max_prompt_tokens + cfg.max_new_tokens
+        assert (tokens > plain.window) == (name in STRETCHED)
+        if name in STRETCHED:
+            assert tokens <= stretched.window == 131072
+            with pytest.raises(weights.ModelError, match='"rope_scaling": {"rope_type": "yarn", "factor": '):
+                plain.require_window(tokens)
+    assert name in STRETCHED or plain.window == presets.MODELS[name]["max_position_embeddings"]
+
+
+def sharded(name: str, num_layers: int, rank: int, size: int) -> dict[str, list]:
+    """{parameter: shape of this rank's rows} of a released model, `num_layers` deep, on one of `size` ranks that are
+    not there."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+    model = on_meta({**released(name), "num_hidden_layers": num_layers})
+    torch.distributed.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
+    try:
+        parallel.shard(model, model.model.layers, torch.bfloat16, replicas=1)
+        assert all(map(parallel.is_sharded, model.parameters()))
+        return {name: list(parallel.local(p).shape) for name, p in model.named_parameters()}
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def child(tmp_path_factory):
+    """A process of its own: none of its process groups comes back here."""
+    with ranks(1, tmp_path_factory.mktemp("child") / "ranks") as found:
+        yield found
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("num_layers", [1, pytest.param(0, marks=pytest.mark.full)])          # 0: all of them
+def test_a_model_is_sharded_by_rows_over_eight_ranks(name, num_layers, child):
+    """Every tensor: the ranks' rows are all rows, none twice, as torch.chunk cuts them; a fused one by expert."""
+    num_layers = num_layers or presets.MODELS[name]["num_hidden_layers"]
+    whole = {key: p.shape for key, p in on_meta({**released(name), "num_hidden_layers": num_layers}).named_parameters()}
+    shares = [child.call(sharded, name=name, num_layers=num_layers, rank=rank, size=8)[0] for rank in range(8)]
+    for key, shape in whole.items():
+        rows = [chunk.shape[0] for chunk in torch.empty(shape[0], device="meta").chunk(8)]
+        rows += [0] * (8 - len(rows))
+        assert [share[key] for share in shares] == [[num, *shape[1:]] for num in rows], key
+        if ".experts." in key:
+            assert rows == [16] * 8 and shape[0] == 128
+    assert set().union(*shares) == set(whole) and not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_rank_holds_an_eighth_of_the_whole_model(name, child):
+    share, = child.call(sharded, name=name, num_layers=presets.MODELS[name]["num_hidden_layers"], rank=5, size=8)
+    held = sum(torch.Size(shape).numel() for shape in share.values())
+    assert held == pytest.approx(PARAMETERS[name] / 8, rel=1e-4)
+
+
+def test_presets_are_data():
+    """What JSON can say, but for tuples."""
+    for table in (presets.MODELS, presets.RL, presets.SFT, presets.EVAL, presets.SOURCES, presets.YARN):
+        json.dumps(table)
