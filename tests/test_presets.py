@@ -158,7 +158,7 @@ def test_a_config_comes_back_as_it_was_in_either_spelling(name, yarn, tmp_path):
         configs.append(ModelConfig.from_json(released(name, yarn, spelling), "config.json"))
         weights.write(tmp_path, {"x": torch.zeros(1, dtype=torch.bfloat16)}, configs[-1])
         configs.append(weights.read_config(tmp_path))
-        assert configs[-1].source == {"dtype": "bfloat16", **configs[-2].source}
+        assert configs[-1].source == configs[-2].source
         theirs += [AutoConfig.from_pretrained(tmp_path).to_dict()]
     assert all(replace(c, source={}) == replace(configs[0], source={}) for c in configs)
     theirs += [AutoConfig.for_model(**released(name, yarn)).to_dict()]
