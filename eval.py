@@ -43,7 +43,8 @@ from nanoqwenlong.weights import read_config, read_json
 
 @dataclass(frozen=True)
 class Config:
-    preset: str = ""                    # paper: how QwenLong-L1 is evaluated
+    preset: str = ""                    # a named set of departures from these defaults, listed below; paper: how
+                                        # QwenLong-L1 is evaluated; a model's: also which, from models/ (presets.py)
     model: tuple[str, ...] = ("assets/nano-base", "assets/nano-sft")    # Hugging Face directories, a row each
     data: tuple[str, ...] = ()          # JSONL, JSON or parquet files, also benchmarks as they are released
                                         # (schemas.py); none: the toy task's held-out documents

@@ -11,7 +11,10 @@ normaliser counts the tokens of the whole update; difficulty has a floor; one up
 
     python train_rl.py --name my-rl                                  the tiny warmed-up model of assets/, on a CPU
     python train_rl.py --preset paper --model DIR --data train.parquet --judge http://localhost:8000/v1 --device cuda
-    torchrun --standalone --nproc_per_node=8 train_rl.py --preset paper --model DIR --data train.jsonl --device cuda
+    torchrun --standalone --nproc_per_node=8 train_rl.py --preset r1-distill-qwen-14b --data train.jsonl
+
+A preset that names a model reads it from models/, where `hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-14B
+--local-dir models/DeepSeek-R1-Distill-Qwen-14B` puts it. nanoqwenlong/presets.py has the source of each setting.
 
 Whatever ends a run, the same command goes on with it.
 """

@@ -9,7 +9,10 @@ Departure from the paper: with held-out examples the run stops by itself once th
     python train_sft.py --name my-sft                                      the toy task, on one CPU core
     python train_sft.py --preset nano-base --name my-base                  pretrains the tiny base from random weights
     python train_sft.py --model DIR --data train.jsonl --heldout heldout.jsonl --learning-rate 5e-6
-    torchrun --standalone --nproc_per_node=8 train_sft.py --model DIR --data train.jsonl --device cuda
+    torchrun --standalone --nproc_per_node=8 train_sft.py --preset r1-distill-qwen-14b --data train.jsonl
+
+A preset that names a model reads it from models/, where `hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-14B
+--local-dir models/DeepSeek-R1-Distill-Qwen-14B` puts it. nanoqwenlong/presets.py has the source of each setting.
 
 Whatever ends a run, the same command goes on with it.
 """

@@ -12,8 +12,8 @@
 #            that are not in it (docs/evaluation.md)
 #
 # Each may be left out. Answers are kept in OUT (runs/benchmarks) as they come; the same command goes on after a stop,
-# and with another JUDGE scores them again without sampling. Models with a window of 32,768 need YaRN for longer
-# prompts, which is not here yet. Not run yet with models of that size: no GPU has been at hand.
+# and with another JUDGE scores them again without sampling. Models with a window of 32,768 need YaRN in their
+# config.json for longer prompts (README.md). Not run yet with models of that size: no GPU has been at hand.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} ranks=${RANKS:-1}

@@ -6,14 +6,14 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from ranks import ranks
 
 import eval as eval_script
 import train_rl
 import train_sft
 from nanoqwenlong import config, parallel, presets, run, weights
+from nanoqwenlong.architecture import ModelConfig, ModelError
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.weights import ModelConfig
-from ranks import ranks
 
 SCRIPTS = {"train_rl": train_rl, "train_sft": train_sft, "eval": eval_script}
 EVERY = [(script, preset) for script, module in SCRIPTS.items() for preset in module.PRESETS]
@@ -128,7 +128,7 @@ def released(name: str, yarn: bool = False, spelling: int = 4) -> dict:
     """config.json of a released model, as transformers 4 writes it or as 5 does."""
     from transformers import AutoConfig
     source = {**presets.MODELS[name], "rope_scaling": dict(presets.YARN) if yarn else None}
-    return source if spelling == 4 else AutoConfig.for_model(**source).to_dict()
+    return source if spelling == 4 else json.loads(AutoConfig.for_model(**source).to_json_string())
 
 
 def on_meta(source: dict) -> Qwen:
@@ -179,7 +179,7 @@ def test_the_presets_lengths_fit_into_the_window(name):
         assert (tokens > plain.window) == (name in STRETCHED)
         if name in STRETCHED:
             assert tokens <= stretched.window == 131072
-            with pytest.raises(weights.ModelError, match='"rope_scaling": {"rope_type": "yarn", "factor": '):
+            with pytest.raises(ModelError, match='"rope_scaling": {"rope_type": "yarn", "factor": '):
                 plain.require_window(tokens)
     assert name in STRETCHED or plain.window == presets.MODELS[name]["max_position_embeddings"]
 

@@ -56,7 +56,8 @@ def commands(tmp_path: Path, recipe: str, *words: str, code: int = 0, **variable
 
 @pytest.mark.parametrize("recipe, ranks, variables", [
     ("cpu.sh", 0, {}), ("cpu.sh", 2, {"RANKS": "2"}), ("one_gpu.sh", 0, {}),
-    ("one_gpu.sh", 0, {"OFFLOAD": "1"}), ("eight_gpus.sh", 8, {}), ("slurm_multinode.sbatch", 8, {})])
+    ("one_gpu.sh", 0, {"OFFLOAD": "1"}), ("eight_gpus.sh", 8, {}), ("slurm_multinode.sbatch", 8, {}),
+    ("eight_gpus.sh", 8, {"MODEL": "", "PRESET": "qwen2.5-7b", "KV_BLOCKS": "99"})])
 def test_every_command_of_a_recipe_has_flags_that_exist(tmp_path, recipe, ranks, variables):
     done, calls = commands(tmp_path, recipe, **variables)
     assert done.returncode == 0, done.stderr
@@ -74,7 +75,15 @@ def test_every_command_of_a_recipe_has_flags_that_exist(tmp_path, recipe, ranks,
         "train_sft.py", "train_rl.py", "eval.py"] if recipe == "cpu.sh" else ["eval.py", "train_rl.py", "eval.py"])
     rl = next(cfg for name, cfg in found if name == "train_rl.py")
     if recipe != "cpu.sh":
-        assert rl.preset == "paper" and rl.learning_rate == 2e-6 and rl.phase_lengths == (20000, 60000)
+        assert rl.preset == variables.get("PRESET", {
+            "one_gpu.sh": "qwen2.5-1.5b", "eight_gpus.sh": "r1-distill-qwen-14b",
+            "slurm_multinode.sbatch": "r1-distill-qwen-32b"}[recipe])
+        assert (rl.kv_blocks == 99) == ("KV_BLOCKS" in variables)
+        assert rl.learning_rate == 2e-6 and rl.phase_lengths == (20000, 60000)
+        assert all(getattr(cfg, "offload", False) == ("slurm" in recipe or "OFFLOAD" in variables)
+                   for name, cfg in found if name != "eval.py")
+        assert found[0][1].model == ("models/Qwen2.5-7B-Instruct" if variables.get("MODEL") == "" else "m")
+        assert all(cfg.preset == rl.preset for _, cfg in found)
         assert rl.device == "cuda" and rl.checkpointing
     if recipe in ("one_gpu.sh", "eight_gpus.sh"):
         sft = next(cfg for name, cfg in found if name == "train_sft.py")
