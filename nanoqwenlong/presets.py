@@ -6,7 +6,7 @@ calculated, not measured) is for the machine in its heading; flags win over it. 
 
     paper       QwenLong-L1, arXiv 2505.17667: section, table or equation
     script      its released scripts/rl_4nodes_dapo.sh, with the defaults of the trainer below it
-    GoLongRL    arXiv 2605.19577, as released: examples/GoLongRL/qwen3-4B-tmn-reweight.sh, evalscope's settings
+    GoLongRL    arXiv 2605.19577, as released: examples/GoLongRL/qwen3-4B-tmn-reweight.sh, and its evaluation
     ours        they do not tell, or it is about the machine
     (*)         departs from them, for the reason told
 """
@@ -119,7 +119,7 @@ RL = {
         QWENLONG_L1, **LARGE,
         model="models/DeepSeek-R1-Distill-Qwen-14B",  # paper 3.2, there after SFT: then --model the last checkpoint
         kv_blocks=20000),               # ours: 63 GB beside 30 of weights and 22 of masters and optimizer
-    "r1-distill-qwen-32b": dict(                    # 8 GPUs of 141 GB, or nodes of them (recipes/slurm_multinode.sbatch)
+    "r1-distill-qwen-32b": dict(                    # 8 GPUs of 141 GB, or nodes of them (slurm_multinode.sbatch)
         QWENLONG_L1, **LARGE, **OFFLOADED,
         model="models/DeepSeek-R1-Distill-Qwen-32B",  # paper 3.2; the script trains it without SFT
         kv_blocks=14000),               # ours: 59 GB beside 66 of weights

@@ -63,10 +63,11 @@ def test_only_what_a_preset_names_is_said_to_be_fetched(told, fetch):
     assert "hf download" not in run.sentence(PermissionError(told))
 
 
-@pytest.mark.parametrize("preset", ["paper", "r1-distill-qwen-14b", "r1-distill-qwen-32b", "qwen2.5-1.5b", "qwen2.5-7b"])
+@pytest.mark.parametrize("preset", ["paper", *(name for name in MODELS if not name.startswith("qwen3"))])
 def test_the_figures_of_qwenlong_l1(preset):
     rl, small = read("train_rl", "--preset", preset), preset.startswith("qwen2.5")
-    assert (rl.prompts_per_step, rl.updates_per_step, rl.max_new_tokens) == ((32, 1, 4096) if small else (128, 4, 10000))
+    assert (rl.prompts_per_step, rl.updates_per_step) == ((32, 1) if small else (128, 4))
+    assert rl.max_new_tokens == (4096 if small else 10000)
     assert rl.prompts_per_step // rl.updates_per_step == 32
     assert (rl.group_size, rl.learning_rate, rl.warmup_steps, rl.weight_decay) == (8, 2e-6, 0, 0.01)
     assert (rl.phase_lengths, rl.max_prompt_tokens, rl.retro_hard_below) == ((20000, 60000), 60000, 0.0)

@@ -386,8 +386,8 @@ def test_what_is_unscorable_stays_in_the_denominator_and_is_left_out_of_a_diffic
 @pytest.mark.parametrize("preset", ["paper", "golongrl", "qwen2.5-1.5b", "qwen3-30b-a3b"])
 def test_every_kind_of_preset_makes_a_step(in_tmp, toy_directory, preset):
     """Made small where it is large; the model is not the one that it names."""
-    assert rl(toy_directory, "--preset", preset, "--device", "cpu", "--offload", "false", "--phase-lengths", 80, 200, "--kv-blocks", 512, "--overlong-buffer", 2,
-              "--max-refills", 1, "--dry-run") == 0
+    assert rl(toy_directory, "--preset", preset, "--device", "cpu", "--offload", "false", "--phase-lengths", 80, 200,
+              "--kv-blocks", 512, "--overlong-buffer", 2, "--max-refills", 1, "--dry-run") == 0
 
 
 def test_bad_rows_are_left_out_where_that_is_asked_for(in_tmp, toy_directory, capsys):
