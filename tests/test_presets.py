@@ -150,6 +150,19 @@ def test_a_model_has_the_names_and_shapes_that_transformers_gives_it(name):
     assert sum(p.numel() for p in ours.parameters()) == PARAMETERS[name]      # a tied head counts once
 
 
+def test_what_the_shapes_of_a_model_do_not_tell():
+    """Base of rope, epsilon of norms, window, tied head, query heads; experts of a token, shares that add up to 1."""
+    found = {name: ModelConfig.from_json(released(name), name) for name in MODELS}
+    assert {name: (c.rope_theta, c.rms_norm_eps, c.window, c.tie_word_embeddings, c.num_attention_heads)
+            for name, c in found.items()} == {
+        "r1-distill-qwen-14b": (1e6, 1e-5, 131072, False, 40), "r1-distill-qwen-32b": (1e6, 1e-5, 131072, False, 40),
+        "qwen2.5-1.5b": (1e6, 1e-6, 32768, True, 12), "qwen2.5-7b": (1e6, 1e-6, 32768, False, 28),
+        "qwen3-4b": (5e6, 1e-6, 262144, True, 32), "qwen3-30b-a3b": (1e7, 1e-6, 262144, False, 32)}
+    mixture = found.pop("qwen3-30b-a3b")
+    assert (mixture.num_experts, mixture.num_experts_per_tok, mixture.norm_topk_prob) == (128, 8, True)
+    assert mixture.dense_layers == () and all(c.num_experts == 0 for c in found.values())
+
+
 @pytest.mark.parametrize("yarn", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_config_comes_back_as_it_was_in_either_spelling(name, yarn, tmp_path):
@@ -194,6 +207,7 @@ def sharded(name: str, num_layers: int, rank: int, size: int) -> dict[str, list]
     try:
         parallel.shard(model, model.model.layers, torch.bfloat16, replicas=1)
         assert all(map(parallel.is_sharded, model.parameters()))
+        assert sum(hasattr(module, "unshard") for module in model.modules()) == num_layers + 1   # layer by layer
         return {name: list(parallel.local(p).shape) for name, p in model.named_parameters()}
     finally:
         torch.distributed.destroy_process_group()
@@ -227,6 +241,15 @@ def test_a_rank_holds_an_eighth_of_the_whole_model(name, child):
     share, = child.call(sharded, name=name, num_layers=presets.MODELS[name]["num_hidden_layers"], rank=5, size=8)
     held = sum(torch.Size(shape).numel() for shape in share.values())
     assert held == pytest.approx(PARAMETERS[name] / 8, rel=1e-4)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_manual_tells_every_preset_in_lines_that_fit(script):
+    module = SCRIPTS[script]
+    lines = config.manual(module.Config, module.PRESETS).splitlines()
+    assert max(map(len, lines)) <= 120
+    assert [line.split(":")[0] for line in lines if line.startswith("--preset ")] == [
+        f"--preset {name}" for name in module.PRESETS]
 
 
 def test_presets_are_data():
