@@ -148,6 +148,7 @@ class Generator:
             slots = torch.cat([self.cache.slots([table], start + len(ids))[0, start:] for ids, table, start in batch])
             for layer, (k, v) in enumerate(keys_values):
                 self.cache.write(layer, slots, k, v)
+            del keys_values, k, v                                              # or the next pass runs beside them
 
     def _decode(self, running, temperature: float, top_p: float) -> Iterator[tuple[Answer, int, float]]:
         """Feed each answer its last token: (answer, next token, its log-prob)."""
