@@ -32,7 +32,7 @@ from typing import Literal
 
 import torch
 
-from nanoqwenlong import curriculum, data, dynamics, evaluate, group_pass, grpo, optim, parallel, presets, run, toy
+from nanoqwenlong import curriculum, data, dynamics, evaluate, group_pass, grpo, optim, parallel, plan, presets, run, toy
 from nanoqwenlong.config import ConfigError, at_least, rising
 from nanoqwenlong.doctor import Doctor
 from nanoqwenlong.generate import Generator
@@ -172,13 +172,15 @@ def train(cfg: Config, this: run.Run) -> None:
         num_examples = len(sampler.members[phase.number])
         this.log.say(f"phase {phase.number}: {num_examples} examples of {phase.low + 1} to {phase.high} tokens, "
                      f"{phase.num_steps} steps of {min(cfg.prompts_per_step, num_examples)} x {cfg.group_size} answers")
+    this.log.say(plan.words(plan.of_run(cfg, model.config, max(len(e.prompt_ids) for e in examples.values()),
+                                        this.dtype.itemsize, parallel.size(), this.num_hosts)))
 
-    plan = [phase for phase in phases for _ in range(phase.num_steps)][:cfg.steps or None]
+    timeline = [phase for phase in phases for _ in range(phase.num_steps)][:cfg.steps or None]
     doctor, lengths = Doctor(), cfg.lengths or [phase.high for phase in phases]
     for values in this.log.steps():                                     # what a resumed run has said is not said again
         doctor.look(values)
-    for step in this.steps(len(plan), ends=set(accumulate(phase.num_steps for phase in phases))):
-        phase, batch, groups, texts, scores, wanted = plan[step - 1], [], [], [], [], cfg.prompts_per_step
+    for step in this.steps(len(timeline), ends=set(accumulate(phase.num_steps for phase in phases))):
+        phase, batch, groups, texts, scores, wanted = timeline[step - 1], [], [], [], [], cfg.prompts_per_step
         for refill in range(1 + cfg.max_refills):
             # 1. Roll out: this phase's examples and the hard ones kept from earlier phases, G answers each
             drawn = [examples[key] for key in sampler.draw(phase, wanted)]
@@ -210,7 +212,7 @@ def train(cfg: Config, this: run.Run) -> None:
         old, parts = old_logprobs(cfg, model, minibatches[1:], scoring), dynamics.parts_of(batch, lengths)
         kl = dynamics.kl_values(reference, groups, parts, **scoring)
         updates = []                                                    # of each its sums over tokens, its grad norm
-        learning_rate = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, len(plan))
+        learning_rate = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, len(timeline))
         for minibatch in filter(None, minibatches):
             weights, sums = grpo.token_weights(minibatch, ~rewards.isnan(), cfg.loss, cfg.max_new_tokens), Counter()
             ref = group_pass.logprobs_all(reference, minibatch, **scoring) if cfg.kl_coef else {}

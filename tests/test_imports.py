@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     ["config", "records", "parallel", "log", "kvcache", "curriculum", "architecture", "answers", "math_worker",
      "doctor", "presets"],
-    ["metrics", "weights", "schedule", "attention", "grpo", "optim", "http_judge"],
+    ["metrics", "weights", "schedule", "attention", "grpo", "optim", "http_judge", "plan"],
     ["rewards", "tokenizer", "model", "paged", "patterns"],
     ["schemas", "toy", "group_pass", "generate", "checkpoint", "evaluate"],
     ["data", "run", "judge", "report", "dynamics"],
