@@ -32,7 +32,8 @@ from typing import Literal
 
 import torch
 
-from nanoqwenlong import curriculum, data, dynamics, evaluate, group_pass, grpo, optim, parallel, plan, presets, run, toy
+from nanoqwenlong import (
+    curriculum, data, dynamics, evaluate, group_pass, grpo, optim, parallel, plan, presets, run, toy)
 from nanoqwenlong.config import ConfigError, at_least, rising
 from nanoqwenlong.doctor import Doctor
 from nanoqwenlong.generate import Generator
