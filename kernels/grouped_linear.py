@@ -10,8 +10,6 @@ nothing waits for the GPU and a CUDA graph can record it. Elsewhere it is a loop
 float64, and outside of bfloat16 it is itself a loop that waits.
 """
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
@@ -51,27 +49,24 @@ class GroupedLinear(torch.autograd.Function):
 
 def rows_plain(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """x (S, C), weight (E, C, N) -> (S, N)"""
-    out = x.new_empty(len(x), weight.shape[2])
-    for group, rows in groups(ends):
-        torch.mm(x[rows], weight[group], out=out[rows])
+    out, sizes = x.new_empty(len(x), weight.shape[2]), lengths(ends).tolist()
+    for size, rows, matrix, into in zip(sizes, x.split(sizes), weight, out.split(sizes)):
+        if size:
+            torch.mm(rows, matrix, out=into)
     return out
 
 
 def weights_plain(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
     """grad (S, N), x (S, C) -> (E, N, C), zero for an empty group"""
-    out = x.new_zeros(len(ends), grad.shape[1], x.shape[1])
-    for group, rows in groups(ends):
-        torch.mm(grad[rows].T, x[rows], out=out[group])
+    out, sizes = x.new_empty(len(ends), grad.shape[1], x.shape[1]), lengths(ends).tolist()
+    for rows, others, into in zip(grad.split(sizes), x.split(sizes), out):
+        torch.mm(rows.T, others, out=into)
     return out
 
 
-def groups(ends: Tensor) -> Iterator[tuple[int, slice]]:
-    """Each group that has rows, with these."""
-    start = 0
-    for group, end in enumerate(ends.tolist()):
-        if end > start:
-            yield group, slice(start, end)
-        start = end
+def lengths(ends: Tensor) -> Tensor:
+    """(E,): how many rows each group has."""
+    return torch.diff(ends, prepend=ends.new_zeros(1))
 
 
 def rows_grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -81,5 +76,5 @@ def rows_grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 def weights_grouped(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
     """weights_plain in one call. What an empty group gets is left to chance on some GPUs (pytorch issue 172439)."""
-    empty = torch.diff(ends, prepend=ends.new_zeros(1)) == 0                   # (E,)
-    return F.grouped_mm(grad.T, x, offs=ends.int()).masked_fill(empty[:, None, None], 0)
+    empty = (lengths(ends) == 0)[:, None, None]
+    return F.grouped_mm(grad.T, x, offs=ends.int()).masked_fill(empty, 0)

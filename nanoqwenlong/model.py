@@ -139,6 +139,34 @@ class Experts(nn.Module):
         return grouped_linear(F.silu(gate) * up * shares, self.down_proj, ends)
 
 
+class Spread(torch.autograd.Function):
+    """x (T, C) -> (T k, C): each token's row once for each of its pairs, in the pairs' `order` (T k,) by expert. place
+    (T, k): where in that order a token's pairs are. The gradient is `collected`, without the adding up in any order
+    that torch's own for an index does: faster, and the same bits every time on a GPU."""
+
+    @staticmethod
+    def forward(ctx, x, order, place):
+        ctx.save_for_backward(order, place)
+        return x.index_select(0, order // place.shape[1])
+
+    @staticmethod
+    def backward(ctx, grad):
+        return Collect.apply(grad, *ctx.saved_tensors), None, None
+
+
+class Collect(torch.autograd.Function):
+    """Spread's transpose: rows (T k, C) -> (T, C), each token's pairs summed."""
+
+    @staticmethod
+    def forward(ctx, rows, order, place):
+        ctx.save_for_backward(order, place)
+        return F.embedding_bag(place, rows, mode="sum")
+
+    @staticmethod
+    def backward(ctx, grad):
+        return Spread.apply(grad, *ctx.saved_tensors), None, None
+
+
 class Mixture(nn.Module):
     """In place of an MLP: each token goes through the k experts that the router likes best (Qwen3-MoE).
 
@@ -160,8 +188,9 @@ class Mixture(nn.Module):
         if torch.is_grad_enabled() and len(x) > 1:
             load = torch.diff(ends, prepend=ends.new_zeros(1))
             self.load = load if self.load is None else self.load + load
-        out = self.experts(x[order // self.k], shares.flatten()[order, None].to(x.dtype), ends)
-        return out[order.argsort()].unflatten(0, chosen.shape).sum(1)          # (T, k, C) -> (T, C)
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device)).view_as(chosen)
+        rows, shares = Spread.apply(x, order, place), shares.flatten().gather(0, order)[:, None].to(x.dtype)
+        return Collect.apply(self.experts(rows, shares, ends), order, place)
 
 
 class Layer(nn.Module):
