@@ -18,12 +18,13 @@ from . import grpo_loss as _grpo_loss
 from . import logprob as _logprob
 from . import paged_attention as _paged_attention
 from .backend import on_gpu, wide
-from .grouped_linear import grouped_linear
+from .grouped_linear import grouped_linear, is_one_call
 from .logprob import linear_logits
 from .paged_attention import Segments
 
 Tensor = torch.Tensor
-__all__ = ["Segments", "grouped_linear", "grpo_loss", "linear_logits", "linear_logprob", "paged_attention"]
+__all__ = ["Segments", "grouped_linear", "grpo_loss", "is_one_call", "linear_logits", "linear_logprob",
+           "paged_attention"]
 
 
 def linear_logprob(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,

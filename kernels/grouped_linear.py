@@ -5,9 +5,10 @@ first), and may be empty:
 
     out[s] = x[s] W[e]^T,      dx[s] = dout[s] W[e],      dW[e] = dout[rows of e]^T x[rows of e]
 
-On a GPU in bfloat16 each of the three is one call of torch's grouped_mm, which reads `ends` where it lies, so that
-nothing waits for the GPU and a CUDA graph can record it. Elsewhere it is a loop over the groups: grouped_mm knows no
-float64, and outside of bfloat16 it is itself a loop that waits.
+On a Hopper or Blackwell GPU in bfloat16 each of the three is one call of torch's grouped_mm, which reads `ends` where
+it lies, so that nothing waits for the GPU and a CUDA graph can record it. For other GPUs and types grouped_mm is itself
+a loop that fetches `ends` (pytorch issue 169970), in C++: what a CPU takes in float32. It knows no float64, and no rows
+that are not a multiple of 16 bytes; there the loop is our own.
 """
 
 import torch
@@ -19,13 +20,16 @@ Tensor = torch.Tensor
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor, grouped: bool | None = None) -> Tensor:
     """x (S, C), weight (E, N, C), ends (E,) integers that do not fall and end with S -> (S, N), differentiable in x and
-    weight. grouped: whether by torch's grouped_mm (None: where that is one call)."""
-    return GroupedLinear.apply(x, weight, ends, is_one_call(x) if grouped is None else grouped)
+    weight. grouped: whether by torch's grouped_mm (None: where that is faster)."""
+    if grouped is None:
+        grouped = is_one_call(x.device, x.dtype) or x.device.type == "cpu" and x.dtype == torch.float32 and not (
+            weight.shape[1] % 4 or weight.shape[2] % 4)
+    return GroupedLinear.apply(x, weight, ends, grouped)
 
 
-def is_one_call(x: Tensor) -> bool:
+def is_one_call(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether torch has a single kernel for it, which no number has to be fetched for."""
-    return x.is_cuda and x.dtype == torch.bfloat16
+    return device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 class GroupedLinear(torch.autograd.Function):
@@ -50,17 +54,17 @@ class GroupedLinear(torch.autograd.Function):
 def rows_plain(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """x (S, C), weight (E, C, N) -> (S, N)"""
     out, sizes = x.new_empty(len(x), weight.shape[2]), lengths(ends).tolist()
-    for size, rows, matrix, into in zip(sizes, x.split(sizes), weight, out.split(sizes)):
-        if size:
-            torch.mm(rows, matrix, out=into)
+    chosen, sizes = [group for group, size in enumerate(sizes) if size], [size for size in sizes if size]
+    for group, rows, into in zip(chosen, x.split(sizes), out.split(sizes)):
+        torch.mm(rows, weight[group], out=into)
     return out
 
 
 def weights_plain(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
     """grad (S, N), x (S, C) -> (E, N, C), zero for an empty group"""
     out, sizes = x.new_empty(len(ends), grad.shape[1], x.shape[1]), lengths(ends).tolist()
-    for rows, others, into in zip(grad.split(sizes), x.split(sizes), out):
-        torch.mm(rows.T, others, out=into)
+    for columns, rows, into in zip(grad.T.split(sizes, dim=1), x.split(sizes), out):
+        torch.mm(columns, rows, out=into)
     return out
 
 
@@ -75,6 +79,6 @@ def rows_grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 
 def weights_grouped(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
-    """weights_plain in one call. What an empty group gets is left to chance on some GPUs (pytorch issue 172439)."""
-    empty = (lengths(ends) == 0)[:, None, None]
-    return F.grouped_mm(grad.T, x, offs=ends.int()).masked_fill(empty, 0)
+    """weights_plain in one call. What its kernel leaves for an empty group is left to chance (pytorch issue 172439)."""
+    out = F.grouped_mm(grad.T, x, offs=ends.int())
+    return out.masked_fill_((lengths(ends) == 0)[:, None, None], 0) if x.is_cuda else out

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from kernels import grouped_linear
+from kernels import grouped_linear, is_one_call
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -248,7 +248,7 @@ class Qwen(nn.Module):
     def waits(self) -> bool:
         """Whether a pass on a GPU needs numbers from it midway (how many tokens chose each expert), so that no CUDA
         graph can record it."""
-        return self.config.num_experts > 0 and self.dtype != torch.bfloat16
+        return self.config.num_experts > 0 and not is_one_call(self.device, self.dtype)
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Callable, head: Callable | None = None):
         """ids, positions (T,) -> head(hidden (T, C), lm_head.weight (V, C)) or None; per layer (k, v), each (T, K, D).
