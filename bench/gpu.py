@@ -5,6 +5,7 @@
     head          log-probs and their gradient, beside the bare matrix products, naive torch, TRL, Liger
     paged         attention of a decoding step over shuffled blocks, beside the speed of the memory
     parts         attention of an update, beside torch's back ends
+    mixture       the experts of a layer of Qwen3-30B-A3B, beside their products alone and transformers' ways
     update        the gradient of a group at 7B and at 1.5B: share of the matrix rate
     decode        64 answers to 8 prompts of 60,000 tokens: time per step, beside reading everything once
 
@@ -32,14 +33,14 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from kernels import linear_logprob, logprob, paged_attention
+from kernels import grouped_linear, linear_logprob, logprob, paged_attention
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench import common
 from bench.gpu_right import correctness
 from bench.gpu_tools import (
-    BLOCK_SIZE, DEVICE, DTYPE, GPU, LARGE, SMALL, TINY, DecodingStep, Section, between, finish, mark, markdown,
+    BLOCK_SIZE, DEVICE, DTYPE, GPU, LARGE, MIXTURE, SMALL, TINY, TINY_MIXTURE, DecodingStep, Section, between, finish, mark, markdown,
     measured, normal, random_model, seconds, wall, watch)
 from nanoqwenlong import generate, group_pass, run
 from nanoqwenlong.architecture import ModelConfig
@@ -47,7 +48,7 @@ from nanoqwenlong.attention import attention, part, part_backward
 from nanoqwenlong.config import ConfigError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.kvcache import blocks_for
-from nanoqwenlong.model import Qwen
+from nanoqwenlong.model import Mixture, Qwen
 
 BACK_ENDS = {"FLASH_ATTENTION": True, "CUDNN_ATTENTION": True, "EFFICIENT_ATTENTION": False}  # knows shared key heads
 
@@ -55,7 +56,7 @@ BACK_ENDS = {"FLASH_ATTENTION": True, "CUDNN_ATTENTION": True, "EFFICIENT_ATTENT
 @dataclass(frozen=True)
 class Config:
     out: str = "runs/gpu"               # directory of gpu.md and gpu.json
-    sections: tuple[str, ...] = ("limits", "correctness", "head", "paged", "parts", "update", "decode")
+    sections: tuple[str, ...] = ("limits", "correctness", "head", "paged", "parts", "mixture", "update", "decode")
     seconds: int = 300                  # for all sections; what would begin later is left out
     tiny: bool = False                  # tiny shapes, on whatever is there
 
@@ -243,6 +244,62 @@ def back_ends(s: Section, what: str, name: str, ours: tuple[float, float], opera
                 s.row(f"{what}, {way}: {name}", work / mine / 1e12, "TFLOP/s", backend, work / took / 1e12)
 
 
+def mixture(s: Section) -> None:
+    """8,192 tokens of an update, forward and backward; 64 of a decoding step, forward."""
+    c, counts = s.pick((MIXTURE, (8192, 64)), (TINY_MIXTURE, (16, 4)))
+    C, E, k, width = c.hidden_size, c.num_experts, c.num_experts_per_tok, c.moe_intermediate_size
+    ours = Mixture(c).to(DEVICE, DTYPE)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.normal_(std=0.02)
+    sides = {"ours": ours}
+    for way in ("eager", "grouped_mm"):
+        with s.attempt(f"transformers, {way}", peer=True):
+            sides[f"transformers, {way}"] = transformers_mixture(c, way, ours)
+    for tokens, backward in zip(counts, (True, False)):
+        what = f"mixture, {tokens} tokens, {'forward and backward' if backward else 'forward'}"
+        x, found = normal(1, tokens, C).requires_grad_(backward), {}
+        slope = torch.randn_like(x)
+        for name, layer in sides.items():
+            def once():
+                with torch.set_grad_enabled(backward):
+                    out = layer(x[0])[None] if layer is ours else layer(x)
+                    return torch.autograd.grad(out, (x, *layer.parameters()), slope) if backward else out
+            with s.attempt(f"{what}, {name}", peer=name != "ours"):
+                found[name] = seconds(once)
+        if not (mine := found.pop("ours", None)):
+            continue
+        with s.attempt(f"{what}, products", peer=True):
+            rows, ends = normal(tokens * k, C), torch.linspace(0, tokens * k, E + 1, device=DEVICE)[1:].long()
+            rows.requires_grad_(backward)
+
+            def products():
+                with torch.set_grad_enabled(backward):
+                    half = grouped_linear(rows, ours.experts.gate_up_proj, ends)[:, :width]
+                    out = grouped_linear(half.contiguous(), ours.experts.down_proj, ends)
+                    return torch.autograd.grad(out, (rows, *ours.experts.parameters()), rows.detach()
+                                               ) if backward else out
+            s.row(what, mine * 1e3, "ms", "its products alone, all experts alike", seconds(products) * 1e3, most=1.4)
+        for name, took in found.items():
+            s.row(what, mine * 1e3, "ms", name, took * 1e3)
+        if backward:
+            matrix_row(s, what, 6 * tokens * k * 3 * width * C, mine)
+        else:
+            memory_row(s, what, sum(parameter.nbytes for parameter in ours.parameters()), mine)
+
+
+def transformers_mixture(c: ModelConfig, way: str, like: Mixture) -> torch.nn.Module:
+    """transformers' block whose experts go one of its ways, with the same weights."""
+    from transformers import Qwen3MoeConfig
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
+    block = Qwen3MoeSparseMoeBlock(Qwen3MoeConfig(
+        hidden_size=c.hidden_size, num_experts=c.num_experts, num_experts_per_tok=c.num_experts_per_tok,
+        moe_intermediate_size=c.moe_intermediate_size, norm_topk_prob=True, experts_implementation=way))
+    block = block.to(DEVICE, DTYPE)
+    block.load_state_dict(like.state_dict())
+    return block
+
+
 def update(s: Section) -> None:
     for name, full, P in (("7B", LARGE, 20_000), ("1.5B", SMALL, 60_000)):
         c, (P, R, G) = s.pick((full, (P, 1000, 8)), (TINY, (40, 6, 3)))
@@ -332,7 +389,7 @@ def decode_steps(s: Section, what: str, model: Qwen, prompts: int, tokens: int, 
 
 
 SECTIONS = {"limits": (limits, 40), "correctness": (correctness, 90), "head": (head, 60), "paged": (paged, 60),
-            "parts": (parts, 60), "update": (update, 100), "decode": (decode, 100)}            # seconds at most
+            "parts": (parts, 60), "mixture": (mixture, 40), "update": (update, 100), "decode": (decode, 100)}            # seconds at most
 
 
 def versions() -> dict[str, str]:

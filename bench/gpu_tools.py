@@ -132,17 +132,21 @@ def random_model(c: ModelConfig, dtype: torch.dtype, std: float = 0.02) -> Qwen:
     return model
 
 
-def shape(L: int, C: int, H: int, K: int, intermediate: int, vocab: int, tied: bool, D: int = 128) -> ModelConfig:
-    """A Qwen2 by its numbers."""
+def shape(L: int, C: int, H: int, K: int, intermediate: int, vocab: int, tied: bool, D: int = 128, E: int = 0,
+          k: int = 8) -> ModelConfig:
+    """A Qwen2 by its numbers, or with E experts a Qwen3-MoE."""
     return ModelConfig(
         vocab_size=vocab, hidden_size=C, intermediate_size=intermediate, num_hidden_layers=L, num_attention_heads=H,
-        num_key_value_heads=K, head_dim=D, rms_norm_eps=1e-6, rope_theta=1e6, tie_word_embeddings=tied,
-        initializer_range=0.02, qkv_bias=True, o_bias=False, qk_norm=False, source={})
+        num_key_value_heads=K, head_dim=D, rms_norm_eps=1e-6, rope_theta=1e6, yarn=None, max_position_embeddings=2**17,
+        tie_word_embeddings=tied, initializer_range=0.02, qkv_bias=not E, o_bias=False, qk_norm=E > 0, num_experts=E,
+        num_experts_per_tok=k, moe_intermediate_size=intermediate, norm_topk_prob=True, dense_layers=(), source={})
 
 
 SMALL = shape(28, 1536, 12, 2, 8960, 151_936, tied=True)       # Qwen2.5-1.5B
 LARGE = shape(28, 3584, 28, 4, 18_944, 152_064, tied=False)    # Qwen2.5-7B
+MIXTURE = shape(48, 2048, 32, 4, 768, 151_936, tied=False, E=128)              # Qwen3-30B-A3B
 TINY = shape(2, 32, 4, 2, 48, 64, tied=True, D=8)
+TINY_MIXTURE = shape(2, 32, 4, 2, 48, 64, tied=True, D=8, E=4, k=2)
 
 
 class DecodingStep:

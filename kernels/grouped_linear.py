@@ -22,8 +22,8 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor, grouped: bool | None
     """x (S, C), weight (E, N, C), ends (E,) integers that do not fall and end with S -> (S, N), differentiable in x and
     weight. grouped: whether by torch's grouped_mm (None: where that is faster)."""
     if grouped is None:
-        grouped = is_one_call(x.device, x.dtype) or x.device.type == "cpu" and x.dtype == torch.float32 and not (
-            weight.shape[1] % 4 or weight.shape[2] % 4)
+        aligned = not any(size * x.element_size() % 16 for size in weight.shape[1:])
+        grouped = aligned and (is_one_call(x.device, x.dtype) or x.device.type == "cpu" and x.dtype == torch.float32)
     return GroupedLinear.apply(x, weight, ends, grouped)
 
 

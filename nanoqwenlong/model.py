@@ -141,8 +141,8 @@ class Experts(nn.Module):
 
 class Spread(torch.autograd.Function):
     """x (T, C) -> (T k, C): each token's row once for each of its pairs, in the pairs' `order` (T k,) by expert. place
-    (T, k): where in that order a token's pairs are. The gradient is `collected`, without the adding up in any order
-    that torch's own for an index does: faster, and the same bits every time on a GPU."""
+    (T, k): where in that order a token's pairs are. torch's own gradient of an index adds up in whatever order comes,
+    on a GPU; this one is faster, and the same bits every time."""
 
     @staticmethod
     def forward(ctx, x, order, place):

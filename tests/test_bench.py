@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench import common, gpu, group_update, growth, logprob, rl_step, rollout
+from bench import common, gpu, group_update, growth, logprob, moe, rl_step, rollout
 from nanoqwenlong import run
 
 MODEL = ["--hidden", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--intermediate", "96", "--vocab", "100"]
+MIXTURE = [*MODEL[:-4], "--intermediate", "16", "--vocab", "100", "--experts", "8", "--chosen", "3"]
 HEAD = ["--tokens", "8", "--answer", "4", "--hidden", "16", "--vocab", "50", "--memory-hidden", "8"]
 MEASURED = {"median", "seconds", "cpu_seconds", "peak_mb"}
 
@@ -93,6 +94,36 @@ def test_logprobs_that_differ_are_noticed(capfd, monkeypatch):
     assert check["'naive torch' off by"] < 1e-5 and check["'warmer' off by"] > 1e-3 and check["passed"] is False
 
 
+WAYS = ["eager", "grouped_mm", "batched_mm"]
+
+
+def test_moe(capfd, monkeypatch):
+    """batched_mm is left out of the model, where it would copy too much."""
+    monkeypatch.setattr(moe, "COPIED_BYTES", 4 * 20 * 3 * 3 * 16 * 64)
+    lines, found = start(moe, capfd, "--tokens", 20, "--layer-tokens", 20, "--rounds", 1, shape=MIXTURE)
+    assert_compared(lines, found, ["ours", *WAYS[:2]], 1)
+    assert list(found["check"]) == [*(f"{way!r} off by" for way in WAYS), "passed"]
+    assert list(found["layer"]) == [f"20 tokens, {what}" for what in ("forward", "and backward")]
+    assert all(list(times) == ["ours", *WAYS] for times in found["layer"].values())
+    head = next(place for place, line in enumerate(lines) if "x batched_mm" in line)
+    assert [line.split("  ")[0] for line in lines[head + 2:head + 4]] == list(found["layer"])
+
+
+def unnormalised(cfg, directory: str) -> dict:
+    model = moe.Qwen.from_pretrained(directory)
+    for layer in model.model.layers:
+        layer.mlp.normalised = False
+    return moe.side(cfg, model, model.logits, model.model.layers[0].mlp)
+
+
+def test_mixtures_that_differ_are_noticed(capfd, monkeypatch):
+    monkeypatch.setattr(moe, "SIDES", {"ours": (moe.ours,), "eager": moe.SIDES["eager"], "wrong": (unnormalised,)})
+    with pytest.raises(SystemExit, match="did not compute the same"):
+        start(moe, capfd, "--tokens", 20, "--layer-tokens", 2, "--rounds", 1, shape=MIXTURE)
+    check = json.loads(capfd.readouterr().out.splitlines()[-1])["check"]
+    assert check["'eager' off by"] < 1e-5 and check["'wrong' off by"] > 1e-2 and check["passed"] is False
+
+
 def test_growth(capfd, tmp_path):
     pytest.importorskip("matplotlib")
     lines, found = start(growth, capfd, "--group-size", 4, "--groups", 4, 16, "--prompt", 32, "--prompts", 64,
@@ -114,7 +145,7 @@ def test_gpu(capfd, tmp_path):
     assert json.loads((tmp_path / "gpu" / "gpu.json").read_text()) == found
     text = (tmp_path / "gpu" / "gpu.md").read_text().splitlines()
     assert [line for line in text if line.startswith("## ")] == [f"## {name}" for name in gpu.SECTIONS]
-    assert "- CUDA graph: needs a GPU" in text and len([line for line in text if line in lines]) == len(text)
+    assert "- CUDA graph and none, mixture: needs a GPU" in text and len([line for line in text if line in lines]) == len(text)
 
 
 def broken(s):
@@ -228,6 +259,8 @@ def test_a_side_tells_its_time_and_its_peak_and_its_failure_ends_all():
     (growth, ["--out", "nowhere/growth.png"], "nowhere is not a directory"),
     (logprob, ["--memory-tokens", "8", "6"], "--memory-tokens 6 is not a multiple of --answer 4"),
     (logprob, ["--temperature", "0"], "--temperature must be above 0"),
+    (moe, ["--chosen", "65"], "--chosen 65 is more than --experts 64"),
+    (moe, ["--layer-tokens", "0"], "--layer-tokens must be at least 1"),
     (rl_step, ["--trl-batches", "5"], "--trl-batches 5 does not divide the 32 answers")])
 def test_what_cannot_be_run_gets_one_sentence(script, argv, told, capfd):
     if script is rl_step:
