@@ -4,6 +4,7 @@
     rollout        one group's answers                    against generate, a repeated cache, continuous batching
     rl_step        sample, reward, update                 against TRL's GRPOTrainer
     logprob        log-probs and their gradient           against naive torch, TRL, Liger, linear_cross_entropy
+    moe            a mixture of experts                   against transformers' eager, grouped_mm, batched_mm
     growth         all of ours as G, P and R grow         against the cost formulas
 
 CPU, one thread, random weights. Each ends with one table and one JSON line, and fails if the sides disagree.

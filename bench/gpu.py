@@ -40,8 +40,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench import common
 from bench.gpu_right import correctness
 from bench.gpu_tools import (
-    BLOCK_SIZE, DEVICE, DTYPE, GPU, LARGE, MIXTURE, SMALL, TINY, TINY_MIXTURE, DecodingStep, Section, between, finish, mark, markdown,
-    measured, normal, random_model, seconds, wall, watch)
+    BLOCK_SIZE, DEVICE, DTYPE, GPU, LARGE, MIXTURE, SMALL, TINY, TINY_MIXTURE, DecodingStep, Section, between, finish,
+    mark, markdown, measured, normal, random_model, seconds, wall, watch)
 from nanoqwenlong import generate, group_pass, run
 from nanoqwenlong.architecture import ModelConfig
 from nanoqwenlong.attention import attention, part, part_backward
@@ -56,7 +56,8 @@ BACK_ENDS = {"FLASH_ATTENTION": True, "CUDNN_ATTENTION": True, "EFFICIENT_ATTENT
 @dataclass(frozen=True)
 class Config:
     out: str = "runs/gpu"               # directory of gpu.md and gpu.json
-    sections: tuple[str, ...] = ("limits", "correctness", "head", "paged", "parts", "mixture", "update", "decode")
+    sections: tuple[str, ...] = ("limits", "correctness", "head", "paged", "parts", "mixture", "update",
+                                 "decode")
     seconds: int = 300                  # for all sections; what would begin later is left out
     tiny: bool = False                  # tiny shapes, on whatever is there
 
@@ -389,7 +390,8 @@ def decode_steps(s: Section, what: str, model: Qwen, prompts: int, tokens: int, 
 
 
 SECTIONS = {"limits": (limits, 40), "correctness": (correctness, 90), "head": (head, 60), "paged": (paged, 60),
-            "parts": (parts, 60), "mixture": (mixture, 40), "update": (update, 100), "decode": (decode, 100)}            # seconds at most
+            "parts": (parts, 60), "mixture": (mixture, 40), "update": (update, 100),
+            "decode": (decode, 100)}                                           # seconds at most
 
 
 def versions() -> dict[str, str]:
