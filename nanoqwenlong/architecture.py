@@ -4,6 +4,7 @@ It is read as JSON, refused if it is not of a model we know, and only then norma
 spellings of rope, dtype, ...). Legend: C hidden size, H query heads, K key-value heads, D head width, E experts.
 """
 
+import copy
 import json
 import math
 from dataclasses import dataclass, field
@@ -106,7 +107,7 @@ class ModelConfig:
         told = logging.get_verbosity()
         logging.set_verbosity_error()            # what it has to say of YaRN's factor is said of Qwen's own advice too
         try:
-            hf = AutoConfig.for_model(**{k: v for k, v in source.items() if k != "auto_map"})
+            hf = AutoConfig.for_model(**copy.deepcopy({k: v for k, v in source.items() if k != "auto_map"}))    # edited
         except Exception as error:               # transformers validates with many exception types
             raise ModelError(f"{where}: transformers refuses it: {' '.join(str(error).split())}") from None
         finally:
