@@ -78,16 +78,19 @@ if "TRITON_INTERPRET" in os.environ:
 SMALL = dict(vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
              num_key_value_heads=2, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
              rms_norm_eps=1e-5, initializer_range=0.1, tie_word_embeddings=False)
+SMALL_EXPERTS = dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=24)
+EAGER = dict(attn_implementation="eager", experts_implementation="eager")      # the plain form of both
 
 
 def random_hf(kind: str, seed: int = 0, **settings):
-    """transformers' own Qwen2 or Qwen3 ("qwen2", "qwen3") with random weights, norms and biases included: with norms of
-    one and biases of zero several bugs would hide. `settings` replace those of SMALL."""
+    """transformers' own Qwen2, Qwen3 or mixture ("qwen2", "qwen3", "qwen3_moe") with random weights, norms and biases
+    included: with norms of one and biases of zero several bugs would hide. `settings` replace those of SMALL."""
     from transformers import AutoConfig, AutoModelForCausalLM
-    heads = {"head_dim": 16} if kind == "qwen3" else {}
+    heads = {"head_dim": 16} if kind != "qwen2" else {}
+    experts = SMALL_EXPERTS if kind == "qwen3_moe" else {}
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(kind, **{**SMALL, **heads, **settings})
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    config = AutoConfig.for_model(kind, **{**SMALL, **heads, **experts, **settings})
+    model = AutoModelForCausalLM.from_config(config, **EAGER).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

@@ -15,6 +15,9 @@ from nanoqwenlong.model import Qwen, rope_tables
 from nanoqwenlong.weights import read_config
 
 MHA, MQA = {"num_key_value_heads": 4}, {"num_key_value_heads": 1}
+YARN = {"rope_parameters": {"rope_type": "yarn", "rope_theta": 3e4, "factor": 4.0, "beta_fast": 8,
+                            "original_max_position_embeddings": 512}}          # the ramp: frequencies 1 to 4 of 8
+NORMALISED = {"norm_topk_prob": True}
 CASES = {
     "qwen2": ("qwen2", {}),
     "qwen2-mha-tied": ("qwen2", MHA | {"tie_word_embeddings": True}),
@@ -30,19 +33,44 @@ CASES = {
     "qwen3-bias-old": ("qwen3", {"attention_bias": True, "old": True, "tie_word_embeddings": True}),
     "qwen3-odd-sizes": ("qwen3", {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 3,
                                   "vocab_size": 77}),
+    "qwen2-yarn": ("qwen2", YARN | {"sharded": True}),
+    "qwen2-yarn-old-tied": ("qwen2", YARN | {"old": "type", "tie_word_embeddings": True}),
+    "qwen3-yarn": ("qwen3", YARN | {"head_dim": 32}),
+    "qwen3-yarn-old-bias": ("qwen3", YARN | {"old": "rope_type", "attention_bias": True}),
+    "moe": ("qwen3_moe", {}),
+    "moe-fused-tied-normalised": ("qwen3_moe", NORMALISED | {"fused": True, "tie_word_embeddings": True}),
+    "moe-old-normalised-sharded": ("qwen3_moe", NORMALISED | {"old": True, "sharded": True}),
+    "moe-old-fused-dense-layer": ("qwen3_moe", {"old": True, "fused": True, "mlp_only_layers": [1]}),
+    "moe-fused-sharded-bias": ("qwen3_moe", NORMALISED | {"fused": True, "sharded": True, "attention_bias": True}),
+    "moe-every-second-layer": ("qwen3_moe", NORMALISED | {"decoder_sparse_step": 2, "num_hidden_layers": 4}),
+    "moe-second-layers-but-one": ("qwen3_moe", {"decoder_sparse_step": 2, "num_hidden_layers": 4, "fused": True,
+                                                "mlp_only_layers": [3]}),
+    "moe-one-expert-each": ("qwen3_moe", {"num_experts_per_tok": 1, "num_experts": 5, "tie_word_embeddings": True}),
+    "moe-all-experts": ("qwen3_moe", NORMALISED | {"num_experts_per_tok": 3, "num_experts": 3}),
+    "moe-more-experts-than-pairs": ("qwen3_moe", NORMALISED | {"num_experts": 150, "moe_intermediate_size": 2,
+                                                              "num_hidden_layers": 2}),
+    "moe-yarn": ("qwen3_moe", YARN | NORMALISED),
+    "moe-yarn-fused-tied": ("qwen3_moe", YARN | {"fused": True, "tie_word_embeddings": True}),
+    "moe-yarn-old-sharded": ("qwen3_moe", YARN | NORMALISED | {"old": "type", "sharded": True}),
+    "moe-yarn-old-fused-tied": ("qwen3_moe", YARN | {"old": "rope_type", "fused": True, "tie_word_embeddings": True}),
 }
 
 
-def save(hf, directory: Path, sharded: bool = False, old: bool = False) -> Path:
-    """transformers writes the directory; `old`: config.json is spelled as transformers 4 did."""
-    hf.save_pretrained(directory, max_shard_size="40KB" if sharded else "5GB")
+def save(hf, directory: Path, sharded: bool = False, old: bool | str = False, fused: bool = False) -> Path:
+    """transformers writes the directory; `old`: config.json is spelled as transformers 4 did, with the kind of rope
+    under this name ("type", "rope_type") if it is not the plain one; fused: experts as they lie in memory."""
+    hf.save_pretrained(directory, max_shard_size="40KB" if sharded else "5GB", save_original_format=not fused)
     assert (directory / "model.safetensors.index.json").exists() == sharded
     if old:
         path = directory / "config.json"
         config = json.loads(path.read_text())
-        theta = config.pop("rope_parameters")["rope_theta"]
+        rope = config.pop("rope_parameters")
+        theta, kind = rope.pop("rope_theta"), rope.pop("rope_type")
         config |= {"rope_theta": theta, "torch_dtype": config.pop("dtype"), "transformers_version": "4.43.1",
-                   "sliding_window": 4096, "use_sliding_window": False, "rope_scaling": None}
+                   "sliding_window": 4096, "use_sliding_window": False,
+                   "rope_scaling": None if kind == "default" else {old: kind, **rope}}
+        if "num_local_experts" in config:
+            config["num_experts"] = config.pop("num_local_experts")
         config.pop("layer_types", None)
         path.write_text(json.dumps(config))
     return directory
@@ -51,9 +79,9 @@ def save(hf, directory: Path, sharded: bool = False, old: bool = False) -> Path:
 def pair(name: str, directory: Path, dtype=torch.float32):
     """(transformers' model, ours read from its files, two rows of ids)."""
     kind, settings = CASES[name]
-    flags = {key: settings[key] for key in ("sharded", "old") if key in settings}
+    flags = {key: settings[key] for key in ("sharded", "old", "fused") if key in settings}
     theta = {"rope_parameters": {"rope_type": "default", "rope_theta": 3e4}}
-    hf = random_hf(kind, seed=len(name), **theta, **{k: v for k, v in settings.items() if k not in flags})
+    hf = random_hf(kind, seed=len(name), **theta | {k: v for k, v in settings.items() if k not in flags})
     ours = Qwen.from_pretrained(save(hf, directory, **flags), dtype=dtype)
     return hf, ours, torch.randint(hf.config.vocab_size, (2, 48), generator=torch.Generator().manual_seed(1))
 
@@ -65,6 +93,7 @@ def test_logits_and_gradients_equal_transformers(name, tmp_path):
     theirs, mine = hf(ids).logits, ours.logits(ids)
     assert theirs.abs().max() > 1                                              # the bar means something
     assert (mine - theirs).abs().max() <= 1e-5
+    assert ours.fused_experts == bool(CASES[name][1].get("fused"))
 
     weights = torch.rand(2, 47, generator=torch.Generator().manual_seed(2))
     for logits in (theirs, mine):
@@ -76,7 +105,7 @@ def test_logits_and_gradients_equal_transformers(name, tmp_path):
         assert (gradients[key] - parameter.grad).norm() <= 1e-5 * parameter.grad.norm(), key
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "moe", "qwen2-yarn-old-tied", "moe-yarn"])
 def test_keys_and_values_equal_transformers_cache_at_any_position(name, tmp_path):
     """Logits cannot see all positions shifted by one (rope is relative); the keys can."""
     hf, ours, ids = pair(name, tmp_path)
@@ -111,7 +140,7 @@ def test_rope_tables_in_float64_are_the_formula():
         assert low.dtype == torch.bfloat16 and torch.equal(low, wide.bfloat16())
 
 
-@pytest.mark.parametrize("name", ["qwen2-mqa-sharded", "qwen3-tied-wide-heads"])
+@pytest.mark.parametrize("name", ["qwen2-mqa-sharded", "qwen3-tied-wide-heads", "moe-yarn-fused-tied"])
 def test_packed_sequences_are_the_separate_sequences(name, tmp_path):
     """float64, logits and gradients, sequences of one token included."""
     _, ours, ids = pair(name, tmp_path, torch.float64)
@@ -139,7 +168,7 @@ class NoSmallFloats(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3-bias"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3-bias", "moe-yarn"])
 def test_a_float64_model_computes_in_float64_only(name, tmp_path):
     _, ours, ids = pair(name, tmp_path, torch.float64)
     with NoSmallFloats():
@@ -208,8 +237,8 @@ def test_random_models_follow_the_seed_and_transformers_initialisation(tmp_path)
             assert not torch.equal(parameter, third), key
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
-def test_without_a_head_the_last_layer_computes_keys_and_values_only(name, tmp_path):
+@pytest.mark.parametrize("name, spared", [("qwen2", 5), ("qwen3", 5), ("moe", 3)])     # of a mixture: its router
+def test_without_a_head_the_last_layer_computes_keys_and_values_only(name, spared, tmp_path):
     """Counted in matrix products; the keys and values are the same."""
     _, ours, ids = pair(name, tmp_path, torch.float64)
     products = []
@@ -221,5 +250,5 @@ def test_without_a_head_the_last_layer_computes_keys_and_values_only(name, tmp_p
     every = len(products)
     out, short = ours(*arguments)
     last = ours.model.layers[-1].self_attn
-    assert out is None and len(products) - every == every - 5 and products[-2:] == [last.k_proj, last.v_proj]
+    assert out is None and len(products) - every == every - spared and products[-2:] == [last.k_proj, last.v_proj]
     assert all(torch.equal(a, b) for a, b in zip(tree_leaves(whole), tree_leaves(short), strict=True))
