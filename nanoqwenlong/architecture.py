@@ -126,7 +126,10 @@ class ModelConfig:
             raise ModelError(f"{where}: use_sliding_window is true; only full attention is supported")
         if hf.hidden_act != "silu":
             raise ModelError(f"{where}: hidden_act is {hf.hidden_act!r}; only 'silu' is supported")
-        mixture = kind == "qwen3_moe" and hf.num_experts > 0
+        num_experts = hf.num_experts if kind == "qwen3_moe" else 0
+        if not isinstance(num_experts, int) or num_experts < 0:                # of it transformers checks nothing
+            raise ModelError(f"{where}: num_experts is {num_experts!r}; it must be a whole number, 0 for a dense model")
+        mixture = num_experts > 0
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                      "num_key_value_heads", "max_position_embeddings",
                      *("num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step") * mixture):
@@ -148,7 +151,7 @@ class ModelConfig:
             max_position_embeddings=hf.max_position_embeddings,
             initializer_range=hf.initializer_range, qkv_bias=kind == "qwen2" or attention_bias,
             o_bias=kind != "qwen2" and attention_bias, qk_norm=kind != "qwen2",
-            num_experts=hf.num_experts if mixture else 0, num_experts_per_tok=hf.num_experts_per_tok if mixture else 0,
+            num_experts=num_experts, num_experts_per_tok=hf.num_experts_per_tok if mixture else 0,
             moe_intermediate_size=hf.moe_intermediate_size if mixture else 0,
             norm_topk_prob=mixture and bool(hf.norm_topk_prob),
             dense_layers=tuple(i for i in range(hf.num_hidden_layers)

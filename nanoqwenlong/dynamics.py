@@ -187,6 +187,7 @@ def expert_values(model) -> dict:
     if not ranks:
         return {}
     loads = torch.tensor(ranks, dtype=torch.float64).sum(0)                    # (layers, E)
+    loads = loads[loads.any(-1)]                               # the last layer, if all that it saw were lone tokens
     return {"experts/max_load": float((loads.amax(-1) / loads.mean(-1)).mean()),
             "experts/unused": float((loads == 0).double().mean())}
 

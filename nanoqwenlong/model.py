@@ -282,11 +282,11 @@ class Qwen(nn.Module):
     def take_loads(self) -> list[list[int]]:
         """For each mixture layer how many of the tokens trained on since the last call chose each expert, (E,); nothing
         of a dense model, or if there was no such token. See Mixture."""
-        layers = [module for module in self.modules() if isinstance(module, Mixture) and module.load is not None]
-        loads = [layer.load.tolist() for layer in layers]
+        layers = [module for module in self.modules() if isinstance(module, Mixture)]
+        loads = [[0] * self.config.num_experts if layer.load is None else layer.load.tolist() for layer in layers]
         for layer in layers:
             layer.load = None
-        return loads
+        return loads if any(map(any, loads)) else []
 
     @classmethod
     def empty(cls, config: ModelConfig, dtype: torch.dtype, device: str | torch.device, prepare: Callable | None = None
