@@ -19,6 +19,7 @@ import hypothesis.strategies as st
 import pytest
 import ranks as forked
 import torch
+from conftest import EAGER
 from hypothesis import HealthCheck, Phase, given, settings
 from ranks import Ranks, start
 from safetensors.torch import load_file
@@ -27,7 +28,7 @@ from tiny_qwen import VOCAB, tiny_qwen
 import eval as eval_script
 import train_rl
 import train_sft
-from nanoqwenlong import checkpoint, evaluate, generate, group_pass, optim, parallel, rewards, run, toy, weights
+from nanoqwenlong import checkpoint, dynamics, evaluate, generate, group_pass, optim, parallel, rewards, run, toy, weights
 from nanoqwenlong.architecture import ModelConfig
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.records import Branch, Family
@@ -85,6 +86,13 @@ def tied(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def untied(tmp_path_factory) -> Path:
     return uneven_model(tmp_path_factory.mktemp("untied"), "qwen3", 2, tie_word_embeddings=False, attention_bias=True)
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory) -> Path:
+    """Five experts in the second of two layers, three of them on the first of two ranks."""
+    return uneven_model(tmp_path_factory.mktemp("mixture"), "qwen3_moe", 3, tie_word_embeddings=False, num_experts=5,
+                        num_experts_per_tok=2, moe_intermediate_size=7, norm_topk_prob=True, mlp_only_layers=[0])
 
 
 @pytest.fixture(scope="module")
@@ -367,6 +375,26 @@ def test_two_ranks_evaluate_as_one_and_go_on_from_its_answers(world, tied, rows,
     assert (code, other, nothing) == (65, 65, "") and "another --out" in said
 
 
+def test_two_ranks_reinforce_a_mixture_as_one(world, mixture, tmp_path):
+    for size in (1, 2):
+        assert world(size).call(train, script="rl", argv=argv("rl", mixture, tmp_path, str(size), *HARD, "--steps", 2,
+                                                              "--group-size", 2)) == [[0, ""]] * size
+    assert_same_run(tmp_path / "2", tmp_path / "1")
+    first, second = metrics(tmp_path / "1")                                    # the second has nothing to learn from
+    assert 1 <= first["experts/max_load"] <= 5 / 2 and 0 <= first["experts/unused"] < 1
+    assert not {"experts/max_load", "experts/unused"} & second.keys()
+
+
+@pytest.mark.full
+def test_two_and_four_ranks_fine_tune_a_mixture_as_one(world, mixture, rows, tmp_path):
+    for size in (1, 2, 4):
+        assert world(size).call(train, script="sft", argv=argv(
+            "sft", mixture, tmp_path, str(size), "--dtype", "float64", data=rows)) == [[0, ""]] * size
+    for size in (2, 4):
+        assert_same_run(tmp_path / str(size), tmp_path / "1")
+    assert all("experts/max_load" in row for row in metrics(tmp_path / "1"))
+
+
 @pytest.mark.full
 def test_in_single_precision_too(world, tied, untied, rows, tmp_path):
     for script, model, data in (("rl", tied, None), ("sft", untied, rows)):
@@ -457,10 +485,11 @@ def pair_of_models(kind: str):
 
 
 def compute_families(kind: str, families: dict, max_tokens: int) -> list[float]:
-    """Gradients and log-probs of families over all ranks: their largest distance from those of one process."""
+    """Gradients and log-probs of families over all ranks, and the loads of experts: their largest distance from those
+    of one process."""
     families = {name: Family(tuple(stem), tuple(branch(*b) for b in branches))
                 for name, (stem, branches) in families.items()}
-    found = []
+    found, loads = [], []
     for model, world_size in zip(pair_of_models(kind), (parallel.size(), 1)):
         with pytest.MonkeyPatch.context() as patch:
             if world_size == 1:
@@ -470,17 +499,20 @@ def compute_families(kind: str, families: dict, max_tokens: int) -> list[float]:
             group_pass.backward_all(model, families, lambda name: lambda rows, logprobs, entropy: (
                 (int(name) + 1) * logprobs.exp() - 0.3 * entropy.square()).sum(), max_tokens=max_tokens)
             values = group_pass.logprobs_all(model, families, max_tokens=max_tokens)
+            loads.append(dynamics.expert_values(model))
         found.append(({name: p.grad.full_tensor() if parallel.is_sharded(p) and p.grad is not None else p.grad
                        for name, p in model.named_parameters()}, values))
     (grads, values), (plain_grads, plain_values) = found
     empty, nothing = [torch.zeros(0)], torch.zeros(())
     assert set(values) - {None} <= set(plain_values) and values.get(None, []) == []
+    assert loads[0] == pytest.approx(loads[1], rel=1e-12) and (kind == "qwen3_moe" or not loads[0])
     pairs = [[nothing if g is None else g for g in (grads[name], plain_grads[name])] for name in grads]
     return [max(float((a - b).abs().max()) for a, b in pairs),
             max([float((a - b).abs().max()) for name in set(values) - {None}
                  for a, b in zip(values[name] or empty, plain_values[name] or empty, strict=True) if len(a)] or [0.0])]
 
 
+KINDS = ("qwen2", "qwen3", "qwen3_moe")
 tokens = st.lists(st.integers(0, VOCAB - 1), min_size=2, max_size=7)
 some_families = st.lists(st.tuples(st.lists(st.integers(0, VOCAB - 1), max_size=6), st.lists(
     st.tuples(tokens, st.integers(0, 1)), max_size=4)), max_size=5)
@@ -488,8 +520,8 @@ on_ranks = settings(deadline=None, database=None, derandomize=True, phases=[Phas
                     suppress_health_check=list(HealthCheck))      # shrinking would start new ranks each time
 
 
-@settings(on_ranks, max_examples=10)
-@given(st.sampled_from(("qwen2", "qwen3")), some_families, st.integers(1, 20))
+@settings(on_ranks, max_examples=15)
+@given(st.sampled_from(KINDS), some_families, st.integers(1, 20))
 def test_any_families_on_two_ranks_give_the_gradient_of_one(world, kind, found, max_tokens):
     """Any number of them, none included; stems that are empty, families without branches, branches without targets,
     more micro-batches here than there."""
@@ -501,7 +533,7 @@ def test_any_families_on_two_ranks_give_the_gradient_of_one(world, kind, found, 
 @pytest.mark.full
 def test_any_families_on_four_ranks_give_the_gradient_of_one(world):
     @settings(on_ranks, max_examples=40)
-    @given(st.sampled_from(("qwen2", "qwen3")), some_families, st.integers(1, 20))
+    @given(st.sampled_from(KINDS), some_families, st.integers(1, 20))
     def check(kind, found, max_tokens):
         families = {str(number): family for number, family in enumerate(found)}
         for distances in world(4).call(compute_families, kind=kind, families=families, max_tokens=max_tokens):
@@ -545,7 +577,7 @@ def test_the_dearest_share_is_at_most_a_third_above_the_best_possible(costs, par
     assert max(sum(costs[item] for item in part) for part in dealt) <= (4 / 3 - 1 / (3 * parts)) * best + 1e-9
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stem", [(), (3, 1, 4, 1, 5)])
 def test_calls_that_only_keep_company_change_no_bit(kind, stem):
     model = tiny_qwen(kind, tie_word_embeddings=kind == "qwen2")
@@ -797,13 +829,15 @@ def export(source: str, directory: str, max_shard_bytes: int) -> dict[str, list[
     return shapes
 
 
-@pytest.mark.parametrize("kind", ["tied", "untied"])
+@pytest.mark.parametrize("kind", ["tied", "untied", "mixture"])
 def test_any_number_of_ranks_writes_the_same_model_and_reads_its_own_rows(world, kind, request, tmp_path):
     source = request.getfixturevalue(kind)
     alone, = world(1).call(export, source=str(source), directory=str(tmp_path / "alone"), max_shard_bytes=20_000)
     for shapes, rank in zip(world(2).call(export, source=str(source), directory=str(tmp_path / "pair"),
                                           max_shard_bytes=20_000), range(2)):
-        assert shapes.keys() == alone.keys() == parameters(source).keys()
+        assert shapes.keys() == alone.keys()
+        assert weights.take_apart({name: torch.empty(shape, device="meta") for name, shape in alone.items()}
+                                  ).keys() == parameters(source).keys()        # in the file experts lie one by one
         for name, (num, *rest) in alone.items():
             share = -(-num // 2)
             assert shapes[name] == [share if rank == 0 else num - share, *rest], name
@@ -813,7 +847,7 @@ def test_any_number_of_ranks_writes_the_same_model_and_reads_its_own_rows(world,
         assert files[0] == files[1] and (len(files[0]) > 4) == (form == "many")
     from transformers import AutoModelForCausalLM
     ids = torch.arange(30)[None]
-    theirs = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)(ids).logits.detach()
+    theirs = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **EAGER)(ids).logits.detach()
               for path in (source, tmp_path / "pair/one", tmp_path / "pair/many")]
     assert theirs[0].equal(theirs[1]) and theirs[0].equal(theirs[2])
     assert (Qwen.from_pretrained(source).logits(ids) - theirs[0]).abs().max() <= 1e-5
