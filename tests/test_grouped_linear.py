@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from kernels import grouped_linear
 
-SPLITS = {"even": [3, 3, 3], "the first empty": [0, 4, 5], "the last empty": [4, 5, 0], "the middle empty": [4, 0, 0, 5],
-          "all in one": [0, 9, 0], "all in the first": [9, 0], "one group": [5], "no rows": [0, 0, 0],
+SPLITS = {"even": [3, 3, 3], "the first empty": [0, 4, 5], "the last empty": [4, 5, 0],
+          "the middle empty": [4, 0, 0, 5], "all in one": [0, 9, 0], "all in the first": [9, 0], "one group": [5], "no rows": [0, 0, 0],
           "one row": [0, 1, 0], "one each": [1, 1, 1, 1]}
 FORMS = [(False, torch.float64, 1e-14), (False, torch.float32, 1e-6), (False, torch.bfloat16, 2**-7),
          (True, torch.float32, 1e-6), (True, torch.bfloat16, 2**-7)]           # grouped_mm knows no float64

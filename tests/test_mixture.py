@@ -29,6 +29,7 @@ from nanoqwenlong.weights import INDEX
 
 MOE = "qwen3_moe"
 GATE_UP, DOWN = "model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"
+ROUTER = "model.layers.0.mlp.gate.weight"
 
 
 def ids_of(length: int, seed: int = 0) -> torch.Tensor:
@@ -120,7 +121,8 @@ def test_loads_are_what_transformers_routers_choose(tmp_path):
     with torch.no_grad():
         ours.logits(other)
         expected = routes(hf, one)
-        assert [sum(load) for load in expected] == [80, 80] and ours.take_loads() == expected and ours.take_loads() == []
+        assert [sum(load) for load in expected] == [80, 80]
+        assert ours.take_loads() == expected and ours.take_loads() == []
         both = [[a + b for a, b in zip(*pair)] for pair in zip(expected, routes(hf, other))]
     for ids in (one, other):
         ours.logits(ids)
@@ -237,7 +239,8 @@ BAD_TENSORS = {
     "an expert's part missing": (False, lambda t: t.pop(expert(3, "up")), [expert(3, "up"), "(24, 64)", "lacks"]),
     "an expert missing": (False, lambda t: [t.pop(expert(4, part)) for part in ("gate", "up", "down")],
                           [expert(4, "down"), "(64, 24)", "lacks"]),
-    "an expert too many": (False, lambda t: t.update({expert(5, "up"): torch.ones(24, 64)}), [expert(5, "up"), "place"]),
+    "an expert too many": (False, lambda t: t.update({expert(5, "up"): torch.ones(24, 64)}), [expert(5, "up"),
+                                                                                             "place"]),
     "a misshapen expert": (False, lambda t: t.update({expert(2, "down"): torch.ones(24, 64)}),
                            [expert(2, "down"), "(24, 64)", "(64, 24)"]),
     "integers": (False, lambda t: t.update({expert(1, "gate"): torch.ones(24, 64).int()}), [expert(1, "gate"), "I32"]),
@@ -245,7 +248,7 @@ BAD_TENSORS = {
     "too few experts fused": (True, lambda t: t.update({DOWN: t[DOWN][:4].contiguous()}), [DOWN, "(4, 64, 24)",
                                                                                          "(5, 64, 24)"]),
     "both layouts": (True, lambda t: t.update({expert(0, "up"): torch.ones(24, 64)}), [expert(0, "up"), "place"]),
-    "no router": (True, lambda t: t.pop("model.layers.0.mlp.gate.weight"), ["model.layers.0.mlp.gate.weight", "(5, 64)"]),
+    "no router": (True, lambda t: t.pop(ROUTER), [ROUTER, "(5, 64)"]),
     "an MLP instead": (True, lambda t: t.update({"model.layers.0.mlp.up_proj.weight": torch.ones(96, 64)}),
                        ["model.layers.0.mlp.up_proj.weight", "place"]),
 }
@@ -285,8 +288,9 @@ def test_damaged_experts_are_refused_where_asked(name, directories, tmp_path):
 @pytest.mark.parametrize("changes, named", [
     ({"num_experts_per_tok": 6}, ["num_experts_per_tok (6)", "num_experts (5)"]),
     ({"num_experts_per_tok": 0}, ["num_experts_per_tok is 0"]), ({"decoder_sparse_step": 0}, ["decoder_sparse_step"]),
-    ({"moe_intermediate_size": 0}, ["moe_intermediate_size is 0"]), ({"num_local_experts": "many"}, ["num_experts is 'many'"]),
-    ({"num_local_experts": None}, ["num_experts is None"]), ({"num_local_experts": -1}, ["num_experts is -1"]), ({"num_local_experts": 6}, [expert(5, "down")]),
+    ({"moe_intermediate_size": 0}, ["moe_intermediate_size is 0"]),
+    ({"num_local_experts": "many"}, ["num_experts is 'many'"]), ({"num_local_experts": None}, ["num_experts is None"]),
+    ({"num_local_experts": -1}, ["num_experts is -1"]), ({"num_local_experts": 6}, [expert(5, "down")]),
     ({"mlp_only_layers": [0]}, ["model.layers.0.mlp.down_proj.weight"]), ({"hidden_act": "gelu"}, ["gelu"]),
     ({"use_sliding_window": True, "sliding_window": 64}, ["sliding_window"]),
     ({"architectures": ["Qwen3ForCausalLM"]}, ["Qwen3ForCausalLM"])])
@@ -399,6 +403,13 @@ def test_a_mixture_that_was_interrupted_ends_with_the_same_bits(toy_mixture, tmp
             flags = [str(steps) if before == "--steps" else flag for before, flag in zip(["", *SFT], SFT)]
             argv = ["--model", str(toy_mixture), *flags, "--name", name, "--final-fraction", "1"]
             assert run.start(train_sft.main, train_sft.Config, train_sft.PRESETS, argv) == 0
-    found = [{path.name: path.read_bytes() for path in Path(f"runs/{name}/checkpoints/step_000004").glob("*.safetensors")}
+    found = [{path.name: path.read_bytes() for path in Path(f"runs/{name}/checkpoints/step_000004").glob("*.saf*")}
              for name in ("whole", "parts")]
     assert found[0] == found[1] and len(found[0]) > 1
+
+
+@pytest.mark.parametrize("kind, dtype, waits", [(MOE, torch.bfloat16, False), (MOE, torch.float32, True),
+                                                (MOE, torch.float64, True), ("qwen3", torch.float32, False),
+                                                ("qwen3", torch.bfloat16, False)])
+def test_only_the_loop_over_experts_waits_for_numbers(kind, dtype, waits):
+    assert tiny_qwen(kind, dtype).waits == waits

@@ -225,8 +225,9 @@ def test_a_tied_model_has_one_matrix(tmp_path):
     assert "lm_head.weight" not in dict(ours.named_parameters())
 
 
-def test_random_models_follow_the_seed_and_transformers_initialisation(tmp_path):
-    config = read_config(save(random_hf("qwen2", initializer_range=0.05), tmp_path))
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3_moe"])
+def test_random_models_follow_the_seed_and_transformers_initialisation(kind, tmp_path):
+    config = read_config(save(random_hf(kind, initializer_range=0.05), tmp_path))
     one, same, other = (Qwen.random(config, seed) for seed in (1, 1, 2))
     for (key, parameter), again, third in zip(one.named_parameters(), same.parameters(), other.parameters()):
         assert torch.equal(parameter, again)

@@ -28,7 +28,8 @@ from tiny_qwen import VOCAB, tiny_qwen
 import eval as eval_script
 import train_rl
 import train_sft
-from nanoqwenlong import checkpoint, dynamics, evaluate, generate, group_pass, optim, parallel, rewards, run, toy, weights
+from nanoqwenlong import (checkpoint, dynamics, evaluate, generate, group_pass, optim, parallel, rewards, run, toy,
+                          weights)
 from nanoqwenlong.architecture import ModelConfig
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.records import Branch, Family

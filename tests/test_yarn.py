@@ -253,8 +253,8 @@ def narrow(toy_directory, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("script, flags", [
-    (train_sft, "--toy-examples 8 --steps 1"), (train_rl, "--toy-examples 8 --steps 1 --max-new-tokens 4"),
-    (eval_script, "--toy-examples 2 --max-new-tokens 4")])
+    (train_sft, "--toy-examples 8 --steps 1 --eval-questions 1 --max-new-tokens 2"),
+    (train_rl, "--toy-examples 8 --steps 1 --max-new-tokens 4"), (eval_script, "--toy-examples 2 --max-new-tokens 4")])
 def test_the_scripts_refuse_inputs_beyond_the_window_and_take_the_line(script, flags, narrow, tmp_path, monkeypatch,
                                                                        capsys):
     monkeypatch.chdir(tmp_path)

@@ -1,0 +1,256 @@
+"""Would the tests notice? One line of the model is changed at a time, and a part of the suite must fail.
+
+Each mutant runs in a forked child, in a copy of the project with that one change: what is imported from elsewhere
+(torch, transformers) stays, what is ours is imported anew.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, random_hf
+
+MODEL, ARCHITECTURE, WEIGHTS = "nanoqwenlong/model.py", "nanoqwenlong/architecture.py", "nanoqwenlong/weights.py"
+DYNAMICS, GROUPED = "nanoqwenlong/dynamics.py", "kernels/grouped_linear.py"
+COPIED = ("nanoqwenlong", "kernels", "tests", "pyproject.toml", *(path.name for path in ROOT.glob("*.py")))
+SECONDS = 90
+A, B, C, D, E = "ABCDE"                                         # the tests that look, in this order
+MUTANTS = {
+    # Rope
+    "rotation the other way": (MODEL, "torch.cat([-b, a], dim=-1)", "torch.cat([b, -a], dim=-1)", A),
+    "halves swapped": (MODEL, "torch.cat([-b, a], dim=-1)", "torch.cat([a, -b], dim=-1)", A),
+    "pairs side by side": (MODEL, "a, b = x.chunk(2, dim=-1)", "a, b = x[..., ::2], x[..., 1::2]", A),
+    "angles side by side": (MODEL, "torch.cat([angles, angles], dim=-1)", "angles.repeat_interleave(2, -1)", A),
+    "positions from 1": (MODEL, "positions.to(wide), inv_freq", "positions.to(wide) + 1, inv_freq", A),
+    "another exponent of theta": (MODEL, "(steps.to(wide) / head_dim)", "(steps.to(wide) / (head_dim - 2))", A),
+    "float64 angles in float32": (MODEL, "wide = torch.promote_types(dtype, torch.float32)", "wide = torch.float32", A),
+    "bfloat16 angles in bfloat16": (MODEL, "wide = torch.promote_types(dtype, torch.float32)", "wide = dtype", A),
+    "sine for cosine": (MODEL, "(angles.cos() * scale)", "(angles.sin() * scale)", A),
+    "values rotated": (MODEL, "v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))",
+                       "v = rotate(self.v_proj(x).unflatten(-1, (-1, self.head_dim)), cos, sin)", A),
+    # YaRN
+    "yarn left out": (MODEL, "yarn) if yarn else 1.0 / periods", "yarn) if 0 else 1.0 / periods", A + B),
+    "attention factor on the cosine only": (MODEL, "(angles.sin() * scale)", "(angles.sin() * 1)", A + B),
+    "attention factor left out": (MODEL, "yarn.attention_factor if yarn else 1.0", "1.0", A + B),
+    "the ramp begins too late": (MODEL, "math.floor(low), math.ceil", "math.ceil(low), math.ceil", A + B),
+    "the ramp ends too early": (MODEL, "math.floor(low), math.ceil", "math.floor(low), math.floor", A + B),
+    "always whole frequencies": (MODEL, "if yarn.truncate:", "if True:", B),
+    "never whole frequencies": (MODEL, "if yarn.truncate:", "if False:", A + B),
+    "nothing divided by the factor": (MODEL, "(yarn.factor * periods)", "(1 * periods)", A + B),
+    "the ramp inverted": (MODEL, "keep = 1 - ((places", "keep = 0 + ((places", A + B),
+    "fast and slow swapped": (MODEL, "place(yarn.beta_fast), place(yarn.beta_slow)",
+                              "place(yarn.beta_slow), place(yarn.beta_fast)", A + B),
+    "the ramp's end bounded by the frequencies": (MODEL, "2 * len(periods) - 1)", "len(periods) - 1)", B),
+    "the ramp's end not bounded": (MODEL, "min(high, 2 * len(periods) - 1)", "high", B),
+    "the ramp's begin not bounded": (MODEL, "max(low, 0)", "low", B),
+    "a ramp of no width": (MODEL, "(high - low or 0.001)", "(high - low)", B),
+    "half a turn": (MODEL, "(turns * 2 * math.pi)", "(turns * math.pi)", A + B),
+    "theta fixed": (MODEL, "/ math.log(theta)", "/ math.log(1e6)", A + B),
+    "frequencies for half the head": (MODEL, "return len(periods) * math.log", "return len(periods) / 2 * math.log",
+                                      A + B),
+    "the ramp not kept within 0 and 1": (MODEL, ".clamp(0, 1)", ".clamp(0)", A + B),
+    # Layers
+    "eps left out": (MODEL, "nn.Parameter(torch.ones(size)), eps", "nn.Parameter(torch.ones(size)), 0.0", A),
+    "norm's weight left out": (MODEL, "x, self.weight.shape, self.weight, self", "x, self.weight.shape, None, self", A),
+    "no norm of keys": (MODEL, "self.k_norm(k) if self.qk_norm else k", "k", A),
+    "no norm of queries": (MODEL, "self.q_norm(q) if self.qk_norm else q", "q", A),
+    "the keys' norm for queries": (MODEL, "self.q_norm(q) if", "self.k_norm(q) if", A),
+    "keys rotated, then normalised": (MODEL, "rotate(self.k_norm(k) if self.qk_norm else k, cos, sin)",
+                                      "(self.k_norm if self.qk_norm else lambda k: k)(rotate(k, cos, sin))", A),
+    "queries rotated, then normalised": (MODEL, "rotate(self.q_norm(q) if self.qk_norm else q, cos, sin)",
+                                         "(self.q_norm if self.qk_norm else lambda q: q)(rotate(q, cos, sin))", A),
+    "normalised input as the residual": (MODEL, "x = x + mixed", "x = self.input_layernorm(x) + mixed", A),
+    "no residual of attention": (MODEL, "x = x + mixed", "x = mixed", A),
+    "no residual of the MLP": (MODEL, "return x + self.mlp(", "return self.mlp(", A),
+    "no norm before the MLP": (MODEL, "self.mlp(self.post_attention_layernorm(x))", "self.mlp(x)", A),
+    "norms swapped": (MODEL, "self.mlp(self.post_attention_layernorm(x))", "self.mlp(self.input_layernorm(x))", A),
+    "no last norm": (MODEL, "head(self.model.norm(x), self", "head(x, self", A),
+    "no biases of queries": (MODEL, "c.num_attention_heads * c.head_dim, bias=c.qkv_bias",
+                             "c.num_attention_heads * c.head_dim, bias=False", A),
+    "the output's bias as the keys'": (MODEL, "bias=c.o_bias", "bias=c.qkv_bias", A),
+    "not tied": (MODEL, "self.lm_head.weight = self.model.embed_tokens.weight", "pass", A),
+    "not tied again": (MODEL, "model.lm_head.weight = model.model.embed_tokens.weight", "pass", A),
+    "gelu": (MODEL, "F.silu(self.gate_proj(x))", "F.gelu(self.gate_proj(x))", A),
+    "gate and up swapped": (MODEL, "F.silu(self.gate_proj(x)) * self.up_proj(x)",
+                            "F.silu(self.up_proj(x)) * self.gate_proj(x)", A),
+    # Experts
+    "experts' gate and up swapped": (MODEL, "gate, up = grouped_linear", "up, gate = grouped_linear", A),
+    "experts with gelu": (MODEL, "F.silu(gate) * up * shares", "F.gelu(gate) * up * shares", A),
+    "shares left out": (MODEL, "F.silu(gate) * up * shares", "F.silu(gate) * up", A),
+    "shares on the input": (MODEL, "grouped_linear(x, self.gate_up_proj, ends)",
+                            "grouped_linear(x * shares, self.gate_up_proj, ends)", A),
+    "router's softmax in bfloat16": (MODEL, "softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32))",
+                                     "softmax(-1)", C),
+    "router's softmax in float32": (MODEL, "dtype=torch.promote_types(x.dtype, torch.float32)", "dtype=torch.float32",
+                                    A),
+    "shares always normalised": (MODEL, "if self.normalised:", "if True:", A),
+    "shares never normalised": (MODEL, "if self.normalised:", "if False:", A),
+    "softmax of the chosen only": (
+        MODEL, "self.gate(x).softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32)).topk(self.k)",
+        "(lambda top: (top[0].softmax(-1), top[1]))(self.gate(x).topk(self.k))", A),
+    "sigmoid for softmax": (MODEL, "softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32))", "sigmoid()", A),
+    "the worst experts": (MODEL, ".topk(self.k)", ".topk(self.k, largest=False)", A),
+    "shares in the tokens' order": (MODEL, "shares.flatten()[order, None]", "shares.flatten()[:, None]", A),
+    "groups end a row early": (MODEL, "x.device), right=True)", "x.device), right=False)", A),
+    "the permutation for its inverse": (MODEL, "out[order.argsort()]", "out[order]", A),
+    "pairs counted the other way": (MODEL, "x[order // self.k]", "x[order % len(x)]", A),
+    "an expert fewer": (MODEL, "= c.num_experts_per_tok, c", "= c.num_experts_per_tok - 1 or 1, c", A),
+    "the same mean for all": (MODEL, "shares.sum(-1, keepdim=True)", "shares.sum()", A),
+    "lone tokens counted": (MODEL, "torch.is_grad_enabled() and len(x) > 1", "torch.is_grad_enabled()", C),
+    "passes without a gradient counted": (MODEL, "torch.is_grad_enabled() and len(x) > 1", "len(x) > 1", C),
+    "only the last pass counted": (MODEL, "load if self.load is None else self.load + load", "load", C),
+    "ends for loads": (MODEL, "load = torch.diff(ends, prepend=ends.new_zeros(1))", "load = ends", C),
+    "loads never reset": (MODEL, "            layer.load = None\n", "            pass\n", C),
+    "loads of nothing": (MODEL, "return loads if any(map(any, loads)) else []", "return loads", C),
+    "experts in every layer": (MODEL, "Mixture(c) if c.is_mixture(number)", "Mixture(c) if c.num_experts", A),
+    "layouts not told apart": (MODEL, "weights.has_fused_experts(directory)", "False", A),
+    "experts without first values": (MODEL, "elif parameter.ndim > 1:", "elif parameter.ndim == 2:", A + C),
+    "graphs of what waits": (MODEL, "self.config.num_experts > 0 and self.dtype != torch.bfloat16", "False", C),
+    "what does not wait waits": (MODEL, "self.config.num_experts > 0 and self.dtype", "self.dtype", C),
+    # Passes
+    "the last layer computed in vain": (MODEL, "if head is None and number == c.num_hidden_layers - 1:", "if False:",
+                                        A),
+    "no layer computed for a stem": (MODEL, "if head is None and number == c.num_hidden_layers - 1:",
+                                     "if head is None:", A),
+    "no checkpointing": (MODEL, "elif self.checkpointing and torch.is_grad_enabled():", "elif False:", E),
+    "rows of a batch see each other": (MODEL, "Packed(range(0, B * T + 1, T))", "Packed([0, B * T])", A),
+    "positions go on": (MODEL, "torch.arange(T, device=rows.device).repeat(B)", "torch.arange(B * T)", A),
+    "no window": (MODEL, "self.config.require_window(input_ids.shape[-1])", "pass", B),
+    # config.json
+    "Qwen2 without biases": (ARCHITECTURE, 'kind == "qwen2" or attention_bias', "attention_bias", A),
+    "no bias of the output": (ARCHITECTURE, 'kind != "qwen2" and attention_bias', "False", A),
+    "mixtures without norms of heads": (ARCHITECTURE, 'qk_norm=kind != "qwen2"', 'qk_norm=kind == "qwen3"', A),
+    "every second layer, from the first": (ARCHITECTURE, "(i + 1) % hf.decoder_sparse_step",
+                                           "i % hf.decoder_sparse_step", A),
+    "dense layers left out": (ARCHITECTURE, "i in hf.mlp_only_layers or ", "", A),
+    "normalised whatever it says": (ARCHITECTURE, "mixture and bool(hf.norm_topk_prob)", "mixture", A),
+    "never tied": (ARCHITECTURE, "bool(hf.tie_word_embeddings)", "False", A),
+    "heads always share the width": (ARCHITECTURE, 'getattr(hf, "head_dim", None) or hf.hidden_size // H',
+                                     "hf.hidden_size // H", A),
+    "eps fixed": (ARCHITECTURE, "rms_norm_eps=hf.rms_norm_eps", "rms_norm_eps=1e-6", A),
+    "theta fixed in the config": (ARCHITECTURE, 'rope_theta=float(rope["rope_theta"])', "rope_theta=1e4", A),
+    "yarn not read": (ARCHITECTURE, 'if rope.get("rope_type") == "yarn" else None', "if 0 else None", A),
+    "mscale left out": (ARCHITECTURE, "0.1 * m * math.log", "0.1 * math.log", B),
+    "mscales swapped": (ARCHITECTURE, "mscale(m) / mscale(m_all)", "mscale(m_all) / mscale(m)", B),
+    "mscale alone": (ARCHITECTURE, "if m and m_all else", "if m else", B),
+    "attention factor not read": (ARCHITECTURE, 'attention_factor = rope.get("attention_factor")',
+                                  "attention_factor = None", B),
+    "truncate not read": (ARCHITECTURE, 'rope.get("truncate", True))', "True)", B),
+    "another default of beta_fast": (ARCHITECTURE, 'rope.get("beta_fast") or 32', 'rope.get("beta_fast") or 30', B),
+    "another default of beta_slow": (ARCHITECTURE, 'rope.get("beta_slow") or 1', 'rope.get("beta_slow") or 2', B),
+    "fast may be slower than slow": (ARCHITECTURE, "if beta_fast < beta_slow:", "if False:", B),
+    "the source edited": (ARCHITECTURE, "**copy.deepcopy({", "**dict({", B),
+    "window without yarn": (ARCHITECTURE, "return max(self.max_position_embeddings, stretched)",
+                            "return self.max_position_embeddings", B),
+    "window of yarn only": (ARCHITECTURE, "return max(self.max_position_embeddings, stretched)",
+                            "return stretched or self.max_position_embeddings", B),
+    "a token less": (ARCHITECTURE, "if tokens <= self.window:", "if tokens < self.window:", B),
+    "too small a factor": (ARCHITECTURE, "float(-(-tokens // original))", "float(tokens // original)", B),
+    "the room for answers stretched too": (ARCHITECTURE, "else 2 ** int(\n", "else 1 * int(2 **\n", B),
+    "always the new spelling": (ARCHITECTURE, 'new = "rope_parameters" in self.source', "new = True", B),
+    "more experts than there are": (ARCHITECTURE, "if mixture and hf.num_experts_per_tok > hf.num_experts:",
+                                    "if False:", C),
+    # Files
+    "gate and up swapped in the file": (WEIGHTS, 'found[2].split("_")', 'found[2].split("_")[::-1]', A),
+    "each rank reads all experts": (WEIGHTS, "range(shape[0])[rows[name]] if", "range(shape[0]) if", C),
+    "a rank without experts": (WEIGHTS, " if pieces else torch.empty(0, *shape[1:])", "", C),
+    "always one by one": (WEIGHTS, "fetched if fused_experts else take_apart(fetched)", "take_apart(fetched)", C),
+    "never one by one": (WEIGHTS, "fetched if fused_experts else take_apart(fetched)", "fetched", C),
+    "only an index tells the layout": (WEIGHTS, 'names or safe_open(path, framework="pt").keys()', "names or ()", A),
+    # Loads
+    "one mean over all layers": (DYNAMICS, "(loads.amax(-1) / loads.mean(-1))", "(loads.amax() / loads.mean())", C),
+    "unused if rarely used": (DYNAMICS, "(loads == 0)", "(loads <= 2)", C),
+    "layers without tokens told": (DYNAMICS, "loads = loads[loads.any(-1)]", "pass", C),
+    # grouped_linear
+    "empty groups left to chance": (GROUPED, "out = x.new_zeros(", "out = x.new_empty(", D),
+    "a gradient as it lies": (GROUPED, "grad = grad.contiguous()", "pass", D),
+    "the other path backward": (GROUPED, "if ctx.grouped else (rows_plain", "if not ctx.grouped else (rows_plain", D),
+    "grouped_mm everywhere": (GROUPED, "is_one_call(x) if grouped is None", "True if grouped is None", D),
+    "a gradient nobody wants": (GROUPED, "if ctx.needs_input_grad[0] else None", "if True else None", D),
+    "another one": (GROUPED, "if ctx.needs_input_grad[1] else None", "if True else None", D),
+    "groups from the first row": (GROUPED, "        start = end\n", "        start = 0\n", D),
+    "the weight not transposed": (GROUPED, "rows_plain(x, weight.mT, ends)", "rows_plain(x, weight, ends)", D),
+}
+EQUIVALENT = {
+    "an order within an expert": (MODEL, "sort(stable=True)", "sort()"),       # each row is put back where it belongs
+    "mscale of a factor of 1": (ARCHITECTURE, ' if rope["factor"] > 1 else 1.0', ""),           # ln 1 is 0
+    "empty groups multiplied": (GROUPED, "if end > start:", "if True:"),       # no rows give zeros: calls are saved
+    "empty groups masked": (GROUPED, ".masked_fill(empty[:, None, None], 0)", ""),      # a defect of some GPUs
+    "another small width of a ramp without one": (MODEL, "or 0.001)", "or 0.002)"),     # steeper than 1 per frequency
+}
+TESTS = {A: "test_model.py", B: "test_yarn.py", C: "test_mixture.py", D: "test_grouped_linear.py",
+         E: "test_group_pass.py"}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """A copy of the project, and what the children need from elsewhere imported."""
+    directory = tmp_path_factory.mktemp("mutants")
+    for name in COPIED:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, directory / name)
+    for path in directory.rglob("__pycache__"):
+        shutil.rmtree(path)
+    for kind in ("qwen2", "qwen3", "qwen3_moe"):
+        random_hf(kind)(torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
+    return directory
+
+
+def run_tests(tree: Path, names: str) -> tuple[int, list[str]]:
+    """pytest's exit code in a child that works in the copy, and the tests that failed; SIGALRM's if it takes too
+    long."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(os.open(tree / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+            os.dup2(1, 2)
+            sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)
+            signal.alarm(SECONDS)
+            os.chdir(tree)
+            os.environ.pop("PYTEST_XDIST_WORKER", None)
+            for name, module in list(sys.modules.items()):
+                path = getattr(module, "__file__", None) or ""
+                if path.startswith(str(ROOT)) and "site-packages" not in path:
+                    del sys.modules[name]
+            sys.path[:] = [str(tree), *(path for path in sys.path if not Path(path or ".").resolve() in (
+                ROOT, ROOT / "tests"))]
+            os._exit(pytest.main(["-x", "-c", "pyproject.toml", "-p", "no:cacheprovider", "-p", "no:xdist", *[
+                f"tests/{file}" for name, file in TESTS.items() if name in names]]))
+        except BaseException:
+            traceback.print_exc()
+            os._exit(99)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    said = (tree / "said.txt").read_text()
+    assert code in (0, 1, -signal.SIGALRM), said[-3000:]
+    return code, [line for line in said.splitlines() if line.startswith("FAILED")]
+
+
+def test_every_mutant_changes_one_place():
+    """Or the table has been left behind by the code."""
+    for name, (file, old, new, *_) in (MUTANTS | EQUIVALENT).items():
+        assert old != new and (ROOT / file).read_text().count(old) == 1, f"{name}: {old!r} in {file}"
+
+
+@pytest.mark.full
+def test_without_a_mutant_all_pass(tree):
+    assert run_tests(tree, "".join(TESTS)) == (0, [])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_killed(name, tree):
+    file, old, new, tests = MUTANTS[name]
+    text = (ROOT / file).read_text()
+    (tree / file).write_text(text.replace(old, new))
+    os.utime(tree / file, (0, 1 + list(MUTANTS).index(name)))                  # or Python takes another one's bytecode
+    try:
+        code, failed = run_tests(tree, tests)
+    finally:
+        (tree / file).write_text(text)
+    print(*failed)
+    assert code, f"survived: {old!r} -> {new!r}"
