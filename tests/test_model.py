@@ -221,8 +221,9 @@ def test_no_token_sees_its_future(tmp_path):
 
 def test_a_tied_model_has_one_matrix(tmp_path):
     _, ours, _ = pair("qwen2-mha-tied", tmp_path)
-    assert ours.lm_head.weight is ours.model.embed_tokens.weight
-    assert "lm_head.weight" not in dict(ours.named_parameters())
+    for model in (ours, Qwen.random(ours.config, 0), Qwen.empty(ours.config, torch.float32, "cpu")):
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert "lm_head.weight" not in dict(model.named_parameters())
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3_moe"])

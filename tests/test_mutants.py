@@ -4,6 +4,7 @@ Each mutant runs in a forked child, in a copy of the project with that one chang
 (torch, transformers) stays, what is ours is imported anew.
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -197,7 +198,9 @@ def tree(tmp_path_factory) -> Path:
     for path in directory.rglob("__pycache__"):
         shutil.rmtree(path)
     for kind in ("qwen2", "qwen3", "qwen3_moe"):
-        random_hf(kind)(torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
+        hf = random_hf(kind)
+        hf(torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
+        hf.save_pretrained(directory / kind)
     return directory
 
 
@@ -210,16 +213,18 @@ def run_tests(tree: Path, names: str) -> tuple[int, list[str]]:
             os.dup2(os.open(tree / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
             os.dup2(1, 2)
             sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)
+            gc.freeze()
             signal.alarm(SECONDS)
             os.chdir(tree)
             os.environ.pop("PYTEST_XDIST_WORKER", None)
+            os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
             for name, module in list(sys.modules.items()):
                 path = getattr(module, "__file__", None) or ""
                 if path.startswith(str(ROOT)) and "site-packages" not in path:
                     del sys.modules[name]
             sys.path[:] = [str(tree), *(path for path in sys.path if not Path(path or ".").resolve() in (
                 ROOT, ROOT / "tests"))]
-            os._exit(pytest.main(["-x", "-c", "pyproject.toml", "-p", "no:cacheprovider", "-p", "no:xdist", *[
+            os._exit(pytest.main(["-x", "-c", "pyproject.toml", "-p", "no:cacheprovider", "--assert=plain", *[
                 f"tests/{file}" for name, file in TESTS.items() if name in names]]))
         except BaseException:
             traceback.print_exc()
