@@ -91,7 +91,7 @@ def untied(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory) -> Path:
-    """Five experts in the second of two layers, three of them on the first of two ranks."""
+    """Five experts in the second of two layers: two ranks hold 3 and 2 of them, four 2, 2, 1 and 0."""
     return uneven_model(tmp_path_factory.mktemp("mixture"), "qwen3_moe", 3, tie_word_embeddings=False, num_experts=5,
                         num_experts_per_tok=2, moe_intermediate_size=7, norm_topk_prob=True, mlp_only_layers=[0])
 
@@ -391,8 +391,11 @@ def test_two_and_four_ranks_fine_tune_a_mixture_as_one(world, mixture, rows, tmp
     for size in (1, 2, 4):
         assert world(size).call(train, script="sft", argv=argv(
             "sft", mixture, tmp_path, str(size), "--dtype", "float64", data=rows)) == [[0, ""]] * size
-    for size in (2, 4):
-        assert_same_run(tmp_path / str(size), tmp_path / "1")
+    flags = argv("sft", mixture, tmp_path, "moved", "--dtype", "float64", data=rows)
+    assert [code for code, _ in world(2).call(train, script="sft", argv=flags, change="signalled")] == [run.STOPPED] * 2
+    assert world(4).call(train, script="sft", argv=flags) == [[0, ""]] * 4    # one of which has no expert
+    for name in ("2", "4", "moved"):
+        assert_same_run(tmp_path / name, tmp_path / "1")
     assert all("experts/max_load" in row for row in metrics(tmp_path / "1"))
 
 
