@@ -1,5 +1,7 @@
 """grouped_linear, as a loop and in torch's one call, against one linear map per row in float64."""
 
+import sys
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -8,8 +10,8 @@ from hypothesis import given, settings
 from kernels import grouped_linear
 
 SPLITS = {"even": [3, 3, 3], "the first empty": [0, 4, 5], "the last empty": [4, 5, 0],
-          "the middle empty": [4, 0, 0, 5], "all in one": [0, 9, 0], "all in the first": [9, 0], "one group": [5], "no rows": [0, 0, 0],
-          "one row": [0, 1, 0], "one each": [1, 1, 1, 1]}
+          "the middle empty": [4, 0, 0, 5], "all in one": [0, 9, 0], "all in the first": [9, 0], "one group": [5],
+          "no rows": [0, 0, 0], "one row": [0, 1, 0], "one each": [1, 1, 1, 1]}
 FORMS = [(False, torch.float64, 1e-14), (False, torch.float32, 1e-6), (False, torch.bfloat16, 2**-7),
          (True, torch.float32, 1e-6), (True, torch.bfloat16, 2**-7)]           # grouped_mm knows no float64
 
@@ -78,8 +80,6 @@ def test_gradcheck(sizes):
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_only_what_is_asked_for_is_computed(grouped, monkeypatch):
-    from kernels import grouped_linear as module                               # noqa: F401 (the function)
-    import sys
     module, made = sys.modules["kernels.grouped_linear"], []
     for name in ("rows_plain", "weights_plain", "rows_grouped", "weights_grouped"):
         function = getattr(module, name)
@@ -96,7 +96,6 @@ def test_only_what_is_asked_for_is_computed(grouped, monkeypatch):
 
 def test_the_loop_is_taken_on_a_cpu(monkeypatch):
     """Whatever the dtype: there torch's call is a loop as well, or not to be had."""
-    import sys
     def fail(*args):
         raise AssertionError("grouped_mm on a CPU")
     monkeypatch.setattr(sys.modules["kernels.grouped_linear"], "rows_grouped", fail)

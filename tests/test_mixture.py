@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from conftest import EAGER, random_hf
 from safetensors.torch import load_file, save_file
 from test_model import save
-from test_weights import SHARD_1, contents, edit, hf_logits, refused
-from tiny_qwen import VOCAB, random_ids, tiny_config, tiny_qwen
+from test_weights import contents, edit, hf_logits, refused
+from tiny_qwen import random_ids, tiny_config, tiny_qwen
 
 import train_rl
 import train_sft
@@ -96,6 +96,13 @@ def test_packed_sequences_do_not_share_tokens():
     packed, _ = model(torch.cat([ids_of(n, n) for n in lengths]), torch.cat([torch.arange(n) for n in lengths]),
                       Packed([0, 1, 8, 28]), head=F.linear)
     assert (packed - torch.cat([model.logits(ids_of(n, n)) for n in lengths])).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("kind, dtype, waits", [(MOE, torch.bfloat16, False), (MOE, torch.float32, True),
+                                                (MOE, torch.float64, True), ("qwen3", torch.float32, False),
+                                                ("qwen3", torch.bfloat16, False)])
+def test_only_the_loop_over_experts_waits_for_numbers(kind, dtype, waits):
+    assert tiny_qwen(kind, dtype).waits == waits
 
 
 # Loads
@@ -406,10 +413,3 @@ def test_a_mixture_that_was_interrupted_ends_with_the_same_bits(toy_mixture, tmp
     found = [{path.name: path.read_bytes() for path in Path(f"runs/{name}/checkpoints/step_000004").glob("*.saf*")}
              for name in ("whole", "parts")]
     assert found[0] == found[1] and len(found[0]) > 1
-
-
-@pytest.mark.parametrize("kind, dtype, waits", [(MOE, torch.bfloat16, False), (MOE, torch.float32, True),
-                                                (MOE, torch.float64, True), ("qwen3", torch.float32, False),
-                                                ("qwen3", torch.bfloat16, False)])
-def test_only_the_loop_over_experts_waits_for_numbers(kind, dtype, waits):
-    assert tiny_qwen(kind, dtype).waits == waits

@@ -19,8 +19,8 @@ from conftest import ROOT, random_hf
 MODEL, ARCHITECTURE, WEIGHTS = "nanoqwenlong/model.py", "nanoqwenlong/architecture.py", "nanoqwenlong/weights.py"
 DYNAMICS, GROUPED = "nanoqwenlong/dynamics.py", "kernels/grouped_linear.py"
 COPIED = ("nanoqwenlong", "kernels", "tests", "pyproject.toml", *(path.name for path in ROOT.glob("*.py")))
-SECONDS = 90
-A, B, C, D, E = "ABCDE"                                         # the tests that look, in this order
+SECONDS = 600
+A, B, C, D = "ABCD"                                         # the tests that look, in this order
 MUTANTS = {
     # Rope
     "rotation the other way": (MODEL, "torch.cat([-b, a], dim=-1)", "torch.cat([b, -a], dim=-1)", A),
@@ -118,7 +118,7 @@ MUTANTS = {
                                         A),
     "no layer computed for a stem": (MODEL, "if head is None and number == c.num_hidden_layers - 1:",
                                      "if head is None:", A),
-    "no checkpointing": (MODEL, "elif self.checkpointing and torch.is_grad_enabled():", "elif False:", E),
+    "no checkpointing": (MODEL, "elif self.checkpointing and torch.is_grad_enabled():", "elif False:", C),
     "rows of a batch see each other": (MODEL, "Packed(range(0, B * T + 1, T))", "Packed([0, B * T])", A),
     "positions go on": (MODEL, "torch.arange(T, device=rows.device).repeat(B)", "torch.arange(B * T)", A),
     "no window": (MODEL, "self.config.require_window(input_ids.shape[-1])", "pass", B),
@@ -184,8 +184,7 @@ EQUIVALENT = {
     "empty groups masked": (GROUPED, ".masked_fill(empty[:, None, None], 0)", ""),      # a defect of some GPUs
     "another small width of a ramp without one": (MODEL, "or 0.001)", "or 0.002)"),     # steeper than 1 per frequency
 }
-TESTS = {A: "test_model.py", B: "test_yarn.py", C: "test_mixture.py", D: "test_grouped_linear.py",
-         E: "test_group_pass.py"}
+TESTS = {A: "test_model.py", B: "test_yarn.py", C: "test_mixture.py", D: "test_grouped_linear.py"}
 
 
 @pytest.fixture(scope="module")
@@ -205,8 +204,7 @@ def tree(tmp_path_factory) -> Path:
 
 
 def run_tests(tree: Path, names: str) -> tuple[int, list[str]]:
-    """pytest's exit code in a child that works in the copy, and the tests that failed; SIGALRM's if it takes too
-    long."""
+    """pytest's exit code in a child that works in the copy, and the tests that failed."""
     child = os.fork()
     if child == 0:
         try:
@@ -231,7 +229,7 @@ def run_tests(tree: Path, names: str) -> tuple[int, list[str]]:
             os._exit(99)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     said = (tree / "said.txt").read_text()
-    assert code in (0, 1, -signal.SIGALRM), said[-3000:]
+    assert code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED), f"{code}: {said[-3000:]}"
     return code, [line for line in said.splitlines() if line.startswith("FAILED")]
 
 
@@ -258,4 +256,4 @@ def test_mutant_is_killed(name, tree):
     finally:
         (tree / file).write_text(text)
     print(*failed)
-    assert code, f"survived: {old!r} -> {new!r}"
+    assert code and failed, f"survived: {old!r} -> {new!r}"
