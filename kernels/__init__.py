@@ -4,7 +4,7 @@ the project.
     linear_logprob    log-prob and entropy of target tokens from hidden states, without a whole logits tensor
     linear_logits     the logits themselves, where a sampler needs them
     grpo_loss         the clipped policy-gradient objective
-    grouped_linear    a linear map per group of rows: the experts of a mixture
+    grouped_linear    a linear map per group of rows: the experts of a mixture, by torch's kernel where it has one
     paged_attention   one decoding step over a cache in blocks, a group's stem read once
 
 Triton on a GPU, the torch twins elsewhere: this file chooses, and says what the functions promise.

@@ -22,14 +22,20 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor, grouped: bool | None
     """x (S, C), weight (E, N, C), ends (E,) integers that do not fall and end with S -> (S, N), differentiable in x and
     weight. grouped: whether by torch's grouped_mm (None: where that is faster)."""
     if grouped is None:
-        aligned = not any(size * x.element_size() % 16 for size in weight.shape[1:])
-        grouped = aligned and (is_one_call(x.device, x.dtype) or x.device.type == "cpu" and x.dtype == torch.float32)
+        widths = weight.shape[1:]
+        grouped = is_one_call(x.device, x.dtype, *widths) or (
+            x.device.type == "cpu" and x.dtype == torch.float32 and are_aligned(x.dtype, *widths))
     return GroupedLinear.apply(x, weight, ends, grouped)
 
 
-def is_one_call(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch has a single kernel for it, which no number has to be fetched for."""
-    return device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.get_device_capability(device)[0] in (9, 10)
+def is_one_call(device: torch.device, dtype: torch.dtype, *widths: int) -> bool:
+    """Whether torch has a single kernel for rows of these widths, which no number has to be fetched for."""
+    return device.type == "cuda" and dtype == torch.bfloat16 and are_aligned(dtype, *widths) and (
+        torch.cuda.get_device_capability(device)[0] in (9, 10))
+
+
+def are_aligned(dtype: torch.dtype, *widths: int) -> bool:
+    return not any(width * dtype.itemsize % 16 for width in widths)
 
 
 class GroupedLinear(torch.autograd.Function):

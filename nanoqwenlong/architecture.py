@@ -102,6 +102,9 @@ class ModelConfig:
         named = source.get("architectures") or [ARCHITECTURES[kind]]
         if named != [ARCHITECTURES[kind]]:
             raise ModelError(f"{where}: architectures is {named}; only {ARCHITECTURES[kind]} can be trained here")
+        rope = source.get("rope_parameters") or source.get("rope_scaling")
+        if isinstance(rope, dict) and "yarn" in (rope.get("rope_type"), rope.get("type")):     # before transformers
+            Yarn.from_json({"original_max_position_embeddings": 1, **rope}, where)             # stumbles over it
         from transformers import AutoConfig      # imported here: it takes seconds, and --help should not
         from transformers.utils import logging
         told = logging.get_verbosity()

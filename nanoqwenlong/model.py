@@ -139,7 +139,7 @@ class Experts(nn.Module):
         return grouped_linear(F.silu(gate) * up * shares, self.down_proj, ends)
 
 
-class Spread(torch.autograd.Function):
+class Dispatch(torch.autograd.Function):
     """x (T, C) -> (T k, C): each token's row once for each of its pairs, in the pairs' `order` (T k,) by expert. place
     (T, k): where in that order a token's pairs are. torch's own gradient of an index adds up in whatever order comes,
     on a GPU; this one is faster, and the same bits every time."""
@@ -151,11 +151,11 @@ class Spread(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return Collect.apply(grad, *ctx.saved_tensors), None, None
+        return Combine.apply(grad, *ctx.saved_tensors), None, None
 
 
-class Collect(torch.autograd.Function):
-    """Spread's transpose: rows (T k, C) -> (T, C), each token's pairs summed."""
+class Combine(torch.autograd.Function):
+    """The transpose of Dispatch: rows (T k, C) -> (T, C), each token's pairs summed."""
 
     @staticmethod
     def forward(ctx, rows, order, place):
@@ -164,7 +164,7 @@ class Collect(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return Spread.apply(grad, *ctx.saved_tensors), None, None
+        return Dispatch.apply(grad, *ctx.saved_tensors), None, None
 
 
 class Mixture(nn.Module):
@@ -189,8 +189,8 @@ class Mixture(nn.Module):
             load = torch.diff(ends, prepend=ends.new_zeros(1))
             self.load = load if self.load is None else self.load + load
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device)).view_as(chosen)
-        rows, shares = Spread.apply(x, order, place), shares.flatten().gather(0, order)[:, None].to(x.dtype)
-        return Collect.apply(self.experts(rows, shares, ends), order, place)
+        rows, shares = Dispatch.apply(x, order, place), shares.flatten().gather(0, order)[:, None].to(x.dtype)
+        return Combine.apply(self.experts(rows, shares, ends), order, place)
 
 
 class Layer(nn.Module):
@@ -248,7 +248,8 @@ class Qwen(nn.Module):
     def waits(self) -> bool:
         """Whether a pass on a GPU needs numbers from it midway (how many tokens chose each expert), so that no CUDA
         graph can record it."""
-        return self.config.num_experts > 0 and not is_one_call(self.device, self.dtype)
+        return self.config.num_experts > 0 and not is_one_call(
+            self.device, self.dtype, self.config.hidden_size, self.config.moe_intermediate_size)
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Callable, head: Callable | None = None):
         """ids, positions (T,) -> head(hidden (T, C), lm_head.weight (V, C)) or None; per layer (k, v), each (T, K, D).

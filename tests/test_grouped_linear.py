@@ -99,6 +99,6 @@ def test_the_loop_is_taken_on_a_cpu(monkeypatch):
     def fail(*args):
         raise AssertionError("grouped_mm on a CPU")
     monkeypatch.setattr(sys.modules["kernels.grouped_linear"], "rows_grouped", fail)
-    for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        x, weight, _, ends = inputs([2, 3], dtype)
+    for dtype, C in ((torch.float64, 16), (torch.bfloat16, 16), (torch.float32, 6)):     # 6: 24 bytes, not of 16
+        x, weight, _, ends = inputs([2, 3], dtype, C=C)
         grouped_linear(x, weight, ends)

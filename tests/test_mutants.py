@@ -96,10 +96,15 @@ MUTANTS = {
         "(lambda top: (top[0].softmax(-1), top[1]))(self.gate(x).topk(self.k))", A),
     "sigmoid for softmax": (MODEL, "softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32))", "sigmoid()", A),
     "the worst experts": (MODEL, ".topk(self.k)", ".topk(self.k, largest=False)", A),
-    "shares in the tokens' order": (MODEL, "shares.flatten()[order, None]", "shares.flatten()[:, None]", A),
+    "shares in the tokens' order": (MODEL, "shares.flatten().gather(0, order)", "shares.flatten()", A),
     "groups end a row early": (MODEL, "x.device), right=True)", "x.device), right=False)", A),
-    "the permutation for its inverse": (MODEL, "out[order.argsort()]", "out[order]", A),
-    "pairs counted the other way": (MODEL, "x[order // self.k]", "x[order % len(x)]", A),
+    "the permutation for its inverse": (MODEL, "F.embedding_bag(place, rows,",
+                                        "F.embedding_bag(order.view_as(place), rows,", A),
+    "pairs averaged": (MODEL, 'mode="sum"', 'mode="mean"', A),
+    "no gradient of what experts are given": (MODEL, "return Combine.apply(grad, *", "return 0 * Combine.apply(grad, *",
+                                              A),
+    "no gradient of what they give": (MODEL, "return Dispatch.apply(grad, *", "return 0 * Dispatch.apply(grad, *", A),
+    "pairs counted the other way": (MODEL, "order // place.shape[1])", "order % len(x))", A),
     "an expert fewer": (MODEL, "= c.num_experts_per_tok, c", "= c.num_experts_per_tok - 1 or 1, c", A),
     "the same mean for all": (MODEL, "shares.sum(-1, keepdim=True)", "shares.sum()", A),
     "lone tokens counted": (MODEL, "torch.is_grad_enabled() and len(x) > 1", "torch.is_grad_enabled()", C),
@@ -111,8 +116,8 @@ MUTANTS = {
     "experts in every layer": (MODEL, "Mixture(c) if c.is_mixture(number)", "Mixture(c) if c.num_experts", A),
     "layouts not told apart": (MODEL, "weights.has_fused_experts(directory)", "False", A),
     "experts without first values": (MODEL, "elif parameter.ndim > 1:", "elif parameter.ndim == 2:", A + C),
-    "graphs of what waits": (MODEL, "self.config.num_experts > 0 and self.dtype != torch.bfloat16", "False", C),
-    "what does not wait waits": (MODEL, "self.config.num_experts > 0 and self.dtype", "self.dtype", C),
+    "graphs of what waits": (MODEL, "self.config.num_experts > 0 and not is_one_call", "False and is_one_call", C),
+    "what does not wait waits": (MODEL, "self.config.num_experts > 0 and not is_one_call", "not is_one_call", C),
     # Passes
     "the last layer computed in vain": (MODEL, "if head is None and number == c.num_hidden_layers - 1:", "if False:",
                                         A),
@@ -168,20 +173,20 @@ MUTANTS = {
     "unused if rarely used": (DYNAMICS, "(loads == 0)", "(loads <= 2)", C),
     "layers without tokens told": (DYNAMICS, "loads = loads[loads.any(-1)]", "pass", C),
     # grouped_linear
-    "empty groups left to chance": (GROUPED, "out = x.new_zeros(", "out = x.new_empty(", D),
     "a gradient as it lies": (GROUPED, "grad = grad.contiguous()", "pass", D),
     "the other path backward": (GROUPED, "if ctx.grouped else (rows_plain", "if not ctx.grouped else (rows_plain", D),
-    "grouped_mm everywhere": (GROUPED, "is_one_call(x) if grouped is None", "True if grouped is None", D),
+    "groups counted from the first end": (GROUPED, "prepend=ends.new_zeros(1)", "prepend=ends[:1]", D),
+    "rows of 8 bytes": (GROUPED, "width * dtype.itemsize % 16", "width * dtype.itemsize % 8", D),
+    "grouped_mm everywhere": (GROUPED, "if grouped is None:", "grouped = True\n    if False:", D),
     "a gradient nobody wants": (GROUPED, "if ctx.needs_input_grad[0] else None", "if True else None", D),
     "another one": (GROUPED, "if ctx.needs_input_grad[1] else None", "if True else None", D),
-    "groups from the first row": (GROUPED, "        start = end\n", "        start = 0\n", D),
     "the weight not transposed": (GROUPED, "rows_plain(x, weight.mT, ends)", "rows_plain(x, weight, ends)", D),
 }
 EQUIVALENT = {
     "an order within an expert": (MODEL, "sort(stable=True)", "sort()"),       # each row is put back where it belongs
     "mscale of a factor of 1": (ARCHITECTURE, ' if rope["factor"] > 1 else 1.0', ""),           # ln 1 is 0
-    "empty groups multiplied": (GROUPED, "if end > start:", "if True:"),       # no rows give zeros: calls are saved
-    "empty groups masked": (GROUPED, ".masked_fill(empty[:, None, None], 0)", ""),      # a defect of some GPUs
+    # a defect of some GPUs
+    "empty groups masked": (GROUPED, ".masked_fill_((lengths(ends) == 0)[:, None, None], 0)", ""),
     "another small width of a ramp without one": (MODEL, "or 0.001)", "or 0.002)"),     # steeper than 1 per frequency
 }
 TESTS = {A: "test_model.py", B: "test_yarn.py", C: "test_mixture.py", D: "test_grouped_linear.py"}

@@ -139,8 +139,9 @@ def test_what_is_filled_in():
     ({"factor": "4"}, "factor is '4'"), ({"factor": math.nan}, "factor is nan"), ({"factor": True}, "factor is True"),
     ({"factor": math.inf}, "factor is inf"),
     ({"original_max_position_embeddings": -1}, "original_max_position_embeddings is -1"),
-    ({"original_max_position_embeddings": 0}, "transformers refuses it"),      # it divides by it
-    ({"original_max_position_embeddings": None}, "transformers refuses it"), ({"beta_slow": [1]}, "transformers ref"),
+    ({"original_max_position_embeddings": 0}, "original_max_position_embeddings is 0"),
+    ({"original_max_position_embeddings": None}, "original_max_position_embeddings is None"),
+    ({"beta_slow": [1]}, "beta_slow is [1]"),
     ({"attention_factor": -1.0}, "attention_factor is -1.0"), ({"attention_factor": "1"}, "attention_factor is '1'"),
     ({"beta_fast": 2, "beta_slow": 3}, "beta_fast (2) is less than its beta_slow (3)"),
     ({"beta_slow": 33}, "beta_fast (32) is less than its beta_slow (33)"),
