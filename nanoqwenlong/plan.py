@@ -488,14 +488,23 @@ def words(job: Job) -> str:
     prompts, G = job.prompts_per_step, job.group_size
     size = f"{job.size.total / 1e9:.2f} billion" if job.size.total > 1e8 else f"{job.size.total / 1e6:.2f} million"
     return "\n".join([
-        f"plan: {size} parameters; a step has {prompts} prompts of at most {job.prompt} tokens, {prompts * G} answers "
-        f"of at most {job.answer}: {prompts * job.prompt} and {prompts * G * job.answer} tokens",
-        f"plan: an update has {-(-prompts // job.updates_per_step)} prompts on {job.ranks} processes; of each the "
-        f"stem, then {count} micro-batches of {answers} answers, {tokens} tokens",
-        f"plan: the KV cache has {job.kv_blocks} blocks, {job.kv_tokens} tokens, "
-        f"{gigabytes(moments(job)['decode']['KV pool'])}: room for {job.decoding} answers at once",
+        f"plan: {size} parameters; a step has {prompts:,} prompts of at most {job.prompt:,} tokens and "
+        f"{prompts * G:,} answers of at most {job.answer:,}: {prompts * job.prompt:,} and "
+        f"{prompts * G * job.answer:,} tokens",
+        f"plan: an update has {-(-prompts // job.updates_per_step)} prompts on {counted(job.ranks, 'process')}; of each "
+        f"the stem, then {counted(count, 'micro-batch')} of {counted(answers, 'answer')}, {tokens:,} tokens",
+        f"plan: the KV cache has {job.kv_blocks:,} blocks, {job.kv_tokens:,} tokens, "
+        f"{gigabytes(moments(job)['decode']['KV pool'])}: room for {counted(job.decoding, 'answer')} at once",
         f"plan: tensors of a {'GPU' if job.gpu else 'process'}: {at['at rest']} at rest; at most {at['rollout']} in a "
         f"rollout, {at['update']} in an update, {at['optimizer']} in the optimizer's step"])
+
+
+def counted(number: int, thing: str) -> str:
+    """
+    >>> counted(1, "process"), counted(2000, "micro-batch"), counted(8, "answer")
+    ('1 process', '2,000 micro-batches', '8 answers')
+    """
+    return f"{number:,} {thing}" + ("" if number == 1 else "es" if thing[-1] in "sh" else "s")
 
 
 def gigabytes(value: float) -> str:

@@ -320,8 +320,8 @@ def test_train_rl_says_its_plan_before_the_first_step():
     job = plan.of_run(cfg, model("qwen2.5-7b"), prompt=2000, bytes=4, ranks=4, replicas=2)
     assert job == plan.Job(model("qwen2.5-7b"), 16, 4, 2000, 500, 2, 1000, 300, 16, True, False, True, True, True, 4, 2)
     said = plan.words(job)
-    for words in ("7.62 billion", "16 prompts", "64 answers", "32000 and 32000 tokens", "8 prompts on 4 processes",
-                  "2 micro-batches of 2 answers, 1000 tokens", "300 blocks, 4800 tokens, 552.3 MB",
+    for words in ("7.62 billion", "16 prompts", "64 answers", "32,000 and 32,000 tokens", "8 prompts on 4 processes",
+                  "2 micro-batches of 2 answers, 1,000 tokens", "300 blocks, 4,800 tokens, 552.3 MB",
                   f"{plan.peaks(job)['update'] / 1e9:.1f} GB in an update"):
         assert words in said, words
 
