@@ -151,12 +151,12 @@ def kept(job: Job, mixture: bool, stem: bool) -> float:
 
 def mlp_kept(job: Job, mixture: bool) -> float:
     """The MLP's part of it. Dense: gate, silu(gate), up, their product: 4 I. Mixture, of each of the k experts: the row
-    that it is given, C; gate and up, silu(gate), their product, that times its share, 5 I; the share; four indices. Of
+    that it is given, C; gate and up, silu(gate), their product, that times its share, 5 I; the share; 3 indices. Of
     the router: the probabilities, E, and the k highest before and after they are made to add up to 1."""
     s, b, wide = job.size, job.bytes, max(4, job.bytes)
     if not mixture:
         return 4 * s.I * b
-    return s.k * (s.C + 5 * s.expert + 1) * b + (s.E + 2 * s.k + 1) * wide + 4 * 8 * s.k
+    return s.k * (s.C + 5 * s.expert + 1) * b + (s.E + 2 * s.k + 1) * wide + 3 * 8 * s.k
 
 
 def at_work(job: Job, mixture: bool, tokens: int, stem: int) -> float:
@@ -279,7 +279,7 @@ def update(job: Job) -> Iterator[tuple[str, dict[str, float]]]:
         again = full + (2 * s.KV * b if stem else 0) - s.C * b
         return (s.C * b, again) if job.checkpointing else (full, 0)
 
-    last = (1 + norms) * s.C * b + 4 + s.qk_norm * ((norms - 1 + 1) * s.KV * b + 4 * s.K)
+    last = (1 + norms) * s.C * b + 4 + s.qk_norm * (norms * s.KV * b + 4 * s.K)
     stems = [run(mixture, True) for mixture in s.mixtures[:-1]]
     stem = {"stem activations": P * (sum(kept for kept, _ in stems) + last + tables)}
     pairs = 2 * P * s.KV * b                                                   # a layer's keys and values
@@ -491,8 +491,8 @@ def words(job: Job) -> str:
         f"plan: {size} parameters; a step has {prompts:,} prompts of at most {job.prompt:,} tokens and "
         f"{prompts * G:,} answers of at most {job.answer:,}: {prompts * job.prompt:,} and "
         f"{prompts * G * job.answer:,} tokens",
-        f"plan: an update has {-(-prompts // job.updates_per_step)} prompts on {counted(job.ranks, 'process')}; of each "
-        f"the stem, then {counted(count, 'micro-batch')} of {counted(answers, 'answer')}, {tokens:,} tokens",
+        f"plan: an update has {-(-prompts // job.updates_per_step)} prompts on {counted(job.ranks, 'process')}; of "
+        f"each the stem, then {counted(count, 'micro-batch')} of {counted(answers, 'answer')}, {tokens:,} tokens",
         f"plan: the KV cache has {job.kv_blocks:,} blocks, {job.kv_tokens:,} tokens, "
         f"{gigabytes(moments(job)['decode']['KV pool'])}: room for {counted(job.decoding, 'answer')} at once",
         f"plan: tensors of a {'GPU' if job.gpu else 'process'}: {at['at rest']} at rest; at most {at['rollout']} in a "
