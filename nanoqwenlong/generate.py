@@ -134,7 +134,7 @@ class Generator:
         for stem in stems:
             whole_blocks = len(stem.ids) // self.pool.block_size * self.pool.block_size
             if self.shared and whole_blocks and not self.kernels:
-                stem.keys_values = self.cache.past(stem.table, whole_blocks)
+                stem.keys_values = list(self.cache.past(stem.table, whole_blocks))
 
     def _prefill(self, sequences: Iterable[tuple[Sequence[int], list[int], int]]) -> None:
         """Keys and values of each sequence's tokens from `start` on go into its blocks: (ids, block table, start)."""

@@ -57,17 +57,9 @@ class KVCache:
         return tuple(x[layer].index_select(1, slots.flatten()).transpose(0, 1).unflatten(0, slots.shape)
                      for x in (self.keys, self.values))
 
-    def past(self, block_table: Sequence[int], length: int) -> KeysValues:
-        """The first `length` keys and values of a sequence, in one piece, per layer (length, K, D): where they lie, if
-        the blocks follow one another, and good as long as those are owned; else a copy."""
-        blocks = block_table[:blocks_for(length, self.block_size)]
-        first = blocks[0] * self.block_size
-        if list(blocks) == list(range(blocks[0], blocks[0] + len(blocks))):
-            pieces = (x[:, :, first:first + length] for x in (self.keys, self.values))
-        else:
-            (slots,) = self.slots([blocks], length)
-            pieces = (x.index_select(2, slots) for x in (self.keys, self.values))
-        return list(zip(*(piece.transpose(1, 2) for piece in pieces)))
+    def past(self, block_table: Sequence[int], length: int) -> "Past":
+        """The first `length` keys and values of a sequence, in one piece, per layer (length, K, D)."""
+        return Past(self, block_table[:blocks_for(length, self.block_size)], length)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, each (from, to): the other half of BlockPool.append's copy-on-write."""
@@ -76,6 +68,25 @@ class KVCache:
                               for blocks in zip(*pairs))
             for x in (self.keys, self.values):
                 x[:, :, target] = x[:, :, source]
+
+
+class Past(Sequence):
+    """KeysValues of what a sequence begins with: where they lie, if its blocks follow one another, and good as long as
+    those are owned; else a copy, made of a layer whenever it is asked for. Of all layers at once it would be as large
+    as a prompt in the cache: 10 GB for 49,152 tokens of a 14B model."""
+
+    def __init__(self, cache: KVCache, blocks: Sequence[int], length: int):
+        self.cache, first = cache, blocks[0] * cache.block_size
+        adjacent = list(blocks) == list(range(blocks[0], blocks[0] + len(blocks)))
+        self.slots = slice(first, first + length) if adjacent else cache.slots([blocks], length)[0]
+
+    def __len__(self) -> int:
+        return len(self.cache.keys)
+
+    def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
+        if isinstance(self.slots, slice):
+            return tuple(x[layer, :, self.slots].transpose(0, 1) for x in (self.cache.keys, self.cache.values))
+        return self.cache.read(layer, self.slots)
 
 
 class SharedPaged:

@@ -221,6 +221,20 @@ def test_paged_decoding_equals_contiguous_bit_by_bit(block_size, dtype):
 GROUPS = [(0, (1,)), (0, (3, 1, 20)), (16, (1,)), (16, (2, 2, 9, 1)), (19, (5, 1, 3)), (3, (4, 4)), (550, (7, 1))]
 
 
+@pytest.mark.parametrize("blocks, copied", [([2, 3, 4], []), ([4, 0, 3], [1, 2])])
+def test_a_scattered_past_is_copied_a_layer_at_a_time(blocks, copied, monkeypatch):
+    cache, read, reads = KVCache(3, 5, 4, 2, 8, torch.float32, torch.device("cpu")), KVCache.read, []
+    cache.keys.normal_(), cache.values.normal_()
+    monkeypatch.setattr(KVCache, "read", lambda self, layer, slots: (reads.append(layer), read(self, layer, slots))[1])
+    past = cache.past([*blocks, 1], 10)
+    assert reads == [] and len(past) == 3
+    slots = [4 * blocks[place // 4] + place % 4 for place in range(10)]
+    for layer in (1, 2):
+        for found, held in zip(past[layer], (cache.keys, cache.values), strict=True):
+            assert torch.equal(found, held[layer, :, slots].transpose(0, 1))
+    assert reads == copied
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("block_size", [1, 4, 600])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
