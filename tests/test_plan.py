@@ -282,8 +282,10 @@ def test_the_tool_prints_what_is_planned(capsys):
     job = tool.job_of(tool.parse(tool.Config, ["--preset", "r1-distill-qwen-14b"], tool.PRESETS))
     assert f"{plan.peaks(job)['update'] / 1e9:.1f}" in shown and "would fit: --" in shown and "assumptions" in shown
     assert plan.words(job) in shown and f"{sum(plan.seconds(job).values()):.4g}" in shown
-    words = shown.split("would fit: ")[1].split(" (")[0].replace(",", "").split()
-    assert tool.main(["--preset", "r1-distill-qwen-14b", *words]) == 0 and "fits: " in capsys.readouterr().out
+    advised = [line.split(" (")[0].replace(",", "").split() for line in shown.split("would fit: ")[1:]]
+    for words in advised:
+        assert tool.main(["--preset", "r1-distill-qwen-14b", *words]) == 0 and "fits: " in capsys.readouterr().out
+    assert "--max-prompt-tokens" in advised[-1]
 
 
 def test_the_table_has_every_preset_at_both_lengths(capsys):
@@ -299,7 +301,7 @@ def test_the_table_has_every_preset_at_both_lengths(capsys):
 
 def test_the_tool_measures_where_it_runs(capsys):
     code = tool.main(["--model", "assets/nano-sft", "--gpus", "1", "--device", "cpu", "--dtype", "float32", "--measure",
-                      "--prompt", "200", "--answer", "48", "--reserve", "0", "--gpu-memory", "1"])
+                      "--max-prompt-tokens", "200", "--max-new-tokens", "48", "--reserve", "0", "--gpu-memory", "1"])
     assert code == 0 and "measured here" in capsys.readouterr().out
 
 

@@ -1,7 +1,7 @@
 """What a step of train_rl.py will take on GPUs that are not there yet: memory, what to change, operations, seconds.
 
     python -m tools.plan --preset r1-distill-qwen-14b --gpus 8 --gpu-memory 80
-    python -m tools.plan --preset qwen2.5-7b --prompt 20000 --answer 4096
+    python -m tools.plan --preset qwen2.5-7b --max-prompt-tokens 20000
     python -m tools.plan --model DIR --gpus 2 --measure         with this machine's own rates
     python -m tools.plan --table --gpus 8 --gpu-memory 141      every preset, prompts of 20,000 and 60,000 tokens
 
@@ -36,9 +36,9 @@ class Config:
                                         # cannot use
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # to compute in
     device: Literal["cuda", "cpu"] = "cuda"
-    # the step: flags of train_rl.py, --prompt and --answer being --max-prompt-tokens and --max-new-tokens
-    prompt: int = 60000                 # tokens of every prompt
-    answer: int = 10000                 # tokens of every answer
+    # the step: flags of train_rl.py
+    max_prompt_tokens: int = 60000      # of every prompt
+    max_new_tokens: int = 10000         # of every answer
     prompts_per_step: int = 16
     group_size: int = 8
     updates_per_step: int = 1
@@ -58,16 +58,15 @@ class Config:
 
 
 LENGTHS = (20000, 60000)                # of prompts in the table
-NAMES = {"max_prompt_tokens": "prompt", "max_new_tokens": "answer"}
-PRESETS = {name: {NAMES.get(key, key): value for key, value in presets.RL[name].items()
-                  if key != "model" and NAMES.get(key, key) in Config.__dataclass_fields__} for name in presets.MODELS}
+PRESETS = {name: {key: value for key, value in presets.RL[name].items()
+                  if key != "model" and key in Config.__dataclass_fields__} for name in presets.MODELS}
 
 
 def job_of(cfg: Config) -> plan.Job:
     """Raises ConfigError, ModelError or FileNotFoundError."""
-    at_least(cfg, gpus=1, nodes=1, gpu_memory=0, reserve=0, prompt=1, answer=1, prompts_per_step=1, group_size=1,
-             updates_per_step=1, max_tokens=1, kv_blocks=1, block_size=1, product_tflops=1e-9, attention_tflops=1e-9,
-             bandwidth=1e-9)
+    at_least(cfg, gpus=1, nodes=1, gpu_memory=0, reserve=0, max_prompt_tokens=1, max_new_tokens=1, prompts_per_step=1,
+             group_size=1, updates_per_step=1, max_tokens=1, kv_blocks=1, block_size=1, product_tflops=1e-9,
+             attention_tflops=1e-9, bandwidth=1e-9)
     if not cfg.model and not cfg.preset:
         raise ConfigError(f"--preset or --model DIR says what is planned; presets are {', '.join(PRESETS)}")
     if cfg.model:
@@ -76,8 +75,9 @@ def job_of(cfg: Config) -> plan.Job:
     else:
         model = ModelConfig.from_json(presets.MODELS[cfg.preset], cfg.preset)
     same = {field.name: getattr(cfg, field.name) for field in fields(plan.Job) if hasattr(cfg, field.name)}
-    return plan.Job(**(same | dict(model=model, ranks=cfg.gpus * cfg.nodes, replicas=cfg.nodes,
-                                   gpu=cfg.device == "cuda", bytes=2 if cfg.dtype == "bfloat16" else 4)))
+    return plan.Job(**(same | dict(model=model, prompt=cfg.max_prompt_tokens, answer=cfg.max_new_tokens,
+                                   ranks=cfg.gpus * cfg.nodes, replicas=cfg.nodes, gpu=cfg.device == "cuda",
+                                   bytes=2 if cfg.dtype == "bfloat16" else 4)))
 
 
 def memory_table(job: plan.Job) -> str:
@@ -115,7 +115,7 @@ def overview(cfg: Config, rates: plan.Rates) -> str:
              "what would |", "|---|---|---|---|---|---|---|---|"]
     for name in PRESETS:
         for prompt in LENGTHS:
-            job = job_of(replace(cfg, **{**PRESETS[name], "preset": name, "prompt": prompt, "model": ""}))
+            job = job_of(replace(cfg, **{**PRESETS[name], "preset": name, "max_prompt_tokens": prompt, "model": ""}))
             seconds = plan.seconds(job, rates)
             good, told = verdict(job, cfg)
             cells = [name, f"{prompt}, {job.answer}", *(f"{value / 1e9:.0f} GB" for value in plan.peaks(job).values()),
