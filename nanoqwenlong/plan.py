@@ -459,12 +459,12 @@ def turn(job: Job, memory: float, *names: str) -> Job | None:
 
 
 def changed(job: Job, other: Job) -> str:
-    """The flags that lead from one to the other; of those about the machine and the data, words."""
+    """The flags that lead from one to the other: train_rl.py's, and --gpus of tools/plan.py."""
     words = []
     for field in fields(job):
         value = getattr(other, field.name)
         if value != getattr(job, field.name):
-            words.append({"ranks": f"{value} GPUs", "prompt": f"--max-prompt-tokens {value}"}.get(
+            words.append({"ranks": f"--gpus {value // other.replicas}", "prompt": f"--max-prompt-tokens {value}"}.get(
                 field.name, f"--{field.name.replace('_', '-')}" + ("" if value is True else f" {value}")))
     return ", ".join(words)
 

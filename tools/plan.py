@@ -31,9 +31,9 @@ class Config:
     # the machine
     gpus: int = 8                       # of a node, over which a model is split
     nodes: int = 1                      # each holds a whole model
-    gpu_memory: float = 80.0            # GB (10^9 bytes) of a GPU
-    reserve: float = 6.0                # GB of it that are no tensors: an assumption. CUDA, NCCL, what the allocator
-                                        # cannot use
+    gpu_memory: float = 80.0            # GiB (2^30 bytes) of a GPU, as they are sold
+    reserve: float = 6.0                # GB (10^9) of it that are no tensors: an assumption. CUDA, NCCL, what the
+                                        # allocator cannot use
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # to compute in
     device: Literal["cuda", "cpu"] = "cuda"
     # the step: flags of train_rl.py
@@ -117,7 +117,7 @@ def overview(cfg: Config, rates: plan.Rates) -> str:
         for prompt in LENGTHS:
             job = job_of(replace(cfg, **{**PRESETS[name], "preset": name, "max_prompt_tokens": prompt, "model": ""}))
             seconds = plan.seconds(job, rates)
-            good, told = verdict(job, cfg)
+            good, told = verdict(job, cfg, rates)
             cells = [name, f"{prompt}, {job.answer}", *(f"{value / 1e9:.0f} GB" for value in plan.peaks(job).values()),
                      f"{seconds['prefill'] + seconds['decode']:.0f}, {seconds['update']:.0f}",
                      "fits" if good else "; ".join(line.removeprefix("would fit: ") for line in told
@@ -126,9 +126,9 @@ def overview(cfg: Config, rates: plan.Rates) -> str:
     return "\n".join(lines)
 
 
-def verdict(job: plan.Job, cfg: Config) -> tuple[bool, list[str]]:
-    """Whether it fits, and what is left or what to change."""
-    room = (cfg.gpu_memory - cfg.reserve) * 1e9
+def verdict(job: plan.Job, cfg: Config, rates: plan.Rates) -> tuple[bool, list[str]]:
+    """Whether it fits, and what is left or what to change, at which price in time."""
+    room = cfg.gpu_memory * 2**30 - cfg.reserve * 1e9
     peak = plan.peaks(job)
     lines = [f"{phase}: {value / 1e9:.1f} GB, {(value - room) / 1e9:.1f} too many" for phase, value in peak.items()
              if value > room]
@@ -136,12 +136,12 @@ def verdict(job: plan.Job, cfg: Config) -> tuple[bool, list[str]]:
         lines.append(f"rollout: --kv-blocks {job.kv_blocks} hold no answer to such a prompt, which needs "
                      f"{job.needed_blocks}")
     if not lines:
-        return True, [f"fits: {(room - max(peak.values())) / 1e9:.1f} GB of {cfg.gpu_memory:g} are left beside "
-                      f"{cfg.reserve:g} in reserve"]
+        return True, [f"fits: {(room - max(peak.values())) / 1e9:.1f} GB of {cfg.gpu_memory * 2**30 / 1e9:.1f} are left "
+                      f"beside {cfg.reserve:g} in reserve"]
     found = plan.advice(job, room)
     lines = ["does not fit", *lines]
-    lines += [f"would fit: {plan.changed(job, other)} ({max(plan.peaks(other).values()) / 1e9:.1f} GB)"
-              for other in found]
+    lines += [f"would fit: {plan.changed(job, other)} ({max(plan.peaks(other).values()) / 1e9:.1f} GB, "
+              f"{sum(plan.seconds(other, rates).values()):.0f} s)" for other in found]
     return False, lines + ["nothing that can be turned makes it fit"] * (not found)
 
 
@@ -188,7 +188,7 @@ def main(argv: list[str]) -> int:
     except ValueError as error:                                # ConfigError, and a device that is not there
         print(error, file=sys.stderr)
         return 78
-    good, lines = verdict(job, cfg)
+    good, lines = verdict(job, cfg, rates)
     print(plan.words(job))
     try:
         job.model.require_window(job.prompt - 1 + job.answer)
@@ -196,8 +196,8 @@ def main(argv: list[str]) -> int:
         print(f"note: {error}")
     print(f"\n{memory_table(job)}")
     if job.offload:
-        print(f"in CPU memory, for each GPU: {5 * 4 * job.size.total / job.shards / 1e9:.1f} GB of weights, gradients "
-              "and optimizer")
+        print(f"in CPU memory, for each GPU: at least {5 * 4 * job.size.total / job.shards / 1e9:.1f} GB of weights, "
+              "gradients and optimizer")
     print("\n" + "\n".join(lines))
     print(f"\n{time_table(job, rates)}\nat {rates.products / 1e12:.4g} TFLOP/s of products, "
           f"{rates.attention / 1e12:.4g} of attention and {rates.bytes / 1e12:.3g} TB/s, "
