@@ -136,8 +136,8 @@ def verdict(job: plan.Job, cfg: Config, rates: plan.Rates) -> tuple[bool, list[s
         lines.append(f"rollout: --kv-blocks {job.kv_blocks} hold no answer to such a prompt, which needs "
                      f"{job.needed_blocks}")
     if not lines:
-        return True, [f"fits: {(room - max(peak.values())) / 1e9:.1f} GB of {cfg.gpu_memory * 2**30 / 1e9:.1f} are left "
-                      f"beside {cfg.reserve:g} in reserve"]
+        left, whole = (room - max(peak.values())) / 1e9, cfg.gpu_memory * 2**30 / 1e9
+        return True, [f"fits: {left:.1f} of {whole:.1f} GB are left beside {cfg.reserve:g} in reserve"]
     found = plan.advice(job, room)
     lines = ["does not fit", *lines]
     lines += [f"would fit: {plan.changed(job, other)} ({max(plan.peaks(other).values()) / 1e9:.1f} GB, "
