@@ -144,11 +144,14 @@ class ModelConfig:
         if mixture and hf.num_experts_per_tok > hf.num_experts:
             raise ModelError(f"{where}: num_experts_per_tok ({hf.num_experts_per_tok}) is more than num_experts "
                              f"({hf.num_experts})")
+        head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // H
+        if not isinstance(head_dim, int) or head_dim < 2 or head_dim % 2:      # rope turns pairs
+            raise ModelError(f"{where}: head_dim is {head_dim!r}; it must be an even whole number of at least 2")
         attention_bias = bool(getattr(hf, "attention_bias", False))
         return ModelConfig(
             vocab_size=hf.vocab_size, hidden_size=hf.hidden_size, intermediate_size=hf.intermediate_size,
             num_hidden_layers=hf.num_hidden_layers, num_attention_heads=H, num_key_value_heads=K,
-            head_dim=getattr(hf, "head_dim", None) or hf.hidden_size // H, rms_norm_eps=hf.rms_norm_eps,
+            head_dim=head_dim, rms_norm_eps=hf.rms_norm_eps,
             rope_theta=float(rope["rope_theta"]), tie_word_embeddings=bool(hf.tie_word_embeddings),
             yarn=Yarn.from_json(rope, where) if rope.get("rope_type") == "yarn" else None,
             max_position_embeddings=hf.max_position_embeddings,
@@ -188,4 +191,4 @@ class ModelConfig:
 
 
 def is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e308
