@@ -239,4 +239,4 @@ def write_correct(path: Path, examples, answers, scores) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run.start(main, Config, PRESETS, sys.argv[1:]))
+    run.exit_process(run.start(main, Config, PRESETS, sys.argv[1:]))

@@ -84,4 +84,4 @@ class Stream:
 
 
 if __name__ == "__main__":
-    sys.exit(run.start(main, Config, {}, sys.argv[1:]))
+    run.exit_process(run.start(main, Config, {}, sys.argv[1:]))

@@ -173,8 +173,9 @@ def train(cfg: Config, this: run.Run) -> None:
         num_examples = len(sampler.members[phase.number])
         this.log.say(f"phase {phase.number}: {num_examples} examples of {phase.low + 1} to {phase.high} tokens, "
                      f"{phase.num_steps} steps of {min(cfg.prompts_per_step, num_examples)} x {cfg.group_size} answers")
-    this.log.say(plan.words(plan.of_run(cfg, model.config, max(len(e.prompt_ids) for e in examples.values()),
-                                        this.dtype.itemsize, parallel.size(), this.num_hosts)))
+    this.log.say(plan.words(plan.of_run(
+        cfg, model.config, len(examples), max(len(e.prompt_ids) for e in examples.values()), this.dtype.itemsize,
+        parallel.size(), this.num_hosts)))
 
     timeline = [phase for phase in phases for _ in range(phase.num_steps)][:cfg.steps or None]
     doctor, lengths = Doctor(), cfg.lengths or [phase.high for phase in phases]
@@ -351,4 +352,4 @@ def show_words(logger, example, text, score) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run.start(main, Config, PRESETS, sys.argv[1:]))
+    run.exit_process(run.start(main, Config, PRESETS, sys.argv[1:]))

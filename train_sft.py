@@ -251,4 +251,4 @@ def measure(cfg: Config, generator: Generator, tokenizer: Tokenizer, heldout) ->
 
 
 if __name__ == "__main__":
-    sys.exit(run.start(main, Config, PRESETS, sys.argv[1:]))
+    run.exit_process(run.start(main, Config, PRESETS, sys.argv[1:]))

@@ -7,6 +7,7 @@ spellings of rope, dtype, ...). Legend: C hidden size, H query heads, K key-valu
 import copy
 import json
 import math
+import reprlib
 from dataclasses import dataclass, field
 
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
@@ -46,7 +47,8 @@ beta_slow=1, truncate=True)
             if value is None and name not in ("factor", "original_max_position_embeddings"):
                 continue
             if not is_number(value) or not value >= lowest:
-                raise ModelError(f"{where}: YaRN's {name} is {value!r}; it must be a number of at least {lowest}")
+                raise ModelError(f"{where}: YaRN's {name} is {reprlib.repr(value)}; it must be a number of at least "
+                                 f"{lowest}")
         beta_fast, beta_slow = rope.get("beta_fast") or 32, rope.get("beta_slow") or 1
         if beta_fast < beta_slow:
             raise ModelError(f"{where}: YaRN's beta_fast ({beta_fast}) is less than its beta_slow ({beta_slow})")
@@ -96,15 +98,8 @@ class ModelConfig:
     @staticmethod
     def from_json(source: dict, where: str) -> "ModelConfig":
         """Raises ModelError (prefixed with `where`) for a model that our forward would not compute exactly."""
-        kind = source.get("model_type")
-        if not isinstance(kind, str) or kind not in ARCHITECTURES:
-            raise ModelError(f"{where}: model_type is {kind!r}; this project runs {', '.join(ARCHITECTURES)}")
-        named = source.get("architectures") or [ARCHITECTURES[kind]]
-        if named != [ARCHITECTURES[kind]]:
-            raise ModelError(f"{where}: architectures is {named}; only {ARCHITECTURES[kind]} can be trained here")
-        rope = source.get("rope_parameters") or source.get("rope_scaling")
-        if isinstance(rope, dict) and "yarn" in (rope.get("rope_type"), rope.get("type")):     # before transformers
-            Yarn.from_json({"original_max_position_embeddings": 1, **rope}, where)             # stumbles over it
+        require_known(source, where)
+        kind = source["model_type"]
         from transformers import AutoConfig      # imported here: it takes seconds, and --help should not
         from transformers.utils import logging
         told = logging.get_verbosity()
@@ -188,6 +183,37 @@ class ModelConfig:
         raise ModelError(f"inputs of {tokens} tokens are longer than the model's window of {self.window}: give shorter "
                          "ones (--max-prompt-tokens, --max-new-tokens), or stretch the window by YaRN: in the model's "
                          f"config.json, {json.dumps(line)[1:-1]}")
+
+
+def require_known(source: dict, where: str) -> None:
+    """What can be refused before transformers sees it, and what it would stumble over. Raises ModelError."""
+    kind = source.get("model_type")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise ModelError(f"{where}: model_type is {kind!r}; this project runs {', '.join(ARCHITECTURES)}")
+    named = source.get("architectures") or [ARCHITECTURES[kind]]
+    if named != [ARCHITECTURES[kind]]:
+        raise ModelError(f"{where}: architectures is {named}; only {ARCHITECTURES[kind]} can be trained here")
+    for names in (("rope_parameters", "rope_scaling"), ("num_local_experts", "num_experts")):
+        if contradict(*map(source.get, names)):
+            raise ModelError(f"{where}: {' and '.join(names)} are two spellings of one setting, and differ; keep one")
+    layers, rope = source.get("num_hidden_layers"), source.get("rope_parameters") or source.get("rope_scaling")
+    if isinstance(layers, int) and layers > 10_000:
+        raise ModelError(f"{where}: num_hidden_layers is {reprlib.repr(layers)}; it can be 10,000 at most")
+    if isinstance(rope, dict) and any(isinstance(value, dict) for value in rope.values()):
+        raise ModelError(f"{where}: its rope differs between kinds of layers; only one for all is supported")
+    if isinstance(rope, dict) and "yarn" in (rope.get("rope_type"), rope.get("type")):
+        Yarn.from_json({"original_max_position_embeddings": 1, **rope}, where)
+
+
+def contradict(one, other) -> bool:
+    """Whether two values of one setting differ in something that both of them say.
+
+    >>> contradict(4, None), contradict({"factor": 2.0, "rope_theta": 1e6}, {"factor": 2.0}), contradict(4, 8)
+    (False, False, True)
+    """
+    if isinstance(one, dict) and isinstance(other, dict):
+        return any(one[key] != other[key] for key in one.keys() & other.keys())
+    return None not in (one, other) and one != other
 
 
 def is_number(value) -> bool:

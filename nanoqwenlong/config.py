@@ -94,7 +94,9 @@ def at_least(config, **minimums: float) -> None:
     """
     for name, minimum in minimums.items():
         if not minimum <= getattr(config, name) < float("inf"):
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {minimum}, got {getattr(config, name)}")
+            finite = "a finite number of " * (getattr(config, name) == float("inf"))
+            raise ConfigError(f"--{name.replace('_', '-')} must be {finite}at least {minimum}, got "
+                              f"{getattr(config, name)}")
 
 
 def rising(config, name: str) -> None:

@@ -323,12 +323,18 @@ class Qwen(nn.Module):
         `prepare` see `empty`; of a model that it split each rank reads its own rows. check_finite: refuse NaN."""
         config = weights.read_config(directory)
         parallel.require_device(device)
-        model = cls.empty(config, dtype, device, prepare)
+        optional = ("lm_head.weight",) if config.tie_word_embeddings else ()
+
+        def find(model: "Qwen") -> None:                                       # before memory is taken for them
+            weights.find_tensors(directory, {name: p.shape for name, p in model.named_parameters()}, optional)
+            if prepare:
+                prepare(model)
+
+        model = cls.empty(config, dtype, device, find)
         parameters = dict(model.named_parameters())                            # tied weights appear once
         shapes = {name: parameter.shape for name, parameter in parameters.items()}
         rows = {name: parallel.rows(parameter) for name, parameter in parameters.items()
                 if parallel.is_sharded(parameter)}
-        optional = ("lm_head.weight",) if config.tie_word_embeddings else ()
         with torch.no_grad():
             for name, tensor in weights.read_tensors(directory, shapes, optional, rows, check_finite):
                 parallel.local(parameters[name]).copy_(tensor)

@@ -80,6 +80,11 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def is_launched() -> bool:
+    """Whether torchrun started this process."""
+    return dist.is_torchelastic_launched()
+
+
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 

@@ -422,7 +422,8 @@ def knobs(job: Job) -> dict[str, list[dict]]:
     """What can be turned, each from the mildest change to the strongest. More GPUs help within a node, over which a
     model is split; several nodes hold one each. Prompts are shortened to a quarter at most."""
     blocks = [round(job.kv_blocks * 0.9 ** n) for n in range(1, 60)]
-    return {"prompt": [{"prompt": n} for n in range((job.prompt - 1) // 1000 * 1000, job.prompt // 4, -1000)],
+    return {"prompt": [{"prompt": n} for n in range((job.prompt - 1) // 1000 * 1000, job.prompt // 4,
+                                                   -1000 * max(1, job.prompt // 10**6))],
             "ranks": [{"ranks": n * job.replicas} for n in (2, 4, 8) if n > job.shards],
             "offload": [{"offload": True}] * (job.gpu and not job.offload),
             "checkpointing": [{"checkpointing": True}] * (not job.checkpointing),
@@ -471,12 +472,13 @@ def changed(job: Job, other: Job) -> str:
 
 # What train_rl.py says before its first step
 
-def of_run(cfg, model: ModelConfig, prompt: int, bytes: int, ranks: int, replicas: int) -> Job:
-    """The job of a run: its settings (train_rl.Config), its model, its longest prompt, how wide it computes, and where.
-    Every answer is taken to be as long as it may be."""
+def of_run(cfg, model: ModelConfig, examples: int, prompt: int, bytes: int, ranks: int, replicas: int) -> Job:
+    """The job of a run: its settings (train_rl.Config), its model, how many examples it has, the longest prompt, how
+    wide it computes, and where. Every answer is taken to be as long as it may be."""
     same = {field.name: getattr(cfg, field.name) for field in fields(Job) if hasattr(cfg, field.name)}
     return Job(**(same | dict(
-        model=model, prompt=prompt, answer=cfg.max_new_tokens, recompute=cfg.old_logprobs == "recompute",
+        model=model, prompts_per_step=min(cfg.prompts_per_step, examples), prompt=prompt, answer=cfg.max_new_tokens,
+        recompute=cfg.old_logprobs == "recompute",
         reference=bool(cfg.kl_coef or cfg.measure_kl), cut=cfg.top_p < 1, ranks=ranks, replicas=replicas, bytes=bytes,
         weight_bytes=max(4, bytes), gpu=cfg.device.startswith("cuda"))))
 

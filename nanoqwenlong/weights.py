@@ -26,7 +26,8 @@ def read_config(directory: str | Path) -> ModelConfig:
     """The directory's config.json. Raises ModelError, or FileNotFoundError if there is no such file."""
     path = Path(directory) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{directory} is not a model directory: it has no config.json")
+        raise FileNotFoundError(f"{directory} is not a model directory: it has no config.json" if path.parent.is_dir()
+                                else f"model directory {directory} is not there")
     return ModelConfig.from_json(read_json(path), str(path))
 
 
@@ -43,14 +44,29 @@ def read_json(path: Path) -> dict:
 
 def read_tensors(directory: str | Path, expected: dict[str, torch.Size], optional: tuple[str, ...] = (),
                  rows: dict[str, slice] | None = None, check_finite: bool = False):
-    """Yields (name, tensor) for every name in `expected`, once all names and shapes have been checked; of a tensor that
-    is named in `rows`, these rows only. Experts that lie in the files one by one come fused.
+    """Yields (name, tensor) for every name in `expected`, once all are found (`find_tensors`, which see); of a tensor
+    that is named in `rows`, these rows only. Experts that lie in the files one by one come fused. check_finite: raises
+    ModelError for one that holds NaN or infinity, too."""
+    found, apart = find_tensors(directory, expected, optional)
+    for name, shape in expected.items():
+        if parts := apart.get(name):
+            experts = range(shape[0])[rows[name]] if rows and name in rows else range(shape[0])
+            pieces = [torch.cat([found[part.format(e)].get_tensor(part.format(e)) for part in parts]) for e in experts]
+            tensor = torch.stack(pieces) if pieces else torch.empty(0, *shape[1:])             # more ranks than experts
+        else:
+            tensor = found[name].get_slice(name)[rows[name]] if rows and name in rows else found[name].get_tensor(name)
+        if check_finite and not tensor.isfinite().all():
+            raise ModelError(f"{directory}: {name} holds NaN or infinity; the weights are damaged")
+        yield name, tensor
+
+
+def find_tensors(directory: str | Path, expected: dict[str, torch.Size], optional: tuple[str, ...] = ()
+                 ) -> tuple[dict, dict[str, tuple[str, ...]]]:
+    """{name in the files: its open file}, and of fused experts that lie one by one the names of their parts.
 
     Raises ModelError for a missing, extra, misshapen or non-float tensor, for a name in two shards, for an index that
-    points outside the directory, and for a directory that holds only pickle files. Names in `optional` may be there.
-    check_finite: also for one that holds NaN or infinity."""
-    directory = Path(directory)
-    found = {}                                                                  # name -> open file
+    points outside the directory, and for a directory that holds only pickle files. Names in `optional` may be there."""
+    directory, found = Path(directory), {}
     for path, names in shards(directory).items():
         try:
             file = safe_open(path, framework="pt")
@@ -62,14 +78,20 @@ def read_tensors(directory: str | Path, expected: dict[str, torch.Size], optiona
             found[name] = file
         for name in sorted((names or set()) - set(file.keys())):
             raise ModelError(f"{INDEX} says that {path.name} holds {name}, but it does not")
-    apart = {name: experts_apart(name) for name in expected if name not in found}
-    stored = {name: shape for name, shape in expected.items() if not apart.get(name)}
+    apart = {name: parts for name in expected if name not in found and (parts := experts_apart(name))}
+    stored = {name: shape for name, shape in expected.items() if name not in apart}
     for name, parts in apart.items():
-        E, N, *C = expected[name] if parts else (0, 0)
+        E, N, *C = expected[name]
+        if E > len(found):                                                     # before so many names are made
+            raise ModelError(f"{directory} lacks the tensor {parts[0].format(E - 1)}, though config.json speaks of {E} "
+                             "experts")
         stored |= {part.format(e): torch.Size([N // len(parts), *C]) for e in range(E) for part in parts}
     for name in sorted(stored.keys() - found.keys()):
         raise ModelError(f"{directory} lacks the tensor {name} (shape {tuple(stored[name])}) that config.json needs")
+    twice = {part for name in stored for part in experts_apart(name)}          # of experts that are there fused
     for name in sorted(found.keys() - stored.keys() - set(optional)):
+        if re.sub(r"(?<=\.experts\.)\d+", "{}", name) in twice:
+            raise ModelError(f"{directory} holds {name} beside fused experts; a layer's experts should be there once")
         raise ModelError(f"{directory} holds the tensor {name}, for which config.json has no place")
     for name, shape in stored.items():
         piece = found[name].get_slice(name)
@@ -78,16 +100,7 @@ def read_tensors(directory: str | Path, expected: dict[str, torch.Size], optiona
                              f"{tuple(shape)}")
         if piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
             raise ModelError(f"{directory}: {name} is stored as {piece.get_dtype()}; weights must be floating point")
-    for name, shape in expected.items():
-        if parts := apart.get(name):
-            experts = range(shape[0])[rows[name]] if rows and name in rows else range(shape[0])
-            pieces = [torch.cat([found[part.format(e)].get_tensor(part.format(e)) for part in parts]) for e in experts]
-            tensor = torch.stack(pieces) if pieces else torch.empty(0, *shape[1:])             # more ranks than experts
-        else:
-            tensor = found[name].get_slice(name)[rows[name]] if rows and name in rows else found[name].get_tensor(name)
-        if check_finite and not tensor.isfinite().all():
-            raise ModelError(f"{directory}: {name} holds NaN or infinity; the weights are damaged")
-        yield name, tensor
+    return found, apart
 
 
 def experts_apart(name: str) -> tuple[str, ...]:

@@ -254,7 +254,7 @@ BAD_TENSORS = {
     "all experts missing": (True, lambda t: t.pop(DOWN), [expert(0, "down"), "lacks"]),
     "too few experts fused": (True, lambda t: t.update({DOWN: t[DOWN][:4].contiguous()}), [DOWN, "(4, 64, 24)",
                                                                                          "(5, 64, 24)"]),
-    "both layouts": (True, lambda t: t.update({expert(0, "up"): torch.ones(24, 64)}), [expert(0, "up"), "place"]),
+    "both layouts": (True, lambda t: t.update({expert(0, "up"): torch.ones(24, 64)}), [expert(0, "up"), "beside fused"]),
     "no router": (True, lambda t: t.pop(ROUTER), [ROUTER, "(5, 64)"]),
     "an MLP instead": (True, lambda t: t.update({"model.layers.0.mlp.up_proj.weight": torch.ones(96, 64)}),
                        ["model.layers.0.mlp.up_proj.weight", "place"]),

@@ -56,8 +56,8 @@ def test_the_script_agrees_with_a_preset_and_says_how_to_fetch_its_model(script,
 
 @pytest.mark.parametrize("told, fetch", [
     ("models/Qwen2.5-7B-Instruct: the model's directory is not there", True),
-    ("models/Qwen2.5-7B-Instruct-mine is not a model directory", False),
-    ("mine/models/Qwen2.5-7B-Instruct is not a model directory", False)])
+    ("model directory models/Qwen2.5-7B-Instruct-mine is not there", False),
+    ("model directory mine/models/Qwen2.5-7B-Instruct is not there", False)])
 def test_only_what_a_preset_names_is_said_to_be_fetched(told, fetch):
     assert ("hf download Qwen/Qwen2.5-7B-Instruct" in run.sentence(FileNotFoundError(told))) == fetch
     assert "hf download" not in run.sentence(PermissionError(told))

@@ -704,3 +704,14 @@ def test_a_setting_that_cannot_be_is_named(in_tmp, small, capsys, flags):
 def test_a_console_that_never_was(in_tmp, small, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert sft(small, "--steps", 1) == 0 and exit_word()["code"] == 0
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_script_ends_with_its_code_and_under_torchrun_at_once(launched, monkeypatch):
+    """What torch keeps of the other processes is then not taken apart, which may abort."""
+    ended = []
+    monkeypatch.setattr(parallel, "is_launched", lambda: launched)
+    monkeypatch.setattr(run.os, "_exit", ended.append)
+    with pytest.raises(SystemExit) as error:                                   # behind a real os._exit there is nothing
+        run.exit_process(75)
+    assert error.value.code == 75 and ended == [75] * launched

@@ -146,6 +146,17 @@ BAD_CONFIGS = {
     "linear rope": ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, ["linear"]),
     "unknown rope": ({"rope_parameters": {"rope_type": "banana", "rope_theta": 1e4}}, ["banana"]),
     "rope is a number": ({"rope_parameters": 7}, []),
+    "rope for kinds of layers": ({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+                                 ["kinds of layers"]),
+    "two spellings of yarn": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0},
+                               "rope_scaling": {"type": "yarn", "factor": 2.0}}, ["rope_parameters and rope_scaling"]),
+    "a factor of 400 digits": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 10**400}},
+                               ["factor is 1000"]),
+    "odd heads": ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 15}, ["head_dim", "15"]),
+    "negative heads": ({"head_dim": -2}, ["head_dim is -2"]),
+    "heads with a fraction": ({"head_dim": 2.5}, ["head_dim"]),
+    "sizes that no memory holds": ({"hidden_size": 10**7, "num_attention_heads": 4}, ["shape"]),
+    "layers without end": ({"num_hidden_layers": 10**30}, ["num_hidden_layers is 1000"]),
     "activation": ({"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
     "heads do not divide": ({"num_key_value_heads": 3}, ["num_attention_heads (4)", "num_key_value_heads (3)"]),
     "no heads": ({"num_key_value_heads": 0}, ["num_key_value_heads"]),
@@ -198,7 +209,8 @@ def test_refused_tensor(case, single, tmp_path):
 
 
 def test_missing_files_are_named(single, tmp_path):
-    refused(tmp_path / "nowhere", "nowhere", "config.json", kind=FileNotFoundError)
+    refused(tmp_path / "nowhere", "nowhere is not there", kind=FileNotFoundError)
+    refused(tmp_path, str(tmp_path), "config.json", kind=FileNotFoundError)
     shutil.copy(single / "config.json", tmp_path)
     refused(tmp_path, str(tmp_path), "model.safetensors", kind=FileNotFoundError)
 

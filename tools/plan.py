@@ -9,8 +9,8 @@ A column is a moment of the step, its sum the bytes of tensors that live then on
 formulas, docs/planning.md says what was measured against them. The rates are assumptions unless they are measured:
 those of an H200, products and copies as measured on one, attention as assumed.
 
-Exit code: 0 where the step fits, 1 where it does not, 65 or 66 for a model that cannot be used or is missing, 78 for a
-bad setting.
+Exit code: 0 where the step fits, or after a table, 1 where it does not, 65 or 66 for a model that cannot be used or is
+missing, 78 for a bad setting.
 """
 
 import sys
@@ -173,6 +173,8 @@ def measured(device: str, dtype: str) -> plan.Rates:
 def main(argv: list[str]) -> int:
     try:
         cfg = parse(Config, argv, PRESETS)
+        if cfg.table and (cfg.preset or cfg.model):
+            raise ConfigError("--table is of all presets; leave out --preset and --model")
         job = None if cfg.table else job_of(cfg)
         rates = measured(cfg.device, cfg.dtype) if cfg.measure else plan.Rates(
             cfg.product_tflops * 1e12, cfg.attention_tflops * 1e12, cfg.bandwidth * 1e12)
