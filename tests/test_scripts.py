@@ -287,7 +287,7 @@ def test_sample_streams_and_its_json_is_the_same_answer(in_tmp, toy_directory, c
     (["--documents", "x"], run.BAD_CONFIG, "did you mean --document"),
     (["--document", "nowhere.txt", "--question", "?"], run.MISSING_INPUT, "nowhere.txt"),
     (["--question", "?"], run.BAD_CONFIG, "--document"),
-    (["--model", "nowhere", "--document", "doc.txt", "--question", "?"], run.MISSING_INPUT, "config.json"),
+    (["--model", "nowhere", "--document", "doc.txt", "--question", "?"], run.MISSING_INPUT, "is not there"),
     (["--document", "latin.txt", "--question", "?"], run.BAD_DATA, "not UTF-8"),
 ])
 def test_sample_refuses_in_one_sentence(in_tmp, toy_directory, capsys, argv, code, words):
