@@ -3,6 +3,7 @@
 `python tests/test_plan.py` prints the table of docs/planning.md.
 """
 
+import json
 import random
 import sys
 import weakref
@@ -288,10 +289,24 @@ def test_the_tool_prints_what_is_planned(capsys):
     assert "--max-prompt-tokens" in advised[-1]
 
 
+def test_settings_of_a_paper_want_a_model(tmp_path, capsys):
+    """And one that fits into megabytes is told in them."""
+    assert tool.main(["--preset", "paper"]) == 78 and "--model DIR" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(json.dumps(tiny_qwen("qwen2").config.source))
+    assert tool.main(["--preset", "paper", "--model", str(tmp_path), "--max-new-tokens", "48", "--kv-blocks", "8192",
+                      "--max-prompt-tokens", "246", "--prompts-per-step", "8"]) == 0
+    shown = capsys.readouterr().out
+    assert "MB of a GPU" in shown and "a step has 8 prompts" in shown and "64 answers of at most 48" in shown
+
+
+def test_a_table_is_of_all_presets(capsys):
+    assert tool.main(["--table", "--preset", "qwen3-4b"]) == 78 and "--table" in capsys.readouterr().err
+
+
 def test_the_table_has_every_preset_at_both_lengths(capsys):
     assert tool.main(["--table", "--gpu-memory", "80"]) == 0
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [(row[0], row[1].split(",")[0]) for row in rows] == [(name, str(P)) for name in tool.PRESETS
+    assert [(row[0], row[1].split(",")[0]) for row in rows] == [(name, str(P)) for name in presets.MODELS
                                                                 for P in (20000, 60000)]
     job = tool.job_of(tool.parse(tool.Config, ["--preset", "qwen3-4b"], tool.PRESETS))
     (row,) = (row for row in rows if row[:2] == ["qwen3-4b", "60000, 16384"])

@@ -26,7 +26,7 @@ from nanoqwenlong.config import ConfigError, at_least, parse
 @dataclass(frozen=True)
 class Config:
     table: bool = False                 # a line for each preset, as Markdown, instead of one plan
-    preset: str = ""                    # a model of the papers, with their settings
+    preset: str = ""                    # a model of the papers, with their settings; or, with --model, the settings
     model: str = ""                     # a Hugging Face directory: its config.json is read; none: the preset's
     # the machine
     gpus: int = 8                       # of a node, over which a model is split
@@ -59,7 +59,7 @@ class Config:
 
 LENGTHS = (20000, 60000)                # of prompts in the table
 PRESETS = {name: {key: value for key, value in presets.RL[name].items()
-                  if key != "model" and key in Config.__dataclass_fields__} for name in presets.MODELS}
+                  if key != "model" and key in Config.__dataclass_fields__} for name in presets.RL}
 
 
 def job_of(cfg: Config) -> plan.Job:
@@ -67,8 +67,9 @@ def job_of(cfg: Config) -> plan.Job:
     at_least(cfg, gpus=1, nodes=1, gpu_memory=0, reserve=0, max_prompt_tokens=1, max_new_tokens=1, prompts_per_step=1,
              group_size=1, updates_per_step=1, max_tokens=1, kv_blocks=1, block_size=1, product_tflops=1e-9,
              attention_tflops=1e-9, bandwidth=1e-9)
-    if not cfg.model and not cfg.preset:
-        raise ConfigError(f"--preset or --model DIR says what is planned; presets are {', '.join(PRESETS)}")
+    if not cfg.model and cfg.preset not in presets.MODELS:
+        raise ConfigError(f"--model DIR, or a preset that names a model, says what is planned: "
+                          f"{', '.join(presets.MODELS)}")
     if cfg.model:
         from nanoqwenlong.weights import read_config                           # imported here: it takes seconds
         model = read_config(cfg.model)
@@ -81,14 +82,15 @@ def job_of(cfg: Config) -> plan.Job:
 
 
 def memory_table(job: plan.Job) -> str:
-    """Items and their sum in GB, a column for each moment."""
+    """Items and their sum, a column for each moment."""
     moments = plan.moments(job)
-    rows = [["GB of a GPU", *moments]]
+    unit, name = (1e9, "GB") if max(plan.peaks(job).values()) >= 1e9 else (1e6, "MB")
+    rows = [[f"{name} of a {'GPU' if job.gpu else 'process'}", *moments]]
     for item in plan.ITEMS:
         row = [items.get(item, 0) for items in moments.values()]
         if any(row):
-            rows.append([item, *(f"{value / 1e9:.1f}" if value else "" for value in row)])
-    rows.append(["sum", *(f"{sum(items.values()) / 1e9:.1f}" for items in moments.values())])
+            rows.append([item, *(f"{value / unit:.1f}" if value else "" for value in row)])
+    rows.append(["sum", *(f"{sum(items.values()) / unit:.1f}" for items in moments.values())])
     return aligned(rows)
 
 
@@ -113,7 +115,7 @@ def overview(cfg: Config, rates: plan.Rates) -> str:
     """A line for each preset and length of prompts."""
     lines = ["| preset | prompt, answer | at rest | rollout | update | optimizer | seconds: rollout, update | fits, or "
              "what would |", "|---|---|---|---|---|---|---|---|"]
-    for name in PRESETS:
+    for name in presets.MODELS:
         for prompt in LENGTHS:
             job = job_of(replace(cfg, **{**PRESETS[name], "preset": name, "max_prompt_tokens": prompt, "model": ""}))
             seconds = plan.seconds(job, rates)
