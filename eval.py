@@ -43,8 +43,8 @@ from nanoqwenlong.weights import read_config, read_json
 
 @dataclass(frozen=True)
 class Config:
-    preset: str = ""                    # a named set of departures from these defaults, listed below; paper: how
-                                        # QwenLong-L1 is evaluated; a model's: also which, from models/ (presets.py)
+    preset: str = ""                    # a named set of departures from these defaults, listed below; paper,
+                                        # golongrl: how those are evaluated; a model's: also which, from models/
     model: tuple[str, ...] = ("assets/nano-base", "assets/nano-sft")    # Hugging Face directories, a row each
     data: tuple[str, ...] = ()          # JSONL, JSON or parquet files, also benchmarks as they are released
                                         # (schemas.py); none: the toy task's held-out documents

@@ -182,6 +182,7 @@ GOLONGRL_BENCHMARKS = dict(
     lengths=(20000, 60000, 131072))     # ours
 EVAL = {
     "paper": BENCHMARKS,
+    "golongrl": GOLONGRL_BENCHMARKS,
     "r1-distill-qwen-14b": dict(
         BENCHMARKS, **GPU,
         model=("models/DeepSeek-R1-Distill-Qwen-14B",),         # paper Tab. 4; its README adds YARN
