@@ -174,8 +174,8 @@ def train(cfg: Config, this: run.Run) -> None:
         this.log.say(f"phase {phase.number}: {num_examples} examples of {phase.low + 1} to {phase.high} tokens, "
                      f"{phase.num_steps} steps of {min(cfg.prompts_per_step, num_examples)} x {cfg.group_size} answers")
     this.log.say(plan.words(plan.of_run(
-        cfg, model.config, len(examples), max(len(e.prompt_ids) for e in examples.values()), this.dtype.itemsize,
-        parallel.size(), this.num_hosts)))
+        cfg, model.config, sampler.largest_draw(cfg.prompts_per_step), max(len(e.prompt_ids) for e in examples.values()),
+        this.dtype.itemsize, parallel.size(), this.num_hosts)))
 
     timeline = [phase for phase in phases for _ in range(phase.num_steps)][:cfg.steps or None]
     doctor, lengths = Doctor(), cfg.lengths or [phase.high for phase in phases]

@@ -101,6 +101,12 @@ class RetrospectiveSampler:
         earlier = [i for number in range(1, phase.number) for i in self.members[number]]
         return [i for i in earlier if self.mean_rewards.get(i, float("inf")) <= self.hard_below]
 
+    def largest_draw(self, n: int) -> int:
+        """How many examples `draw` gives at most when it is asked for `n`, whatever the phase and what is hard."""
+        sizes = [len(self.members[phase.number]) for phase in self.phases]
+        hard = int(self.fraction * n + 0.5)
+        return max(min(n, own + min(hard, sum(sizes[:place]))) for place, own in enumerate(sizes))
+
     def draw(self, phase: Phase, n: int) -> list[str]:
         """`n` different ids (fewer if there are fewer): the phase's own, then hard ones of earlier phases."""
         hard = self.hard_examples(phase)

@@ -472,12 +472,12 @@ def changed(job: Job, other: Job) -> str:
 
 # What train_rl.py says before its first step
 
-def of_run(cfg, model: ModelConfig, examples: int, prompt: int, bytes: int, ranks: int, replicas: int) -> Job:
-    """The job of a run: its settings (train_rl.Config), its model, how many examples it has, the longest prompt, how
-    wide it computes, and where. Every answer is taken to be as long as it may be."""
+def of_run(cfg, model: ModelConfig, prompts: int, prompt: int, bytes: int, ranks: int, replicas: int) -> Job:
+    """The job of a run: its settings (train_rl.Config), its model, how many prompts a step has at most and how long the
+    longest is, how wide it computes, and where. Every answer is taken to be as long as it may be."""
     same = {field.name: getattr(cfg, field.name) for field in fields(Job) if hasattr(cfg, field.name)}
     return Job(**(same | dict(
-        model=model, prompts_per_step=min(cfg.prompts_per_step, examples), prompt=prompt, answer=cfg.max_new_tokens,
+        model=model, prompts_per_step=prompts, prompt=prompt, answer=cfg.max_new_tokens,
         recompute=cfg.old_logprobs == "recompute",
         reference=bool(cfg.kl_coef or cfg.measure_kl), cut=cfg.top_p < 1, ranks=ranks, replicas=replicas, bytes=bytes,
         weight_bytes=max(4, bytes), gpu=cfg.device.startswith("cuda"))))

@@ -199,3 +199,15 @@ def test_global_random_numbers_are_left_alone():
     record_all(s)
     s.draw(PHASES[2], 6)
     assert random.getstate() == state
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12, 13, 16, 40])
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.9])
+def test_the_largest_draw_is_reached_and_never_passed(n, fraction):
+    """With everything hard, in the last phase."""
+    s = sampler(fraction=fraction)
+    first = [len(s.draw(phase, n)) for phase in PHASES]
+    for i in LENGTHS:
+        s.record(i, 0.0)
+    then = [len(s.draw(phase, n)) for phase in PHASES]
+    assert max(first + then) == s.largest_draw(n) <= n

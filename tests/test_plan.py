@@ -334,7 +334,7 @@ def test_train_rl_says_its_plan_before_the_first_step():
     """Its settings become a job as they are; the lines hold the job's figures."""
     cfg = train_rl.Config(max_new_tokens=500, group_size=4, top_p=0.9, measure_kl=True, old_logprobs="recompute",
                           checkpointing=True, max_tokens=1000, kv_blocks=300, updates_per_step=2)
-    job = plan.of_run(cfg, model("qwen2.5-7b"), examples=99, prompt=2000, bytes=4, ranks=4, replicas=2)
+    job = plan.of_run(cfg, model("qwen2.5-7b"), prompts=16, prompt=2000, bytes=4, ranks=4, replicas=2)
     assert job == plan.Job(model("qwen2.5-7b"), 16, 4, 2000, 500, 2, 1000, 300, 16, True, False, True, True, True, 4, 2)
     said = plan.words(job)
     for words in ("7.62 billion", "16 prompts", "64 answers", "32,000 and 32,000 tokens", "8 prompts on 4 processes",
