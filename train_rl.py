@@ -159,7 +159,8 @@ def train(cfg: Config, this: run.Run) -> None:
         cfg.kl_coef or cfg.measure_kl) else None
     model.checkpointing = cfg.checkpointing
     generator = Generator(model, cfg.kv_blocks, cfg.block_size, prefill_tokens=cfg.max_tokens)
-    generator.require(max(len(example.prompt_ids) for example in examples.values()), cfg.max_new_tokens)
+    longest = max(len(example.prompt_ids) for example in examples.values())
+    generator.require(longest, cfg.max_new_tokens)
     optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
     sampling = dict(temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens)
     scoring = dict(temperature=cfg.temperature, max_tokens=cfg.max_tokens)
@@ -173,9 +174,8 @@ def train(cfg: Config, this: run.Run) -> None:
         num_examples = len(sampler.members[phase.number])
         this.log.say(f"phase {phase.number}: {num_examples} examples of {phase.low + 1} to {phase.high} tokens, "
                      f"{phase.num_steps} steps of {min(cfg.prompts_per_step, num_examples)} x {cfg.group_size} answers")
-    this.log.say(plan.words(plan.of_run(
-        cfg, model.config, sampler.largest_draw(cfg.prompts_per_step), max(len(e.prompt_ids) for e in examples.values()),
-        this.dtype.itemsize, parallel.size(), this.num_hosts)))
+    this.log.say(plan.words(plan.of_run(cfg, model.config, sampler.largest_draw(cfg.prompts_per_step), longest,
+                                        this.dtype.itemsize, parallel.size(), this.num_hosts)))
 
     timeline = [phase for phase in phases for _ in range(phase.num_steps)][:cfg.steps or None]
     doctor, lengths = Doctor(), cfg.lengths or [phase.high for phase in phases]
