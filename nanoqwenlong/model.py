@@ -324,21 +324,17 @@ class Qwen(nn.Module):
         config = weights.read_config(directory)
         parallel.require_device(device)
         optional = ("lm_head.weight",) if config.tie_word_embeddings else ()
-
-        def find(model: "Qwen") -> None:                                       # before memory is taken for them
-            weights.find_tensors(directory, {name: p.shape for name, p in model.named_parameters()}, optional)
-            if prepare:
-                prepare(model)
-
-        model = cls.empty(config, dtype, device, find)
+        with torch.device("meta"):
+            shapes = {name: parameter.shape for name, parameter in cls(config).named_parameters()}
+        found = weights.find_tensors(directory, shapes, optional)              # before memory is taken for them
+        model = cls.empty(config, dtype, device, prepare)
         parameters = dict(model.named_parameters())                            # tied weights appear once
-        shapes = {name: parameter.shape for name, parameter in parameters.items()}
         rows = {name: parallel.rows(parameter) for name, parameter in parameters.items()
                 if parallel.is_sharded(parameter)}
         with torch.no_grad():
-            for name, tensor in weights.read_tensors(directory, shapes, optional, rows, check_finite):
+            for name, tensor in weights.read_tensors(found, rows, check_finite):
                 parallel.local(parameters[name]).copy_(tensor)
-        model.fused_experts = weights.has_fused_experts(directory)
+        model.fused_experts = found.fused_experts
         return model
 
     def save_pretrained(self, directory: str | Path) -> None:

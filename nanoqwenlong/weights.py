@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -42,27 +43,39 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def read_tensors(directory: str | Path, expected: dict[str, torch.Size], optional: tuple[str, ...] = (),
-                 rows: dict[str, slice] | None = None, check_finite: bool = False):
-    """Yields (name, tensor) for every name in `expected`, once all are found (`find_tensors`, which see); of a tensor
-    that is named in `rows`, these rows only. Experts that lie in the files one by one come fused. check_finite: raises
-    ModelError for one that holds NaN or infinity, too."""
-    found, apart = find_tensors(directory, expected, optional)
-    for name, shape in expected.items():
-        if parts := apart.get(name):
+class Found(NamedTuple):
+    """Tensors of a model directory that are what its config.json asks for, and have not been read yet."""
+
+    directory: Path
+    shapes: dict[str, torch.Size]               # under the names of a model's parameters
+    files: dict                                 # {name in the files: its open file}
+    apart: dict[str, tuple[str, ...]]           # of fused experts that lie one by one, the names of their parts
+
+    @property
+    def fused_experts(self) -> bool:
+        """Whether experts are stored fused."""
+        return any(map(experts_apart, self.files))
+
+
+def read_tensors(found: Found, rows: dict[str, slice] | None = None, check_finite: bool = False):
+    """Yields (name, tensor) for all that was found; of a tensor that is named in `rows`, these rows only. Experts that
+    lie in the files one by one come fused. check_finite: raises ModelError for one that holds NaN or infinity."""
+    for name, shape in found.shapes.items():
+        if parts := found.apart.get(name):
             experts = range(shape[0])[rows[name]] if rows and name in rows else range(shape[0])
-            pieces = [torch.cat([found[part.format(e)].get_tensor(part.format(e)) for part in parts]) for e in experts]
+            pieces = [torch.cat([found.files[part.format(e)].get_tensor(part.format(e)) for part in parts])
+                      for e in experts]
             tensor = torch.stack(pieces) if pieces else torch.empty(0, *shape[1:])             # more ranks than experts
         else:
-            tensor = found[name].get_slice(name)[rows[name]] if rows and name in rows else found[name].get_tensor(name)
+            file = found.files[name]
+            tensor = file.get_slice(name)[rows[name]] if rows and name in rows else file.get_tensor(name)
         if check_finite and not tensor.isfinite().all():
-            raise ModelError(f"{directory}: {name} holds NaN or infinity; the weights are damaged")
+            raise ModelError(f"{found.directory}: {name} holds NaN or infinity; the weights are damaged")
         yield name, tensor
 
 
-def find_tensors(directory: str | Path, expected: dict[str, torch.Size], optional: tuple[str, ...] = ()
-                 ) -> tuple[dict, dict[str, tuple[str, ...]]]:
-    """{name in the files: its open file}, and of fused experts that lie one by one the names of their parts.
+def find_tensors(directory: str | Path, expected: dict[str, torch.Size], optional: tuple[str, ...] = ()) -> Found:
+    """Where the tensors of these names and shapes lie, once all have been checked.
 
     Raises ModelError for a missing, extra, misshapen or non-float tensor, for a name in two shards, for an index that
     points outside the directory, and for a directory that holds only pickle files. Names in `optional` may be there."""
@@ -100,7 +113,7 @@ def find_tensors(directory: str | Path, expected: dict[str, torch.Size], optiona
                              f"{tuple(shape)}")
         if piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
             raise ModelError(f"{directory}: {name} is stored as {piece.get_dtype()}; weights must be floating point")
-    return found, apart
+    return Found(directory, expected, found, apart)
 
 
 def experts_apart(name: str) -> tuple[str, ...]:
@@ -125,12 +138,6 @@ def take_apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         else:
             found[name] = tensor
     return found
-
-
-def has_fused_experts(directory: str | Path) -> bool:
-    """Whether the experts of a model directory are stored fused."""
-    return any(experts_apart(name) for path, names in shards(Path(directory)).items()
-               for name in names or safe_open(path, framework="pt").keys())
 
 
 def shards(directory: Path) -> dict[Path, set[str] | None]:

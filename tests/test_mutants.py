@@ -114,7 +114,7 @@ MUTANTS = {
     "loads never reset": (MODEL, "            layer.load = None\n", "            pass\n", C),
     "loads of nothing": (MODEL, "return loads if any(map(any, loads)) else []", "return loads", C),
     "experts in every layer": (MODEL, "Mixture(c) if c.is_mixture(number)", "Mixture(c) if c.num_experts", A),
-    "layouts not told apart": (MODEL, "weights.has_fused_experts(directory)", "False", A),
+    "layouts not told apart": (MODEL, "model.fused_experts = found.fused_experts", "pass", A),
     "experts without first values": (MODEL, "elif parameter.ndim > 1:", "elif parameter.ndim == 2:", A + C),
     "graphs of what waits": (MODEL, "self.config.num_experts > 0 and not is_one_call", "False and is_one_call", C),
     "what does not wait waits": (MODEL, "self.config.num_experts > 0 and not is_one_call", "not is_one_call", C),
@@ -167,7 +167,7 @@ MUTANTS = {
     "a rank without experts": (WEIGHTS, " if pieces else torch.empty(0, *shape[1:])", "", C),
     "always one by one": (WEIGHTS, "fetched if fused_experts else take_apart(fetched)", "take_apart(fetched)", C),
     "never one by one": (WEIGHTS, "fetched if fused_experts else take_apart(fetched)", "fetched", C),
-    "only an index tells the layout": (WEIGHTS, 'names or safe_open(path, framework="pt").keys()', "names or ()", A),
+    "always told to be fused": (WEIGHTS, "any(map(experts_apart, self.files))", "True", A),
     # Loads
     "one mean over all layers": (DYNAMICS, "(loads.amax(-1) / loads.mean(-1))", "(loads.amax() / loads.mean())", C),
     "unused if rarely used": (DYNAMICS, "(loads == 0)", "(loads <= 2)", C),
