@@ -104,15 +104,18 @@ class RetrospectiveSampler:
     def largest_draw(self, n: int) -> int:
         """How many examples `draw` gives at most when it is asked for `n`, whatever the phase and what is hard."""
         sizes = [len(self.members[phase.number]) for phase in self.phases]
-        hard = int(self.fraction * n + 0.5)
-        return max(min(n, own + min(hard, sum(sizes[:place]))) for place, own in enumerate(sizes))
+        return max(min(n, own + min(self._num_hard(n), sum(sizes[:place]))) for place, own in enumerate(sizes))
+
+    def _num_hard(self, n: int) -> int:
+        """How many of a batch of `n` are hard ones of earlier phases, if there are so many."""
+        return int(self.fraction * n + 0.5)
 
     def draw(self, phase: Phase, n: int) -> list[str]:
         """`n` different ids (fewer if there are fewer): the phase's own, then hard ones of earlier phases."""
         hard = self.hard_examples(phase)
         rng = random.Random(f"{self.seed}/retrospective/{phase.number}/{self.num_draws[phase.number]}")
         kept = []
-        for _ in range(min(int(self.fraction * n + 0.5), len(hard))):     # without repeats within a batch
+        for _ in range(min(self._num_hard(n), len(hard))):     # without repeats within a batch
             chosen = rng.choices(hard, [self.difficulty(i) for i in hard])[0]
             hard.remove(chosen)
             kept.append(chosen)

@@ -183,6 +183,8 @@ def expert_values(model) -> dict:
     """How evenly the tokens that were trained on since the last call went to the experts of a mixture: the busiest
     one's tokens over the even share (mean over layers; 1 is even, the number of experts over k the worst), and the
     share of all experts that none went to. Nothing for a dense model. With several ranks all of them call it."""
+    if not model.config.num_experts:
+        return {}
     ranks = [loads for loads in parallel.gather(model.take_loads()) if loads]
     if not ranks:
         return {}

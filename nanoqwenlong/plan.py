@@ -58,6 +58,11 @@ class Job:
         return self.ranks > 1 or self.bytes != self.weight_bytes or self.offload
 
     @property
+    def norms(self) -> int:
+        """How many rows a norm keeps beside the one it gives: what it is given, and on a CPU that in between."""
+        return 1 if self.gpu else 2
+
+    @property
     def shards(self) -> int:
         return self.ranks // self.replicas
 
@@ -142,8 +147,7 @@ def kept(job: Job, mixture: bool, stem: bool) -> float:
     A norm keeps its input and its output, on a CPU what it normalised as well; queries and keys that are normed are
     kept from before. Then the queries, the output of attention and its log-sum-exp; that of a stem twice, since it is
     put together from sequences. Of the MLP: gate, silu(gate), up, and their product."""
-    s, wide = job.size, max(4, job.bytes)
-    norms = 1 if job.gpu else 2
+    s, norms, wide = job.size, job.norms, max(4, job.bytes)
     numbers = 2 * (1 + norms) * s.C + s.qk_norm * norms * (s.Q + s.KV) + s.Q * (3 if stem else 2)
     statistics = s.H + 2 + s.qk_norm * (s.H + s.K)
     return numbers * job.bytes + statistics * wide + mlp_kept(job, mixture)
@@ -270,7 +274,7 @@ def update(job: Job) -> Iterator[tuple[str, dict[str, float]]]:
     _, T, count = job.microbatch
     tables = 2 * s.D * b + 8                                                   # of a token: cos, sin, its id
     whole = {"gathered weights": (s.root + GATHERED * max(s.layers)) * b * job.sharded}
-    norms = 1 if job.gpu else 2
+    norms = job.norms
 
     @cache
     def run(mixture: bool, stem: bool) -> tuple[float, float]:
