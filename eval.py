@@ -18,7 +18,6 @@ is given: an evaluation that was stopped goes on where it was when it is started
 scored again, by another judge or in other length buckets, without a token sampled.
 """
 
-import errno
 import json
 import math
 import os
@@ -30,15 +29,19 @@ from typing import Literal
 
 import torch
 
-from nanoqwenlong import checkpoint, data, evaluate, parallel, presets, report, run, schemas, toy
-from nanoqwenlong.architecture import ModelError
-from nanoqwenlong.config import ConfigError, as_json, at_least, rising
+from nanoqwenlong import data, errors, parallel, toy
+from nanoqwenlong.analysis import evaluate, report
+from nanoqwenlong.data import schemas
+from nanoqwenlong.errors import ConfigError, ModelError
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.judge import connect
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.ops import presets, run
+from nanoqwenlong.ops.flags import as_json, at_least, rising
+from nanoqwenlong.pretrained.digest import file_digest, model_digests
+from nanoqwenlong.pretrained.tokenizer import Tokenizer
+from nanoqwenlong.pretrained.weights import read_config, read_json
+from nanoqwenlong.reward.judge import connect
 from nanoqwenlong.rewards import lacking
-from nanoqwenlong.tokenizer import FILES, Tokenizer
-from nanoqwenlong.weights import read_config, read_json
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def main(cfg: Config) -> None:
         run.put(Path(cfg.out) / "table.md", tables + "\n")
     if failures:
         again = "; the same command asks again, and samples nothing" * bool(cfg.out)
-        raise run.JudgeUnavailable(f"{'; '.join(failures)}; difficulties are not written, and open answers count as "
+        raise errors.JudgeUnavailable(f"{'; '.join(failures)}; difficulties are not written, and open answers count as "
                                    f"wrong{again}")
 
 
@@ -167,8 +170,8 @@ def take_out(cfg: Config) -> dict:
     out, settings = Path(cfg.out), settings_of(cfg)
 
     def compare():
-        settings["data"] = {path: checkpoint.digest(Path(path)) for path in cfg.data}
-        settings["model"] = {directory: hashes(Path(directory)) for directory in cfg.model}
+        settings["data"] = {path: file_digest(Path(path)) for path in cfg.data}
+        settings["model"] = {directory: model_digests(Path(directory)) for directory in cfg.model}
         out.mkdir(parents=True, exist_ok=True)
         answers, path = out / "answers.jsonl", out / "settings.json"
         if not answers.exists() or not answers.stat().st_size:
@@ -193,14 +196,6 @@ def take_out(cfg: Config) -> dict:
     if problem:
         raise ConfigError(problem)
     return settings
-
-
-def hashes(directory: Path) -> dict[str, str]:
-    """{file: sha256} of what makes a model directory answer as it does."""
-    if not directory.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "the model's directory is not there", str(directory))
-    files = [*directory.glob("*.safetensors"), *(directory / name for name in ("config.json", *FILES))]
-    return {path.name: checkpoint.digest(path) for path in sorted(files) if path.is_file()}
 
 
 def brief(value) -> str:

@@ -12,13 +12,15 @@ from typing import Literal
 
 import torch
 
-from nanoqwenlong import data, rewards, run
-from nanoqwenlong.config import ConfigError, at_least
+from nanoqwenlong import data, rewards
+from nanoqwenlong.engine.kvcache import blocks_for
+from nanoqwenlong.errors import ConfigError, DataError
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.kvcache import blocks_for
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.records import DataError, Example
-from nanoqwenlong.tokenizer import Tokenizer
+from nanoqwenlong.ops import run
+from nanoqwenlong.ops.flags import at_least
+from nanoqwenlong.pretrained.tokenizer import Tokenizer
+from nanoqwenlong.records import Example
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ normaliser counts the tokens of the whole update; difficulty has a floor; one up
     torchrun --standalone --nproc_per_node=8 train_rl.py --preset r1-distill-qwen-14b --data train.jsonl
 
 A preset that names a model reads it from models/, where `hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-14B
---local-dir models/DeepSeek-R1-Distill-Qwen-14B` puts it. nanoqwenlong/presets.py has the source of each setting.
+--local-dir models/DeepSeek-R1-Distill-Qwen-14B` puts it. nanoqwenlong/ops/presets.py has the source of each setting.
 
 Whatever ends a run, the same command goes on with it.
 """
@@ -32,17 +32,18 @@ from typing import Literal
 
 import torch
 
-from nanoqwenlong import (
-    curriculum, data, dynamics, evaluate, group_pass, grpo, optim, parallel, plan, presets, run, toy)
-from nanoqwenlong.config import ConfigError, at_least, rising
-from nanoqwenlong.doctor import Doctor
+from nanoqwenlong import curriculum, data, errors, group_pass, grpo, optim, parallel, toy
+from nanoqwenlong.analysis import evaluate, plan, step_metrics
+from nanoqwenlong.analysis.doctor import Doctor
+from nanoqwenlong.errors import ConfigError, DataError
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.judge import connect
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.records import DataError
+from nanoqwenlong.ops import presets, run
+from nanoqwenlong.ops.flags import at_least, rising
+from nanoqwenlong.pretrained.tokenizer import Tokenizer
+from nanoqwenlong.pretrained.weights import read_json
+from nanoqwenlong.reward.judge import connect
 from nanoqwenlong.rewards import lacking, score_all
-from nanoqwenlong.tokenizer import Tokenizer
-from nanoqwenlong.weights import read_json
 
 
 @dataclass(frozen=True)
@@ -204,15 +205,15 @@ def train(cfg: Config, this: run.Run) -> None:
             if not refill:
                 num_groups = len(drawn)
             wanted = grpo.num_wanted(num_groups, len(informative), len(groups))
-            if not wanted or dynamics.open_share(scores) > cfg.max_unscorable:
+            if not wanted or step_metrics.open_share(scores) > cfg.max_unscorable:
                 break
         minibatches = [{row: groups[row] for row in informative[i::cfg.updates_per_step]}
                        for i in range(cfg.updates_per_step)]
 
         # 4. Update: count the loss tokens first, then one group at a time, one optimizer step per minibatch
         this.part("update", longest=max(len(g.prompt_ids) + len(c.ids) for g in groups for c in g.completions))
-        old, parts = old_logprobs(cfg, model, minibatches[1:], scoring), dynamics.parts_of(batch, lengths)
-        kl = dynamics.kl_values(reference, groups, parts, **scoring)
+        old, parts = old_logprobs(cfg, model, minibatches[1:], scoring), step_metrics.parts_of(batch, lengths)
+        kl = step_metrics.kl_values(reference, groups, parts, **scoring)
         updates = []                                                    # of each its sums over tokens, its grad norm
         learning_rate = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, len(timeline))
         for minibatch in filter(None, minibatches):
@@ -228,15 +229,15 @@ def train(cfg: Config, this: run.Run) -> None:
         # 5. Report: numbers for every step, words for some of them
         this.part("report")
         record(sampler, batch, rewards)
-        found = dynamics.patterns_of(batch, texts)
-        values = {"phase": phase.number, **kl, **dynamics.pattern_values(found),
-                  **dynamics.rollout_values(groups, scores, rewards, shaped, parts, cfg.min_reward_std),
-                  **dynamics.sampling_values(rewards, num_groups, len(informative), refill),
-                  **dynamics.judge_values(judge, scores), **dynamics.retro_values(sampler, phase, batch),
-                  **dynamics.update_values(updates, learning_rate, cfg.kl_coef > 0),
-                  **dynamics.timing(this.times, groups), **dynamics.expert_values(model)}
+        found = step_metrics.patterns_of(batch, texts)
+        values = {"phase": phase.number, **kl, **step_metrics.pattern_values(found),
+                  **step_metrics.rollout_values(groups, scores, rewards, shaped, parts, cfg.min_reward_std),
+                  **step_metrics.sampling_values(rewards, num_groups, len(informative), refill),
+                  **step_metrics.judge_values(judge, scores), **step_metrics.retro_values(sampler, phase, batch),
+                  **step_metrics.update_values(updates, learning_rate, cfg.kl_coef > 0),
+                  **step_metrics.timing(this.times, groups), **step_metrics.expert_values(model)}
         this.log.metrics(step, values)
-        this.log.rollouts(step, dynamics.words(batch, groups, texts, scores, rewards, shaped, advantages, found))
+        this.log.rollouts(step, step_metrics.words(batch, groups, texts, scores, rewards, shaped, advantages, found))
         this.log.line(step, values, HEADLINE)
         if cfg.show_every and (step == 1 or step % cfg.show_every == 0):
             show_words(this.log, batch[0], texts[0][0], scores[0][0])
@@ -332,7 +333,7 @@ def tell_and_stop(cfg: Config, this: run.Run, notes: list[str], values: dict, ju
     if unjudged:
         this.log.say(f"    the judge: {judge.trouble()}")
     if unjudged >= MAX_UNJUDGED_STEPS:
-        this.leave(run.JudgeUnavailable(
+        this.leave(errors.JudgeUnavailable(
             f"{unjudged} steps in a row the judge left over {cfg.max_unscorable:.0%} of the answers it was asked about "
             f"open, at last: {judge.trouble()}; see to it, then go on with the same command"))
     elif idle >= cfg.max_idle_steps:

@@ -12,7 +12,7 @@ Departure from the paper: with held-out examples the run stops by itself once th
     torchrun --standalone --nproc_per_node=8 train_sft.py --preset r1-distill-qwen-14b --data train.jsonl
 
 A preset that names a model reads it from models/, where `hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-14B
---local-dir models/DeepSeek-R1-Distill-Qwen-14B` puts it. nanoqwenlong/presets.py has the source of each setting.
+--local-dir models/DeepSeek-R1-Distill-Qwen-14B` puts it. nanoqwenlong/ops/presets.py has the source of each setting.
 
 Whatever ends a run, the same command goes on with it.
 """
@@ -26,13 +26,15 @@ from typing import Literal
 
 import torch
 
-from nanoqwenlong import data, dynamics, evaluate, group_pass, optim, parallel, presets, run, toy
-from nanoqwenlong.config import at_least
+from nanoqwenlong import data, group_pass, optim, parallel, toy
+from nanoqwenlong.analysis import evaluate, step_metrics
 from nanoqwenlong.curriculum import epoch_order
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.ops import presets, run
+from nanoqwenlong.ops.flags import at_least
+from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Branch, Family
-from nanoqwenlong.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def train(cfg: Config, this: run.Run) -> None:
         values = {"loss": sums["loss"] if updated else None, "learning_rate": learning_rate,
                   "grad_norm": grad_norm if updated else None, "step_time": step_time,
                   "tokens_per_s": sum(len(branches[i].input_ids) for i in used) / step_time,
-                  **dynamics.expert_values(model)}
+                  **step_metrics.expert_values(model)}
         out_of_time = this.is_late(cfg.minutes)
         last = step == cfg.steps or out_of_time
         if heldout and (last or step % cfg.eval_every == 0):

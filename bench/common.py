@@ -23,7 +23,8 @@ from statistics import median as middle
 
 import torch
 
-from nanoqwenlong.config import ConfigError, at_least
+from nanoqwenlong.errors import ConfigError
+from nanoqwenlong.ops.flags import at_least
 from nanoqwenlong.records import Completion, Group
 
 MB = 2**20

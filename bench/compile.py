@@ -26,15 +26,15 @@ from pathlib import Path
 
 import torch
 import triton
+from bench import common
 from kernels import Segments, logprob
 from kernels.grpo_loss import grpo_loss_triton
 from kernels.paged_attention import paged_attention_triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from bench import common
-from nanoqwenlong import run
-from nanoqwenlong.config import ConfigError
+from nanoqwenlong.errors import ConfigError
+from nanoqwenlong.ops import run
 
 KIB = 1024
 SHARED = {80: 163 * KIB, 90: 227 * KIB, 100: 227 * KIB}        # of a program at most: A100; H100, H200; B200

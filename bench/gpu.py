@@ -33,22 +33,43 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from bench import common
+from bench.gpu_right import correctness
+from bench.gpu_tools import (
+    BLOCK_SIZE,
+    DEVICE,
+    DTYPE,
+    GPU,
+    LARGE,
+    MIXTURE,
+    SMALL,
+    TINY,
+    TINY_MIXTURE,
+    DecodingStep,
+    Section,
+    between,
+    finish,
+    mark,
+    markdown,
+    measured,
+    normal,
+    random_model,
+    seconds,
+    wall,
+    watch,
+)
 from kernels import grouped_linear, linear_logprob, logprob, paged_attention
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench import common
-from bench.gpu_right import correctness
-from bench.gpu_tools import (
-    BLOCK_SIZE, DEVICE, DTYPE, GPU, LARGE, MIXTURE, SMALL, TINY, TINY_MIXTURE, DecodingStep, Section, between, finish,
-    mark, markdown, measured, normal, random_model, seconds, wall, watch)
-from nanoqwenlong import generate, group_pass, run
-from nanoqwenlong.architecture import ModelConfig
+from nanoqwenlong import generate, group_pass
 from nanoqwenlong.attention import attention, part, part_backward
-from nanoqwenlong.config import ConfigError
+from nanoqwenlong.engine.kvcache import blocks_for
+from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.kvcache import blocks_for
 from nanoqwenlong.model import Mixture, Qwen
+from nanoqwenlong.ops import run
+from nanoqwenlong.pretrained.config import ModelConfig
 
 BACK_ENDS = {"FLASH_ATTENTION": True, "CUDNN_ATTENTION": True, "EFFICIENT_ATTENTION": False}  # knows shared key heads
 

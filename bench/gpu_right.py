@@ -5,19 +5,30 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
+from bench import common
+from bench.gpu_tools import (
+    BLOCK_SIZE,
+    DEVICE,
+    DTYPE,
+    GPU,
+    TINY,
+    TINY_MIXTURE,
+    DecodingStep,
+    Section,
+    normal,
+    random_model,
+    shape,
+)
 from kernels import grouped_linear, linear_logprob, paged_attention
 from kernels.paged_attention import paged_attention_plain
 from torch import Tensor
 
-from bench import common
-from bench.gpu_tools import (
-    BLOCK_SIZE, DEVICE, DTYPE, GPU, TINY, TINY_MIXTURE, DecodingStep, Section, normal, random_model, shape)
 from nanoqwenlong import generate
 from nanoqwenlong.attention import StemAttention, buckets, stem_attention_plain
+from nanoqwenlong.engine.kvcache import blocks_for
+from nanoqwenlong.engine.paged import Paged
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.kvcache import blocks_for
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.paged import Paged
 
 
 def correctness(s: Section) -> None:

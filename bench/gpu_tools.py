@@ -13,10 +13,10 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from nanoqwenlong.architecture import ModelConfig
-from nanoqwenlong.kvcache import blocks_for
+from nanoqwenlong.engine.kvcache import blocks_for
+from nanoqwenlong.engine.paged import KernelPaged, KVCache, Room
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.paged import KernelPaged, KVCache, Room
+from nanoqwenlong.pretrained.config import ModelConfig
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

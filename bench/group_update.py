@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
 from bench import common
-from nanoqwenlong import group_pass, run
-from nanoqwenlong.config import at_least
+
+from nanoqwenlong import group_pass
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.ops import run
+from nanoqwenlong.ops.flags import at_least
 
 TOLERANCE = 1e-4                        # fp32 over thousands of positions; an error of method is far larger
 

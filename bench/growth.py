@@ -29,13 +29,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-
 from bench import common
-from nanoqwenlong import group_pass, run
-from nanoqwenlong.config import ConfigError, at_least
+
+from nanoqwenlong import group_pass
+from nanoqwenlong.engine.kvcache import blocks_for
+from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.kvcache import blocks_for
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.ops import run
+from nanoqwenlong.ops.flags import at_least
 
 PARTS = ("update", "rollout")
 

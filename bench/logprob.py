@@ -32,12 +32,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from bench import common
 from kernels import linear_logprob
 from torch.nn import functional as F
 
-from bench import common
-from nanoqwenlong import run
-from nanoqwenlong.config import ConfigError, at_least
+from nanoqwenlong.errors import ConfigError
+from nanoqwenlong.ops import run
+from nanoqwenlong.ops.flags import at_least
 
 TOLERANCE = 1e-4                        # relative, fp32; an error of method is far larger
 SPREAD = 2.0                            # standard deviation of the logits before the temperature

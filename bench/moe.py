@@ -24,11 +24,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-
 from bench import common
-from nanoqwenlong import run
-from nanoqwenlong.config import ConfigError, at_least
+
+from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.ops import run
+from nanoqwenlong.ops.flags import at_least
 
 TOLERANCE = 1e-4                        # relative, fp32; an error of method is far larger
 COPIED_BYTES = 2e9                      # batched_mm holds the weights once for each pair and layer

@@ -29,14 +29,16 @@ from io import StringIO
 from pathlib import Path
 
 import torch
+from bench import common
 from kernels import grpo_loss
 
-from bench import common
-from nanoqwenlong import group_pass, grpo, optim, run
-from nanoqwenlong.config import ConfigError, at_least
+from nanoqwenlong import group_pass, grpo, optim
+from nanoqwenlong.engine.kvcache import blocks_for
+from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.kvcache import blocks_for
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.ops import run
+from nanoqwenlong.ops.flags import at_least
 from nanoqwenlong.records import Completion, Group
 
 TOLERANCE = 1e-4                        # relative, of gradient norms in fp32

@@ -20,13 +20,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-
 from bench import common
-from nanoqwenlong import run
-from nanoqwenlong.config import at_least
+
+from nanoqwenlong.engine.kvcache import blocks_for
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.kvcache import blocks_for
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.ops import run
+from nanoqwenlong.ops.flags import at_least
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     last, and so on."""
     longer, mask = k.shape[1] - q.shape[1], None
     if causal and longer:
-        from torch.nn.attention.bias import causal_lower_right                 # imported here: it takes seconds
+        from torch.nn.attention.bias import causal_lower_right  # imported here: it takes seconds
         mask = causal_lower_right(q.shape[1], k.shape[1])
     if not flash_kernels(q.device, q.dtype):                                   # those that do without a matrix of all
         k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))      # scores want equal heads

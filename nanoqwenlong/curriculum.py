@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-
-class CurriculumError(ValueError):
-    """Phases or a sampler that cannot be; the message says which setting to change."""
+from .errors import CurriculumError
 
 
 @dataclass(frozen=True)

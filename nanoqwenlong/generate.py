@@ -19,21 +19,16 @@ from kernels.backend import AVAILABLE
 
 from . import parallel
 from .attention import pack
-from .kvcache import BlockPool, OutOfBlocks
-from .paged import KernelPaged, KVCache, Paged, Room, SharedPaged
+from .engine.kvcache import BlockPool
+from .engine.paged import KernelPaged, KVCache, Paged, Room, SharedPaged
+from .engine.schedule import Answer, Schedule, Stem
+from .errors import OutOfBlocks
 from .records import Completion, Group
-from .schedule import Answer, Schedule, Stem
 
 Tensor = torch.Tensor
 WORTH_SHARING = 512             # answers x stem tokens; below, a stem is read with its answers' tails: fewer calls
 
-
-class SamplingError(ValueError):
-    """Settings that nothing can be sampled with; the message names them."""
-
-
-class NaNLogits(SamplingError):
-    """A model that computes nothing."""
+from .errors import NaNLogits, SamplingError
 
 
 class Generator:

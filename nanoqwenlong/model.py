@@ -19,9 +19,10 @@ from kernels import grouped_linear, is_one_call
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from . import parallel, weights
-from .architecture import ModelConfig, Yarn
+from . import parallel
 from .attention import Packed
+from .pretrained import weights
+from .pretrained.config import ModelConfig, Yarn
 
 Tensor = torch.Tensor
 

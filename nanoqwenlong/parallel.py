@@ -28,17 +28,7 @@ from torch import nn
 Tensor = torch.Tensor
 timeout = timedelta(minutes=30)         # of a wait for the other ranks; `start` sets it
 
-
-class DeviceError(ValueError):
-    """A device that is not there."""
-
-
-class Elsewhere(OSError):
-    """What went wrong on another rank, which says so itself."""
-
-
-class LostRanks(RuntimeError):
-    """Another rank has died, or did not come in time; the message says which, where that can be known."""
+from .errors import DeviceError, Elsewhere, LostRanks
 
 
 def start(device: str, timeout_minutes: float) -> str:
@@ -226,7 +216,7 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], dtype: torch.dtype, dev
     how many, 0: one per host. offload: weights, gradients and optimizer live in CPU memory. The weights may still be on
     the meta device. A lone process that computes in its weights' dtype has nothing to split: its model stays as it
     is."""
-    from torch.distributed.device_mesh import init_device_mesh                 # imported here: they take seconds
+    from torch.distributed.device_mesh import init_device_mesh  # imported here: they take seconds
     from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
     own = next(model.parameters()).dtype
     if size() == 1 and dtype == own and not offload:
@@ -259,7 +249,7 @@ def whole(model: nn.Module):
     off, so that ranks may call it as often as they like and a CUDA graph sees nothing but the model. For use under
     no_grad (inference_mode would break the next training pass). Costs the whole weights' memory on every rank, 2 bytes
     a parameter in bfloat16, beside the rank's own share of weights, gradients and optimizer."""
-    from torch.distributed.fsdp import FSDPModule                              # imported here: it takes seconds
+    from torch.distributed.fsdp import FSDPModule  # imported here: it takes seconds
     modules = [module for module in model.modules() if isinstance(module, FSDPModule) and module._forward_pre_hooks]
     hooks = [(module._forward_pre_hooks, module._forward_hooks) for module in modules]
     with named_losses():

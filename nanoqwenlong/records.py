@@ -1,14 +1,12 @@
-"""The records that flow through the system. All frozen: a change makes a new record.
+"""The records that flow through the system. All are frozen: a change makes a new record.
 
-    Example  --generate-->  Group of Completions  --branches-->  stem and Branches  --group_pass-->  gradient
+    Example  --generate-->  Group of Completions  --reward-->  Rollout with Scores and advantages
+    Group    --branches-->  stem and Branches     --group_pass-->  gradient
 """
 
 from dataclasses import dataclass
+from math import isnan
 from typing import NamedTuple
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file, the line and the field."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,7 @@ class Example:
     (('Oslo', 'oslo'), 'qa')
     >>> Example(id="a2", document="Rain fell.", question="", answer="", task="text").accepted   # pretraining text
     ('',)
-    >>> Example(id="a3", document="", question="", answer="tea\\nsalt", task="f1").task      # a list: an item a line
+    >>> Example(id="a3", document="", question="", answer="tea\\nsalt", task="f1").task      # a list: one item per line
     'f1'
     """
 
@@ -28,14 +26,14 @@ class Example:
     document: str
     question: str
     answer: str | tuple[str, ...]       # one accepted answer, or several
-    task: str = "qa"                    # how it is rewarded: a name in rewards.TASKS; "text": plain text for language
-                                        # modelling, no question
-    messages: tuple[tuple[str, str], ...] = ()      # (role, content) of a chat that stands for the prompt as it is;
-                                        # the question, if known, is then for the judge only
+    task: str = "qa"                    # how the answer is rewarded: a name in reward.tasks.TASKS.
+                                        # "text": plain text for language modelling, without a question
+    messages: tuple[tuple[str, str], ...] = ()      # (role, content) of a chat. If given, it is the prompt as it is,
+                                        # and only the judge sees `question`
     response: str = ""                  # a full worked response, for supervised fine-tuning
-    prompt_ids: tuple[int, ...] = ()    # filled by data.tokenize
+    prompt_ids: tuple[int, ...] = ()    # filled in by data.tokenize
     length: int = 0                     # tokens of document and question: |c| + |x| of QwenLong-L1, Eq. 9
-    num_cut: int = 0                    # of them, those that data.tokenize cut out of the middle
+    num_cut: int = 0                    # tokens that data.tokenize cut out of the document's middle
     source: str = ""                    # the benchmark or file it comes from
 
     @property
@@ -58,7 +56,8 @@ class Completion:
 
 
 class Branch(NamedTuple):
-    """What follows a stem: inputs, the token each of them should predict, and that target's weight in the loss.
+    """What follows a stem: inputs, the token that each input should predict, and that target's weight in the loss.
+
     A target of weight 0 is context only: no log-prob is computed for it.
 
     >>> Branch(input_ids=(7, 5), target_ids=(5, 2), weights=(1.0, 1.0)).num_targets
@@ -75,7 +74,7 @@ class Branch(NamedTuple):
 
 
 class Family(NamedTuple):
-    """What group_pass computes at once: a stem, which may be empty, and its branches. A Group can stand for one.
+    """What group_pass computes at once: a stem, which may be empty, and its branches. A Group also has both.
 
     >>> Family(stem=(3, 4), branches=(Branch((7,), (5,), (1.0,)),)).stem
     (3, 4)
@@ -87,8 +86,10 @@ class Family(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """The G completions of one prompt. As a family of sequences: the stem is the prompt without its last token, each
-    branch starts with that last token, so only keys and values join them.
+    """The G completions of one prompt.
+
+    Seen as a family of sequences, the stem is the prompt without its last token. Each branch starts with that last
+    token, so a branch needs only the stem's keys and values.
 
     >>> g = Group(key="a1", prompt_ids=(3, 4, 7), completions=(Completion((5, 2), (-0.1, -0.2), "stop"),))
     >>> g.stem, g.branches[0].input_ids, g.branches[0].target_ids
@@ -105,9 +106,64 @@ class Group:
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        return tuple(Branch(self.prompt_ids[-1:] + c.ids[:-1], c.ids, (1.0,) * len(c.ids)) for c in self.completions)
+        last_id = self.prompt_ids[-1:]
+        return tuple(Branch(last_id + c.ids[:-1], c.ids, (1.0,) * len(c.ids)) for c in self.completions)
 
     @property
     def num_tokens(self) -> int:
         """Completion tokens: what the loss is normalised by."""
-        return sum(len(c.ids) for c in self.completions)
+        return sum(len(completion.ids) for completion in self.completions)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one response earned.
+
+    >>> Score(reward=1.0, rule=1.0, judge=None, answer="Oslo").reward
+    1.0
+    """
+
+    reward: float                       # the larger of rule and judge. NaN: unscorable
+    rule: float
+    judge: float | None                 # None: not asked. NaN: asked, and it gave no verdict
+    answer: str                         # what was extracted, "" if nothing was
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One prompt on its way through a training step: G answers, what they earned, and how they count.
+
+    >>> group = Group("a1", (3, 7), (Completion((5,), (-0.1,), "stop"), Completion((6,), (-2.3,), "stop")))
+    >>> scores = (Score(1.0, 1.0, None, "Oslo"), Score(0.0, 0.0, None, "Rome"))
+    >>> r = Rollout(Example("a1", "", "", "Oslo"), group, ("Oslo", "Rome"), scores, (0.0, 0.0), (0.7, -0.7))
+    >>> r.rewards, r.mean_reward, r.is_informative
+    ((1.0, 0.0), 0.5, True)
+    """
+
+    example: Example
+    group: Group                        # G completions
+    texts: tuple[str, ...]              # (G,) the completions as text
+    scores: tuple[Score, ...]           # (G,)
+    penalties: tuple[float, ...]        # (G,) what each answer loses of its reward for its length
+    advantages: tuple[float, ...] = ()  # (G,) filled in once all groups of the step are scored
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        """(G,) What rule and judge gave. NaN: unscorable."""
+        return tuple(score.reward for score in self.scores)
+
+    @property
+    def shaped_rewards(self) -> tuple[float, ...]:
+        """(G,) What is trained on: rewards minus penalties."""
+        return tuple(reward - penalty for reward, penalty in zip(self.rewards, self.penalties))
+
+    @property
+    def mean_reward(self) -> float:
+        """The mean over the answers that could be scored. NaN if there are none."""
+        known = [reward for reward in self.rewards if not isnan(reward)]
+        return sum(known) / len(known) if known else float("nan")
+
+    @property
+    def is_informative(self) -> bool:
+        """Whether the group teaches something: its answers earned different rewards."""
+        return any(self.advantages)

@@ -7,11 +7,11 @@ two; where the judge could not tell it is NaN: unscorable, not wrong.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
-from . import answers, metrics
-from .records import Example
+from .records import Example, Score
+from .reward import answers, measures
 
 
 class Task(NamedTuple):
@@ -40,35 +40,21 @@ LONGEST_ANSWER, LONGEST_GOLD = 600, 1000           # characters that a judge is 
 WORDS, ITEMS = "one line of text, with a letter or digit and no marker of an answer in it", "a list, one item a line"
 TASKS = {
     # QwenLong-L1: the answer has to be stated
-    "qa": Task(metrics.em, answers.statement, True, WORDS),
+    "qa": Task(measures.em, answers.statement, True, WORDS),
     "number": Task(near, answers.statement, True, "a number, or yes or no"),
     "choice": Task(choice, answers.statement, False, "a letter from A to J"),
     # GoLongRL: it may be bare
-    "em": Task(metrics.em, value, True, WORDS),
-    "accuracy": Task(metrics.accuracy, value, False, "a letter from A to J, or a short text"),
-    "f1": Task(metrics.f1, answers.final, False, ITEMS),
-    "math": Task(metrics.math, value, False, "a number or a formula"),
-    "iou": Task(metrics.iou, answers.final, False, 'JSON, {"data": [row, ...]} or [row, ...]'),
-    "sub_em": Task(metrics.sub_em, answers.final, False, ITEMS),
-    "ndcg": Task(metrics.ndcg, answers.final, False, ITEMS + ", the most relevant first"),
-    "pairwise": Task(metrics.pairwise, answers.final, False, ITEMS + ", in order, two at least"),
-    "rouge_l": Task(metrics.rouge_l, answers.final, False, "a text"),
+    "em": Task(measures.em, value, True, WORDS),
+    "accuracy": Task(measures.accuracy, value, False, "a letter from A to J, or a short text"),
+    "f1": Task(measures.f1, answers.final, False, ITEMS),
+    "math": Task(measures.math, value, False, "a number or a formula"),
+    "iou": Task(measures.iou, answers.final, False, 'JSON, {"data": [row, ...]} or [row, ...]'),
+    "sub_em": Task(measures.sub_em, answers.final, False, ITEMS),
+    "ndcg": Task(measures.ndcg, answers.final, False, ITEMS + ", the most relevant first"),
+    "pairwise": Task(measures.pairwise, answers.final, False, ITEMS + ", in order, two at least"),
+    "rouge_l": Task(measures.rouge_l, answers.final, False, "a text"),
 }
 LISTS = ("f1", "sub_em", "ndcg", "pairwise")                   # their gold is a list
-
-
-@dataclass(frozen=True)
-class Score:
-    """What one response earned.
-
-    >>> score("<think>Tom visits Oslo.</think> Therefore, the answer is **Oslo**.", Example("a", "", "", "oslo"))
-    Score(reward=1.0, rule=1.0, judge=None, answer='Oslo')
-    """
-
-    reward: float
-    rule: float
-    judge: float | None                 # None: not asked; NaN: asked, and it could not tell
-    answer: str                         # what was extracted; "" if nothing was
 
 
 class Question(NamedTuple):
@@ -144,7 +130,7 @@ def worth_asking(answer: str, gold: str) -> bool:
 
 def lacking(tasks: Iterable[str]) -> str:
     """What is not installed and would reward more of these tasks' answers, for the user; "" if nothing is."""
-    if "math" in tasks and not metrics.math_worker.installed():
+    if "math" in tasks and not measures.math_worker.installed():
         return ('task "math": math-verify is not installed (pip install ".[math]"), so formulas are right only if they '
                 "are written like the gold answer; numbers are compared as ever")
     return ""

@@ -30,12 +30,12 @@ from pathlib import Path
 
 import torch
 
-from .architecture import ModelConfig
-from .config import ConfigError
+from .errors import ConfigError
 from .model import Qwen
+from .pretrained.config import ModelConfig
+from .pretrained.tokenizer import PROMPT, Tokenizer
+from .pretrained.weights import write_json
 from .records import Example
-from .tokenizer import PROMPT, Tokenizer
-from .weights import write_json
 
 PEOPLE = "Tom Ann Bob Eva Jim Kim Leo Mia Ned Pia Ray Sue Ted Una Vic Zoe Abe Bea Cal Dot".split()
 TOWNS = """Oslo Bern Rome Lima Cairo Delhi Paris Tokyo Quito Minsk Sofia Dublin Lagos Accra Tunis Riga Turin Leeds Milan
@@ -228,7 +228,8 @@ def look_back(attention, config: ModelConfig, head: int, distance: int, strength
 
 def save_tokenizer(directory: Path, texts: Sequence[str] = ()) -> int:
     """Writes a byte-level BPE tokenizer as Hugging Face saves them; returns its vocabulary size, rounded up to 16."""
-    from tokenizers import AddedToken, Tokenizer as BPE, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as BPE
     from transformers import PreTrainedTokenizerFast
     every_word = write_document(random.Random(0), dict(zip(PEOPLE, TOWNS)), dict(zip(TOWNS, GOODS)))
     words = [every_word, PROMPT, "user assistant system\n",

@@ -4,7 +4,7 @@
 #
 #     SFT=sft.jsonl TRAIN=train.jsonl TEST=heldout.jsonl bash recipes/one_gpu.sh
 #
-# `--preset qwen2.5-1.5b` (nanoqwenlong/presets.py has the source of each setting): as the paper and its released
+# `--preset qwen2.5-1.5b` (nanoqwenlong/ops/presets.py has the source of each setting): as the paper and its released
 # script, but for
 # (*) 32 prompts a step and one update, a quarter of the paper's, so that a step ends within the hour;
 # (*) answers of 4,096 tokens: most of a step is decoding.

@@ -12,7 +12,6 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"                        # before the first import of triton, which reads it
 
-import transformers.utils.logging       # whose handler keeps the first stderr it sees: not that of a test
 
 from nanoqwenlong import toy
 

@@ -27,8 +27,11 @@ import numpy
 import torch
 
 import train_rl
-from nanoqwenlong import evaluate, optim, rewards, run, weights
-from nanoqwenlong.log import FILES, Log
+from nanoqwenlong import errors, optim, rewards
+from nanoqwenlong.analysis import evaluate
+from nanoqwenlong.ops import run
+from nanoqwenlong.ops.log import FILES
+from nanoqwenlong.pretrained import weights
 
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate", "os.link", "os.symlink"}
 KILLED, FAULTY, SECONDS = -signal.SIGKILL, 99, 60
@@ -41,7 +44,7 @@ class Case:
     script: ModuleType
     config: object
     bad_steps: frozenset[int] = frozenset()
-    code: int = run.DONE
+    code: int = errors.DONE
 
     def start(self, directory: Path, die_at: int = 0, tamper: Callable = lambda: None,
               victims: Mapping[int, Sequence[int]] = {}) -> int:
@@ -64,7 +67,7 @@ class Case:
         signal.alarm(SECONDS)
         os.chdir(directory)
         sys.stdout = sys.stderr = open("console", "w", buffering=1)
-        code, before = run.DONE, generators()
+        code, before = errors.DONE, generators()
         train_rl.score_all = evaluate.score_all = score_by_text
         run.time = SimpleNamespace(monotonic=itertools.count().__next__)       # every look at the clock: a second later
         points.watch(self.bad_steps)

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanoqwenlong import parallel, run
+from nanoqwenlong import parallel
+from nanoqwenlong.ops import run
 
 
 class Ranks:
@@ -30,9 +31,6 @@ class Ranks:
     open: list["Ranks"] = []
 
     def __init__(self, size: int, directory: Path, wait: float = 40.0, joined: bool = True):
-        import torch._dynamo                                    # imported here: they take seconds, and once is enough
-        import torch.distributed.device_mesh
-        import torch.distributed.fsdp
         import transformers  # noqa: F401
         self.size, self.directory, self.wait, self.joined = size, directory, wait, joined and size > 1
         directory.mkdir(parents=True)

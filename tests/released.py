@@ -13,10 +13,9 @@ import re
 import string
 from collections import Counter
 
-from nanoqwenlong import metrics
-from nanoqwenlong.judge import Judge, prompt
+from nanoqwenlong.reward import measures
+from nanoqwenlong.reward.judge import Judge, prompt
 from nanoqwenlong.rewards import TASKS
-
 from tests.corpus import HOSTILE, TRUE, rewarded
 
 
@@ -125,7 +124,7 @@ def pairwise(text: str, gold: str) -> float:
 def math_verify(text: str, gold: str) -> bool:
     """The one box in the last 500 characters, thinking included; nothing without a box, or with two."""
     boxes = re.findall(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", text[-500:])
-    return len(boxes) == 1 and metrics.math(boxes[0], gold) == 1
+    return len(boxes) == 1 and measures.math(boxes[0], gold) == 1
 
 
 def iou(text: str, gold: str) -> float:
@@ -141,7 +140,7 @@ def iou(text: str, gold: str) -> float:
 
 
 RULES = {"qa": qa, "number": number, "choice": choice, "em": em, "accuracy": accuracy, "f1": f1, "math": math_verify,
-         "iou": iou, "sub_em": sub_em, "ndcg": ndcg, "pairwise": pairwise, "rouge_l": metrics.rouge_l}
+         "iou": iou, "sub_em": sub_em, "ndcg": ndcg, "pairwise": pairwise, "rouge_l": measures.rouge_l}
 GOLONGRL = set(RULES.values()) - {qa, number, choice}
 
 

@@ -6,8 +6,8 @@ from fractions import Fraction
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
-from nanoqwenlong.answers import choice, final, items, matches, near, normalise, number, said, statement
 
+from nanoqwenlong.reward.answers import choice, final, items, matches, near, normalise, number, said, statement
 
 # What was said
 

@@ -7,9 +7,18 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+
 import nanoqwenlong.attention as attention_module
-from nanoqwenlong.attention import (Packed, StemAttention, attention, buckets, merge, part, part_plain,
-                                    stem_attention_plain)
+from nanoqwenlong.attention import (
+    Packed,
+    StemAttention,
+    attention,
+    buckets,
+    merge,
+    part,
+    part_plain,
+    stem_attention_plain,
+)
 
 HEADS = [(4, 4), (4, 2), (6, 1)]                                               # H, K
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from bench import common, gpu, group_update, growth, logprob, moe, rl_step, rollout
 from safetensors.torch import save_file
 
-from bench import common, gpu, group_update, growth, logprob, moe, rl_step, rollout
-from nanoqwenlong import run
+from nanoqwenlong.ops import run
 
 MODEL = ["--hidden", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--intermediate", "96", "--vocab", "100"]
 MIXTURE = [*MODEL[:-4], "--intermediate", "16", "--vocab", "100", "--experts", "8", "--chosen", "3"]

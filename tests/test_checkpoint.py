@@ -28,8 +28,10 @@ from test_scripts import metrics, start, without_times, write_rows
 from tiny_qwen import tiny_qwen
 
 import train_sft
-from nanoqwenlong import checkpoint, optim, parallel, run, toy, weights
+from nanoqwenlong import errors, optim, parallel, toy
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.ops import checkpoint
+from nanoqwenlong.pretrained import weights
 
 SIZES = dict(vocab_size=11, hidden_size=9, intermediate_size=7, num_hidden_layers=1, num_attention_heads=3,
              num_key_value_heads=1, head_dim=2)                 # odd, and rows fewer than ranks
@@ -394,9 +396,9 @@ def fails_well(case, in_tmp, two_steps, capsys, monkeypatch, at: int, code: int,
         ended = start(train_sft, *flags)
     error = capsys.readouterr().err
     if operation.endswith(".exit.json.0.partial"):
-        assert ended == run.DONE and error == "", case                         # what can be done without
+        assert ended == errors.DONE and error == "", case                         # what can be done without
     else:
-        assert ended == run.IO_ERROR and error.count("\n") == 1 and os.strerror(code) in error, (case, error)
+        assert ended == errors.IO_ERROR and error.count("\n") == 1 and os.strerror(code) in error, (case, error)
         told = json.loads((directory / "exit.json").read_text())
         assert told["code"] == 74 and os.strerror(code) in told["reason"] and told["checkpoint"], case
     assert contents(directory / "checkpoints/step_000002") == before, case
@@ -474,7 +476,7 @@ def test_a_limit_of_the_system_ends_a_run_in_one_sentence(in_tmp, two_steps, lim
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         return start(train_sft, *flags)
     before = contents(directory / "checkpoints/step_000002")
-    assert in_child(limited, stderr="told") == run.IO_ERROR
+    assert in_child(limited, stderr="told") == errors.IO_ERROR
     told = Path("told").read_text()
     assert told.count("\n") == 1 and part in told and "too large" in told
     assert contents(directory / "checkpoints/step_000002") == before
@@ -488,7 +490,7 @@ def test_free_space_is_looked_at_first_and_told(in_tmp, two_steps, monkeypatch, 
     before = contents(directory / "checkpoints/step_000002")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1000))
-        assert start(train_sft, *flags) == run.IO_ERROR
+        assert start(train_sft, *flags) == errors.IO_ERROR
         error = capsys.readouterr().err
         assert f"needs {needed:,} bytes, {needed - 1000:,} are free" in error
         assert error.count("\n") == 1
@@ -588,7 +590,7 @@ def test_without_one_that_verifies_the_run_ends_and_deletes_nothing(in_tmp, two_
     files = [path for path in directory.rglob("*") if path.is_file() and path.name != ".lock"]
     before = [path.read_bytes() for path in files]
     capsys.readouterr()
-    assert start(train_sft, *flags) == run.IO_ERROR
+    assert start(train_sft, *flags) == errors.IO_ERROR
     told = capsys.readouterr()
     assert told.err.count("\n") == 1 and "no checkpoint of" in told.err and "--name" in told.err
     assert [line.split(": ")[0] for line in told.out.splitlines()] == [
@@ -685,14 +687,14 @@ def test_optimizer_state_that_does_not_fit_is_refused_in_one_sentence(tmp_path):
     path = write_checkpoint(tmp_path, 1)
     assert all(tensor.equal(expected[name]) for name, tensor in load(path).items())
     os.rename(path / "optimizer-00000-of-00001.safetensors", tmp_path / "elsewhere")
-    with pytest.raises(checkpoint.CheckpointError, match="step_000001 lacks"):
+    with pytest.raises(errors.CheckpointError, match="step_000001 lacks"):
         load(path)
     os.rename(tmp_path / "elsewhere", path / "optimizer-00000-of-00001.safetensors")
     split_by_hand(path)
     assert all(tensor.equal(expected[name]) for name, tensor in load(path).items())
     for number in range(2):
         os.rename(path / f"optimizer-0000{number}-of-00002.safetensors", tmp_path / "elsewhere")
-        with pytest.raises(checkpoint.CheckpointError, match="step_000001"):
+        with pytest.raises(errors.CheckpointError, match="step_000001"):
             load(path)
         os.rename(tmp_path / "elsewhere", path / f"optimizer-0000{number}-of-00002.safetensors")
     second = path / "optimizer-00001-of-00002.safetensors"
@@ -700,18 +702,18 @@ def test_optimizer_state_that_does_not_fit_is_refused_in_one_sentence(tmp_path):
     rows = {name: 3 for name in part}
     dropped = part.pop("model.embed_tokens.weight/exp_avg_sq")
     weights.write_file(second, part, {"rows": json.dumps(rows)})
-    with pytest.raises(checkpoint.CheckpointError, match="rows of model.embed_tokens.weight/exp_avg_sq are in none"):
+    with pytest.raises(errors.CheckpointError, match="rows of model.embed_tokens.weight/exp_avg_sq are in none"):
         load(path)
     weights.write_file(second, {**part, "model.embed_tokens.weight/exp_avg_sq": dropped[1:].contiguous()},
                        {"rows": json.dumps({**rows, "model.embed_tokens.weight/exp_avg_sq": 4})})
-    with pytest.raises(checkpoint.CheckpointError, match="rows of model.embed_tokens.weight/exp_avg_sq are in none"):
+    with pytest.raises(errors.CheckpointError, match="rows of model.embed_tokens.weight/exp_avg_sq are in none"):
         load(path)
     part |= {"model.embed_tokens.weight/exp_avg_sq": dropped, "model.extra/exp_avg": 0 * dropped}
     weights.write_file(second, part, {"rows": json.dumps({**rows, "model.extra/exp_avg": 0})})
-    with pytest.raises(checkpoint.CheckpointError, match="optimizer state of model.extra, which this model lacks"):
+    with pytest.raises(errors.CheckpointError, match="optimizer state of model.extra, which this model lacks"):
         load(path)
     second.write_bytes(b"{}")
-    with pytest.raises(checkpoint.CheckpointError, match="optimizer-00001-of-00002.safetensors is not a readable"):
+    with pytest.raises(errors.CheckpointError, match="optimizer-00001-of-00002.safetensors is not a readable"):
         load(path)
 
 
@@ -758,5 +760,5 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
     assert checkpoint.read_state(path)["step"] == 3 and checkpoint.read_state(path)["world_size"] == 1
     for content in ('{"format": 2}', "{}", '{"format": "1"}'):
         (path / "state.json").write_text(content)
-        with pytest.raises(checkpoint.CheckpointError, match="step_000003 has format .*, this code reads 1: "):
+        with pytest.raises(errors.CheckpointError, match="step_000003 has format .*, this code reads 1: "):
             checkpoint.read_state(path)

@@ -5,11 +5,9 @@ from typing import Literal
 
 import pytest
 
-from nanoqwenlong import config, run
-from nanoqwenlong.architecture import ModelError
-from nanoqwenlong.config import ConfigError, parse
-from nanoqwenlong.kvcache import OutOfBlocks
-from nanoqwenlong.records import DataError
+from nanoqwenlong.errors import ConfigError, DataError, ModelError, OutOfBlocks
+from nanoqwenlong.ops import flags, run
+from nanoqwenlong.ops.flags import parse
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def test_help_is_the_source_with_its_comments_and_the_presets(words, capsys):
 
 
 def test_the_resolved_config_as_json():
-    assert config.as_json(read("--preset tiny --data a b --name ü")) == {
+    assert flags.as_json(read("--preset tiny --data a b --name ü")) == {
         "preset": "tiny", "name": "ü", "runs_dir": "runs", "steps": 3, "learning_rate": 0.5, "data": ["a", "b"],
         "ends": [7, 8], "dry_run": False, "shuffle": True, "source": "near"}
 
@@ -134,7 +132,7 @@ def test_the_resolved_config_as_json():
 @pytest.mark.parametrize("words", ["", "--preset tiny --data a b --name ü", "--steps=7 --dry-run --shuffle false"])
 def test_flags_of_a_config_give_it_again(words):
     cfg = read(words)
-    assert replace(parse(Config, config.flags(cfg)), preset=cfg.preset) == cfg
+    assert replace(parse(Config, flags.flags(cfg)), preset=cfg.preset) == cfg
 
 
 # The life of a run

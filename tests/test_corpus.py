@@ -7,9 +7,9 @@ from collections import Counter
 from functools import cache
 
 import pytest
+
 from nanoqwenlong.records import Example
 from nanoqwenlong.rewards import TASKS, Question, Score, score_all
-
 from tests.corpus import GRADED, HOSTILE, SYNONYMS, TRUE, Case, rewarded
 
 
@@ -68,7 +68,7 @@ class Obeying:
 @cache
 def judged() -> tuple[Obeying, list[Score], list[Score]]:
     """The stub, and what the judged tasks of both collections earn with it."""
-    judge = pytest.importorskip("nanoqwenlong.judge")
+    judge = pytest.importorskip("nanoqwenlong.reward.judge")
     stub = Obeying(judge.prompt)
     return stub, *(scores(judged_tasks(cases), judge.Judge(stub)) for cases in (HOSTILE, TRUE))
 
@@ -113,7 +113,7 @@ def test_what_is_right_earns_all_of_it_by_the_rule_unless_it_is_put_in_other_wor
 
 def test_the_judge_of_these_tests_can_be_persuaded():
     """Else the tests above would show nothing: it says YES to whatever gets out of its fence, or was never in one."""
-    judge = pytest.importorskip("nanoqwenlong.judge")
+    judge = pytest.importorskip("nanoqwenlong.reward.judge")
     stub = Obeying(judge.prompt)
     text = judge.prompt(Question("Who?", ("Ann",), "Bob"), "0" * 16)
     assert judge.verdict(stub.reply(text)) == 0.0 and judge.verdict(stub.reply(text.replace("Bob", "ann"))) == 1.0

@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+
 from nanoqwenlong.curriculum import RetrospectiveSampler, bucket, phases
 
 LENGTHS = {f"e{i}": 10 * (i + 1) for i in range(36)}                           # 10, 20, ... 360

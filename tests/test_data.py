@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from nanoqwenlong import data, run
-from nanoqwenlong.architecture import ModelError
+from nanoqwenlong import data, errors
 from nanoqwenlong.data import sft_branch, tokenize
-from nanoqwenlong.config import ConfigError
-from nanoqwenlong.records import DataError, Example
+from nanoqwenlong.errors import ConfigError, DataError, ModelError
+from nanoqwenlong.ops import run
+from nanoqwenlong.records import Example
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = {"id": "a", "context": "Tom lives in Oslo.", "question": "Where?", "answer": "Oslo"}
@@ -393,7 +393,7 @@ def start(script: str, *words: str) -> int:
 def test_scripts_say_one_sentence_per_bad_row_and_exit_65(script, toy_directory, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     bad = write(tmp_path / "bad.jsonl", row(answer=None), row(response="yes"), "{", row(context=" ", id="c"))
-    assert start(script, "--model", str(toy_directory), "--data", str(bad)) == run.BAD_DATA == 65
+    assert start(script, "--model", str(toy_directory), "--data", str(bad)) == errors.BAD_DATA == 65
     lines = capsys.readouterr().err.strip().split("\n")
     assert [line.split(": ")[0] for line in lines] == [f"{bad}:{number}" for number in (1, 3, 4)]
     assert {p.name for p in tmp_path.iterdir()} == {"bad.jsonl"}               # no run directory was begun
@@ -438,4 +438,4 @@ def test_a_bad_file_through_a_real_process(toy_directory, tmp_path):
 
 
 def test_the_number_shown_is_the_number_documented():
-    assert data.SHOWN == 20
+    assert data.files.SHOWN == 20

@@ -7,10 +7,11 @@ from dataclasses import fields
 
 import hypothesis.strategies as st
 import pytest
-import train_rl
 from hypothesis import example, given, settings
-from nanoqwenlong.doctor import RULES, WINDOW, Doctor, diagnose
 from tools import doctor as tool
+
+import train_rl
+from nanoqwenlong.analysis.doctor import RULES, WINDOW, Doctor, diagnose
 
 NAN, INF = float("nan"), float("inf")
 

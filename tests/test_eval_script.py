@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 import eval as eval_script
-from nanoqwenlong import evaluate, rewards, run, toy
+from nanoqwenlong import errors, rewards, toy
+from nanoqwenlong.analysis import evaluate
 from nanoqwenlong.generate import Generator
+from nanoqwenlong.ops import run
 from nanoqwenlong.records import Completion, Group
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -234,7 +236,7 @@ def test_a_directory_that_cannot_be_written_ends_with_74(in_tmp, toy_directory, 
         if Path("out/answers.jsonl").exists():
             raise OSError(28, "No space left on device")
     monkeypatch.setattr(os, "fsync", full)
-    assert start("--model", toy_directory, *SMALL, "--out", "out") == run.IO_ERROR == 74
+    assert start("--model", toy_directory, *SMALL, "--out", "out") == errors.IO_ERROR == 74
     assert capsys.readouterr().err == "cannot keep answers: No space left on device\n"
 
 

@@ -8,11 +8,14 @@ from math import exp, lgamma, log, sqrt
 import numpy
 import pytest
 import torch
-from nanoqwenlong import evaluate, optim
-from nanoqwenlong.log import Log, format_value
-from nanoqwenlong.records import Completion, DataError, Example, Group
-from nanoqwenlong.rewards import Score
 from tiny_qwen import random_ids, tiny_qwen
+
+from nanoqwenlong import optim
+from nanoqwenlong.analysis import evaluate
+from nanoqwenlong.errors import DataError
+from nanoqwenlong.ops.log import Log, format_value
+from nanoqwenlong.records import Completion, Example, Group
+from nanoqwenlong.rewards import Score
 
 # pass@k, intervals
 

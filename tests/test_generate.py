@@ -12,13 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
+from tiny_qwen import VOCAB, random_ids, tiny_qwen
+
 from nanoqwenlong import generate, group_pass
 from nanoqwenlong.attention import Packed, attention, part, part_plain
-from nanoqwenlong.generate import Generator, SamplingError, draw, uniforms
-from nanoqwenlong.kvcache import BlockPool, OutOfBlocks, blocks_for
-from nanoqwenlong.paged import KernelPaged, KVCache, Paged, Room, SharedPaged
-from nanoqwenlong.schedule import Schedule
-from tiny_qwen import VOCAB, random_ids, tiny_qwen
+from nanoqwenlong.engine.kvcache import BlockPool, blocks_for
+from nanoqwenlong.engine.paged import KernelPaged, KVCache, Paged, Room, SharedPaged
+from nanoqwenlong.engine.schedule import Schedule
+from nanoqwenlong.errors import OutOfBlocks, SamplingError
+from nanoqwenlong.generate import Generator, draw, uniforms
 
 PROMPTS = [random_ids(length, seed=length) for length in (1, 2, 5, 9, 9, 17)]
 KEYS = ["a", "b", "c", "d", "e", "f"]

@@ -8,11 +8,12 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from tiny_qwen import VOCAB, random_ids, tiny_qwen
+
 from nanoqwenlong import group_pass
 from nanoqwenlong.attention import pack
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.records import Branch
-from tiny_qwen import VOCAB, random_ids, tiny_qwen
 
 EVERYTHING = 10**6
 

@@ -7,12 +7,20 @@ from collections import Counter
 
 import pytest
 import torch
+from tiny_qwen import random_ids, tiny_qwen
+
 from nanoqwenlong import group_pass
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.grpo import (group_advantages, group_loss, num_wanted, overlong_penalty, task_std_advantages,
-                               tmn_advantages, token_weights)
+from nanoqwenlong.grpo import (
+    group_advantages,
+    group_loss,
+    num_wanted,
+    overlong_penalty,
+    task_std_advantages,
+    tmn_advantages,
+    token_weights,
+)
 from nanoqwenlong.records import Completion, Group
-from tiny_qwen import random_ids, tiny_qwen
 
 NAN = float("nan")
 

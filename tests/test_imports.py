@@ -1,6 +1,6 @@
 """The shape of the source: imports point down only, no hidden inputs, no pickle, lines that fit.
 
-`python tests/test_imports.py` prints the map that stands in the README.
+`python tests/test_imports.py` prints the map that stands in docs/architecture.md.
 """
 
 import ast
@@ -10,15 +10,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = [
-    ["config", "records", "parallel", "log", "kvcache", "curriculum", "architecture", "answers", "math_worker",
-     "doctor", "presets"],
-    ["metrics", "weights", "schedule", "attention", "grpo", "optim", "http_judge", "plan"],
-    ["rewards", "tokenizer", "model", "paged", "patterns"],
-    ["schemas", "toy", "group_pass", "generate", "checkpoint", "evaluate"],
-    ["data", "run", "judge", "report", "dynamics"],
-]                                                               # kernels/ lies below all of them
-MODULES = sorted(path.stem for path in (ROOT / "nanoqwenlong").glob("*.py") if path.stem != "__init__")
+WINGS = ("engine", "pretrained", "reward", "data", "ops", "analysis")
+BASE = {"errors", "records", "parallel", "kernels"}
+ABOVE = ("analysis", "build", "toy")                # these may import everything below nanoqwenlong/
+# What a room may import besides itself. "method" is every file at the top of the package that is not named otherwise.
+RULES = {
+    "kernels": set(),
+    "errors": set(),
+    "records": {"errors"},
+    "parallel": {"errors"},
+    "engine": BASE,
+    "pretrained": BASE,
+    "reward": BASE,
+    "data": BASE | {"reward", "pretrained"},
+    "ops": BASE | {"pretrained"},
+    "method": BASE | {"engine", "pretrained", "reward"},
+    **dict.fromkeys(ABOVE, BASE | {"method", *WINGS, *ABOVE}),
+}
+MODULES = sorted(".".join(path.relative_to(ROOT / "nanoqwenlong").with_suffix("").parts)
+                 for path in (ROOT / "nanoqwenlong").rglob("*.py") if path.name != "__init__.py")
 SCRIPTS = sorted(ROOT.glob("*.py"))
 LIBRARY = sorted([*(ROOT / "nanoqwenlong").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
 SOURCE = LIBRARY + SCRIPTS + sorted((ROOT / "tools").rglob("*.py")) + sorted((ROOT / "bench").rglob("*.py"))
@@ -49,10 +59,21 @@ def imported(path: Path) -> set[str]:
 
 
 def ours(module: str) -> list[str]:
-    """The files of nanoqwenlong/ (by name) and "kernels" that a module of nanoqwenlong/ imports."""
-    path = ROOT / "nanoqwenlong" / f"{module}.py"
-    names = {name.split(".")[1] for name in imported(path) if name.startswith("nanoqwenlong.")}
-    return sorted(names) + ["kernels"] * uses(path, "kernels")
+    """The modules below nanoqwenlong/ ("engine.kvcache", "records", ...) and "kernels" that a module imports."""
+    path = ROOT / "nanoqwenlong" / f"{module.replace('.', '/')}.py"
+    found = {"kernels"} if uses(path, "kernels") else set()
+    for name in imported(path):
+        if name.startswith("nanoqwenlong."):
+            parts = name.split(".")[1:]
+            found |= {".".join(parts[:n]) for n in (1, 2) if ".".join(parts[:n]) in MODULES}
+            if parts[0] == "data" and len(parts) == 2 and ".".join(parts) not in MODULES:
+                found.add("data.files")                        # what data/__init__.py offers
+    return sorted(found - {module})
+
+
+def room(module: str) -> str:
+    name = module.split(".")[0]
+    return name if name in RULES else "method"
 
 
 def uses(path: Path, package: str) -> bool:
@@ -60,23 +81,27 @@ def uses(path: Path, package: str) -> bool:
 
 
 def draw_map() -> str:
-    """The floors, top one first, each module with what it imports of ours."""
+    """Every room, the highest first, each module with what it imports of ours."""
     lines = []
-    for number, floor in reversed(list(enumerate(FLOORS))):
-        for place, module in enumerate(floor):
-            margin = f"floor {number}" if place == 0 else ""
-            lines.append(f"{margin:9}{module:12}{', '.join(ours(module))}".rstrip())
-    return "\n".join([*lines, f"{'below':9}{'kernels':12}".rstrip()])
-
-
-def test_every_module_has_one_floor():
-    assert sorted(sum(FLOORS, [])) == MODULES
+    for name in reversed(RULES):
+        for place, module in enumerate(module for module in MODULES if room(module) == name):
+            lines.append(f"{name if place == 0 else '':12}{module.split('.')[-1]:15}{', '.join(ours(module))}".rstrip())
+    return "\n".join([*lines, "kernels"])
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_point_down(module):
-    floor = {name: number for number, names in enumerate(FLOORS) for name in names} | {"kernels": -1}
-    assert {name: floor[name] for name in ours(module) if floor[name] >= floor[module]} == {}
+def test_a_room_imports_only_what_its_rule_allows(module):
+    own = room(module)
+    assert {other for other in ours(module) if room(other) not in RULES[own] | {own}} == set()
+
+
+def test_no_module_imports_itself_through_others():
+    below = {module: set(ours(module)) - {"kernels"} for module in MODULES}
+    while below:
+        free = [module for module, others in below.items() if not others & below.keys()]
+        assert free, f"a circle among {sorted(below)}"
+        for module in free:
+            del below[module]
 
 
 def test_kernels_know_nothing_of_the_rest():
@@ -118,10 +143,9 @@ def test_lines_fit_in_120_columns():
     assert not long, "over 120 columns: " + ", ".join(long)
 
 
-def test_the_readme_shows_the_map():
-    if not (ROOT / "README.md").is_file():
-        pytest.skip("there is no README.md yet")
-    assert draw_map() in (ROOT / "README.md").read_text(encoding="utf-8"), "python tests/test_imports.py prints the map"
+def test_the_page_on_the_architecture_shows_the_map():
+    page = ROOT / "docs/architecture.md"
+    assert draw_map() in page.read_text(encoding="utf-8"), "python tests/test_imports.py prints the map"
 
 
 if __name__ == "__main__":

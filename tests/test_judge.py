@@ -22,12 +22,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ranks import ranks
 
-from nanoqwenlong import http_judge, judge as judging
-from nanoqwenlong.architecture import ModelError
-from nanoqwenlong.config import ConfigError
-from nanoqwenlong.http_judge import GIVE_UP, Server
-from nanoqwenlong.judge import CANARIES, Judge, Question, clean, connect, local, nonce, prompt, verdict
+from nanoqwenlong.errors import ConfigError, ModelError
 from nanoqwenlong.records import Completion, Group
+from nanoqwenlong.reward import judge as judging
+from nanoqwenlong.reward import judge_server
+from nanoqwenlong.reward.judge import CANARIES, Judge, Question, clean, connect, local, nonce, prompt, verdict
+from nanoqwenlong.reward.judge_server import GIVE_UP, Server
 
 SENTINEL = "sk-SENTINEL-0123456789"
 OSLO = Question("Where does Tom live?", ("Oslo",), "oslo")
@@ -518,7 +518,7 @@ def test_reading_ends_in_time():
             theirs.sendall(sent)
             begun = time.monotonic()
             with pytest.raises(TimeoutError, match="timed out"):
-                http_judge.Reader(ours, begun + seconds).readinto(bytearray(9))
+                judge_server.Reader(ours, begun + seconds).readinto(bytearray(9))
             assert time.monotonic() - begun < 5
 
 
@@ -576,10 +576,10 @@ def test_a_pause_does_not_outlast_the_deadline():
 
 def test_pauses_grow(monkeypatch):
     pauses = []
-    monkeypatch.setattr(http_judge.threading, "Event", lambda: SimpleNamespace(
+    monkeypatch.setattr(judge_server.threading, "Event", lambda: SimpleNamespace(
         is_set=lambda: False, set=lambda: None, wait=lambda pause: pauses.append(pause)))
-    monkeypatch.setattr(Server, "_post", lambda *args: (_ for _ in ()).throw(http_judge.Failed("down")))
-    assert Server("http://127.0.0.1:9", "m", tries=6, pause=1.0)._ask("a", math.inf, http_judge.threading.Event()) == (
+    monkeypatch.setattr(Server, "_post", lambda *args: (_ for _ in ()).throw(judge_server.Failed("down")))
+    assert Server("http://127.0.0.1:9", "m", tries=6, pause=1.0)._ask("a", math.inf, judge_server.threading.Event()) == (
         None, "down")
     assert len(pauses) == 5 and all(2**i / 2 <= pause <= 2**i for i, pause in enumerate(pauses))
 
@@ -609,7 +609,7 @@ def test_many_are_asked_at_once():
 
 
 def test_a_bug_in_a_thread_is_raised(monkeypatch):
-    monkeypatch.setattr(http_judge, "content", lambda body: 1 / 0)
+    monkeypatch.setattr(judge_server, "content", lambda body: 1 / 0)
     with serving(whole(b"")) as server, pytest.raises(ZeroDivisionError):
         Server(server.url, "m", **QUICK)(["a", "b"])
 
@@ -641,7 +641,7 @@ def test_the_path(url, path):
 
 
 def test_ports_and_hosts():
-    found = [http_judge.read_url(url)[:3] for url in ("http://h", "https://h/v1", "HTTPS://H:1", "http://[::1]:80/v1")]
+    found = [judge_server.read_url(url)[:3] for url in ("http://h", "https://h/v1", "HTTPS://H:1", "http://[::1]:80/v1")]
     assert found == [(False, "h", 80), (True, "h", 443), (True, "h", 1), (False, "::1", 80)]
 
 

@@ -10,14 +10,15 @@ from functools import cache
 
 import pytest
 import torch
+from forked import Case, Reference
 
 import train_rl
 import train_sft
-from forked import Case, Reference
-from nanoqwenlong import checkpoint, run
-from nanoqwenlong.architecture import ModelConfig
-from nanoqwenlong.log import Log
+from nanoqwenlong import errors
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.ops import checkpoint
+from nanoqwenlong.ops.log import Log
+from nanoqwenlong.pretrained.config import ModelConfig
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(),
                                 reason="autograd works in a forked child only where there is no GPU")
@@ -52,7 +53,7 @@ def reference(model, tmp_path_factory):
         "sft": Case(train_sft, train_sft.Config(model=model, seed=10, steps=8, save_every=2, **SFT)),
         "rl": Case(train_rl, train_rl.Config(model=model, phase_steps=(2, 2), save_every=3, **RL)),
         "bad": Case(train_sft, train_sft.Config(model=model, steps=5, save_every=1, **SFT | dict(eval_every=0)),
-                    bad_steps=frozenset({2, 3, 4}), code=run.INTERNAL)}
+                    bad_steps=frozenset({2, 3, 4}), code=errors.INTERNAL)}
     return cache(lambda name: Reference(cases[name], tmp_path_factory.mktemp(name)))
 
 

@@ -7,7 +7,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from nanoqwenlong.kvcache import BlockPool, OutOfBlocks
+
+from nanoqwenlong.engine.kvcache import BlockPool
+from nanoqwenlong.errors import OutOfBlocks
 
 
 class Mirror:

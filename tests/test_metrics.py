@@ -18,9 +18,10 @@ from unittest.mock import patch
 import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
-from nanoqwenlong import math_worker, metrics
-from nanoqwenlong.math_worker import Worker
-from nanoqwenlong.metrics import accuracy, em, f1, iou, math, ndcg, pairwise, rouge_l, sub_em
+
+from nanoqwenlong.reward import math_worker, measures
+from nanoqwenlong.reward.math_worker import Worker
+from nanoqwenlong.reward.measures import accuracy, em, f1, iou, math, ndcg, pairwise, rouge_l, sub_em
 
 MEASURES = (em, accuracy, math, f1, sub_em, ndcg, pairwise, iou, rouge_l)
 LISTS = (f1, sub_em, ndcg, pairwise)
@@ -139,7 +140,7 @@ def test_common_is_the_textbooks_table(a, b):
         row, above = [0], row
         for place, y in enumerate(b):
             row.append(above[place] + 1 if x == y else max(above[place + 1], row[place]))
-    assert metrics.common(list(a), list(b)) == row[-1]
+    assert measures.common(list(a), list(b)) == row[-1]
 
 
 def test_rouge_l_of_long_texts():
@@ -255,7 +256,7 @@ def test_hole_32_a_mistake_of_the_scorer_is_not_a_wrong_answer():
     """The released code turns any exception into 0, also that of a repeated gold item."""
     inside = dict(zip(MEASURES, "matches matches matches items items items items normalise common".split()))
     for measure, name in inside.items():
-        with patch.object(metrics, name, side_effect=KeyError("a mistake")), pytest.raises(KeyError, match="a mistake"):
+        with patch.object(measures, name, side_effect=KeyError("a mistake")), pytest.raises(KeyError, match="a mistake"):
             measure('[["tea"]]', '[["oil"]]') if measure is iou else measure("tea\nsalt", "tea salt")
     for measure in LISTS:
         assert measure("tea\nsalt\ntea", "tea\nsalt\ntea") == 1.0
@@ -357,37 +358,37 @@ def test_math_of_expressions(answer, gold, right):
 
 
 def test_signals_for_the_main_program_do_not_end_the_worker():
-    assert metrics.worker.ask(["x+1", "1+x"]) is True
-    pid = metrics.worker.process.pid
+    assert measures.worker.ask(["x+1", "1+x"]) is True
+    pid = measures.worker.process.pid
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(pid, number)
-    assert metrics.worker.ask(["x+1", "x"]) is False and metrics.worker.process.pid == pid
+    assert measures.worker.ask(["x+1", "x"]) is False and measures.worker.process.pid == pid
 
 
 def test_an_endless_comparison_earns_nothing_and_is_ended(monkeypatch):
-    assert metrics.worker.ask(["x", "x"]) is True
-    process = metrics.worker.process
-    monkeypatch.setattr(metrics.worker, "deadline", 0.2)
+    assert measures.worker.ask(["x", "x"]) is True
+    process = measures.worker.process
+    monkeypatch.setattr(measures.worker, "deadline", 0.2)
     assert math("100000000!", "5x") == 0.0
-    assert process.returncode == -signal.SIGKILL and metrics.worker.process is None
+    assert process.returncode == -signal.SIGKILL and measures.worker.process is None
 
 
 @pytest.mark.full
 def test_the_worker_starts_again_and_ends_when_nobody_can_ask_any_more():
     assert math("1+x", "x+1") == 1.0
-    process = metrics.worker.process
+    process = measures.worker.process
     process.stdin.close()
     assert process.wait() == 0
-    assert math("2+x", "x+2") == 1.0 and metrics.worker.process is not process
+    assert math("2+x", "x+2") == 1.0 and measures.worker.process is not process
 
 
 def test_without_math_verify_an_expression_has_to_be_written_the_same():
-    with patch.object(math_worker, "find_spec", return_value=None), patch.object(metrics, "worker", None):
+    with patch.object(math_worker, "find_spec", return_value=None), patch.object(measures, "worker", None):
         assert math("1 + x", "x+1") == math("x-1", "x+1") == 0 and math("$x + 1$", "x+1") == math("0.5", "1/2") == 1
 
 
 def test_importing_the_measures_brings_no_sympy():
-    code = "import sys, nanoqwenlong.metrics as m; print(m.worker.process, {'sympy', 'torch'} & {*sys.modules})"
+    code = "import sys, nanoqwenlong.reward.measures as m; print(m.worker.process, {'sympy', 'torch'} & {*sys.modules})"
     assert run(code) == "None set()"
 
 
@@ -505,7 +506,7 @@ def test_a_forked_child_has_a_worker_of_its_own(fake):
 
 
 def test_the_worker_does_not_outlive_the_program():
-    code = f"from nanoqwenlong.math_worker import Worker; print(Worker({(sys.executable, '-c', FAKE)!r}).ask('pid'))"
+    code = f"from nanoqwenlong.reward.math_worker import Worker; print(Worker({(sys.executable, '-c', FAKE)!r}).ask('pid'))"
     assert is_gone(int(run(code)))
 
 
@@ -525,5 +526,5 @@ def test_a_value_in_another_form_is_one(answer, gold):
 
 def test_what_took_too_long_is_not_tried_again(monkeypatch):
     asked = []
-    monkeypatch.setattr(metrics.worker, "ask", lambda question: asked.append(question))
+    monkeypatch.setattr(measures.worker, "ask", lambda question: asked.append(question))
     assert [math("y+100000000", "x+1") for _ in range(3)] == [0, 0, 0] and len(asked) == 1

@@ -19,13 +19,17 @@ from tiny_qwen import random_ids, tiny_config, tiny_qwen
 
 import train_rl
 import train_sft
-from nanoqwenlong import dynamics, generate, group_pass, run, toy, weights
-from nanoqwenlong.architecture import ModelConfig, ModelError
+from nanoqwenlong import generate, group_pass, toy
+from nanoqwenlong.analysis import step_metrics
 from nanoqwenlong.attention import Packed
+from nanoqwenlong.errors import ModelError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Mixture, Qwen
+from nanoqwenlong.ops import run
+from nanoqwenlong.pretrained import weights
+from nanoqwenlong.pretrained.config import ModelConfig
+from nanoqwenlong.pretrained.weights import INDEX
 from nanoqwenlong.records import Branch
-from nanoqwenlong.weights import INDEX
 
 MOE = "qwen3_moe"
 GATE_UP, DOWN = "model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"
@@ -139,7 +143,7 @@ def test_loads_are_what_transformers_routers_choose(tmp_path):
 def test_a_lone_token_keeps_company_and_is_not_counted():
     model = tiny_qwen(MOE)
     model.logits(ids_of(1)).sum().backward()
-    assert model.take_loads() == [] and dynamics.expert_values(model) == {}
+    assert model.take_loads() == [] and step_metrics.expert_values(model) == {}
     model.logits(ids_of(2)).sum().backward()
     assert [sum(load) for load in model.take_loads()] == [4, 4]
 
@@ -150,7 +154,7 @@ def test_under_checkpointing_every_choice_counts_twice():
         model.logits(ids_of(30)).sum().backward()
         loads = [module.load.tolist() for module in model.modules() if isinstance(module, Mixture)]
         assert [sum(load) for load in loads] == [60 * (1 + model.checkpointing)] * 2
-        values.append(dynamics.expert_values(model))
+        values.append(step_metrics.expert_values(model))
     assert values[0] == values[1]
 
 
@@ -161,10 +165,10 @@ def test_what_is_told_of_loads():
 
     def told(*loads):
         first.load, second.load = (load and torch.tensor(load) for load in loads)
-        return dynamics.expert_values(model)
+        return step_metrics.expert_values(model)
     assert told([4, 4, 4, 4, 4], [4, 4, 4, 4, 4]) == {"experts/max_load": 1, "experts/unused": 0}
     assert told([10, 10, 0, 0, 0], [2, 4, 6, 0, 8]) == {"experts/max_load": (2.5 + 2) / 2, "experts/unused": 0.4}
-    assert told(None, None) == {} and dynamics.expert_values(tiny_qwen("qwen3")) == {}
+    assert told(None, None) == {} and step_metrics.expert_values(tiny_qwen("qwen3")) == {}
     assert told([5, 5, 0, 0, 0], None) == {"experts/max_load": 2.5, "experts/unused": 0.6}     # a layer without tokens
 
 

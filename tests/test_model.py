@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from nanoqwenlong.attention import Packed
 from nanoqwenlong.model import Qwen, rope_tables
-from nanoqwenlong.weights import read_config
+from nanoqwenlong.pretrained.weights import read_config
 
 MHA, MQA = {"num_key_value_heads": 4}, {"num_key_value_heads": 1}
 YARN = {"rope_parameters": {"rope_type": "yarn", "rope_theta": 3e4, "factor": 4.0, "beta_fast": 8,

@@ -16,8 +16,8 @@ import pytest
 import torch
 from conftest import ROOT, random_hf
 
-MODEL, ARCHITECTURE, WEIGHTS = "nanoqwenlong/model.py", "nanoqwenlong/architecture.py", "nanoqwenlong/weights.py"
-DYNAMICS, GROUPED = "nanoqwenlong/dynamics.py", "kernels/grouped_linear.py"
+MODEL, ARCHITECTURE, WEIGHTS = "nanoqwenlong/model.py", "nanoqwenlong/pretrained/config.py", "nanoqwenlong/pretrained/weights.py"
+DYNAMICS, GROUPED = "nanoqwenlong/analysis/step_metrics.py", "kernels/grouped_linear.py"
 COPIED = ("nanoqwenlong", "kernels", "tests", "pyproject.toml", *(path.name for path in ROOT.glob("*.py")))
 SECONDS = 600
 A, B, C, D = "ABCD"                                         # the tests that look, in this order

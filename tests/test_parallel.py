@@ -28,12 +28,14 @@ from tiny_qwen import VOCAB, tiny_qwen
 import eval as eval_script
 import train_rl
 import train_sft
-from nanoqwenlong import (checkpoint, dynamics, evaluate, generate, group_pass, optim, parallel, rewards, run, toy,
-                          weights)
-from nanoqwenlong.architecture import ModelConfig
+from nanoqwenlong import errors, generate, group_pass, optim, parallel, rewards, toy
+from nanoqwenlong.analysis import evaluate, step_metrics
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.ops import checkpoint
+from nanoqwenlong.pretrained import weights
+from nanoqwenlong.pretrained.config import ModelConfig
+from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Branch, Family
-from nanoqwenlong.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="autograd does not survive a fork once it has seen a "
                                 "GPU: CUDA_VISIBLE_DEVICES= pytest tests/test_parallel.py")
@@ -392,7 +394,7 @@ def test_two_and_four_ranks_fine_tune_a_mixture_as_one(world, mixture, rows, tmp
         assert world(size).call(train, script="sft", argv=argv(
             "sft", mixture, tmp_path, str(size), "--dtype", "float64", data=rows)) == [[0, ""]] * size
     flags = argv("sft", mixture, tmp_path, "moved", "--dtype", "float64", data=rows)
-    assert [code for code, _ in world(2).call(train, script="sft", argv=flags, change="signalled")] == [run.STOPPED] * 2
+    assert [code for code, _ in world(2).call(train, script="sft", argv=flags, change="signalled")] == [errors.STOPPED] * 2
     assert world(4).call(train, script="sft", argv=flags) == [[0, ""]] * 4    # one of which has no expert
     for name in ("2", "4", "moved"):
         assert_same_run(tmp_path / name, tmp_path / "1")
@@ -503,7 +505,7 @@ def compute_families(kind: str, families: dict, max_tokens: int) -> list[float]:
             group_pass.backward_all(model, families, lambda name: lambda rows, logprobs, entropy: (
                 (int(name) + 1) * logprobs.exp() - 0.3 * entropy.square()).sum(), max_tokens=max_tokens)
             values = group_pass.logprobs_all(model, families, max_tokens=max_tokens)
-            loads.append(dynamics.expert_values(model))
+            loads.append(step_metrics.expert_values(model))
         found.append(({name: p.grad.full_tensor() if parallel.is_sharded(p) and p.grad is not None else p.grad
                        for name, p in model.named_parameters()}, values))
     (grads, values), (plain_grads, plain_values) = found
@@ -698,7 +700,7 @@ def test_what_is_not_finite_on_one_rank_updates_none(world, untied, rows, tmp_pa
     runs = tmp_path / "runs"
     found = world(2).call(train, script="sft", change="without_gradient", steps=[2, 4, 5], where=where, argv=argv(
         "sft", untied, runs, "a", "--max-bad-updates", 2, "--eval-every", 0, data=rows))
-    assert [code for code, _ in found] == [run.INTERNAL] * 2
+    assert [code for code, _ in found] == [errors.INTERNAL] * 2
     assert found[0][1].count("\n") == 1 and "not finite 2 times in a row, up to step 5" in found[0][1]
     first, second, third, fourth = checkpoint.all_of(runs / "a/checkpoints")
     for before, after, changed in ((first, second, False), (second, third, True), (third, fourth, False)):
@@ -709,17 +711,17 @@ def test_what_is_not_finite_on_one_rank_updates_none(world, untied, rows, tmp_pa
     assert [row["loss"] is None for row in told] == [row["grad_norm"] is None for row in told] == [False, True, False,
                                                                                                   True]
     left = json.loads((runs / "a/exit.json").read_text())
-    assert left["code"] == run.INTERNAL and left["step"] == 4 and left["checkpoint"] == str(fourth)
+    assert left["code"] == errors.INTERNAL and left["step"] == 4 and left["checkpoint"] == str(fourth)
 
 
 @pytest.mark.full
 def test_a_disk_that_is_full_for_one_rank_stops_all(world, untied, rows, sft_pair, tmp_path):
     flags = argv("sft", untied, tmp_path, "a", "--dtype", "float64", data=rows)
     found = world(2).call(train, script="sft", argv=flags, change="full_disk", save=3, rank=1)
-    assert [code for code, _ in found] == [run.IO_ERROR] * 2
+    assert [code for code, _ in found] == [errors.IO_ERROR] * 2
     assert all("No space left on device (rank 1)" in said and said.count("\n") == 1 for _, said in found)
     left = json.loads((tmp_path / "a/exit.json").read_text())
-    assert (left["code"], left["step"]) == (run.IO_ERROR, 3) and left["checkpoint"].endswith("step_000002")
+    assert (left["code"], left["step"]) == (errors.IO_ERROR, 3) and left["checkpoint"].endswith("step_000002")
     assert checkpoint.verify(Path(left["checkpoint"])) == [] and newest(tmp_path / "a").name == "step_000002"
     assert world(2).call(train, script="sft", argv=flags, change="slow_neighbour") == [[0, ""]] * 2    # with room again
     assert checkpoint.verify(newest(tmp_path / "a")) == []
@@ -730,9 +732,9 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(world, untied, rows,
     """And the run goes on, to the same bits."""
     flags = argv("sft", untied, tmp_path, "a", "--dtype", "float64", "--save-every", 4, data=rows)
     found = world(2).call(train, script="sft", argv=flags, change="signalled")
-    assert [code for code, _ in found] == [run.STOPPED] * 2 and found[0][1].count("\n") == 1
+    assert [code for code, _ in found] == [errors.STOPPED] * 2 and found[0][1].count("\n") == 1
     left = json.loads((tmp_path / "a/exit.json").read_text())
-    assert (left["code"], left["step"]) == (run.STOPPED, 2) and left["checkpoint"].endswith("checkpoints/step_000002")
+    assert (left["code"], left["step"]) == (errors.STOPPED, 2) and left["checkpoint"].endswith("checkpoints/step_000002")
     assert left["resume_command"].startswith("torchrun --standalone --nproc_per_node=2 train_sft.py --")
     assert left["reason"].endswith(left["resume_command"]) and checkpoint.verify(Path(left["checkpoint"])) == []
     assert [path.name for path in checkpoint.all_of(tmp_path / "a/checkpoints")] == ["step_000002"]
@@ -745,7 +747,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(world, untied, rows,
 def test_a_run_goes_on_with_any_number_of_ranks(world, tied, rl_alone, rl_pair, tmp_path):
     """With the same number to the same bits; with others, two nodes among them, to the same numbers."""
     flags = argv("rl", tied, tmp_path, "b", *HARD, "--save-every", 4)
-    assert [code for code, _ in world(2).call(train, script="rl", argv=flags, change="signalled")] == [run.STOPPED] * 2
+    assert [code for code, _ in world(2).call(train, script="rl", argv=flags, change="signalled")] == [errors.STOPPED] * 2
     for size in (2, 1, 4):
         runs = tmp_path / str(size)
         shutil.copytree(tmp_path / "b", runs / "b")
@@ -753,7 +755,7 @@ def test_a_run_goes_on_with_any_number_of_ranks(world, tied, rl_alone, rl_pair, 
         assert_same_run(runs / "b", rl_alone)
     assert_same_bits(tmp_path / "2/b", rl_pair)
     flags = argv("rl", tied, tmp_path, "a", *HARD)
-    for size, change, code in ((2, "signalled", run.STOPPED), (4, "signalled", run.STOPPED), (4, "two_hosts", None),
+    for size, change, code in ((2, "signalled", errors.STOPPED), (4, "signalled", errors.STOPPED), (4, "two_hosts", None),
                                (1, "", 0)):
         if code is None:
             found = world(size).call(train, script="rl", argv=[*flags, "--steps", "3"], change=change)
@@ -790,10 +792,10 @@ def test_the_others_leave_a_rank_that_died_and_name_it(untied, rows, tmp_path):
         started = time.monotonic()
         left, died = doomed.call(train, mortal=True, script="sft", argv=argv("sft", untied, tmp_path, "a", data=rows),
                                  change="dying")
-        assert died is None and left[0] == run.INTERNAL and time.monotonic() - started < 15
+        assert died is None and left[0] == errors.INTERNAL and time.monotonic() - started < 15
     assert left[1].count("\n") == 1 and "rank 0 lost rank 1" in left[1] and "--timeout-minutes" in left[1]
     found = json.loads((tmp_path / "a/exit.json").read_text())
-    assert found["code"] == run.INTERNAL and found["step"] == 1 and found["reason"] + "\n" == left[1]
+    assert found["code"] == errors.INTERNAL and found["step"] == 1 and found["reason"] + "\n" == left[1]
     assert checkpoint.verify(Path(found["checkpoint"])) == []
 
 
@@ -809,7 +811,7 @@ def test_a_rank_that_does_not_come_is_waited_for_as_long_as_asked(untied, rows, 
     with forked.ranks(2, tmp_path / "late", wait=2) as late:
         (code, said), _ = late.call(come_late, late=12, argv=argv(
             "sft", untied, tmp_path, "a", "--timeout-minutes", 2 / 60, data=rows))
-    assert code == run.INTERNAL and said.count("\n") == 1 and "0.0333333 minutes" in said
+    assert code == errors.INTERNAL and said.count("\n") == 1 and "0.0333333 minutes" in said
     assert "rank 0 lost rank 1" in said and "--timeout-minutes" in said and not (tmp_path / "a").exists()
 
 
@@ -932,7 +934,7 @@ def test_torchrun(script, tied, untied, rows, tmp_path):
         assert agent.returncode and "is complete" not in said, said
         if act in ("worker", "agent"):
             found = json.loads(left.read_text())
-            assert found["code"] == run.STOPPED and found["step"] < 12, (found, said)
+            assert found["code"] == errors.STOPPED and found["step"] < 12, (found, said)
             assert checkpoint.verify(Path(found["checkpoint"])) == []
             assert f"go on with: {found['resume_command']}" in said and "--nproc_per_node=2" in said
         step = int(newest(tmp_path / "b").name[5:])

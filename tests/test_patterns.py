@@ -3,9 +3,11 @@
 import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
-from nanoqwenlong import metrics, toy
-from nanoqwenlong.patterns import CHARACTER, FUNCTION_WORDS, Document, Patterns, count, placed, quotes, read_by
+
+from nanoqwenlong import toy
+from nanoqwenlong.analysis.patterns import CHARACTER, FUNCTION_WORDS, Document, Patterns, count, placed, quotes, read_by
 from nanoqwenlong.records import Example
+from nanoqwenlong.reward import measures
 
 WORDS = st.lists(st.sampled_from("the of oslo kim tea 東 京".split()), max_size=24)
 NOTES = Document("We sent Bern milk. We showed Mia Minsk. We sent Oslo silk. We showed Kim Oslo. We sent Riga soap.")
@@ -109,11 +111,11 @@ def test_chinese_and_japanese_characters_are_half_words():
 def test_words_are_those_of_rouge_and_stand_where_they_are_said_to(text):
     found = placed(text)
     if "İ" not in text:                                        # whose lower case is two characters
-        assert [word for word, _, _ in found] == metrics.words(text)
+        assert [word for word, _, _ in found] == measures.words(text)
     ends = [0, *(place for _, first, end in found for place in (first, end)), len(text)]
     assert ends == sorted(ends)
     for word, first, end in found:
-        assert metrics.words(text[first:end]) == [word] or "İ" in text
+        assert measures.words(text[first:end]) == [word] or "İ" in text
 
 
 # Cues

@@ -19,14 +19,17 @@ if __name__ == "__main__":
 import pytest
 import torch
 import torch.distributed as dist
-import train_rl
-from nanoqwenlong import group_pass, optim, parallel, plan, presets
-from nanoqwenlong.architecture import ModelConfig
-from nanoqwenlong.generate import Generator
-from nanoqwenlong.records import Completion, Group
 from tiny_qwen import tiny_qwen
 from tools import plan as tool
 from torch.utils._python_dispatch import TorchDispatchMode
+
+import train_rl
+from nanoqwenlong import group_pass, optim, parallel
+from nanoqwenlong.analysis import plan
+from nanoqwenlong.generate import Generator
+from nanoqwenlong.ops import presets
+from nanoqwenlong.pretrained.config import ModelConfig
+from nanoqwenlong.records import Completion, Group
 
 SHAPE = dict(hidden_size=64, intermediate_size=160, num_hidden_layers=4, head_dim=16, vocab_size=211)
 WIDE = dict(num_key_value_heads=4, head_dim=32)                                # more keys and values than anything else

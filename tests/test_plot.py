@@ -5,7 +5,6 @@ import math
 import sys
 
 import pytest
-
 from tools import bars, figures, plot, series, terminal
 
 PNG = b"\x89PNG\r\n\x1a\n"

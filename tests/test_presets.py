@@ -11,9 +11,12 @@ from ranks import ranks
 import eval as eval_script
 import train_rl
 import train_sft
-from nanoqwenlong import config, parallel, presets, run, weights
-from nanoqwenlong.architecture import ModelConfig, ModelError
+from nanoqwenlong import errors, parallel
+from nanoqwenlong.errors import ModelError
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.ops import flags, presets, run
+from nanoqwenlong.pretrained import weights
+from nanoqwenlong.pretrained.config import ModelConfig
 
 SCRIPTS = {"train_rl": train_rl, "train_sft": train_sft, "eval": eval_script}
 EVERY = [(script, preset) for script, module in SCRIPTS.items() for preset in module.PRESETS]
@@ -24,7 +27,7 @@ STRETCHED = {"qwen2.5-1.5b", "qwen2.5-7b"}                      # windows of 32,
 
 
 def read(script: str, *words: str):
-    return config.parse(SCRIPTS[script].Config, list(words), SCRIPTS[script].PRESETS)
+    return flags.parse(SCRIPTS[script].Config, list(words), SCRIPTS[script].PRESETS)
 
 
 # Settings
@@ -33,7 +36,7 @@ def read(script: str, *words: str):
 def test_a_preset_is_what_its_flags_would_be(script, preset):
     """Every key is a setting, every value of its type, and not what the setting is anyway but for the papers' sake."""
     found = read(script, "--preset", preset)
-    spelled = read(script, *config.flags(found))
+    spelled = read(script, *flags.flags(found))
     for field in fields(found):
         one, other = getattr(found, field.name), getattr(spelled, field.name)
         assert field.name == "preset" or (one, type(one)) == (other, type(other)), field.name
@@ -45,7 +48,7 @@ def test_the_script_agrees_with_a_preset_and_says_how_to_fetch_its_model(script,
     monkeypatch.chdir(tmp_path)
     module = SCRIPTS[script]
     words = ["--preset", preset, "--device", "cpu", "--toy-examples", "8"]
-    assert run.start(module.main, module.Config, module.PRESETS, words) == run.MISSING_INPUT
+    assert run.start(module.main, module.Config, module.PRESETS, words) == errors.MISSING_INPUT
     said, source = capsys.readouterr().err, presets.SOURCES.get(preset)
     assert said.count("\n") == 1 and ("hf download" in said) == bool(source)
     if source:
@@ -246,7 +249,7 @@ def test_a_rank_holds_an_eighth_of_the_whole_model(name, child):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_manual_tells_every_preset_in_lines_that_fit(script):
     module = SCRIPTS[script]
-    lines = config.manual(module.Config, module.PRESETS).splitlines()
+    lines = flags.manual(module.Config, module.PRESETS).splitlines()
     assert max(map(len, lines)) <= 120
     assert [line.split(":")[0] for line in lines if line.startswith("--preset ")] == [
         f"--preset {name}" for name in module.PRESETS]

@@ -10,7 +10,7 @@ import eval as eval_script
 import sample
 import train_rl
 import train_sft
-from nanoqwenlong import config
+from nanoqwenlong.ops import flags
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,7 +26,7 @@ def test_every_command_line_in_the_prose_has_flags_that_exist(command):
     words = shlex.split(command)
     script, *argv = words[next(place for place, word in enumerate(words) if word.endswith(".py")):]
     module = SCRIPTS[script]
-    config.parse(module.Config, argv, getattr(module, "PRESETS", {}))
+    flags.parse(module.Config, argv, getattr(module, "PRESETS", {}))
     for word in argv:
         if word.startswith(("examples/", "assets/")):
             assert (ROOT / word).exists(), word

@@ -9,12 +9,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from tools import ablations
 
 import eval as eval_script
 import train_rl
 import train_sft
-from nanoqwenlong import config
-from tools import ablations
+from nanoqwenlong.ops import flags
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"train_sft.py": train_sft, "train_rl.py": train_rl, "eval.py": eval_script}
@@ -66,7 +66,7 @@ def test_every_command_of_a_recipe_has_flags_that_exist(tmp_path, recipe, ranks,
         place = next((i for i, word in enumerate(words) if word in SCRIPTS), None)
         if place is not None:
             module = SCRIPTS[words[place]]
-            cfg = config.parse(module.Config, words[place + 1:], getattr(module, "PRESETS", {}))
+            cfg = flags.parse(module.Config, words[place + 1:], getattr(module, "PRESETS", {}))
             found.append((words[place], cfg))
             launched = [word for word in words[:place] if word.startswith("--nproc_per_node")]
             alone = not ranks or recipe == "cpu.sh" and words[place] == "eval.py"
@@ -97,7 +97,7 @@ def test_every_command_of_a_small_experiment_has_flags_that_exist(tmp_path, reci
     done, calls = commands(tmp_path, recipe)
     assert done.returncode == 0, done.stderr
     found = [(SCRIPTS[words[1]], words[2:]) for words in calls if words[1] in SCRIPTS]
-    parsed = [config.parse(module.Config, words) for module, words in found]
+    parsed = [flags.parse(module.Config, words) for module, words in found]
     assert [module.__name__.removeprefix("train_") for module, _ in found] == scripts
     one, other = (dataclasses.asdict(cfg) for (module, _), cfg in zip(found, parsed) if module is train_rl)
     differing = {name for name in one if one[name] != other[name]}
@@ -113,9 +113,9 @@ def test_the_ablations_differ_in_what_they_are_about(tmp_path):
     runs, evaluations = {}, []
     for words in calls:
         if words[1] == "eval.py":
-            evaluations.append(config.parse(eval_script.Config, words[2:]))
+            evaluations.append(flags.parse(eval_script.Config, words[2:]))
         elif words[1] in SCRIPTS:
-            cfg = config.parse(SCRIPTS[words[1]].Config, words[2:])
+            cfg = flags.parse(SCRIPTS[words[1]].Config, words[2:])
             runs[cfg.name] = dataclasses.asdict(cfg)
     kinds = Counter(name.rpartition("-")[0] for name in runs)
     studied = {kind for study in ablations.STUDIES.values() for kind, _ in study.values()}
@@ -141,7 +141,7 @@ def test_the_benchmarks_are_asked_for_at_the_papers_settings(tmp_path, variables
     done, ((_, *words),) = commands(tmp_path, "benchmarks.sh", "m 1", "m2", **variables)
     assert done.returncode == 0, done.stderr
     launched, argv = words[:words.index("eval.py")], words[words.index("eval.py") + 1:]
-    cfg = config.parse(eval_script.Config, argv, eval_script.PRESETS)
+    cfg = flags.parse(eval_script.Config, argv, eval_script.PRESETS)
     assert (cfg.model, list(cfg.data), cfg.device) == (("m 1", "m2"), files, "cuda")
     assert (cfg.temperature, cfg.top_p, cfg.max_prompt_tokens, cfg.max_new_tokens) == (0.7, 0.95, 120000, 10000)
     assert (cfg.judge, cfg.samples) == (variables.get("JUDGE", ""), int(variables.get("SAMPLES", 1)))

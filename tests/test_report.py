@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from nanoqwenlong import report
-from nanoqwenlong.evaluate import Answer, interval
+from nanoqwenlong.analysis import report
+from nanoqwenlong.analysis.evaluate import Answer, interval
 from nanoqwenlong.records import Example
 from nanoqwenlong.rewards import Score
 

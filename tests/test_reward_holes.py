@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+
 from nanoqwenlong.records import Example
 from nanoqwenlong.rewards import TASKS, extract, gold_problem, score
-
 from tests.released import released
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,7 +111,7 @@ def test_hole_11_a_gold_answer_is_the_answer_alone():
 
 def test_hole_21_there_is_one_extractor():
     """For training and evaluation: no script looks at a response by itself, and without </think> there is no answer."""
-    for path in (*ROOT.glob("*.py"), ROOT / "nanoqwenlong/evaluate.py"):
+    for path in (*ROOT.glob("*.py"), ROOT / "nanoqwenlong/analysis/evaluate.py"):
         assert not re.search("</think>|the answer is|import answers|answers import", path.read_text()), path
     assert all(ours(task, "The answer is (B).", "B") == 0 for task in TASKS)
     assert fixed("number", stated("(5)"), "5", 0, 1) and extract(stated("(5)")) == "(5)"

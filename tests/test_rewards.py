@@ -5,6 +5,7 @@ import math
 import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
+
 from nanoqwenlong import rewards
 from nanoqwenlong.records import Example
 from nanoqwenlong.rewards import LISTS, TASKS, Question, Score, extract, gold_problem, score, score_all, worth_asking
@@ -237,7 +238,7 @@ def test_one_reply_for_each_question():
 
 
 def test_what_is_not_installed_is_told_where_it_matters(monkeypatch):
-    monkeypatch.setattr(rewards.metrics.math_worker, "installed", lambda: False)
+    monkeypatch.setattr(rewards.measures.math_worker, "installed", lambda: False)
     assert "math-verify is not installed" in rewards.lacking({"qa", "math"}) and rewards.lacking({"qa", "f1"}) == ""
-    monkeypatch.setattr(rewards.metrics.math_worker, "installed", lambda: True)
+    monkeypatch.setattr(rewards.measures.math_worker, "installed", lambda: True)
     assert rewards.lacking({"math"}) == ""

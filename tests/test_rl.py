@@ -14,10 +14,11 @@ from test_scripts import SMALL_RL, metrics, start, without_times
 
 import eval as eval_script
 import train_rl
-from nanoqwenlong import dynamics, evaluate, parallel, patterns, rewards, run
-from nanoqwenlong.judge import Judge
-from nanoqwenlong.log import Log
+from nanoqwenlong import errors, parallel, rewards
+from nanoqwenlong.analysis import evaluate, patterns, step_metrics
+from nanoqwenlong.ops.log import Log
 from nanoqwenlong.records import Example
+from nanoqwenlong.reward.judge import Judge
 
 __all__ = ["in_tmp"]                                            # a fixture
 DIRECTORY = Path("runs/rl")
@@ -92,7 +93,7 @@ def test_patterns_are_read_one_document_at_a_time_and_each_rank_reads_its_share(
             read.append(text)
             super().__init__(text)
     monkeypatch.setattr(patterns, "Document", Counted)
-    whole = dynamics.patterns_of(batch, texts)
+    whole = step_metrics.patterns_of(batch, texts)
     assert [[(p.grounding, p.backtracking) for p in group] for group in whole] == [[(1, 0), (0, 1)]] * 5
     assert max(most) == 1 and len(read) == 5
     monkeypatch.setattr(parallel, "size", lambda: 2)
@@ -101,10 +102,10 @@ def test_patterns_are_read_one_document_at_a_time_and_each_rank_reads_its_share(
         read.clear()
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(parallel, "gather", lambda value: shares.append(value) or [value, value])
-        dynamics.patterns_of(batch[:4], texts[:4])
+        step_metrics.patterns_of(batch[:4], texts[:4])
         assert read == [example.document for example in batch[rank:4:2]]
     monkeypatch.setattr(parallel, "gather", lambda value: json.loads(json.dumps(shares)))
-    assert [[p.longest_quote for p in group] for group in dynamics.patterns_of(batch[:4], texts[:4])] == [
+    assert [[p.longest_quote for p in group] for group in step_metrics.patterns_of(batch[:4], texts[:4])] == [
         [p.longest_quote for p in group] for group in whole[:4]]
 
 
@@ -169,7 +170,7 @@ def test_an_example_drawn_twice_in_a_step_is_answered_anew(in_tmp, toy_directory
 def test_steps_in_vain_end_the_run_saved_and_it_goes_on(in_tmp, toy_directory, monkeypatch, capsys):
     rewarded(monkeypatch, lambda number, example, i, text: float(i == 0 and number == 2))
     flags = ["--phase-steps", 3, 9]
-    assert rl(toy_directory, *flags, "--max-idle-steps", 3) == run.BAD_DATA
+    assert rl(toy_directory, *flags, "--max-idle-steps", 3) == errors.BAD_DATA
     told, word = capsys.readouterr().err, json.loads((DIRECTORY / "exit.json").read_text())
     assert "in 3 steps in a row no group" in told and "--group-size" in told and told.count("\n") == 1
     assert word["code"] == 65 and word["step"] == 5 and word["checkpoint"].endswith("step_000005")
@@ -258,7 +259,7 @@ def judged(monkeypatch, complete) -> list[int]:
 
 def obedient(prompts) -> list[str]:
     """Says YES where answer 1 has an even number of characters, and to the questions whose answer is known."""
-    from nanoqwenlong.judge import CANARIES
+    from nanoqwenlong.reward.judge import CANARIES
     known = {question.answer: value for question, value in CANARIES}
     said = [prompt.split("answer 1\n")[1].split("\n")[0] for prompt in prompts]
     return ["[[YES]]" if known.get(answer, len(answer) % 2 == 0) else "[[NO]]" for answer in said]
@@ -288,7 +289,7 @@ def test_a_judge_that_is_down_ends_the_run_saved_and_the_run_goes_on_when_it_is_
     up = [False]
     judged(monkeypatch, lambda prompts: obedient(prompts) if up[0] else [None] * len(prompts))
     flags = [*JUDGED, "--phase-steps", 2, 4]
-    assert rl(toy_directory, *flags) == run.UNAVAILABLE
+    assert rl(toy_directory, *flags) == errors.UNAVAILABLE
     told, word = capsys.readouterr(), json.loads((DIRECTORY / "exit.json").read_text())
     assert word["code"] == 69 and word["step"] == 3 and word["checkpoint"].endswith("step_000003")
     assert "3 steps in a row the judge" in told.err and told.err.count("\n") == 1 and "no reply" in told.out
@@ -321,7 +322,7 @@ def test_a_server_may_move_between_two_starts_and_its_model_may_not_change(
     judged(monkeypatch, obedient)
     assert rl(toy_directory, *JUDGED, "--steps", 1) == 0
     assert rl(toy_directory, "--judge", "http://localhost:10/v1", "--judge-model", "m", "--steps", 2) == 0
-    assert rl(toy_directory, "--judge", "http://localhost:10/v1", "--judge-model", "other") == run.BAD_CONFIG
+    assert rl(toy_directory, "--judge", "http://localhost:10/v1", "--judge-model", "other") == errors.BAD_CONFIG
     assert "--judge-model" in capsys.readouterr().err
 
 
@@ -347,7 +348,7 @@ def test_the_key_of_a_judge_is_nowhere_in_a_run(in_tmp, toy_directory, monkeypat
     monkeypatch.setattr(rewards, "extract", lambda text, task="qa": text[:20].strip() or "nothing")
     try:
         assert rl(toy_directory, "--phase-steps", 3, 1, "--prompts-per-step", 2, "--toy-examples", 4, "--judge",
-                     f"http://127.0.0.1:{server.server_port}/v1", "--judge-model", "m") == run.UNAVAILABLE
+                     f"http://127.0.0.1:{server.server_port}/v1", "--judge-model", "m") == errors.UNAVAILABLE
     finally:
         server.shutdown()
         server.server_close()
@@ -370,7 +371,7 @@ def test_eval_counts_what_a_judge_left_open(in_tmp, toy_directory, monkeypatch, 
     for cell in cells:
         assert cell["low"] < cell["accuracy"] < cell["high"]
     judged(monkeypatch, lambda prompts: [None] * len(prompts))
-    assert start(eval_script, *flags, "--difficulty", "d.json") == run.UNAVAILABLE
+    assert start(eval_script, *flags, "--difficulty", "d.json") == errors.UNAVAILABLE
     assert not Path("d.json").exists() and "answers open: " in capsys.readouterr().err
 
 
@@ -395,7 +396,7 @@ def test_bad_rows_are_left_out_where_that_is_asked_for(in_tmp, toy_directory, ca
             for i in range(3)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*good, {"id": "4", "context": "x"}]))
     flags = ["--data", "rows.jsonl", "--phase-lengths", 99, "--phase-steps", 1, "--dry-run"]
-    assert rl(toy_directory, *flags) == run.BAD_DATA and "rows.jsonl:4" in capsys.readouterr().err
+    assert rl(toy_directory, *flags) == errors.BAD_DATA and "rows.jsonl:4" in capsys.readouterr().err
     assert rl(toy_directory, *flags, "--skip-bad-rows") == 0
     assert "1 bad rows are left out:\nrows.jsonl:4: " in capsys.readouterr().out
 
@@ -474,21 +475,21 @@ def test_the_kl_is_that_of_all_answers(monkeypatch, ranks):
     for rank in range(ranks):                                                  # None: a rank that has one less to do
         read = {row: [torch.tensor(r) for r in refs[row]] for row in range(rank, 3, ranks)}
         read |= {None: []} if rank else {}
-        monkeypatch.setattr(dynamics.group_pass, "logprobs_all", lambda *_, read=read, **__: read)
-        monkeypatch.setattr(dynamics.parallel, "reduce", lambda sums: shares.append(sums) or sums)
-        dynamics.kl_values(object(), groups, parts)
+        monkeypatch.setattr(step_metrics.group_pass, "logprobs_all", lambda *_, read=read, **__: read)
+        monkeypatch.setattr(step_metrics.parallel, "reduce", lambda sums: shares.append(sums) or sums)
+        step_metrics.kl_values(object(), groups, parts)
     total = shares[0] + shares[1] if ranks == 2 else shares[0]
-    monkeypatch.setattr(dynamics.parallel, "reduce", lambda sums: total)
-    found = dynamics.kl_values(object(), groups, parts)
+    monkeypatch.setattr(step_metrics.parallel, "reduce", lambda sums: total)
+    found = step_metrics.kl_values(object(), groups, parts)
     assert found == pytest.approx({"kl": sum(k3) / 8, "kl_by_len/0-80": (k3[0] + k3[2]) / 7, "kl_by_len/80-200": k3[1]})
-    assert dynamics.kl_values(None, groups, parts) == {}
+    assert step_metrics.kl_values(None, groups, parts) == {}
 
 
 def test_habits_are_counted_and_quotes_are_found(in_tmp, toy_directory, monkeypatch):
     """Each answer quotes its own document: where the quote stands is in rollouts.jsonl, how many in metrics.jsonl."""
     documents = {}
-    real = dynamics.patterns.read_by
-    monkeypatch.setattr(dynamics.patterns, "read_by", lambda example: documents.setdefault(example.id, real(example)))
+    real = step_metrics.patterns.read_by
+    monkeypatch.setattr(step_metrics.patterns, "read_by", lambda example: documents.setdefault(example.id, real(example)))
     quote = lambda example: ". ".join(example.document.split(". ")[1:3]) + "."             # noqa: E731  two records
     monkeypatch.setattr(train_rl.Tokenizer, "decode", lambda self, ids: "?")
 

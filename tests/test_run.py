@@ -21,9 +21,10 @@ from test_scripts import SMALL_RL, metrics, start
 
 import train_rl
 import train_sft
-from nanoqwenlong import checkpoint, generate, group_pass, kvcache, optim, parallel, run, weights
-from nanoqwenlong.architecture import ModelError
-from nanoqwenlong.config import ConfigError
+from nanoqwenlong import errors, generate, group_pass, optim, parallel
+from nanoqwenlong.errors import ConfigError, ModelError
+from nanoqwenlong.ops import checkpoint, run
+from nanoqwenlong.pretrained import weights
 
 __all__ = ["in_tmp", "small"]                                 # fixtures
 DIRECTORY = Path("runs/sft")
@@ -93,7 +94,7 @@ def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_to_the_same_bits(in
     capfd.readouterr()
     with monkeypatch.context() as patch:
         at_step(patch, 2, send(name))
-        assert sft(small, "--steps", 4, "--save-every", 100) == run.STOPPED
+        assert sft(small, "--steps", 4, "--save-every", 100) == errors.STOPPED
     told, word = capfd.readouterr().err.splitlines(), exit_word()
     assert told[0].startswith(f"{name}: stopping after step 2") and len(told) == 2 and word["resume_command"] in told[1]
     assert steps_of() == [1, 2] and checkpoints_of() == ["step_000002"]
@@ -129,7 +130,7 @@ def test_a_signal_before_the_first_step_is_heeded_too(in_tmp, small, expected, m
     with monkeypatch.context() as patch:
         by_document = train_sft.by_document
         patch.setattr(train_sft, "by_document", lambda *args: (send("SIGUSR1")(), by_document(*args))[1])
-        assert sft(small, "--steps", 4) == run.STOPPED
+        assert sft(small, "--steps", 4) == errors.STOPPED
     word = exit_word()
     assert word["step"] == 0 and word["checkpoint"] is None and not (DIRECTORY / "checkpoints").exists()
     assert resume(word) == 0 and outcome(DIRECTORY) == expected
@@ -142,7 +143,7 @@ def test_a_second_signal_while_saving_is_ignored(in_tmp, small, expected, monkey
         patch.setattr(weights, "write_file", lambda *args: (exit_codes.append(send(*run.SIGNALS)()),
                                                             write_file(*args)) and None)
         exit_codes = []
-        assert sft(small, "--steps", 4, "--save-every", 100) == run.STOPPED
+        assert sft(small, "--steps", 4, "--save-every", 100) == errors.STOPPED
         assert len(exit_codes) == 2                             # in both files of the one save
     assert checkpoints_of() == ["step_000002"] and exit_word()["reason"].startswith("stopped by SIGINT")
     assert resume(exit_word()) == 0 and outcome(DIRECTORY) == expected
@@ -153,7 +154,7 @@ def test_a_signal_while_saving_lets_the_save_finish(in_tmp, small, expected, mon
     with monkeypatch.context() as patch:
         patch.setattr(weights, "write_file", lambda *args: (sent or sent.append(send("SIGTERM")()), write_file(*args))
                       and None)
-        assert sft(small, "--steps", 4, "--save-every", 2) == run.STOPPED
+        assert sft(small, "--steps", 4, "--save-every", 2) == errors.STOPPED
     assert checkpoints_of() == ["step_000002"] and exit_word()["step"] == 2    # which it had been about to do
     assert resume(exit_word()) == 0 and outcome(DIRECTORY) == expected
 
@@ -161,7 +162,7 @@ def test_a_signal_while_saving_lets_the_save_finish(in_tmp, small, expected, mon
 def test_ctrl_c_twice_stops_at_once_and_the_last_checkpoint_is_whole(in_tmp, small, expected, monkeypatch, capfd):
     with monkeypatch.context() as patch:
         at_step(patch, 3, send("SIGINT", "SIGINT"))
-        assert sft(small, "--steps", 4, "--save-every", 2) == run.INTERRUPTED == 130
+        assert sft(small, "--steps", 4, "--save-every", 2) == errors.INTERRUPTED == 130
     told, word = capfd.readouterr().err, exit_word()
     assert "Ctrl-C once more" in told and told.endswith("stopped at once, step 3 is not saved\n")
     assert (word["code"], word["step"], word["checkpoint"]) == (130, 2, "runs/sft/checkpoints/step_000002")
@@ -171,7 +172,7 @@ def test_ctrl_c_twice_stops_at_once_and_the_last_checkpoint_is_whole(in_tmp, sma
 
 def test_other_signals_after_a_ctrl_c_do_not_stop_at_once(in_tmp, small, monkeypatch):
     at_step(monkeypatch, 2, send("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"))
-    assert sft(small, "--steps", 4) == run.STOPPED and exit_word()["step"] == 2
+    assert sft(small, "--steps", 4) == errors.STOPPED and exit_word()["step"] == 2
 
 
 def test_nohup_stays_nohup(in_tmp, small, monkeypatch):
@@ -221,7 +222,7 @@ def test_a_reader_that_has_gone_does_not_end_the_run(in_tmp, small, expected, st
         return code
     code = in_child(piped)
     if "stderr" in streams:
-        assert code == run.STOPPED and exit_word()["step"] == 2 and resume(exit_word()) == 0
+        assert code == errors.STOPPED and exit_word()["step"] == 2 and resume(exit_word()) == 0
     else:
         assert code == 0
     assert outcome(DIRECTORY) == expected
@@ -256,7 +257,7 @@ def test_a_terminal_that_is_closed_does_not_cost_a_step(in_tmp, small, expected)
     os.close(slave)
     until(Path("reached").exists)
     os.close(master)
-    assert end(pid) == run.STOPPED and exit_word()["reason"].startswith("stopped by SIGHUP after step 2")
+    assert end(pid) == errors.STOPPED and exit_word()["reason"].startswith("stopped by SIGHUP after step 2")
     assert resume(exit_word()) == 0 and outcome(DIRECTORY) == expected
 
 
@@ -283,7 +284,7 @@ def test_a_second_job_in_a_directory_is_refused_and_touches_nothing(in_tmp, smal
     pid = in_use(small)
     before = everything(DIRECTORY)
     capsys.readouterr()
-    assert sft(small, "--steps", 4) == run.IO_ERROR
+    assert sft(small, "--steps", 4) == errors.IO_ERROR
     told = capsys.readouterr().err
     assert f"runs/sft: in use by another job (process {pid} on " in told and "--name" in told and told.count("\n") == 1
     assert everything(DIRECTORY) == before
@@ -314,7 +315,7 @@ def test_a_directory_that_another_job_has_begun_meanwhile_is_refused(in_tmp, sma
             before.append(everything(DIRECTORY))
         return by_document(examples)
     monkeypatch.setattr(train_sft, "by_document", meanwhile)
-    assert sft(small, "--steps", 4) == run.IO_ERROR
+    assert sft(small, "--steps", 4) == errors.IO_ERROR
     told = capsys.readouterr().err
     assert "another job" in told and "--name" in told and told.count("\n") == 1
     after = everything(DIRECTORY)
@@ -329,7 +330,7 @@ def test_a_directory_that_another_job_has_begun_meanwhile_is_refused(in_tmp, sma
 def test_resume_never_refuses_what_holds_a_run(in_tmp, small, capsys):
     assert sft(small, "--steps", 2, "--resume", "never") == 0
     before = everything(DIRECTORY)
-    assert sft(small, "--steps", 2, "--resume", "never") == run.BAD_CONFIG
+    assert sft(small, "--steps", 2, "--resume", "never") == errors.BAD_CONFIG
     told = capsys.readouterr().err
     assert "runs/sft already holds a run" in told and "--resume auto" in told and told.count("\n") == 1
     assert {k: v for k, v in everything(DIRECTORY).items() if "lock" not in k} == {
@@ -346,7 +347,7 @@ def test_resume_never_refuses_what_holds_a_run(in_tmp, small, capsys):
 def test_other_settings_are_refused_with_both_values(in_tmp, small, capsys, flag, values):
     assert sft(small, "--steps", 2) == 0
     before = everything(DIRECTORY)
-    assert sft(small, "--steps", 4, flag, values[1].strip("'")) == run.BAD_CONFIG
+    assert sft(small, "--steps", 4, flag, values[1].strip("'")) == errors.BAD_CONFIG
     told = capsys.readouterr().err
     assert f"was begun with {flag} {values[0]}, now it is {values[1]}: " in told and told.count("\n") == 1
     assert {k: v for k, v in everything(DIRECTORY).items() if "lock" not in k} == {
@@ -368,7 +369,7 @@ def test_a_run_whose_checkpoints_were_removed_keeps_its_lines(in_tmp, small, cap
     assert sft(small, "--steps", 4) == 0
     shutil.rmtree(DIRECTORY / "checkpoints")
     before = everything(DIRECTORY)
-    assert sft(small, "--steps", 4) == run.IO_ERROR
+    assert sft(small, "--steps", 4) == errors.IO_ERROR
     assert "no checkpoint: was it removed?" in capsys.readouterr().err and everything(DIRECTORY) == before
 
 
@@ -393,7 +394,7 @@ def test_other_data_are_refused(in_tmp, small, expected, capsys):
     flags = [*small[:small.index("--data")], "--data", rows, *small[small.index("--data") + 2:]]
     assert sft(flags, "--steps", 2) == 0
     before = contents(DIRECTORY / "checkpoints/step_000002")
-    for change, code in ((lambda: rows.write_bytes(original + b"\n"), run.BAD_CONFIG), (rows.unlink, run.BAD_CONFIG)):
+    for change, code in ((lambda: rows.write_bytes(original + b"\n"), errors.BAD_CONFIG), (rows.unlink, errors.BAD_CONFIG)):
         change()
         capsys.readouterr()
         assert sft(flags, "--steps", 4) == code
@@ -515,7 +516,7 @@ def test_an_update_that_is_not_finite_is_not_made_and_the_run_goes_on(in_tmp, sm
 
 def test_too_many_in_a_row_end_the_run(in_tmp, small, monkeypatch, capsys):
     poison(monkeypatch, {2, 4, 5, 6}, "nan")
-    assert sft(small, "--steps", 9) == run.INTERNAL
+    assert sft(small, "--steps", 9) == errors.INTERNAL
     told = capsys.readouterr().err
     assert "not finite 3 times in a row, up to step 6" in told and "--learning-rate" in told and told.count("\n") == 1
     assert checkpoints_of()[-1] == "step_000005" and exit_word()["code"] == 70 and exit_word()["step"] == 5
@@ -526,10 +527,10 @@ def test_the_count_of_bad_updates_survives_a_resume(in_tmp, small, monkeypatch, 
     with monkeypatch.context() as patch:
         poison(patch, {2}, "nan")
         at_step(patch, 2, send("SIGTERM"))
-        assert sft(small, "--steps", 5, "--max-bad-updates", 2) == run.STOPPED
+        assert sft(small, "--steps", 5, "--max-bad-updates", 2) == errors.STOPPED
     with monkeypatch.context() as patch:
         poison(patch, {1}, "nan")
-        assert sft(small, "--steps", 5, "--max-bad-updates", 2) == run.INTERNAL
+        assert sft(small, "--steps", 5, "--max-bad-updates", 2) == errors.INTERNAL
     assert "2 times in a row, up to step 3" in capsys.readouterr().err
     assert sft(small, "--steps", 5, "--max-bad-updates", 2) == 0          # it was not the data
     assert steps_of() == [1, 2, 3, 4, 5]
@@ -568,7 +569,7 @@ def test_too_little_memory_names_the_part_and_a_flag_that_helps(in_tmp, small, e
         capsys.readouterr()
         with monkeypatch.context() as patch:
             patch.setattr(group_pass, "backward", raising(error))
-            assert sft(small, "--steps", 4, *given) == run.INTERNAL
+            assert sft(small, "--steps", 4, *given) == errors.INTERNAL
         told, word = capsys.readouterr().err, exit_word()
         assert told.startswith("out of memory in step 3 (update; the longest sequence there has ")
         assert told.count("\n") == 1
@@ -600,7 +601,7 @@ def test_too_little_memory_in_reinforcement_learning(in_tmp, toy_directory, monk
             patch.setattr(generate.Generator, "sample", raising(MEMORY[0]))
         else:
             patch.setattr(group_pass, "backward", raising(MEMORY[0]))
-        assert start(train_rl, *flags) == run.INTERNAL
+        assert start(train_rl, *flags) == errors.INTERNAL
     told, word = capsys.readouterr().err, json.loads(Path("runs/rl/exit.json").read_text())
     knob = {"sample": "--kv-blocks 256", "update": "--checkpointing"}[part]
     assert told.startswith(f"out of memory in step 1 ({part}; ") and told.endswith(f"go on with {knob}\n")
@@ -614,11 +615,11 @@ def test_too_little_memory_while_measuring_or_loading(in_tmp, small, monkeypatch
     rows = small[small.index("--data") + 1]
     with monkeypatch.context() as patch:
         patch.setattr(generate.Generator, "sample", raising(MEMORY[0]))
-        assert sft(small, "--heldout", rows, "--steps", 2, "--eval-every", 1, "--max-new-tokens", 2) == run.INTERNAL
+        assert sft(small, "--heldout", rows, "--steps", 2, "--eval-every", 1, "--max-new-tokens", 2) == errors.INTERNAL
     told = capsys.readouterr().err
     assert "in step 1 (evaluate; the longest sequence" in told and "--kv-blocks 2048" in told
     monkeypatch.setattr(train_sft, "by_document", raising(MEMORY[0]))
-    assert sft(small, "--name", "other") == run.INTERNAL
+    assert sft(small, "--name", "other") == errors.INTERNAL
     assert "--kv-blocks than 4096" in capsys.readouterr().err and not Path("runs/other").exists()
 
 
@@ -626,10 +627,10 @@ def test_too_little_memory_while_measuring_or_loading(in_tmp, small, monkeypatch
 
 @pytest.mark.parametrize("error, code", [
     (ConfigError("no"), 78), (train_rl.DataError("no"), 65), (ModelError("no"), 65),
-    (FileNotFoundError(2, "No such file", "x"), 66), (kvcache.OutOfBlocks("no"), 78), (MEMORY[0], 70),
-    (run.NonFinite("no"), 70), (parallel.LostRanks("no"), 70), (OSError(errno.EIO, "no", "x"), 74),
-    (run.JudgeUnavailable("no"), 69), (KeyboardInterrupt(), 130),
-    (checkpoint.CheckpointError("no"), 74)], ids=lambda x: type(x).__name__)
+    (FileNotFoundError(2, "No such file", "x"), 66), (errors.OutOfBlocks("no"), 78), (MEMORY[0], 70),
+    (errors.NonFinite("no"), 70), (errors.LostRanks("no"), 70), (OSError(errno.EIO, "no", "x"), 74),
+    (errors.JudgeUnavailable("no"), 69), (KeyboardInterrupt(), 130),
+    (errors.CheckpointError("no"), 74)], ids=lambda x: type(x).__name__)
 def test_every_exit_code_is_in_exit_json_with_a_command_to_go_on(in_tmp, small, monkeypatch, capsys, error, code):
     with monkeypatch.context() as patch:
         at_step(patch, 3, raising(error))
@@ -641,7 +642,9 @@ def test_every_exit_code_is_in_exit_json_with_a_command_to_go_on(in_tmp, small, 
 
 
 def test_every_kind_of_exit_is_tried_above():
-    assert set(run.EXIT_CODES.values()) == {65, 66, 69, 70, 74, 75, 78, 130}
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.UserError)]
+    codes = {kind.exit_code for kind in kinds} | {errors.MISSING_INPUT, errors.INTERRUPTED}
+    assert codes == {65, 66, 69, 70, 74, 75, 78, 130}
 
 
 def test_a_bug_leaves_its_word_and_its_traceback(in_tmp, small, monkeypatch):
@@ -660,7 +663,7 @@ def test_the_word_of_an_earlier_start_is_gone_once_the_next_has_begun(in_tmp, sm
 
 def test_settings_of_a_run_that_make_no_sense(in_tmp, small, capsys):
     for flags in (["--keep", 1], ["--max-bad-updates", 0], ["--timeout-minutes", 0], ["--timeout-minutes", "nan"]):
-        assert sft(small, *flags) == run.BAD_CONFIG, flags
+        assert sft(small, *flags) == errors.BAD_CONFIG, flags
         assert flags[0] in (told := capsys.readouterr().err) and told.count("\n") == 1
     assert not Path("runs").exists()
 
@@ -672,7 +675,7 @@ def test_settings_are_compared_with_the_checkpoints_own(in_tmp, small, capsys):
     assert sft(small, "--steps", 2) == 0
     for spoil in (Path.unlink, lambda path: path.write_text("{")):
         spoil(DIRECTORY / "config.json")
-        assert sft(small, "--steps", 4, "--seed", 3) == run.BAD_CONFIG
+        assert sft(small, "--steps", 4, "--seed", 3) == errors.BAD_CONFIG
         assert "--seed 0, now it is 3" in capsys.readouterr().err
         assert sft(small, "--steps", 2) == 0 and json.loads((DIRECTORY / "config.json").read_text())["seed"] == 0
 
@@ -688,7 +691,7 @@ def test_a_checkpoint_under_another_ones_name_is_passed_over(in_tmp, small, expe
 def test_a_file_in_the_place_of_a_directory_is_told(in_tmp, small, capsys, place):
     Path(place).parent.mkdir(parents=True)
     Path(place).write_text("")
-    assert sft(small) == run.BAD_CONFIG
+    assert sft(small) == errors.BAD_CONFIG
     assert f"{place} is a file" in capsys.readouterr().err and Path(place).read_text() == ""
 
 
@@ -696,7 +699,7 @@ def test_a_file_in_the_place_of_a_directory_is_told(in_tmp, small, capsys, place
                                    ("--save-every", 0), ("--max-bad-updates", 0), ("--device", "nowhere"),
                                    *([] if torch.cuda.is_available() else [("--device", "cuda")])])
 def test_a_setting_that_cannot_be_is_named(in_tmp, small, capsys, flags):
-    assert sft(small, *flags) == run.BAD_CONFIG
+    assert sft(small, *flags) == errors.BAD_CONFIG
     error = capsys.readouterr().err
     assert error.startswith(flags[0]) and error.count("\n") == 1 and not Path("runs").exists()
 

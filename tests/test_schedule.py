@@ -5,8 +5,10 @@ from collections import Counter
 from itertools import count
 
 import pytest
-from nanoqwenlong.kvcache import BlockPool, OutOfBlocks, blocks_for
-from nanoqwenlong.schedule import Answer, Schedule
+
+from nanoqwenlong.engine.kvcache import BlockPool, blocks_for
+from nanoqwenlong.engine.schedule import Answer, Schedule
+from nanoqwenlong.errors import OutOfBlocks
 
 
 class Rollout:

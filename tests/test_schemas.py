@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from nanoqwenlong import data, rewards, schemas
-from nanoqwenlong.records import DataError, Example
+from nanoqwenlong import data, rewards
+from nanoqwenlong.data import schemas
+from nanoqwenlong.errors import DataError
+from nanoqwenlong.records import Example
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPERS = ('Please read the following text and answer the question below.\n\n<text>\nTom lives in Oslo.\n</text>\n\n'
@@ -300,7 +302,7 @@ def bad_rows() -> list[tuple[dict, str]]:
 
 def test_each_of_hundreds_of_bad_rows_is_named_with_its_field(tmp_path, monkeypatch):
     rows = bad_rows()
-    monkeypatch.setattr(data, "SHOWN", len(rows))
+    monkeypatch.setattr(data.files, "SHOWN", len(rows))
     path = jsonl(tmp_path / "bad.jsonl", *[{"id": str(number), **row} if "id" not in row else row
                                            for number, (row, _) in enumerate(rows)])
     with pytest.raises(DataError) as error:

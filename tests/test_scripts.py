@@ -3,8 +3,8 @@
 import ast
 import dataclasses
 import json
-import os
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -16,10 +16,11 @@ import eval as eval_script
 import sample
 import train_rl
 import train_sft
-from nanoqwenlong import data, run, toy
+from nanoqwenlong import data, errors, toy
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.ops import run
+from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Family
-from nanoqwenlong.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = ("step_time", "tokens_per_s", "elapsed", "timing_s/sample", "timing_s/reward", "timing_s/update")
@@ -230,15 +231,15 @@ def test_settings_that_make_no_sense_are_refused_in_one_sentence(in_tmp, toy_dir
                  ["--dual-clip", 0.5]):
         code = start(train_rl, "--model", toy_directory, "--toy-examples", 12, "--dry-run", *argv)
         error = capsys.readouterr().err
-        assert code in (run.BAD_CONFIG, run.BAD_DATA) and error.count("\n") == 1 and "Traceback" not in error, argv
+        assert code in (errors.BAD_CONFIG, errors.BAD_DATA) and error.count("\n") == 1 and "Traceback" not in error, argv
 
 
 def test_a_run_is_never_overwritten(in_tmp, toy_directory, capsys):
     assert start(train_rl, "--model", toy_directory, *SMALL_RL) == 0
     kept = (in_tmp / "runs/rl/metrics.jsonl").read_bytes()
-    assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--resume", "never") == run.BAD_CONFIG
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--resume", "never") == errors.BAD_CONFIG
     assert "runs/rl" in capsys.readouterr().err and (in_tmp / "runs/rl/metrics.jsonl").read_bytes() == kept
-    assert start(train_rl, "--model", toy_directory, *SMALL_RL) == run.DONE
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL) == errors.DONE
     assert "complete" in capsys.readouterr().out and (in_tmp / "runs/rl/metrics.jsonl").read_bytes() == kept
 
 
@@ -257,13 +258,14 @@ def test_eval_reports_each_bucket_and_writes_difficulty_that_rl_reads(in_tmp, to
 
 @pytest.mark.parametrize("minutes", ["nan", "inf", 0])
 def test_eval_waits_for_a_time_that_there_is(in_tmp, toy_directory, capsys, minutes):
-    assert start(eval_script, "--model", toy_directory, "--timeout-minutes", minutes) == run.BAD_CONFIG
+    assert start(eval_script, "--model", toy_directory, "--timeout-minutes", minutes) == errors.BAD_CONFIG
     assert "--timeout-minutes" in capsys.readouterr().err
 
 
 def test_kept_right_answers_are_sft_rows(in_tmp, toy_directory, monkeypatch):
     rows = write_rows(in_tmp / "rows.jsonl", toy.examples(6, toy.SHORT, 0))
-    from nanoqwenlong import evaluate, rewards
+    from nanoqwenlong import rewards
+    from nanoqwenlong.analysis import evaluate
     monkeypatch.setattr(evaluate, "score_all", learnable(rewards))
     assert start(eval_script, "--model", toy_directory, "--data", rows, "--samples", 4, "--max-new-tokens", 5,
                  "--temperature", 2, "--keep-correct", "kept.jsonl") == 0
@@ -284,11 +286,11 @@ def test_sample_streams_and_its_json_is_the_same_answer(in_tmp, toy_directory, c
 
 
 @pytest.mark.parametrize("argv, code, words", [
-    (["--documents", "x"], run.BAD_CONFIG, "did you mean --document"),
-    (["--document", "nowhere.txt", "--question", "?"], run.MISSING_INPUT, "nowhere.txt"),
-    (["--question", "?"], run.BAD_CONFIG, "--document"),
-    (["--model", "nowhere", "--document", "doc.txt", "--question", "?"], run.MISSING_INPUT, "is not there"),
-    (["--document", "latin.txt", "--question", "?"], run.BAD_DATA, "not UTF-8"),
+    (["--documents", "x"], errors.BAD_CONFIG, "did you mean --document"),
+    (["--document", "nowhere.txt", "--question", "?"], errors.MISSING_INPUT, "nowhere.txt"),
+    (["--question", "?"], errors.BAD_CONFIG, "--document"),
+    (["--model", "nowhere", "--document", "doc.txt", "--question", "?"], errors.MISSING_INPUT, "is not there"),
+    (["--document", "latin.txt", "--question", "?"], errors.BAD_DATA, "not UTF-8"),
 ])
 def test_sample_refuses_in_one_sentence(in_tmp, toy_directory, capsys, argv, code, words):
     (in_tmp / "doc.txt").write_text("Rain.")
@@ -331,7 +333,7 @@ def test_outputs_of_eval_are_checked_before_any_work_and_never_overwrite_its_dat
                  ["--out", "new", "--difficulty", "new/../new/table.md"], ["--out", ".", "--data", "answers.jsonl"],
                  ["--keep-correct", in_tmp]):
         argv = argv if "--data" in argv else [*argv, "--data", rows]
-        assert start(eval_script, "--model", toy_directory, *argv) == run.BAD_CONFIG, argv
+        assert start(eval_script, "--model", toy_directory, *argv) == errors.BAD_CONFIG, argv
         captured = capsys.readouterr()
         assert captured.err.count("\n") == 1 and captured.out == ""
     assert rows.read_bytes() == before == (in_tmp / "answers.jsonl").read_bytes() and len(list(in_tmp.iterdir())) == 2
@@ -344,7 +346,7 @@ def test_outputs_of_eval_are_checked_before_any_work_and_never_overwrite_its_dat
 ])
 def test_a_difficulty_file_that_does_not_fit_is_refused(in_tmp, toy_directory, capsys, content, words):
     (in_tmp / "d.json").write_text(content)
-    assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--difficulty", "d.json") == run.BAD_DATA
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--difficulty", "d.json") == errors.BAD_DATA
     error = capsys.readouterr().err
     assert "d.json" in error and words in error and error.count("\n") == 1 and not (in_tmp / "runs").exists()
 
@@ -352,19 +354,19 @@ def test_a_difficulty_file_that_does_not_fit_is_refused(in_tmp, toy_directory, c
 def test_plain_text_is_for_pretraining_only(in_tmp, toy_directory, capsys):
     (in_tmp / "text.jsonl").write_text('{"text": "Rain fell."}\n')
     for script in (train_rl, eval_script):
-        assert start(script, "--model", toy_directory, "--data", "text.jsonl") == run.BAD_DATA
+        assert start(script, "--model", toy_directory, "--data", "text.jsonl") == errors.BAD_DATA
         assert "text.jsonl:1" in capsys.readouterr().err
     assert start(train_sft, "--model", toy_directory, "--data", "text.jsonl", "--dry-run") == 0
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "/tmp/x", "a/b"])
 def test_a_run_stays_inside_runs_dir(in_tmp, toy_directory, capsys, name):
-    assert start(train_rl, "--model", toy_directory, *SMALL_RL, f"--name={name}") == run.BAD_CONFIG
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL, f"--name={name}") == errors.BAD_CONFIG
     assert "--name" in capsys.readouterr().err and list(in_tmp.iterdir()) == []
 
 
 def test_a_gradient_that_is_not_finite_updates_nothing_and_ends_the_run(in_tmp, toy_directory, monkeypatch, capsys):
-    from nanoqwenlong import group_pass
+    from nanoqwenlong import errors, group_pass
     seen = {}
 
     def poisoned(model, *args, **kwargs):
@@ -373,7 +375,7 @@ def test_a_gradient_that_is_not_finite_updates_nothing_and_ends_the_run(in_tmp, 
             parameter.grad = parameter.detach().new_full(parameter.shape, float("nan"))
     monkeypatch.setattr(group_pass, "backward", poisoned)
     argv = ["--model", toy_directory, "--toy-examples", 4, "--steps", 9, "--eval-every", 0, "--max-bad-updates", 2]
-    assert start(train_sft, *argv) == run.INTERNAL
+    assert start(train_sft, *argv) == errors.INTERNAL
     assert "not finite 2 times in a row" in capsys.readouterr().err
     assert [row["loss"] for row in metrics(in_tmp / "runs/sft")] == [None]
     assert all(v.equal(seen["before"][k]) for k, v in seen["model"].state_dict().items())

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoqwenlong.architecture import ModelError
-from nanoqwenlong.tokenizer import PROMPT, Tokenizer
+from nanoqwenlong.errors import ModelError
+from nanoqwenlong.pretrained.tokenizer import PROMPT, Tokenizer
 
 R1_TEMPLATE = ("{{ '<｜begin｜>' }}{% for message in messages %}{{ '<｜User｜>' + message['content'] }}{% endfor %}"
                "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}")
@@ -23,7 +23,8 @@ THOUGHTS = ("<think>", "</think>", "<｜User｜>", "<｜Assistant｜>")
 def save_r1(directory: Path, special=("<｜begin｜>", "<|im_end|>"), plain=THOUGHTS, words="a document about <text>",
             template=R1_TEMPLATE, **names) -> Path:
     """A byte-level tokenizer in the manner of R1-Distill: some of its markers are added tokens that are not special."""
-    from tokenizers import AddedToken, Tokenizer as BPE, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as BPE
     from transformers import PreTrainedTokenizerFast
     bpe = BPE(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()

@@ -2,10 +2,12 @@
 
 import json
 
-from nanoqwenlong import answers, data, judge, toy
-from nanoqwenlong.model import Qwen
-from nanoqwenlong.tokenizer import Tokenizer
 from tools import toy_files, toy_judge
+
+from nanoqwenlong import data, toy
+from nanoqwenlong.model import Qwen
+from nanoqwenlong.pretrained.tokenizer import Tokenizer
+from nanoqwenlong.reward import answers, judge
 
 
 def test_what_a_toy_judge_is_taught_is_right(tmp_path):

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanoqwenlong import data, evaluate, rewards, toy
+from nanoqwenlong import data, rewards, toy
+from nanoqwenlong.analysis import evaluate
+from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.config import ConfigError
-from nanoqwenlong.tokenizer import Tokenizer
+from nanoqwenlong.pretrained.tokenizer import Tokenizer
 
 BOTH = pytest.mark.parametrize("records", [toy.SHORT, toy.LONG], ids=["short", "long"])
 

@@ -15,10 +15,11 @@ import torch
 from conftest import random_hf
 from safetensors.torch import load_file, save_file
 
-from nanoqwenlong import weights
-from nanoqwenlong.architecture import ModelError
+from nanoqwenlong import errors
+from nanoqwenlong.errors import ModelError
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.weights import INDEX
+from nanoqwenlong.pretrained import weights
+from nanoqwenlong.pretrained.weights import INDEX
 
 IDS = torch.arange(40)[None]
 SHARD_1, SHARD_2 = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -339,7 +340,7 @@ def test_pickled_weights_are_refused_by_name_and_never_read(name, single, tmp_pa
 
 def test_code_in_a_model_directory_is_never_run(toy_directory, tmp_path):
     """auto_map in every JSON file points to Python files that would leave a marker."""
-    from nanoqwenlong.tokenizer import Tokenizer
+    from nanoqwenlong.pretrained.tokenizer import Tokenizer
     directory, marker = tmp_path / "m", tmp_path / "marker"
     shutil.copytree(toy_directory, directory)
     for name in ["evil", "configuration_qwen3", "modeling_qwen3", "tokenization_qwen3", "__init__"]:
@@ -387,7 +388,7 @@ def spoil(directory: Path, how: str) -> None:
 def test_training_refuses_a_hostile_directory_in_one_sentence(script, how, words, toy_directory, tmp_path, capsys):
     from importlib import import_module
 
-    from nanoqwenlong import run
+    from nanoqwenlong.ops import run
     module, directory = import_module(script), tmp_path / "m"
     shutil.copytree(toy_directory, directory)
     spoil(directory, how)
@@ -395,5 +396,5 @@ def test_training_refuses_a_hostile_directory_in_one_sentence(script, how, words
         code = run.start(module.main, module.Config, module.PRESETS, [
             "--model", str(directory), "--runs-dir", str(tmp_path / "runs"), "--toy-examples", "8", "--check-finite"])
     error = capsys.readouterr().err
-    assert code == run.BAD_DATA and error.count("\n") == 1 and words in error and str(directory) in error, error
+    assert code == errors.BAD_DATA and error.count("\n") == 1 and words in error and str(directory) in error, error
     assert not (tmp_path / "runs").exists() and not (tmp_path / "marker").exists()

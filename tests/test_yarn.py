@@ -15,10 +15,12 @@ from tiny_qwen import random_ids, tiny_qwen
 import eval as eval_script
 import train_rl
 import train_sft
-from nanoqwenlong import run
-from nanoqwenlong.architecture import ModelConfig, ModelError, Yarn
+from nanoqwenlong import errors
+from nanoqwenlong.errors import ModelError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen, rope_tables, stretched
+from nanoqwenlong.ops import run
+from nanoqwenlong.pretrained.config import ModelConfig, Yarn
 
 POSITIONS = torch.tensor([0, 1, 2, 4095, 32767, 32768, 65535, 65536, 131071])
 PERIODS = [1e6 ** (2 * i / 128) for i in range(64)]
@@ -265,7 +267,7 @@ def test_the_scripts_refuse_inputs_beyond_the_window_and_take_the_line(script, f
                                                                                       *flags.split()])
         return code, capsys.readouterr().err
     code, told = start(narrow)
-    assert code == run.BAD_DATA and "longer than the model's window of 64" in told and told.count("\n") == 1, told
+    assert code == errors.BAD_DATA and "longer than the model's window of 64" in told and told.count("\n") == 1, told
     shutil.copytree(narrow, tmp_path / "wide")
     config = json.loads((narrow / "config.json").read_text())
     line = json.loads("{" + re.search(r'"rope_scaling".*', told)[0] + "}")

@@ -1,8 +1,9 @@
 """Random tiny Qwens for the tests: big enough to be wrong in every way, small enough for milliseconds."""
 
 import torch
-from nanoqwenlong.architecture import ModelConfig
+
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.pretrained.config import ModelConfig
 
 VOCAB = 53
 

@@ -3,7 +3,7 @@
     python -m tools.doctor runs/my-rl [runs/other ...]
 
 One line for each fault: its name, the steps at which it was there (each judged with the nine before it, of the same
-phase), and a sentence with the worst figure and the flag to change. nanoqwenlong/doctor.py has the rules; train_rl.py
+phase), and a sentence with the worst figure and the flag to change. nanoqwenlong/analysis/doctor.py has the rules; train_rl.py
 says the same while it trains. The file of a run that is still going may be read; a half-written last line is left out.
 
 Exit code: 0 where no run has a fault, 1 where one has, 65 or 66 where a file cannot be read or is missing.
@@ -13,8 +13,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from nanoqwenlong.doctor import Doctor, Finding
 from tools.series import PlotError, read_metrics
+
+from nanoqwenlong.analysis.doctor import Doctor, Finding
 
 
 def report(rows: list[dict]) -> list[str]:

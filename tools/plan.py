@@ -5,7 +5,7 @@
     python -m tools.plan --model DIR --gpus 2 --measure         with this machine's own rates
     python -m tools.plan --table --gpus 8 --gpu-memory 141      every preset, prompts of 20,000 and 60,000 tokens
 
-A column is a moment of the step, its sum the bytes of tensors that live then on each GPU; nanoqwenlong/plan.py has the
+A column is a moment of the step, its sum the bytes of tensors that live then on each GPU; nanoqwenlong/analysis/plan.py has the
 formulas, docs/planning.md says what was measured against them. The rates are assumptions unless they are measured:
 those of an H200, products and copies as measured on one, attention as assumed.
 
@@ -18,9 +18,11 @@ import time
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from nanoqwenlong import plan, presets
-from nanoqwenlong.architecture import ModelConfig, ModelError
-from nanoqwenlong.config import ConfigError, at_least, parse
+from nanoqwenlong.analysis import plan
+from nanoqwenlong.errors import ConfigError, ModelError
+from nanoqwenlong.ops import presets
+from nanoqwenlong.ops.flags import at_least, parse
+from nanoqwenlong.pretrained.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def job_of(cfg: Config) -> plan.Job:
         raise ConfigError(f"--model DIR, or a preset that names a model, says what is planned: "
                           f"{', '.join(presets.MODELS)}")
     if cfg.model:
-        from nanoqwenlong.weights import read_config                           # imported here: it takes seconds
+        from nanoqwenlong.pretrained.weights import read_config  # imported here: it takes seconds
         model = read_config(cfg.model)
     else:
         model = ModelConfig.from_json(presets.MODELS[cfg.preset], cfg.preset)
@@ -150,6 +152,7 @@ def verdict(job: plan.Job, cfg: Config, rates: plan.Rates) -> tuple[bool, list[s
 def measured(device: str, dtype: str) -> plan.Rates:
     """What a product, causal attention and a copy reach here, the best of five each."""
     import torch
+
     from nanoqwenlong import parallel
     from nanoqwenlong.attention import attention
     parallel.require_device(device)

@@ -94,7 +94,7 @@ def show(runs: list[Path], keys: list[str], out: Path | None, text: bool) -> Non
         require(groups, keys)
     if not text:
         try:
-            import matplotlib                                                    # noqa: F401
+            import matplotlib  # noqa: F401
         except ImportError:
             print('matplotlib is not installed (pip install ".[plots]"), so it is drawn in text', file=sys.stderr)
             text = True

@@ -4,8 +4,9 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 
-from nanoqwenlong.log import tell
 from tools import series
+
+from nanoqwenlong.ops.log import tell
 
 BLOCKS, PLAIN = "▁▂▃▄▅▆▇█", ".:-=+*#@"                             # lowest to highest
 BORDER = {BLOCKS: "│", PLAIN: "|"}

@@ -16,7 +16,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from nanoqwenlong import schemas, toy
+from nanoqwenlong import toy
+from nanoqwenlong.data import schemas
 from nanoqwenlong.records import Example
 
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from nanoqwenlong import toy
-from nanoqwenlong.judge import CANARIES, Question, nonce, prompt
+from nanoqwenlong.reward.judge import CANARIES, Question, nonce, prompt
 
 VERDICTS = {1.0: "same [[YES]]", 0.0: "other [[NO]]"}
 

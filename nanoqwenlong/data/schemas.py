@@ -24,8 +24,10 @@ digits count: 4.50 says more than 4.5. An answer that its own measure would not 
 import json
 import re
 
-from . import answers, rewards
-from .records import DataError, Example
+from .. import rewards
+from ..errors import DataError
+from ..records import Example
+from ..reward import answers
 
 ROLES = ("system", "user", "assistant")
 SINGLE = ("qa", "number", "choice", "em", "accuracy", "math")                  # tasks whose answer is one value

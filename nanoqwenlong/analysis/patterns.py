@@ -17,8 +17,8 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from .metrics import CJK, SPELT, WORD
-from .records import Example
+from ..records import Example
+from ..reward.measures import CJK, SPELT, WORD
 
 LONG_ENOUGH, TELLING_ENOUGH = 4, 3                             # words of a quote; of them no function words
 FUNCTION_WORDS = frozenset("""a about after all also an and any are as at be been before but by can could did do does

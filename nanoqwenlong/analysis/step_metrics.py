@@ -13,10 +13,11 @@ from statistics import mean
 
 import torch
 
-from . import group_pass, parallel, patterns
-from .curriculum import bucket
-from .grpo import Spread
-from .records import Example
+from .. import group_pass, parallel
+from ..curriculum import bucket
+from ..grpo import Spread
+from ..records import Example
+from . import patterns
 
 Tensor = torch.Tensor
 PATTERNS = ("grounding", *patterns.CUES)

@@ -28,48 +28,22 @@ from typing import NoReturn
 
 import torch
 
-from . import checkpoint, parallel
-from . import config as configuration
-from .architecture import ModelError
-from .config import ConfigError
-from .curriculum import CurriculumError
-from .generate import NaNLogits, SamplingError
-from .kvcache import OutOfBlocks, blocks_for
+from .. import errors, parallel
+from ..engine.kvcache import blocks_for
+from ..errors import ConfigError, SamplingError
+from ..pretrained.digest import file_digest
+from ..pretrained.weights import read_json, write_json
+from . import checkpoint, flags
 from .log import FILES, Log, progress, tell
 from .presets import SOURCES
-from .records import DataError
-from .weights import read_json, write_json
 
 try:
     import fcntl
 except ImportError:                     # Windows: no locks
     fcntl = None
 
+from ..errors import DONE, NonFinite, OutOfMemory, Stopped, exit_code
 
-class NonFinite(ArithmeticError):
-    """Losses or gradients that are NaN or infinite, several times in a row."""
-
-
-class OutOfMemory(RuntimeError):
-    """Memory that was not enough; the message says where, and what to change."""
-
-
-class JudgeUnavailable(RuntimeError):
-    """A judge that leaves too many answers without a verdict; the message says what it did instead."""
-
-
-class Stopped(Exception):
-    """By a signal, with everything saved: start it again and it goes on."""
-
-
-DONE, BAD_DATA, MISSING_INPUT, UNAVAILABLE, INTERNAL, IO_ERROR, STOPPED, BAD_CONFIG, INTERRUPTED = (
-    0, 65, 66, 69, 70, 74, 75, 78, 130)
-EXIT_CODES = {NaNLogits: INTERNAL, parallel.DeviceError: BAD_CONFIG, ConfigError: BAD_CONFIG, DataError: BAD_DATA,
-              ModelError: BAD_DATA, FileNotFoundError: MISSING_INPUT, CurriculumError: BAD_CONFIG,
-              JudgeUnavailable: UNAVAILABLE, SamplingError: BAD_CONFIG, OutOfBlocks: BAD_CONFIG, NonFinite: INTERNAL,
-              OutOfMemory: INTERNAL,
-              parallel.LostRanks: INTERNAL, Stopped: STOPPED, OSError: IO_ERROR,
-              KeyboardInterrupt: INTERRUPTED}                  # the first that fits
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 STATE = {"step", "ended", "streaks", "seconds", "logs", "config", "inputs", "states"}         # keys of state.json
@@ -83,12 +57,12 @@ FREE = {"preset", "name", "runs_dir", "resume", "dry_run", "steps", "device", "t
 def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str]) -> int:
     """Parse the flags, call main(config), return the exit code. What a user can mend is told in one sentence."""
     try:
-        main(configuration.parse(config_class, argv, presets))
+        main(flags.parse(config_class, argv, presets))
         parallel.stop()
         return DONE
-    except tuple(EXIT_CODES) as error:
-        own = isinstance(error, OutOfMemory | parallel.LostRanks | SamplingError | OSError) and not (
-            isinstance(error, parallel.Elsewhere | FileNotFoundError))
+    except (errors.UserError, OSError, KeyboardInterrupt) as error:
+        own = isinstance(error, OutOfMemory | errors.LostRanks | SamplingError | OSError) and not (
+            isinstance(error, errors.Elsewhere | FileNotFoundError))
         if parallel.rank() == 0 or own:                                        # else all ranks have the same to say
             tell(sentence(error), sys.stderr)
         return exit_code(error)
@@ -103,11 +77,6 @@ def exit_process(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def exit_code(error: BaseException | None) -> int:
-    return DONE if error is None else next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)),
-                                           INTERNAL)
 
 
 def sentence(error: BaseException) -> str:
@@ -148,14 +117,14 @@ class Run:
 
     def __enter__(self) -> "Run":
         cfg = self.config
-        configuration.at_least(cfg, keep=2, save_every=1, max_bad_updates=1, timeout_minutes=1e-9)
+        flags.at_least(cfg, keep=2, save_every=1, max_bad_updates=1, timeout_minutes=1e-9)
         if cfg.name in ("", ".", "..") or Path(cfg.name).name != cfg.name:
             raise ConfigError(f"--name {cfg.name!r} should be a plain name; --runs-dir says where the run is kept")
         self.device = parallel.start(cfg.device, cfg.timeout_minutes)
         self.num_hosts = parallel.num_hosts()
         self.dtype = computing_dtype(cfg)
         self.weights_dtype = torch.promote_types(self.dtype, torch.float32)
-        self.settings = {**configuration.as_json(cfg), "dtype": str(self.dtype).removeprefix("torch.")}
+        self.settings = {**flags.as_json(cfg), "dtype": str(self.dtype).removeprefix("torch.")}
         self.log = Log(None, quiet=parallel.rank() > 0)
         if not cfg.dry_run:
             self.directory = Path(cfg.runs_dir) / cfg.name
@@ -188,18 +157,18 @@ class Run:
         if self.source:
             state = checkpoint.read_state(self.source)
             if lacking := sorted(STATE - state.keys()):
-                raise checkpoint.CheckpointError(f"{self.source}/state.json lacks {lacking[0]!r}: start anew from its "
+                raise errors.CheckpointError(f"{self.source}/state.json lacks {lacking[0]!r}: start anew from its "
                                                  "weights, with --model and another --name")
             before = state["config"]
         elif (directory / "config.json").exists():
             before = read_json(directory / "config.json")
         self._compare(before)
         if not spoilt and self.source is None and num_lines(directory / "metrics.jsonl") > before.get("save_every", 0):
-            raise checkpoint.CheckpointError(f"{directory} has more steps in metrics.jsonl than are made without a "
+            raise errors.CheckpointError(f"{directory} has more steps in metrics.jsonl than are made without a "
                                              "checkpoint, and no checkpoint: was it removed? Remove the directory, or "
                                              "choose another --name")
         if spoilt and self.source is None:
-            raise checkpoint.CheckpointError(f"no checkpoint of {directory} can be gone on from; start anew with "
+            raise errors.CheckpointError(f"no checkpoint of {directory} can be gone on from; start anew with "
                                              f"another --name, or remove {checkpoints}")
         parallel.on_all_ranks(lambda: checkpoint.set_aside(checkpoints, self.source), "cannot set a checkpoint aside")
         if self.source:
@@ -265,7 +234,7 @@ class Run:
             checkpoint.load_optimizer(self.source, model, optimizer)
             for name, thing in states.items():
                 if name not in state["states"]:
-                    raise checkpoint.CheckpointError(f"{self.source}/state.json lacks {name!r}: another version of "
+                    raise errors.CheckpointError(f"{self.source}/state.json lacks {name!r}: another version of "
                                                      "this program wrote it; start anew from its weights, with --model "
                                                      "and another --name")
                 thing.load_state_dict(state["states"][name])
@@ -414,13 +383,13 @@ class Run:
             nodes = [f"--nnodes={self.num_hosts}", "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:29500"] if (
                 self.num_hosts > 1) else ["--standalone"]
             words = ["torchrun", *nodes, f"--nproc_per_node={parallel.size() // self.num_hosts}"]
-        return shlex.join([*words, f"{self.script}.py", *configuration.flags(replace(self.config, resume="auto"))])
+        return shlex.join([*words, f"{self.script}.py", *flags.flags(replace(self.config, resume="auto"))])
 
     def __exit__(self, kind, error, traceback) -> None:
         if error is not None and is_out_of_memory(error):
             told = OutOfMemory(self._memory_sentence())
         elif error is not None and parallel.is_loss(error):
-            told = parallel.LostRanks(parallel.loss(error))
+            told = errors.LostRanks(parallel.loss(error))
         else:
             told = error
         try:
@@ -437,7 +406,7 @@ class Run:
         """exit.json: how it ended and how to go on. Of several ranks the first one writes it, and one that failed by
         itself; not those that only lost it."""
         path, mine = self.directory / "exit.json", parallel.rank() == 0
-        if isinstance(error, parallel.LostRanks):
+        if isinstance(error, errors.LostRanks):
             mine = mine and not path.exists()
         elif error is not None and not isinstance(error, Stopped):
             mine = True
@@ -496,7 +465,7 @@ def inputs(config) -> dict[str, str]:
     models = [config.model] * bool(reference) + [judge] * bool(judge)
     paths += [str(path) for directory in models for pattern in ("config.json", "*.safetensors")     # reference, judge
               for path in sorted(Path(directory).glob(pattern))]
-    return {path: checkpoint.digest(Path(path)) for path in paths if Path(path).is_file()}
+    return {path: file_digest(Path(path)) for path in paths if Path(path).is_file()}
 
 
 def put(path: Path, content: dict | str) -> None:

@@ -13,11 +13,11 @@ from functools import partial
 from math import inf, nan
 from pathlib import Path
 
-from . import rewards, schemas
-from .architecture import ModelError
-from .config import ConfigError
-from .curriculum import epoch_order
-from .records import Branch, DataError, Example
+from .. import rewards
+from ..curriculum import epoch_order
+from ..errors import ConfigError, DataError, ModelError
+from ..records import Branch, Example
+from . import schemas
 from .schemas import kind, without_nulls
 
 SHOWN = 20                                                                     # bad rows listed before "and N more"

@@ -7,9 +7,7 @@ token is written, `append` makes its place private: a shared last block is copie
 
 from heapq import heappop, heappush
 
-
-class OutOfBlocks(RuntimeError):
-    """The pool holds too few blocks for what was asked."""
+from ..errors import OutOfBlocks
 
 
 def blocks_for(num_tokens: int, block_size: int) -> int:

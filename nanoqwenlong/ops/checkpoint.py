@@ -26,15 +26,15 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from . import parallel, weights
-from .architecture import ModelError
+from .. import parallel
+from ..errors import ModelError
+from ..pretrained import weights
+from ..pretrained.digest import file_digest
 
 FORMAT = 1                              # raised when a reader of the old one would go wrong
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-
-class CheckpointError(OSError):
-    """A checkpoint that cannot be gone on from; the message names it and what is wrong with it."""
+from ..errors import CheckpointError
 
 
 def name_of(step: int) -> str:
@@ -95,7 +95,7 @@ def _write_own(partial: Path, failed: OSError | None, tokenizer, model, optimize
     found = {}
     for name in sorted(names):
         sync(partial / name)
-        found[name] = {"bytes": (partial / name).stat().st_size, "sha256": digest(partial / name)}
+        found[name] = {"bytes": (partial / name).stat().st_size, "sha256": file_digest(partial / name)}
     return found
 
 
@@ -145,15 +145,6 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    found = sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            found.update(piece)
-    return found.hexdigest()
 
 
 def manifest_text(files: dict) -> str:
@@ -228,7 +219,7 @@ def _compare(path: Path, entry: dict) -> str | None:
         size = path.stat().st_size
         if size != entry["bytes"]:
             return f"{path.name} has {size} bytes, the manifest says {entry['bytes']}"
-        found = digest(path)
+        found = file_digest(path)
     except FileNotFoundError:
         return f"{path.name} is missing"
     except OSError as error:

@@ -16,9 +16,7 @@ import textwrap
 import typing
 from dataclasses import asdict, fields
 
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message names the flag and says what to do."""
+from ..errors import ConfigError
 
 
 def parse(config_class, argv: list[str], presets: dict[str, dict] | None = None):
@@ -90,7 +88,7 @@ def at_least(config, **minimums: float) -> None:
     >>> from types import SimpleNamespace
     >>> at_least(SimpleNamespace(group_size=1), group_size=2)
     Traceback (most recent call last):
-    nanoqwenlong.config.ConfigError: --group-size must be at least 2, got 1
+    nanoqwenlong.errors.ConfigError: --group-size must be at least 2, got 1
     """
     for name, minimum in minimums.items():
         if not minimum <= getattr(config, name) < float("inf"):
@@ -105,7 +103,7 @@ def rising(config, name: str) -> None:
     >>> from types import SimpleNamespace
     >>> rising(SimpleNamespace(lengths=(80, 80)), "lengths")
     Traceback (most recent call last):
-    nanoqwenlong.config.ConfigError: --lengths should rise from 1 or more, got (80, 80)
+    nanoqwenlong.errors.ConfigError: --lengths should rise from 1 or more, got (80, 80)
     """
     numbers = getattr(config, name)
     if list(numbers) != sorted(set(numbers)) or min(numbers, default=1) < 1:

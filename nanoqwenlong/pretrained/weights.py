@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .architecture import ModelConfig, ModelError
+from ..errors import ModelError
+from .config import ModelConfig
 
 INDEX = "model.safetensors.index.json"
 

@@ -18,9 +18,8 @@ from typing import NamedTuple
 
 from kernels.logprob import CHUNK_LOGITS, IN_CACHE
 
-from .architecture import ModelConfig
-from .kvcache import blocks_for
-
+from ..engine.kvcache import blocks_for
+from ..pretrained.config import ModelConfig
 
 ITEMS = ("weights", "gradients", "optimizer", "reference", "gathered weights", "KV pool", "stem activations",
          "stem keys, values", "their gradients", "branch activations", "layer at work", "head")

@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
 
-
-class ModelError(ValueError):
-    """A model directory that cannot be used; the message names the file or tensor and what is wrong with it."""
+from ..errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class ModelConfig:
         """Raises ModelError (prefixed with `where`) for a model that our forward would not compute exactly."""
         require_known(source, where)
         kind = source["model_type"]
-        from transformers import AutoConfig      # imported here: it takes seconds, and --help should not
+        from transformers import AutoConfig  # imported here: it takes seconds, and --help should not
         from transformers.utils import logging
         told = logging.get_verbosity()
         logging.set_verbosity_error()            # what it has to say of YaRN's factor is said of Qwen's own advice too

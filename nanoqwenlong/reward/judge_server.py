@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from urllib.parse import urlsplit
 
-from . import parallel
-from .config import ConfigError
+from .. import parallel
+from ..errors import ConfigError
 
 GIVE_UP = 10                            # prompts in a row without a reply, after which a call tries no more
 LARGEST = 1_000_000                     # bytes of a response

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from math import isnan
 
+from ..curriculum import bucket
+from ..records import Example
+from ..rewards import Score
 from . import evaluate
-from .curriculum import bucket
 from .evaluate import Answer
-from .records import Example
-from .rewards import Score
 
 MOST = 12                       # columns of a table; where there are more sources only results.json has them
 PAPER = ("docmath", "frames", "2wikimqa", "hotpotqa", "musique", "narrativeqa", "qasper")

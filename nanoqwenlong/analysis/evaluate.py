@@ -10,10 +10,11 @@ from math import comb, isnan, nan, sqrt
 from pathlib import Path
 from typing import NamedTuple
 
-from . import parallel
-from .log import progress
-from .records import DataError, Example
-from .rewards import Score, score_all
+from .. import parallel
+from ..errors import DataError
+from ..ops.log import progress
+from ..records import Example
+from ..rewards import Score, score_all
 
 AT_ONCE = 64                    # examples per call of the generator, and per write: what a killed evaluation loses
 

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 
-from .kvcache import BlockPool, OutOfBlocks
+from ..errors import OutOfBlocks
+from .kvcache import BlockPool
 
 
 @dataclass(eq=False)

@@ -24,7 +24,6 @@ from math import comb, log2
 from . import math_worker
 from .answers import choice, items, matches, normalise, number
 
-
 # One value
 
 def em(answer: str, gold: str) -> float:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from .architecture import ModelError
+from ..errors import ModelError
 from .weights import read_json
 
 # QwenLong-L1, Table 1; document and question are stripped.

@@ -20,13 +20,14 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, parallel
-from .config import ConfigError
-from .generate import Generator
-from .http_judge import Server
-from .model import Qwen
-from .rewards import LONGEST_ANSWER, LONGEST_GOLD, Question
-from .tokenizer import FILES, Tokenizer
+from .. import parallel
+from ..errors import ConfigError
+from ..generate import Generator
+from ..model import Qwen
+from ..pretrained.digest import model_digests
+from ..pretrained.tokenizer import Tokenizer
+from ..rewards import LONGEST_ANSWER, LONGEST_GOLD, Question
+from .judge_server import Server
 
 Complete = Callable[[list[str]], list[str | None]]
 
@@ -248,6 +249,5 @@ def connect(where: str, model: str = "", key: str = "", seed: int = 0, device: s
 
 def identity(directory: Path) -> str:
     """A digest of all that decides what a model says."""
-    paths = sorted(path for path in directory.iterdir() if path.name in (*FILES, "config.json") or
-                   path.suffix == ".safetensors")
-    return sha256("".join(f"{path.name} {checkpoint.digest(path)}\n" for path in paths).encode()).hexdigest()
+    lines = [f"{name} {digest}\n" for name, digest in model_digests(directory).items()]
+    return sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,5 @@
+"""Examples from files: reading, checking, mixing, and turning them into token ids."""
+
+from .files import mix, read, sft_branch, shares, tokenize
+
+__all__ = ["mix", "read", "sft_branch", "shares", "tokenize"]

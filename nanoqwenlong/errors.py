@@ -1,0 +1,114 @@
+"""Every error a user may meet. The message is one sentence: what is wrong, where, and what to do.
+
+Each class carries the exit code of the script that raises it. The codes follow sysexits.h where it has a fitting one.
+"""
+
+DONE, BAD_DATA, MISSING_INPUT, UNAVAILABLE, INTERNAL, IO_ERROR, STOPPED, BAD_CONFIG, INTERRUPTED = (
+    0, 65, 66, 69, 70, 74, 75, 78, 130)
+
+
+class UserError(Exception):
+    """The base of all errors below. Scripts print its message without a traceback."""
+
+    exit_code = INTERNAL
+
+
+class ConfigError(UserError, ValueError):
+    """A setting that is unknown, out of range, or in conflict with another one. The message names the flag."""
+
+    exit_code = BAD_CONFIG
+
+
+class CurriculumError(UserError, ValueError):
+    """Phases or a sampler that cannot work. The message names the setting to change."""
+
+    exit_code = BAD_CONFIG
+
+
+class SamplingError(UserError, ValueError):
+    """Sampling settings that cannot work. The message names them."""
+
+    exit_code = BAD_CONFIG
+
+
+class NaNLogits(SamplingError):
+    """The model's logits are NaN."""
+
+    exit_code = INTERNAL
+
+
+class OutOfBlocks(UserError, RuntimeError):
+    """The KV cache has too few blocks for even one answer."""
+
+    exit_code = BAD_CONFIG
+
+
+class DeviceError(UserError, ValueError):
+    """The device does not exist or cannot compute."""
+
+    exit_code = BAD_CONFIG
+
+
+class DataError(UserError, ValueError):
+    """Invalid data. The message names the file, the line and the field."""
+
+    exit_code = BAD_DATA
+
+
+class ModelError(UserError, ValueError):
+    """An invalid model directory. The message names the file or tensor and what is wrong with it."""
+
+    exit_code = BAD_DATA
+
+
+class JudgeUnavailable(UserError, RuntimeError):
+    """The judge left too many answers without a verdict. The message says what it did instead."""
+
+    exit_code = UNAVAILABLE
+
+
+class NonFinite(UserError, ArithmeticError):
+    """The loss or gradient was NaN or infinite several times in a row."""
+
+
+class OutOfMemory(UserError, RuntimeError):
+    """Memory ran out. The message says where, and what to change."""
+
+
+class LostRanks(UserError, RuntimeError):
+    """Another rank died or did not answer in time. The message says which, where that is known."""
+
+
+class Stopped(UserError):
+    """A signal stopped the run and everything is saved. The same command resumes it."""
+
+    exit_code = STOPPED
+
+
+class CheckpointError(UserError, OSError):
+    """A checkpoint that cannot be read. The message names the file."""
+
+    exit_code = IO_ERROR
+
+
+class Elsewhere(UserError, OSError):
+    """An I/O error on another rank, which reports it itself."""
+
+    exit_code = IO_ERROR
+
+
+def exit_code(error: BaseException | None) -> int:
+    """The exit code of a script that ended with this error (None: it ended well).
+
+    >>> exit_code(None), exit_code(DataError("rows.jsonl:3: ...")), exit_code(FileNotFoundError()), exit_code(OSError())
+    (0, 65, 66, 74)
+    """
+    if error is None:
+        return DONE
+    if isinstance(error, UserError):
+        return error.exit_code
+    if isinstance(error, FileNotFoundError):
+        return MISSING_INPUT
+    if isinstance(error, OSError):
+        return IO_ERROR
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else INTERNAL
