@@ -29,7 +29,7 @@ from typing import Literal
 
 import torch
 
-from nanoqwenlong import data, errors, parallel, toy
+from nanoqwenlong import build, data, errors, parallel, toy
 from nanoqwenlong.analysis import evaluate, report
 from nanoqwenlong.data import schemas
 from nanoqwenlong.errors import ConfigError, ModelError
@@ -40,7 +40,6 @@ from nanoqwenlong.ops.flags import as_json, at_least, rising
 from nanoqwenlong.pretrained.digest import file_digest, model_digests
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.pretrained.weights import read_config, read_json
-from nanoqwenlong.reward.judge import connect
 from nanoqwenlong.rewards import lacking
 
 
@@ -109,9 +108,9 @@ def main(cfg: Config) -> None:
     if (note := lacking({example.task for example in examples})) and first:
         print(note)
     lengths = cfg.lengths or (() if cfg.data else toy.LENGTHS)
-    judge = connect(cfg.judge, cfg.judge_model, os.environ.get("JUDGE_API_KEY", ""), seed=cfg.seed, device=device,
-                    dtype=run.computing_dtype(cfg), deadline=60 * cfg.judge_minutes,
-                    concurrency=cfg.judge_concurrency) if cfg.judge else None
+    judge = build.judge(cfg.judge, cfg.judge_model, os.environ.get("JUDGE_API_KEY", ""), seed=cfg.seed, device=device,
+                        dtype=run.computing_dtype(cfg), deadline=60 * cfg.judge_minutes,
+                        concurrency=cfg.judge_concurrency) if cfg.judge else None
     settings = take_out(cfg) if cfg.out else settings_of(cfg)
     models, failures, end = [], [], 0
     for directory in cfg.model:

@@ -32,7 +32,7 @@ from typing import Literal
 
 import torch
 
-from nanoqwenlong import curriculum, data, errors, group_pass, grpo, optim, parallel, toy
+from nanoqwenlong import build, curriculum, data, errors, group_pass, grpo, optim, parallel, toy
 from nanoqwenlong.analysis import evaluate, plan, step_metrics
 from nanoqwenlong.analysis.doctor import Doctor
 from nanoqwenlong.errors import ConfigError, DataError
@@ -42,7 +42,6 @@ from nanoqwenlong.ops import presets, run
 from nanoqwenlong.ops.flags import at_least, rising
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.pretrained.weights import read_json
-from nanoqwenlong.reward.judge import connect
 from nanoqwenlong.rewards import lacking, score_all
 
 
@@ -167,9 +166,9 @@ def train(cfg: Config, this: run.Run) -> None:
     scoring = dict(temperature=cfg.temperature, max_tokens=cfg.max_tokens)
     group_loss = partial(grpo.group_loss, clip_low=cfg.clip_low, clip_high=cfg.clip_high,
                          dual_clip=cfg.dual_clip or math.inf, kl_coef=cfg.kl_coef, entropy_coef=cfg.entropy_coef)
-    judge = connect(cfg.judge, cfg.judge_model, os.environ.get("JUDGE_API_KEY", ""), seed=cfg.seed, device=this.device,
-                    dtype=this.dtype, prepare=this.prepare, deadline=60 * cfg.judge_minutes,
-                    concurrency=cfg.judge_concurrency) if cfg.judge else None
+    judge = build.judge(cfg.judge, cfg.judge_model, os.environ.get("JUDGE_API_KEY", ""), seed=cfg.seed,
+                        device=this.device, dtype=this.dtype, prepare=this.prepare, deadline=60 * cfg.judge_minutes,
+                        concurrency=cfg.judge_concurrency) if cfg.judge else None
     this.begin(model, tokenizer, optimizer, sampler=sampler, **{"judge": judge} if judge else {})
     for phase in phases:
         num_examples = len(sampler.members[phase.number])

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from .records import Example, Score
 from .reward import answers, measures
+from .reward.judge import LONGEST_ANSWER, LONGEST_GOLD, Question
 
 
 class Task(NamedTuple):
@@ -36,7 +37,6 @@ def value(said: str) -> str:
     return answers.statement(said) or answers.final(said)
 
 
-LONGEST_ANSWER, LONGEST_GOLD = 600, 1000           # characters that a judge is shown, of each
 WORDS, ITEMS = "one line of text, with a letter or digit and no marker of an answer in it", "a list, one item a line"
 TASKS = {
     # QwenLong-L1: the answer has to be stated
@@ -55,14 +55,6 @@ TASKS = {
     "rouge_l": Task(measures.rouge_l, answers.final, False, "a text"),
 }
 LISTS = ("f1", "sub_em", "ndcg", "pairwise")                   # their gold is a list
-
-
-class Question(NamedTuple):
-    """What a judge is asked: does the answer say the same as one of the gold ones?"""
-
-    question: str
-    golds: tuple[str, ...]
-    answer: str
 
 
 def extract(text: str, task: str = "qa") -> str:

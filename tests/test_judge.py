@@ -22,11 +22,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ranks import ranks
 
+from nanoqwenlong import build
 from nanoqwenlong.errors import ConfigError, ModelError
 from nanoqwenlong.records import Completion, Group
-from nanoqwenlong.reward import judge as judging
 from nanoqwenlong.reward import judge_server
-from nanoqwenlong.reward.judge import CANARIES, Judge, Question, clean, connect, local, nonce, prompt, verdict
+from nanoqwenlong.reward.judge import CANARIES, Judge, Question, clean, nonce, prompt, verdict
 from nanoqwenlong.reward.judge_server import GIVE_UP, Server
 
 SENTINEL = "sk-SENTINEL-0123456789"
@@ -438,7 +438,7 @@ def test_a_server_that_fails_gives_no_reward(mode):
     behaviours, calls, reason = MODES[mode]
     limits, begun = QUICK if calls else SLOW, time.monotonic()
     with serving(*behaviours) as server:
-        judge = connect(server.url, "m", SENTINEL, **limits)
+        judge = build.judge(server.url, "m", SENTINEL, **limits)
         assert same(judge.ask([OSLO]), [math.nan])             # and not 0.0
         assert time.monotonic() - begun < 10
     assert judge.counts == Counter(asked=1, unscorable=1, canaries=2) and judge.state_dict() == {}
@@ -480,7 +480,7 @@ def test_no_bytes_of_a_server_stop_a_run():
 def test_a_refused_connection():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))                           # and nobody listens
-        judge = connect(f"http://127.0.0.1:{taken.getsockname()[1]}", "m", **QUICK)
+        judge = build.judge(f"http://127.0.0.1:{taken.getsockname()[1]}", "m", **QUICK)
         assert same(judge.ask([OSLO]), [math.nan]) and judge.complete.problems == {"Connection refused": 3}
         assert contacted.count("127.0.0.1") >= 2 * QUICK["tries"]
 
@@ -492,7 +492,7 @@ def test_a_refused_connection():
     [lambda h: respond(h, chat(honest([h.asked])[0], refusal=None) + b" " * 900000, 201)]])
 def test_a_server_that_answers_in_the_end(behaviours):
     with serving(*behaviours) as server:
-        judge = connect(server.url + "/", "a model", SENTINEL, seed=2, **QUICK)
+        judge = build.judge(server.url + "/", "a model", SENTINEL, seed=2, **QUICK)
         assert judge.ask([OSLO, BERGEN]) == [1.0, 0.0] and judge.trouble() == "" and not judge.complete.problems
     assert {*server.tries.values()} == {len(behaviours)} and len(server.tries) == 4
     for _, path, headers, body in server.calls:
@@ -524,7 +524,7 @@ def test_reading_ends_in_time():
 
 def test_retry_after_is_waited_for():
     with serving(whole(b"", 429, Retry_After="0.2"), fine) as server:
-        assert connect(server.url, "m", **QUICK).complete([prompt(OSLO, FIXED)]) == honest([prompt(OSLO, FIXED)])
+        assert build.judge(server.url, "m", **QUICK).complete([prompt(OSLO, FIXED)]) == honest([prompt(OSLO, FIXED)])
     (first, *_), (second, *_) = server.calls
     assert second - first >= 0.2
 
@@ -536,7 +536,7 @@ def test_a_redirect_is_not_followed_and_no_proxy_used(monkeypatch):
         monkeypatch.delenv("no_proxy", raising=False)
         for status in (301, 302, 303, 307, 308):
             with serving(whole(b"", status, Location=elsewhere.url + "/chat/completions")) as server:
-                judge = connect(server.url, "m", SENTINEL, **QUICK)
+                judge = build.judge(server.url, "m", SENTINEL, **QUICK)
                 assert same(judge.ask([OSLO]), [math.nan]) and {*server.tries.values()} == {1}
                 assert judge.trouble().endswith(f"3 x HTTP {status}, a redirect, which is not followed")
         assert elsewhere.calls == []
@@ -579,8 +579,8 @@ def test_pauses_grow(monkeypatch):
     monkeypatch.setattr(judge_server.threading, "Event", lambda: SimpleNamespace(
         is_set=lambda: False, set=lambda: None, wait=lambda pause: pauses.append(pause)))
     monkeypatch.setattr(Server, "_post", lambda *args: (_ for _ in ()).throw(judge_server.Failed("down")))
-    assert Server("http://127.0.0.1:9", "m", tries=6, pause=1.0)._ask("a", math.inf, judge_server.threading.Event()) == (
-        None, "down")
+    server = Server("http://127.0.0.1:9", "m", tries=6, pause=1.0)
+    assert server._ask("a", math.inf, judge_server.threading.Event()) == (None, "down")
     assert len(pauses) == 5 and all(2**i / 2 <= pause <= 2**i for i, pause in enumerate(pauses))
 
 
@@ -616,14 +616,14 @@ def test_a_bug_in_a_thread_is_raised(monkeypatch):
 
 def test_a_servers_reasons_are_those_of_the_last_call():
     with serving(whole(b"", 404), fine) as server:
-        judge = connect(server.url, "m", **QUICK)
+        judge = build.judge(server.url, "m", **QUICK)
         assert same(judge.ask([OSLO]), [math.nan]) and judge.ask([OSLO]) == [1.0]
         assert judge.complete.problems == {}
 
 
 def test_https_with_whom_it_is_checked():
     with serving(fine) as server:
-        judge = connect(server.url.replace("http", "https"), "m", SENTINEL, **QUICK)
+        judge = build.judge(server.url.replace("http", "https"), "m", SENTINEL, **QUICK)
         assert judge.complete.tls.check_hostname and judge.complete.tls.verify_mode.name == "CERT_REQUIRED"
         assert same(judge.ask([OSLO]), [math.nan]) and "SSL" in judge.trouble() and server.calls == []
 
@@ -641,7 +641,8 @@ def test_the_path(url, path):
 
 
 def test_ports_and_hosts():
-    found = [judge_server.read_url(url)[:3] for url in ("http://h", "https://h/v1", "HTTPS://H:1", "http://[::1]:80/v1")]
+    urls = ("http://h", "https://h/v1", "HTTPS://H:1", "http://[::1]:80/v1")
+    found = [judge_server.read_url(url)[:3] for url in urls]
     assert found == [(False, "h", 80), (True, "h", 443), (True, "h", 1), (False, "::1", 80)]
 
 
@@ -652,55 +653,55 @@ def test_ports_and_hosts():
     f"http://[::1/{SENTINEL}", f"http://{'h' * 70}/{SENTINEL}", f"http://h/é{SENTINEL}", f"data://{SENTINEL}:x@/"])
 def test_an_url_that_is_none_or_holds_a_secret_is_refused(url):
     with pytest.raises(ConfigError) as caught:
-        connect(url, "m")
+        build.judge(url, "m")
     assert SENTINEL not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", [SENTINEL + "\n", f"{SENTINEL}\r\nX-Header: 1", f"{SENTINEL} ", f"{SENTINEL}\x00", "é"])
 def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key):
     with pytest.raises(ConfigError, match="key") as caught:
-        connect("http://127.0.0.1:9/v1", "m", key)
+        build.judge("http://127.0.0.1:9/v1", "m", key)
     assert SENTINEL not in repr(caught.value)
 
 
 def test_without_a_key_none_is_sent_and_without_a_model_nothing():
     with serving(fine) as server:
-        assert connect(server.url, "m", **QUICK).ask([OSLO]) == [1.0]
+        assert build.judge(server.url, "m", **QUICK).ask([OSLO]) == [1.0]
         assert all("Authorization" not in headers for _, _, headers, _ in server.calls)
         with pytest.raises(ConfigError, match="name of its model"):
-            connect(server.url)
+            build.judge(server.url)
 
 
 # A model of our own
 
 def test_the_judge_of_a_directory(toy_directory):
-    judge = connect(str(toy_directory), kv_blocks=512, max_new_tokens=6)
+    judge = build.judge(str(toy_directory), kv_blocks=512, max_new_tokens=6)
     assert same(judge.ask([OSLO]), [math.nan])                 # the toy model knows nothing of verdicts
     assert judge.trouble() == ("3 of 3 questions without a verdict: 3 x no single verdict on the last line of the "
                                "reply")
-    assert judge.name == f"{toy_directory.name} {judging.identity(toy_directory)}"
+    assert judge.name == f"{toy_directory.name} {build.identity(toy_directory)}"
 
 
 def test_another_model_has_another_name(toy_directory, tmp_path):
     for path in toy_directory.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    assert judging.identity(tmp_path) == judging.identity(toy_directory)
+    assert build.identity(tmp_path) == build.identity(toy_directory)
     (tmp_path / "README.md").write_text("the same model")
-    assert judging.identity(tmp_path) == judging.identity(toy_directory)
+    assert build.identity(tmp_path) == build.identity(toy_directory)
     with open(tmp_path / "model.safetensors", "r+b") as file:
         file.seek(-4, 2)
         file.write(b"\1\2\3\4")
-    assert judging.identity(tmp_path) != judging.identity(toy_directory)
+    assert build.identity(tmp_path) != build.identity(toy_directory)
 
 
 def test_what_is_no_directory_is_told(toy_directory, tmp_path):
     for where in (str(tmp_path / "none"), "localhost:8000", __file__):
         with pytest.raises(ConfigError, match="--judge.*neither"):
-            connect(where)
+            build.judge(where)
     with pytest.raises(ModelError, match="tokenizer"):
-        connect(str(tmp_path))
+        build.judge(str(tmp_path))
     with pytest.raises(ConfigError, match="is a directory"):
-        connect(str(toy_directory), "a model")
+        build.judge(str(toy_directory), "a model")
 
 
 def test_a_model_of_our_own_is_asked_greedily_with_all_prompts_at_once():
@@ -713,7 +714,7 @@ def test_a_model_of_our_own_is_asked_greedily_with_all_prompts_at_once():
                 for i, (ids, reply) in enumerate(zip(prompts, replies))]
     tokenizer = SimpleNamespace(eos_ids=(0,), decode=lambda ids: "".join(map(chr, ids[:-1])),
                                 chat=lambda messages: [ord(c) for (role, text), in [messages] for c in text])
-    judge = Judge(local(SimpleNamespace(sample=sample), tokenizer, max_new_tokens=99))
+    judge = Judge(build.completer(SimpleNamespace(sample=sample), tokenizer, max_new_tokens=99))
     assert judge.ask([OSLO, BERGEN]) == [1.0, 0.0]
     assert calls == [{"temperature": 0, "max_new_tokens": 99, "eos_ids": (0,)}]
 
@@ -723,7 +724,7 @@ def test_a_model_of_our_own_is_asked_greedily_with_all_prompts_at_once():
 def ask_on_ranks(url: str) -> list:
     """What this rank hears, and whether it asked by itself."""
     contacted.clear()
-    judge = connect(url, "m", **QUICK)
+    judge = build.judge(url, "m", **QUICK)
     verdicts = [str(value) for value in judge.ask([OSLO, BERGEN])]
     return [verdicts, judge.trouble(), judge.take(), judge.state_dict(), len(contacted) > 0]
 

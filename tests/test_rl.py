@@ -14,7 +14,7 @@ from test_scripts import SMALL_RL, metrics, start, without_times
 
 import eval as eval_script
 import train_rl
-from nanoqwenlong import errors, parallel, rewards
+from nanoqwenlong import build, errors, parallel, rewards
 from nanoqwenlong.analysis import evaluate, patterns, step_metrics
 from nanoqwenlong.ops.log import Log
 from nanoqwenlong.records import Example
@@ -248,9 +248,8 @@ def judged(monkeypatch, complete) -> list[int]:
     def counting(prompts):
         calls.append(len(prompts))
         return complete(prompts)
-    connect = lambda *args, seed, **options: Judge(counting, "a judge", seed)
-    for script in (train_rl, eval_script):
-        monkeypatch.setattr(script, "connect", connect)
+    judge = lambda *args, seed, **options: Judge(counting, "a judge", seed)
+    monkeypatch.setattr(build, "judge", judge)
     qa = rewards.TASKS["qa"]
     monkeypatch.setitem(rewards.TASKS, "qa", qa._replace(extract=lambda said: said[:20] or "nothing"))
     monkeypatch.setattr(rewards, "extract", lambda text, task="qa": text[:20].strip() or "nothing")

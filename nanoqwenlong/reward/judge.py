@@ -1,7 +1,7 @@
 """Does this answer say the same as the right one? A model is asked; what it cannot tell stays unscorable.
 
     Judge.ask(questions) -> 1.0, 0.0 or NaN for each           prompt -> complete -> verdict
-    complete(prompts) -> replies (None: no reply)              Server: over HTTP;  local: a model of our own
+    complete(prompts) -> replies (None: no reply)              Server: over HTTP;  build.judge: or a model of our own
 
 The judge reads what a policy wrote, and the policy learns to please it. So it sees question, right answer and stated
 answer only, cut and cleaned, each between two lines with a code; only one clear verdict on its last line counts; and
@@ -16,18 +16,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from hashlib import blake2b, sha256
-from pathlib import Path
-
-import torch
-
-from .. import parallel
-from ..errors import ConfigError
-from ..generate import Generator
-from ..model import Qwen
-from ..pretrained.digest import model_digests
-from ..pretrained.tokenizer import Tokenizer
-from ..rewards import LONGEST_ANSWER, LONGEST_GOLD, Question
-from .judge_server import Server
+from typing import NamedTuple
 
 Complete = Callable[[list[str]], list[str | None]]
 
@@ -48,8 +37,18 @@ the right one, only repeats the question, or adds claims that contradict answer 
 
 Explain in a sentence or two. Then write on the last line, alone, [[YES]] if answer 1 says the same as answer 2, \
 else [[NO]]."""
-LONGEST_QUESTION = 1000                                                        # characters that are shown
+LONGEST_QUESTION, LONGEST_ANSWER, LONGEST_GOLD = 1000, 600, 1000               # characters that are shown of each
 BRACKETS = str.maketrans("[]［］⟦⟧〚〛", "()" * 4)
+
+
+
+class Question(NamedTuple):
+    """What a judge is asked: does the answer say the same as one of the gold ones?"""
+
+    question: str
+    golds: tuple[str, ...]
+    answer: str
+
 
 PER_CANARIES = 100                      # questions that two with known answers, one right and one wrong, go along with
 CANARIES = [(Question(*question), known) for *question, known in (
@@ -211,43 +210,3 @@ def verdict(reply: str) -> float:
     if tokens not in (["[[YES]]"], ["[[NO]]"]) or tokens[0] not in last or TURNED.search(last):
         return math.nan
     return float(tokens == ["[[YES]]"])
-
-
-# A judge of our own, and either kind by where it is
-
-def local(generator: Generator, tokenizer: Tokenizer, max_new_tokens: int = 256) -> Complete:
-    """`complete` by a model of our own: all prompts at once, greedily; with several ranks each answers its share. Two
-    tokens as likely as each other to the last digit may fall differently in other company (see Generator)."""
-    def complete(prompts):
-        groups = generator.sample([tokenizer.chat([("user", prompt)]) for prompt in prompts], temperature=0,
-                                  max_new_tokens=max_new_tokens, eos_ids=tokenizer.eos_ids)
-        return [tokenizer.decode(group.completions[0].ids) for group in groups]
-    return complete
-
-
-def connect(where: str, model: str = "", key: str = "", seed: int = 0, device: str | torch.device = "cpu",
-            dtype: torch.dtype = torch.float32, prepare: Callable | None = None, kv_blocks: int = 4096,
-            max_new_tokens: int = 256, **limits) -> Judge:
-    """The judge at `where`: a URL and the name of a model there (`limits` are Server's), or a Hugging Face directory
-    (`device`, `dtype` and `prepare` as in Qwen.from_pretrained). `kv_blocks` of 16 tokens hold a hundred usual prompts
-    at once, and the longest one that any tokenizer makes; they take memory only while the judge is asked."""
-    if "://" in str(where):
-        server = Server(where, model, key, max_new_tokens=max_new_tokens, **limits)
-        return Judge(server, server.name, seed)
-    if not Path(where).is_dir():
-        raise ConfigError(f"--judge {where}: give a URL like http://localhost:8000/v1 or a model's directory; this is "
-                          "neither")
-    if model:
-        raise ConfigError(f"the judge {where} is a directory, which has no model {model!r} in it: give a URL, or no "
-                          "model's name")
-    tokenizer = Tokenizer(where)
-    generator = Generator(Qwen.from_pretrained(where, dtype, device, prepare), num_blocks=kv_blocks)
-    digest = parallel.on_all_ranks(lambda: identity(Path(where)) if parallel.rank() == 0 else "",
-                                   "cannot read the judge")[0]
-    return Judge(local(generator, tokenizer, max_new_tokens), f"{Path(where).resolve().name} {digest}", seed)
-
-
-def identity(directory: Path) -> str:
-    """A digest of all that decides what a model says."""
-    lines = [f"{name} {digest}\n" for name, digest in model_digests(directory).items()]
-    return sha256("".join(lines).encode()).hexdigest()
