@@ -63,7 +63,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanoqwenlong import generate, group_pass
-from nanoqwenlong.attention import attention, part, part_backward
+from kernels.flash import attention, part, part_backward
 from nanoqwenlong.engine.kvcache import blocks_for
 from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.generate import Generator

@@ -1,30 +1,34 @@
-"""Log-probs, losses and attention over long sequences. Torch and Triton only: nothing here knows the rest of
-the project.
+"""Log-probs, losses and attention over long sequences, for torch and Triton. Nothing here knows the rest of the project.
 
-    linear_logprob    log-prob and entropy of target tokens from hidden states, without a whole logits tensor
-    linear_logits     the logits themselves, where a sampler needs them
+    linear_logprob    log-prob and entropy of target tokens from hidden states, without a whole tensor of logits
+    linear_logits     the logits themselves, for the sampler
     grpo_loss         the clipped policy-gradient objective
-    grouped_linear    a linear map per group of rows: the experts of a mixture, by torch's kernel where it has one
+    grouped_linear    a linear map per group of rows: the experts of a mixture
     paged_attention   one decoding step over a cache in blocks, a group's stem read once
+    flash             attention over dense sequences, whole or in parts that are merged (kernels/flash.py)
 
-Triton on a GPU, the torch twins elsewhere: this file chooses, and says what the functions promise.
+Every function has a reference in plain torch beside its kernel. The kernels run on a GPU, the references elsewhere.
 """
 
 import math
 
 import torch
 
+# For readers: set this to True and all functions run their torch references, on a GPU too. Then you can change a
+# formula in its reference first (grpo_loss_plain, say), try it, and write the kernel when the idea has proved itself.
+PLAIN = False
+
 from . import grpo_loss as _grpo_loss
 from . import logprob as _logprob
 from . import paged_attention as _paged_attention
-from .backend import on_gpu, wide
+from .backend import use_triton, wide
 from .grouped_linear import grouped_linear, is_one_call
 from .logprob import linear_logits
 from .paged_attention import Segments
 
 Tensor = torch.Tensor
 __all__ = ["Segments", "grouped_linear", "grpo_loss", "is_one_call", "linear_logits", "linear_logprob",
-           "paged_attention"]
+           "paged_attention", "use_triton"]
 
 
 def linear_logprob(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0,
@@ -37,7 +41,7 @@ def linear_logprob(hidden: Tensor, weight: Tensor, targets: Tensor, temperature:
     if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < V:
         row = int(((targets < 0) | (targets >= V)).nonzero()[0])
         raise IndexError(f"target {row} is token {int(targets[row])}, outside the vocabulary of {V} (0 to {V - 1})")
-    rows = (_logprob.statistics_triton, _logprob.gradient_triton) if on_gpu(hidden) else (
+    rows = (_logprob.statistics_triton, _logprob.gradient_triton) if use_triton(hidden.device) else (
         _logprob.statistics_plain, _logprob.gradient_plain)
     return _logprob.LinearLogprob.apply(hidden, weight, targets, temperature,
                                         chunk or max(1, _logprob.CHUNK_LOGITS // V), *rows)
@@ -58,7 +62,7 @@ def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weight
     dtype = wide(logprobs.dtype)
     constants = (None if x is None else x.detach().to(dtype)
                  for x in (old_logprobs, advantages, weights, ref_logprobs, entropy))
-    run = _grpo_loss.grpo_loss_triton if on_gpu(logprobs) else _grpo_loss.grpo_loss_plain
+    run = _grpo_loss.grpo_loss_triton if use_triton(logprobs.device) else _grpo_loss.grpo_loss_plain
     loss, sums = run(logprobs.to(dtype), *constants, clip_low, clip_high, dual_clip, kl_coef)
     return loss, dict(zip(_grpo_loss.SUMS, sums))
 
@@ -68,5 +72,5 @@ def paged_attention(q: Tensor, keys: Tensor, values: Tensor, block_size: int, st
     """One query per answer and head, q (S, H, D), over keys and values (K, slots, D) in blocks of `block_size` slots ->
     (S, H, D), like q. Each answer attends to the stem segment and to the tail segment that it is in; what comes out for
     a row that is not in one of each is undefined. Query head h reads key-value head h // (H / K)."""
-    run = _paged_attention.paged_attention_triton if on_gpu(q) else _paged_attention.paged_attention_plain
+    run = _paged_attention.paged_attention_triton if use_triton(q.device) else _paged_attention.paged_attention_plain
     return run(q, keys, values, block_size, stems, tails)

@@ -1,24 +1,26 @@
-"""Triton, where there is one. On a machine without it the kernels are never called, their torch twins are."""
+"""Triton, if it is installed, and the choice between it and the torch references."""
 
 from types import SimpleNamespace
 
 import torch
 
+import kernels
+
 try:
     import triton
     import triton.language as tl
-except ImportError:                     # macOS, Windows: names enough to read the files that define kernels
+except ImportError:                     # macOS, Windows: just enough names to read the files that define kernels
     triton = SimpleNamespace(jit=lambda function: function)
     tl = SimpleNamespace(constexpr=None)
 
 AVAILABLE = hasattr(triton, "compile")
 
 
+def use_triton(device: torch.device) -> bool:
+    """Whether the Triton kernels compute what lies on this device. If not, their torch references do."""
+    return AVAILABLE and device.type == "cuda" and not kernels.PLAIN
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """What is computed in: float32 at least."""
+    """The type that sums are computed in: float32 at least."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def on_gpu(x: torch.Tensor) -> bool:
-    """Whether the Triton kernels can take this tensor."""
-    return AVAILABLE and x.is_cuda

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+import kernels
+
 Tensor = torch.Tensor
 
 
@@ -23,15 +25,16 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor, grouped: bool | None
     weight. grouped: whether by torch's grouped_mm (None: where that is faster)."""
     if grouped is None:
         widths = weight.shape[1:]
-        grouped = is_one_call(x.device, x.dtype, *widths) or (
-            x.device.type == "cpu" and x.dtype == torch.float32 and are_aligned(x.dtype, *widths))
+        fast_on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and are_aligned(x.dtype, *widths)
+        grouped = not kernels.PLAIN and (fast_on_cpu or is_one_call(x.device, x.dtype, *widths))
     return GroupedLinear.apply(x, weight, ends, grouped)
 
 
 def is_one_call(device: torch.device, dtype: torch.dtype, *widths: int) -> bool:
-    """Whether torch has a single kernel for rows of these widths, which no number has to be fetched for."""
-    return device.type == "cuda" and dtype == torch.bfloat16 and are_aligned(dtype, *widths) and (
-        torch.cuda.get_device_capability(device)[0] in (9, 10))
+    """Whether torch multiplies rows of these widths in one kernel, so that nothing has to be fetched from the GPU."""
+    if kernels.PLAIN or device.type != "cuda" or dtype != torch.bfloat16:
+        return False
+    return are_aligned(dtype, *widths) and torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 def are_aligned(dtype: torch.dtype, *widths: int) -> bool:

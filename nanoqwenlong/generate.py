@@ -14,8 +14,7 @@ from hashlib import blake2b
 from itertools import groupby
 
 import torch
-from kernels import linear_logits
-from kernels.backend import AVAILABLE
+from kernels import linear_logits, use_triton
 
 from . import parallel
 from .attention import pack
@@ -50,7 +49,7 @@ class Generator:
                  shared: bool = True, kernels: bool | None = None):
         self.model, self.prefill_tokens, self.shared = model, prefill_tokens, shared
         self.kernels = shared and (
-            AVAILABLE and model.device.type == "cuda" and model.dtype != torch.float64 if kernels is None else kernels)
+            use_triton(model.device) and model.dtype != torch.float64 if kernels is None else kernels)
         self.steps: dict[Room, Step] = {}
         self.graph_pool = None
         self.pool, self.cache = BlockPool(num_blocks, block_size), None

@@ -20,10 +20,11 @@ from typing import NamedTuple
 
 import torch
 from kernels import linear_logprob
+from kernels.flash import KeysValues
 from torch.autograd.graph import get_gradient_edge
 
 from . import parallel
-from .attention import KeysValues, pack
+from .attention import pack
 from .records import Branch, Family
 
 Tensor = torch.Tensor

@@ -8,17 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+import kernels
 import nanoqwenlong.attention as attention_module
-from nanoqwenlong.attention import (
-    Packed,
-    StemAttention,
-    attention,
-    buckets,
-    merge,
-    part,
-    part_plain,
-    stem_attention_plain,
-)
+from kernels import flash
+from kernels.flash import attention, merge, part, part_backward, part_backward_plain, part_plain
+from nanoqwenlong.attention import Packed, StemAttention, buckets, stem_attention_plain
 
 HEADS = [(4, 4), (4, 2), (6, 1)]                                               # H, K
 
@@ -85,6 +79,27 @@ def test_part_equals_its_twin_and_torch(H, K, causal, masked, dtype, bar):
         assert a.shape == b.shape and (a - b).abs().max() <= bar * (1 + b.abs().max())
     if not masked:
         assert (found[0] - attention(q, k, v, causal)).abs().max() <= bar * 10
+
+
+@pytest.mark.parametrize("H, K", HEADS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_part_backward_equals_its_reference(H, K, causal):
+    """Of a part whose lse and out were merged with another part."""
+    q, k, v = (normal(3, 6, heads, 8, seed=heads + i) for i, heads in enumerate((H, K, K)))
+    out, lse = part_plain(q, k, v, causal)
+    other = normal(3, 6, H, 8, seed=20), normal(3, 6, H, 1, seed=21)
+    merged, merged_lse = merge(out, lse, *other), torch.logaddexp(lse, other[1])
+    grad = normal(3, 6, H, 8, seed=22)
+    arguments = grad, q, k, v, merged, merged_lse, causal
+    for a, b in zip(part_backward(*arguments), part_backward_plain(*arguments), strict=True):
+        assert a.shape == b.shape and (a - b).abs().max() <= 1e-12 * (1 + b.abs().max())
+
+
+def test_plain_attention_also_sees_keys_that_come_before_the_queries(monkeypatch):
+    q, k, v = normal(2, 3, 4, 8), normal(2, 9, 2, 8, seed=1), normal(2, 9, 2, 8, seed=2)
+    ours = attention(q, k, v, causal=True)
+    monkeypatch.setattr(kernels, "PLAIN", True)
+    assert (attention(q, k, v, causal=True) - ours).abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize("shift", [0.0, 40.0, -40.0, 1000.0])
@@ -166,7 +181,8 @@ def flash_backward_on_gpu(grad, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, dro
 
 def test_the_way_to_a_gpus_flash_kernels(monkeypatch):
     """There is no GPU in most tests, so the kernels are stood in for; what torch says about their shapes is checked."""
-    monkeypatch.setattr(attention_module, "flash_kernels", lambda device, dtype: "cuda")
+    for module in (flash, attention_module):
+        monkeypatch.setattr(module, "flash_backend", lambda device, dtype: "cuda")
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash_on_gpu)
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_backward", flash_backward_on_gpu)
     generator, lengths = torch.Generator().manual_seed(0), [1, 4, 5, 30, 2]
@@ -222,15 +238,14 @@ def test_branches_behind_a_stem_on_a_gpu(dtype):
 def test_the_choice_for_a_gpu_is_made_once_and_said(monkeypatch, capsys, capability, installed, dtype, kernels, said):
     activated = []
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(attention_module, "find_spec", lambda name: installed or None)
+    monkeypatch.setattr(flash, "find_spec", lambda name: installed or None)
     monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", activated.append)
-    flash_kernels = attention_module.flash_kernels
-    flash_kernels.cache_clear()
+    flash._installed.cache_clear()
     try:
-        assert [flash_kernels(torch.device("cuda", 0), dtype) for _ in range(3)] == [kernels] * 3
+        assert [flash.flash_backend(torch.device("cuda", 0), dtype) for _ in range(3)] == [kernels] * 3
     finally:
-        flash_kernels.cache_clear()
+        flash._installed.cache_clear()
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("attention") and said in line
     assert activated == (["FA3"] if "attention 3" in said else [])
-    assert flash_kernels(torch.device("cpu"), dtype) == "cpu" and not capsys.readouterr().out
+    assert flash.flash_backend(torch.device("cpu"), dtype) == "cpu" and not capsys.readouterr().out

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from tiny_qwen import VOCAB, random_ids, tiny_qwen
 
 from nanoqwenlong import generate, group_pass
-from nanoqwenlong.attention import Packed, attention, part, part_plain
+from kernels.flash import attention, part, part_plain
+from nanoqwenlong.attention import Packed
 from nanoqwenlong.engine.kvcache import BlockPool, blocks_for
 from nanoqwenlong.engine.paged import KernelPaged, KVCache, Paged, Room, SharedPaged
 from nanoqwenlong.engine.schedule import Schedule

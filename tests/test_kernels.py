@@ -1,6 +1,7 @@
 """linear_logprob against float64, grpo_loss against known answers and its own promises."""
 
 import math
+import sys
 
 import hypothesis.strategies as st
 import pytest
@@ -308,3 +309,64 @@ def test_the_samplers_logits_are_not_rounded(dtype):
     logits, exact = linear_logits(hidden, weight), hidden.double() @ weight.double().T
     assert logits.dtype == torch.promote_types(dtype, torch.float32)
     assert (logits - exact).abs().max() <= 8 * torch.finfo(logits.dtype).eps * exact.abs().max()
+
+
+# PLAIN
+
+class OnGPU:
+    """A device that says it is a GPU."""
+
+    type = "cuda"
+
+
+def test_plain_makes_every_function_run_its_reference(monkeypatch):
+    """As if the tensors were on a GPU: the kernels run, and with PLAIN the references instead."""
+    import kernels
+    from kernels import backend, flash, use_triton
+    grouped, loss, logprob, paged = (sys.modules[f"kernels.{name}"] for name in
+                                     ("grouped_linear", "grpo_loss", "logprob", "paged_attention"))
+    monkeypatch.setattr(backend, "AVAILABLE", True)
+    monkeypatch.setattr(kernels, "use_triton", lambda device: use_triton(OnGPU))
+    monkeypatch.setattr(flash, "_installed", lambda device, dtype: "cuda")
+    ran = []
+
+    def watch(owner, name, stand_in=None):
+        function = stand_in or getattr(owner, name)
+
+        def watched(*args, **kwargs):
+            ran.append(name)
+            return function(*args, **kwargs)
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(loss, "grpo_loss_triton", loss.grpo_loss_plain)
+    watch(loss, "grpo_loss_plain")
+    watch(logprob, "statistics_triton", logprob.statistics_plain)
+    watch(logprob, "statistics_plain")
+    watch(paged, "paged_attention_plain", lambda *args: "plain")
+    watch(paged, "paged_attention_triton", lambda *args: "triton")
+    watch(grouped, "rows_plain")
+    watch(grouped, "rows_grouped")
+    watch(flash, "part_plain")
+    watch(flash, "part_backward_plain")
+    watch(torch.ops.aten, "_flash_attention_forward", lambda *args: (args[0], args[0][..., 0].transpose(1, 2)))
+    watch(torch.ops.aten, "_flash_attention_backward", lambda grad, q, k, v, *args: (q, k, v))
+    hidden, weight, targets = inputs(4)
+    x = torch.randn(1, 4, 2, 8)
+
+    def run_all():
+        ran.clear()
+        grpo_loss(*[torch.ones(4)] * 4)
+        linear_logprob(hidden, weight, targets)
+        kernels.paged_attention(x[0], x[0], x[0], 16, None, None)
+        kernels.grouped_linear(torch.randn(4, 8), torch.randn(2, 8, 8), torch.tensor([1, 4]))
+        out, lse = flash.part(x, x, x)
+        flash.part_backward(x, x, x, x, out, lse)
+        return list(ran)
+
+    assert run_all() == ["grpo_loss_triton", "statistics_triton", "paged_attention_triton", "rows_grouped",
+                         "_flash_attention_forward", "_flash_attention_backward"]
+    monkeypatch.setattr(kernels, "PLAIN", True)
+    assert run_all() == ["grpo_loss_plain", "statistics_plain", "paged_attention_plain", "rows_plain", "part_plain",
+                         "part_backward_plain"]
+    assert not kernels.is_one_call(torch.device("cuda"), torch.bfloat16, 64)
+    assert not use_triton(torch.device("cuda")) and flash.flash_backend(torch.device("cpu"), F64) == ""

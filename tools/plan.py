@@ -154,7 +154,7 @@ def measured(device: str, dtype: str) -> plan.Rates:
     import torch
 
     from nanoqwenlong import parallel
-    from nanoqwenlong.attention import attention
+    from kernels.flash import attention
     parallel.require_device(device)
     n, tokens = (8192, 16384) if device == "cuda" else (1024, 1024)
     options = dict(dtype=getattr(torch, dtype), device=device)

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import torch
 from kernels import Segments, paged_attention
+from kernels.flash import KeysValues, attention, merge, part
 
-from ..attention import KeysValues, attention, merge, part
 from .kvcache import blocks_for
 
 Tensor = torch.Tensor
