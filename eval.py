@@ -25,7 +25,6 @@ import sys
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -36,7 +35,8 @@ from nanoqwenlong.errors import ConfigError, ModelError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import presets, run
-from nanoqwenlong.ops.flags import as_json, at_least, rising
+from nanoqwenlong.ops.flags import as_json, rising
+from nanoqwenlong.ops.settings import Machine, fixed
 from nanoqwenlong.pretrained.digest import file_digest, model_digests
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.pretrained.weights import read_config, read_json
@@ -44,39 +44,39 @@ from nanoqwenlong.rewards import lacking
 
 
 @dataclass(frozen=True)
-class Config:
-    preset: str = ""                    # a named set of departures from these defaults, listed below; paper,
-                                        # golongrl: how those are evaluated; a model's: also which, from models/
+class Config(Machine):
+    preset: str = ""                    # a named set of values that replace these defaults, listed below. paper and
+                                        # golongrl: how those are evaluated. A model's preset also reads it from models/
     model: tuple[str, ...] = ("assets/nano-base", "assets/nano-sft")    # Hugging Face directories, a row each
-    data: tuple[str, ...] = ()          # JSONL, JSON or parquet files, also benchmarks as they are released
-                                        # (schemas.py); none: the toy task's held-out documents
-    task: tuple[str, ...] = ()          # only examples of these tasks, in these shares: qa=2 f1=1; none: as they come
-    skip_bad_rows: bool = False         # leave out rows that cannot be used, and say so, instead of refusing them all
-    toy_examples: int = 200             # of the toy task for each length, when no --data is given
-    max_prompt_tokens: int = 120000     # of longer prompts the middle of the document is left out
-    lengths: tuple[int, ...] = ()       # where length buckets end (document + question tokens); none: one bucket
-    samples: int = 1                    # answers per question; several: also pass@k for k = 1, 2, 4, ...
+    seed: int = 0                       # decides every sample
+    # data
+    data: tuple[str, ...] = ()          # JSONL, JSON or parquet files, also benchmarks as they are released. None: the
+                                        # toy task's held-out documents
+    task: tuple[str, ...] = ()          # use only these tasks, mixed in these shares: qa=2 f1=1. None: as they come
+    skip_bad_rows: bool = False         # leave out rows that cannot be used and report them, instead of refusing all
+    toy_examples: int = fixed(200, least=1)  # of the toy task for each length, if no --data is given
+    max_prompt_tokens: int = 120000     # longer prompts lose the middle of their document
+    lengths: tuple[int, ...] = ()       # upper ends of the length buckets (document + question tokens). None: one
+    # answers
+    samples: int = fixed(1, least=1)    # answers per question. Several: also pass@k for k = 1, 2, 4, ...
     temperature: float = 1.0            # 0: greedy
     top_p: float = 1.0
-    max_new_tokens: int = 48
-    seed: int = 0
-    judge: str = ""                     # asked for answers that the rule rejects: the URL of an OpenAI-style server
-                                        # (its key: JUDGE_API_KEY in the environment) or a Hugging Face directory
-    judge_model: str = ""               # its name on that server
-    judge_minutes: float = 30.0         # that a server may take for all answers
-    judge_concurrency: int = 16         # requests at once
-    difficulty: str = ""                # write each question's mean reward there, as JSON
-    keep_correct: str = ""              # write one right answer per question there, as rows for SFT
-    out: str = ""                       # a directory for answers.jsonl, results.json and table.md; the same command
-                                        # goes on from the answers there. Only their settings are fixed by that: the
-                                        # judge and --lengths may change, and nothing is sampled again
-    kv_blocks: int = 16384              # of the paged KV cache
-    block_size: int = 16
-    device: str = "cpu"                 # under torchrun, "cuda" gives each process a GPU of its own
-    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # bfloat16 on a GPU, else float32
-    timeout_minutes: float = 60.0       # that ranks wait for each other
-    check_finite: bool = False          # refuse a model whose weights hold NaN or infinity
-    threads: int = 1
+    max_new_tokens: int = fixed(48, least=1)
+    # reward
+    judge: str = ""                     # scores answers that the rule rejects: the URL of an OpenAI-style server (its
+                                        # key: JUDGE_API_KEY in the environment) or a Hugging Face directory
+    judge_model: str = ""               # the judge's name on that server
+    judge_minutes: float = fixed(30.0, least=1e-9)  # time limit of a server for all answers
+    # output
+    difficulty: str = ""                # write each question's mean reward to this JSON file
+    keep_correct: str = ""              # write one right answer per question to this file, as rows for SFT
+    out: str = ""                       # a directory for answers.jsonl, results.json and table.md. The same command
+                                        # continues from the answers there. What decides the answers may not change.
+                                        # The judge and --lengths may, and nothing is sampled again
+    # memory and machine
+    kv_blocks: int = fixed(16384, least=1)  # of the paged KV cache, 16 tokens each
+    timeout_minutes: float = fixed(60.0, least=1e-9)  # ranks wait this long for each other
+    check_finite: bool = False          # refuse a model whose weights contain NaN or infinity
 
 
 PRESETS = presets.EVAL
@@ -86,8 +86,6 @@ MAX_UNSCORABLE = 0.25                   # of all answers; above it a judge's acc
 
 
 def main(cfg: Config) -> None:
-    at_least(cfg, samples=1, threads=1, max_new_tokens=1, temperature=0, toy_examples=1, kv_blocks=1, block_size=1,
-             timeout_minutes=1e-9, judge_minutes=1e-9, judge_concurrency=1)
     torch.set_num_threads(cfg.threads)
     rising(cfg, "lengths")
     if len(cfg.model) > 1 and (cfg.difficulty or cfg.keep_correct):
@@ -109,8 +107,7 @@ def main(cfg: Config) -> None:
         print(note)
     lengths = cfg.lengths or (() if cfg.data else toy.LENGTHS)
     judge = build.judge(cfg.judge, cfg.judge_model, os.environ.get("JUDGE_API_KEY", ""), seed=cfg.seed, device=device,
-                        dtype=run.computing_dtype(cfg), deadline=60 * cfg.judge_minutes,
-                        concurrency=cfg.judge_concurrency) if cfg.judge else None
+                        dtype=run.computing_dtype(cfg), deadline=60 * cfg.judge_minutes) if cfg.judge else None
     settings = take_out(cfg) if cfg.out else settings_of(cfg)
     models, failures, end = [], [], 0
     for directory in cfg.model:
@@ -152,7 +149,7 @@ def sampler(cfg: Config, directory: str, device: torch.device):
     """Generator.sample of a model that is read when it is first asked, and gone when this function is."""
     generator = cache(lambda: Generator(
         Qwen.from_pretrained(directory, run.computing_dtype(cfg), device, check_finite=cfg.check_finite),
-        cfg.kv_blocks, cfg.block_size))
+        cfg.kv_blocks))
     return lambda *args, **options: generator().sample(*args, **options)
 
 

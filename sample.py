@@ -8,7 +8,6 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -18,28 +17,24 @@ from nanoqwenlong.errors import ConfigError, DataError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import run
-from nanoqwenlong.ops.flags import at_least
+from nanoqwenlong.ops.settings import Machine, fixed
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Example
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Machine):
     model: str = "assets/nano-sft"      # a Hugging Face directory
     document: str = ""                  # a UTF-8 text file
     question: str = ""
     temperature: float = 0.0            # 0: greedy
     top_p: float = 1.0
-    max_new_tokens: int = 256
+    max_new_tokens: int = fixed(256, least=1)
     seed: int = 0
     json: bool = False                  # print one JSON object: prompt_ids, completion_ids, text, answer, finish_reason
-    device: str = "cpu"
-    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # bfloat16 on a GPU, else float32
-    threads: int = 1
 
 
 def main(cfg: Config) -> None:
-    at_least(cfg, threads=1, max_new_tokens=1, temperature=0)
     torch.set_num_threads(cfg.threads)
     if not cfg.document or not cfg.question.strip():
         raise ConfigError("sample.py needs --document FILE and --question \"...\"")

@@ -39,103 +39,77 @@ from nanoqwenlong.errors import ConfigError, DataError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import presets, run
-from nanoqwenlong.ops.flags import at_least, rising
+from nanoqwenlong.ops.flags import rising
+from nanoqwenlong.ops.settings import Settings, fixed, free
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.pretrained.weights import read_json
 from nanoqwenlong.rewards import lacking, score_all
 
 
 @dataclass(frozen=True)
-class Config:
-    preset: str = ""                    # a named set of departures from these defaults, listed below
-    name: str = "rl"                    # the run is kept in RUNS_DIR/NAME
-    runs_dir: str = "runs"
-    seed: int = 0                       # decides every draw and every sample
-    model: str = "assets/nano-sft"      # a Hugging Face directory
+class Config(Settings):
+    name: str = free("rl")              # the run is kept in RUNS_DIR/NAME
     # data and curriculum
-    data: tuple[str, ...] = ()          # JSONL or parquet files; none: the toy task, short and long documents
-    task: tuple[str, ...] = ()          # only examples of these tasks, in these shares: qa=2 f1=1; none: as they come
-    skip_bad_rows: bool = False         # leave out rows that cannot be used, and say so, instead of refusing them all
-    toy_examples: int = 2000            # of the toy task for each length, when no --data is given
+    data: tuple[str, ...] = ()          # JSONL or parquet files. None: the toy task, short and long documents
+    task: tuple[str, ...] = ()          # use only these tasks, mixed in these shares: qa=2 f1=1. None: as they come
+    skip_bad_rows: bool = False         # leave out rows that cannot be used and report them, instead of refusing all
+    toy_examples: int = fixed(2000, least=1)  # of the toy task for each length, if no --data is given
     max_prompt_tokens: int = 60000      # longer prompts are dropped and counted, never cut
-    phase_lengths: tuple[int, ...] = ()  # document + question tokens that phases end at; none: the toy task's, or the
-                                        # data's median and longest
+    phase_lengths: tuple[int, ...] = ()  # the longest document + question of each phase, in tokens. None: the toy
+                                        # task's, or the median and the maximum of the data
     phase_steps: tuple[int, ...] = (30, 150)  # steps of each phase
-    lengths: tuple[int, ...] = ()       # where length buckets of the metrics end; none: where phases do
-    steps: int = 0                      # stop after so many steps in all; 0: at the end of the last phase
-    retro_fraction: float = 0.25        # of each batch: hard examples of earlier phases
+    lengths: tuple[int, ...] = ()       # upper ends of the metrics' length buckets. None: the phases' lengths
+    steps: int = free(0)                # stop after this many steps in total. 0: at the end of the last phase
+    retro_fraction: float = 0.25        # part of each batch that is hard examples of earlier phases
     retro_hard_below: float = 0.75      # an example is hard up to this mean reward
-    retro_floor: float = 0.0625         # difficulty = 1 / max(mean reward, floor)
-    difficulty: str = ""                # JSON of eval.py --difficulty; without it only this run's rewards count
+    difficulty: str = ""                # JSON from eval.py --difficulty. Without it only this run's rewards count
     # rollouts
-    prompts_per_step: int = 16
-    group_size: int = 8                 # answers per prompt
-    temperature: float = 1.0            # of the sampler and of the log-probs alike
+    prompts_per_step: int = fixed(16, least=1)
+    group_size: int = fixed(8, least=2)  # answers per prompt
+    temperature: float = fixed(1.0, least=1e-3)  # of the sampler and of the log-probs alike
     top_p: float = 1.0                  # below 1 the loss no longer scores what was sampled
-    max_new_tokens: int = 48
-    kv_blocks: int = 8192               # of the paged KV cache
-    block_size: int = 16                # tokens per block
-    max_refills: int = 0                # rounds of more prompts while groups that disagree are missing (DAPO's dynamic
-                                        # sampling)
-    max_idle_steps: int = 50            # in a row without a single such group; then the run stops
+    max_new_tokens: int = fixed(48, least=1)
+    kv_blocks: int = free(8192, least=1)  # of the paged KV cache, 16 tokens each
+    max_refills: int = 0                # sample more prompts up to this many times, while too few groups disagree
+                                        # (DAPO's dynamic sampling)
     # reward
-    judge: str = ""                     # asked for answers that the rule rejects: the URL of an OpenAI-style server
-                                        # (its key: JUDGE_API_KEY in the environment) or a Hugging Face directory
-    judge_model: str = ""               # its name on that server
-    judge_minutes: float = 5.0          # that a server may take for the answers of one round
-    judge_concurrency: int = 16         # requests at once
-    max_unscorable: float = 0.25        # share of answers that the judge may leave open; 3 steps over it end the run
-    overlong_buffer: int = 0            # tokens below --max-new-tokens within which an answer loses up to 1 of its
-                                        # reward (DAPO: 1000); 0: no penalty
+    judge: str = ""                     # scores answers that the rule rejects: the URL of an OpenAI-style server (its
+                                        # key: JUDGE_API_KEY in the environment) or a Hugging Face directory
+    judge_model: str = ""               # the judge's name on that server
+    judge_minutes: float = free(5.0, least=1e-9)  # time limit of a server for the answers of one round
+    overlong_buffer: int = 0            # an answer loses up to 1 of its reward within this many tokens below
+                                        # --max-new-tokens (DAPO: 1000). 0: no penalty
     # objective and optimisation
     advantages: Literal["grpo", "dr_grpo", "tmn", "tmn_reweight", "task_std"] = "grpo"  # divided by the group's std,
-                                        # not divided, by the task's (GoLongRL; QwenLong-L1.5: task_std)
-    min_reward_std: float = 0.01        # a group whose rewards spread less has agreed
-    loss: Literal["dapo", "grpo", "dr_grpo"] = "dapo"   # tokens weigh alike, answers do, or tokens by --max-new-tokens
-    updates_per_step: int = 1           # optimizer steps per rollout
-    old_logprobs: Literal["rollout", "recompute"] = "rollout"  # from the second update on: the sampler's, or computed
-                                        # again before the first
+                                        # not divided, or divided by the task's (GoLongRL. QwenLong-L1.5: task_std)
+    loss: Literal["dapo", "grpo", "dr_grpo"] = "dapo"   # equal weight for tokens, for answers, or for tokens divided by
+                                        # --max-new-tokens
+    updates_per_step: int = fixed(1, least=1)  # optimizer steps per rollout
+    old_logprobs: Literal["rollout", "recompute"] = "rollout"  # used from the second update on: the sampler's, or
+                                        # computed again before the first update
     clip_low: float = 0.2
     clip_high: float = 0.28
-    dual_clip: float = 0.0              # a bad token's ratio counts with this at most (GoLongRL: 3); 0: no bound
-    kl_coef: float = 0.0                # of the k3 KL to the starting model in the loss
-    measure_kl: bool = False            # keep the starting model and tell the KL to it, be it in the loss or not
-    entropy_coef: float = 0.0           # of the entropy bonus
+    dual_clip: float = 0.0              # upper bound of the ratio for tokens of bad answers (GoLongRL: 3). 0: no bound
+    kl_coef: float = 0.0                # weight in the loss of the k3 KL to the starting model
+    measure_kl: bool = False            # keep the starting model and report the KL to it, even if it is not in the loss
+    entropy_coef: float = 0.0           # weight of the entropy bonus
     learning_rate: float = 6e-4
     warmup_steps: int = 5
     weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    max_tokens: int = 16384             # in one forward pass, stems in the update apart: memory, not results
-    checkpointing: bool = False         # keep only the layers' inputs for the backward pass: less memory, more time
-    # machine
-    device: str = "cpu"                 # under torchrun, "cuda" gives each process a GPU of its own
-    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # to compute in: bfloat16 on a GPU, else float32;
-                                        # the weights and the optimizer are float32 at least
-    offload: bool = False               # keep weights, gradients and optimizer in CPU memory
-    threads: int = 1                    # CPU threads; for tiny models more are slower
-    timeout_minutes: float = 60.0       # that ranks wait for each other: longer than the longest rollout
-    # what is kept
-    resume: Literal["auto", "never"] = "auto"  # go on with the run of this name, or refuse to
-    save_every: int = 10                # steps between checkpoints
-    keep: int = 2                       # the newest checkpoints; those at the ends of phases stay as well
-    max_bad_updates: int = 3            # in a row, of a loss or gradient that is not finite; then the run stops
-    check_finite: bool = False          # refuse a model whose weights hold NaN or infinity
-    show_every: int = 20                # steps between answers printed in full; 0: never
-    dry_run: bool = False               # one whole step, nothing kept
+    max_grad_norm: float = fixed(1.0, least=1e-9)
 
 
 PRESETS = presets.RL
 HEADLINE = ("phase", "reward", "judge/error_rate", "frac_reward_zero_std", "entropy", "completions/clipped_ratio",
             "completions/mean_length", "grad_norm", "retro/frac", "step_time")
-MAX_UNJUDGED_STEPS = 3
+MIN_REWARD_STD = 0.01                   # a group whose rewards have a smaller std agrees
+MAX_UNSCORABLE = 0.25                   # the largest share of its answers that the judge may leave open
+MAX_UNJUDGED_STEPS = 3                  # stop after this many steps in a row above it
+MAX_IDLE_STEPS = 50                     # stop after this many steps in a row in which every group agreed
+SHOW_EVERY = 20                         # steps between answers printed in full
 
 
 def main(cfg: Config) -> None:
-    at_least(cfg, group_size=2, prompts_per_step=1, updates_per_step=1, max_new_tokens=1, steps=0, threads=1,
-             temperature=1e-3, learning_rate=0, clip_low=0, clip_high=0, dual_clip=0, kl_coef=0, max_tokens=1,
-             weight_decay=0, max_grad_norm=1e-9, warmup_steps=0, show_every=0, toy_examples=1, kv_blocks=1,
-             block_size=1, retro_hard_below=0, max_refills=0, max_idle_steps=1, overlong_buffer=0, min_reward_std=0,
-             entropy_coef=0, judge_minutes=1e-9, judge_concurrency=1, max_unscorable=0)
     if 0 < cfg.dual_clip <= 1:
         raise ConfigError(f"dual_clip is {cfg.dual_clip}; as a bound on ratios it belongs above 1 (0: no bound)")
     if cfg.overlong_buffer > cfg.max_new_tokens:
@@ -158,7 +132,7 @@ def train(cfg: Config, this: run.Run) -> None:
     reference = Qwen.from_pretrained(cfg.model, this.dtype, this.device, this.prepare) if (
         cfg.kl_coef or cfg.measure_kl) else None
     model.checkpointing = cfg.checkpointing
-    generator = Generator(model, cfg.kv_blocks, cfg.block_size, prefill_tokens=cfg.max_tokens)
+    generator = Generator(model, cfg.kv_blocks, prefill_tokens=cfg.max_tokens)
     longest = max(len(example.prompt_ids) for example in examples.values())
     generator.require(longest, cfg.max_new_tokens)
     optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
@@ -167,8 +141,7 @@ def train(cfg: Config, this: run.Run) -> None:
     group_loss = partial(grpo.group_loss, clip_low=cfg.clip_low, clip_high=cfg.clip_high,
                          dual_clip=cfg.dual_clip or math.inf, kl_coef=cfg.kl_coef, entropy_coef=cfg.entropy_coef)
     judge = build.judge(cfg.judge, cfg.judge_model, os.environ.get("JUDGE_API_KEY", ""), seed=cfg.seed,
-                        device=this.device, dtype=this.dtype, prepare=this.prepare, deadline=60 * cfg.judge_minutes,
-                        concurrency=cfg.judge_concurrency) if cfg.judge else None
+                        device=this.device, dtype=this.dtype, prepare=this.prepare, deadline=60 * cfg.judge_minutes) if cfg.judge else None
     this.begin(model, tokenizer, optimizer, sampler=sampler, **{"judge": judge} if judge else {})
     for phase in phases:
         num_examples = len(sampler.members[phase.number])
@@ -204,7 +177,7 @@ def train(cfg: Config, this: run.Run) -> None:
             if not refill:
                 num_groups = len(drawn)
             wanted = grpo.num_wanted(num_groups, len(informative), len(groups))
-            if not wanted or step_metrics.open_share(scores) > cfg.max_unscorable:
+            if not wanted or step_metrics.open_share(scores) > MAX_UNSCORABLE:
                 break
         minibatches = [{row: groups[row] for row in informative[i::cfg.updates_per_step]}
                        for i in range(cfg.updates_per_step)]
@@ -230,7 +203,7 @@ def train(cfg: Config, this: run.Run) -> None:
         record(sampler, batch, rewards)
         found = step_metrics.patterns_of(batch, texts)
         values = {"phase": phase.number, **kl, **step_metrics.pattern_values(found),
-                  **step_metrics.rollout_values(groups, scores, rewards, shaped, parts, cfg.min_reward_std),
+                  **step_metrics.rollout_values(groups, scores, rewards, shaped, parts, MIN_REWARD_STD),
                   **step_metrics.sampling_values(rewards, num_groups, len(informative), refill),
                   **step_metrics.judge_values(judge, scores), **step_metrics.retro_values(sampler, phase, batch),
                   **step_metrics.update_values(updates, learning_rate, cfg.kl_coef > 0),
@@ -238,7 +211,7 @@ def train(cfg: Config, this: run.Run) -> None:
         this.log.metrics(step, values)
         this.log.rollouts(step, step_metrics.words(batch, groups, texts, scores, rewards, shaped, advantages, found))
         this.log.line(step, values, HEADLINE)
-        if cfg.show_every and (step == 1 or step % cfg.show_every == 0):
+        if step == 1 or step % SHOW_EVERY == 0:
             show_words(this.log, batch[0], texts[0][0], scores[0][0])
         tell_and_stop(cfg, this, doctor.look(values), values, judge)
 
@@ -268,7 +241,7 @@ def read_data(cfg: Config, tokenizer: Tokenizer, say):
     if num_unused:
         say(f"{num_unused} examples are longer than the last phase ({ends[-1]} tokens) and are not used")
     sampler = curriculum.RetrospectiveSampler(lengths, phases, cfg.retro_fraction, cfg.retro_hard_below,
-                                              cfg.retro_floor, cfg.seed)
+                                              seed=cfg.seed)
     if cfg.difficulty:
         sampler.load_state_dict({"mean_rewards": read_difficulty(Path(cfg.difficulty), lengths)})
     return {example.id: example for example in examples}, phases, sampler
@@ -305,10 +278,10 @@ def penalties(cfg: Config, groups) -> torch.Tensor:
 def advantages_of(cfg: Config, rewards: torch.Tensor, tasks: list[str]) -> torch.Tensor:
     """(P, G), exact zeros where a group agrees."""
     if cfg.advantages in ("grpo", "dr_grpo"):
-        return grpo.group_advantages(rewards, scale=cfg.advantages == "grpo", min_std=cfg.min_reward_std)
+        return grpo.group_advantages(rewards, scale=cfg.advantages == "grpo", min_std=MIN_REWARD_STD)
     if cfg.advantages == "task_std":
-        return grpo.task_std_advantages(rewards, tasks, cfg.min_reward_std)
-    return grpo.tmn_advantages(rewards, tasks, reweight=cfg.advantages == "tmn_reweight", min_std=cfg.min_reward_std)
+        return grpo.task_std_advantages(rewards, tasks, MIN_REWARD_STD)
+    return grpo.tmn_advantages(rewards, tasks, reweight=cfg.advantages == "tmn_reweight", min_std=MIN_REWARD_STD)
 
 
 def record(sampler, batch, rewards: torch.Tensor) -> None:
@@ -323,7 +296,7 @@ def tell_and_stop(cfg: Config, this: run.Run, notes: list[str], values: dict, ju
     judge left too much open, or in which not one group disagreed, the run ends, saved."""
     for note in notes:
         this.log.say(f"    note: {note}")
-    unjudged = this.in_a_row("unjudged", values.get("judge/error_rate", 0) > cfg.max_unscorable)
+    unjudged = this.in_a_row("unjudged", values.get("judge/error_rate", 0) > MAX_UNSCORABLE)
     idle = this.in_a_row("idle", not values["sampling/informative"] and values["reward"] is not None)
     if cfg.max_refills and values["sampling/missing"]:
         this.log.say(f"    {values['sampling/missing']} groups are missing after {values['sampling/refills']} refills: "
@@ -333,14 +306,14 @@ def tell_and_stop(cfg: Config, this: run.Run, notes: list[str], values: dict, ju
         this.log.say(f"    the judge: {judge.trouble()}")
     if unjudged >= MAX_UNJUDGED_STEPS:
         this.leave(errors.JudgeUnavailable(
-            f"{unjudged} steps in a row the judge left over {cfg.max_unscorable:.0%} of the answers it was asked about "
+            f"{unjudged} steps in a row the judge left over {MAX_UNSCORABLE:.0%} of the answers it was asked about "
             f"open, at last: {judge.trouble()}; see to it, then go on with the same command"))
-    elif idle >= cfg.max_idle_steps:
+    elif idle >= MAX_IDLE_STEPS:
         this.leave(DataError(
             f"in {idle} steps in a row no group's answers earned different rewards, the last mean reward was "
             f"{values['reward']}: nothing can be learned from these examples; warm up with train_sft.py, take easier "
-            "or harder ones, or raise --group-size or --max-refills, under another --name; or let this run go on with "
-            "a higher --max-idle-steps"))
+            "or harder ones, or raise --group-size or --max-refills, under another --name; or run the "
+            "same command again to continue"))
 
 
 def show_words(logger, example, text, score) -> None:

@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import torch
 
@@ -33,60 +32,43 @@ from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import presets, run
 from nanoqwenlong.ops.flags import at_least
+from nanoqwenlong.ops.settings import Settings, fixed, free
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Branch, Family
 
 
 @dataclass(frozen=True)
-class Config:
-    preset: str = ""                    # a named set of departures from these defaults, listed below
-    name: str = "sft"                   # the run is kept in RUNS_DIR/NAME
-    runs_dir: str = "runs"
-    seed: int = 0                       # decides the order of the data and every sample
-    model: str = "assets/nano-base"     # a Hugging Face directory; "new" makes the random tiny model of toy.py
+class Config(Settings):
+    name: str = free("sft")             # the run is kept in RUNS_DIR/NAME
+    model: str = "assets/nano-base"     # a Hugging Face directory. "new" makes the random tiny model of toy.py
+    save_every: int = free(100, least=1)  # steps between checkpoints
     # data
-    data: tuple[str, ...] = ()          # JSONL or parquet files of worked responses, chats or plain text; none: the toy
+    data: tuple[str, ...] = ()          # JSONL or parquet files of worked responses, chats or plain text. None: the toy
                                         # task, short documents
-    heldout: tuple[str, ...] = ()       # files to measure accuracy on; none: the toy task's held-out documents
-    task: tuple[str, ...] = ()          # only examples of these tasks, in these shares: qa=2 f1=1; none: as they come
-    skip_bad_rows: bool = False         # leave out rows that cannot be used, and say so, instead of refusing them all
-    toy_examples: int = 4000            # of the toy task, when no --data is given
+    heldout: tuple[str, ...] = ()       # files to measure accuracy on. None: the toy task's held-out documents
+    task: tuple[str, ...] = ()          # use only these tasks, mixed in these shares: qa=2 f1=1. None: as they come
+    skip_bad_rows: bool = False         # leave out rows that cannot be used and report them, instead of refusing all
+    toy_examples: int = 4000            # of the toy task, if no --data is given
     toy_paraphrased: float = 0.0        # share of its responses that name a thing by its other word
-    toy_pages: int = 0                  # of the toy task's plain text
+    toy_pages: int = 0                  # pages of the toy task's plain text
     max_prompt_tokens: int = 20000      # longer prompts are dropped and counted, never cut
     # optimisation
-    steps: int = 800                    # optimizer steps at most
-    minutes: float = 0.0                # stop after so many minutes; 0: no limit
-    batch_size: int = 32                # examples per step
+    steps: int = free(800, least=1)     # the most optimizer steps
+    minutes: float = 0.0                # stop after this many minutes. 0: no limit
+    batch_size: int = fixed(32, least=1)  # examples per step
     learning_rate: float = 1e-3         # peak
     warmup_steps: int = 20
-    final_fraction: float = 1.0         # of the peak, reached linearly at the last step; 1: constant
+    final_fraction: float = 1.0         # of the peak, reached linearly at the last step. 1: constant
     weight_decay: float = 0.1
-    max_grad_norm: float = 1.0
-    max_tokens: int = 16384             # in one forward pass, shared documents apart: memory, not results
-    checkpointing: bool = False         # keep only the layers' inputs for the backward pass: less memory, more time
+    max_grad_norm: float = fixed(1.0, least=1e-9)
     # held-out accuracy
-    eval_every: int = 25                # steps; 0: never
-    eval_questions: int = 200
-    patience: int = 2                   # stop when so many evaluations in a row brought no new best; 0: never
+    eval_every: int = 25                # steps. 0: never
+    eval_questions: int = fixed(200, least=1)
+    patience: int = 2                   # stop after this many evaluations in a row without a new best. 0: never
     temperature: float = 1.0
-    max_new_tokens: int = 48
-    kv_blocks: int = 4096               # of the paged KV cache, 16 tokens each
-    # machine
-    device: str = "cpu"                 # under torchrun, "cuda" gives each process a GPU of its own
-    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # to compute in: bfloat16 on a GPU, else float32;
-                                        # the weights and the optimizer are float32 at least
-    offload: bool = False               # keep weights, gradients and optimizer in CPU memory
-    threads: int = 1                    # CPU threads; for tiny models more are slower
-    timeout_minutes: float = 60.0       # that ranks wait for each other
-    # what is kept
-    resume: Literal["auto", "never"] = "auto"  # go on with the run of this name, or refuse to
-    save_every: int = 100               # steps between checkpoints
-    keep: int = 2                       # the newest checkpoints
-    max_bad_updates: int = 3            # in a row, of a loss or gradient that is not finite; then the run stops
-    check_finite: bool = False          # refuse a model whose weights hold NaN or infinity
-    print_every: int = 25               # steps between console lines; metrics.jsonl has every step
-    dry_run: bool = False               # one whole step, nothing kept
+    max_new_tokens: int = fixed(48, least=1)
+    kv_blocks: int = free(4096, least=1)  # of the paged KV cache, 16 tokens each
+    print_every: int = free(25, least=1)  # steps between console lines. metrics.jsonl has every step
 
 
 PRESETS = presets.SFT
@@ -94,9 +76,8 @@ HEADLINE = ("loss", "eval/acc", "grad_norm", "learning_rate", "tokens_per_s")
 
 
 def main(cfg: Config) -> None:
-    at_least(cfg, steps=1, batch_size=1, threads=1, eval_every=0, eval_questions=1, learning_rate=0, weight_decay=0,
-             max_grad_norm=1e-9, max_tokens=1, max_new_tokens=1, temperature=0, print_every=1, minutes=0, patience=0,
-             kv_blocks=1, warmup_steps=0, final_fraction=0, toy_pages=0, toy_examples=0 if cfg.toy_pages else 1)
+    if not cfg.toy_pages:
+        at_least(cfg, toy_examples=1)
     with run.Run(cfg) as this:
         train(cfg, this)
 

@@ -4,10 +4,16 @@ from dataclasses import FrozenInstanceError, dataclass, replace
 from typing import Literal
 
 import pytest
+from conftest import ROOT
 
+import eval as eval_script
+import sample
+import train_rl
+import train_sft
 from nanoqwenlong.errors import ConfigError, DataError, ModelError, OutOfBlocks
 from nanoqwenlong.ops import flags, run
 from nanoqwenlong.ops.flags import parse
+from nanoqwenlong.ops.settings import REMOVED, Settings, fixed, free, free_names
 
 
 @dataclass(frozen=True)
@@ -15,8 +21,8 @@ class Config:
     preset: str = ""
     name: str = "run"                   # a word about the name
     runs_dir: str = "runs"
-    steps: int = 10
-    learning_rate: float = 1e-3
+    steps: int = fixed(10, least=-9)
+    learning_rate: float = fixed(1e-3, least=-9)
     data: tuple[str, ...] = ()
     ends: tuple[int, ...] = (1, 2)
     dry_run: bool = False
@@ -121,6 +127,51 @@ def test_help_is_the_source_with_its_comments_and_the_presets(words, capsys):
         "--preset tiny: --steps 3 --learning-rate 0.5 --ends 7 8", "--preset big: --steps 1000",
         f"--preset huge: as tiny, and --steps 1000000 --dry-run --name {'n' * 60} --runs-dir {'r' * 60}"]
     assert [line.split()[0] for line in presets[2].splitlines()] == ["--preset", "--name", "--runs-dir"]
+
+
+@dataclass(frozen=True)
+class Short(Settings):
+    name: str = free("short")           # another default
+    rate: float = fixed(1.0, least=0.5)  # with a comment
+                                        # that goes on
+    chance: float = 0.5                 # at least 0
+
+
+def test_help_shows_inherited_settings_once_with_the_subclass_first():
+    lines = flags.manual(Short, {}).splitlines()
+    for name in Short.__dataclass_fields__:
+        assert sum(line.startswith(f"    {name}: ") for line in lines) == 1, name
+    assert '    name: str = free("short")           # another default' in lines
+    assert lines.index("class Short(Settings):") < lines.index("class Settings(Machine):")
+    assert sum("that goes on" in line for line in lines) == 1 and max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("words, said", [
+    ("--rate 0.4", "--rate must be at least 0.5, got 0.4"), ("--rate nan", "--rate must be at least 0.5, got nan"),
+    ("--rate inf", "--rate must be a finite number of at least 0.5, got inf"), ("--seed -1", "--seed must be at least"),
+    ("--chance -0.1", "--chance must be at least 0, got -0.1"), ("--save-every 0", "--save-every must be at least 1"),
+    ("--keep 1", "--keep must be at least 2"), ("--timeout-minutes 0", "--timeout-minutes must be at least 1e-09")])
+def test_a_number_out_of_range_is_refused(words, said):
+    with pytest.raises(ConfigError) as error:
+        parse(Short, words.split())
+    assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_a_removed_flag_says_which_constant_replaced_it(name):
+    with pytest.raises(ConfigError) as error:
+        parse(Short, [f"--{name.replace('_', '-')}", "1"])
+    constant, path = REMOVED[name].split(" in ")
+    assert REMOVED[name] in str(error.value) and constant in (ROOT / path).read_text()
+    assert all(name not in script.Config.__dataclass_fields__ for script in (train_rl, train_sft, eval_script, sample))
+
+
+@pytest.mark.parametrize("script", [train_rl, train_sft, eval_script, sample], ids=lambda script: script.__name__)
+def test_another_default_leaves_a_shared_setting_free_or_fixed(script):
+    shared = free_names(Settings)
+    assert free_names(script.Config) & Settings.__dataclass_fields__.keys() == (
+        shared & script.Config.__dataclass_fields__.keys() if issubclass(script.Config, Settings) else {
+            "device", "threads"})
 
 
 def test_the_resolved_config_as_json():

@@ -146,7 +146,7 @@ def test_the_benchmarks_are_asked_for_at_the_papers_settings(tmp_path, variables
     assert (cfg.temperature, cfg.top_p, cfg.max_prompt_tokens, cfg.max_new_tokens) == (0.7, 0.95, 120000, 10000)
     assert (cfg.judge, cfg.samples) == (variables.get("JUDGE", ""), int(variables.get("SAMPLES", 1)))
     assert launched[-1:] == [f"--nproc_per_node={ranks}"] * bool(ranks)
-    blocks = -(-(cfg.max_prompt_tokens + cfg.max_new_tokens) // cfg.block_size)
+    blocks = -(-(cfg.max_prompt_tokens + cfg.max_new_tokens) // 16)
     assert blocks <= cfg.kv_blocks                                             # the longest answer there may be
 
 

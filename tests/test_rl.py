@@ -64,7 +64,7 @@ def test_a_resumed_run_says_what_is_wrong_when_the_undisturbed_one_does(in_tmp, 
     """Each fault once, for ten steps; a lost or changed metrics.jsonl is no reason to stop."""
     def notes():
         return [line for line in capsys.readouterr().out.splitlines() if "note: " in line]
-    flags = ["--phase-steps", 1, 5, "--max-idle-steps", 99, "--save-every", 1]
+    flags = ["--phase-steps", 1, 5, "--save-every", 1]
     assert rl(toy_directory, *flags, "--name", "whole") == 0
     whole = notes()
     assert whole and len({note.split(":")[1] for note in whole}) == len(whole)
@@ -170,11 +170,13 @@ def test_an_example_drawn_twice_in_a_step_is_answered_anew(in_tmp, toy_directory
 def test_steps_in_vain_end_the_run_saved_and_it_goes_on(in_tmp, toy_directory, monkeypatch, capsys):
     rewarded(monkeypatch, lambda number, example, i, text: float(i == 0 and number == 2))
     flags = ["--phase-steps", 3, 9]
-    assert rl(toy_directory, *flags, "--max-idle-steps", 3) == errors.BAD_DATA
+    monkeypatch.setattr(train_rl, "MAX_IDLE_STEPS", 3)
+    assert rl(toy_directory, *flags) == errors.BAD_DATA
     told, word = capsys.readouterr().err, json.loads((DIRECTORY / "exit.json").read_text())
     assert "in 3 steps in a row no group" in told and "--group-size" in told and told.count("\n") == 1
     assert word["code"] == 65 and word["step"] == 5 and word["checkpoint"].endswith("step_000005")
-    assert rl(toy_directory, *flags, "--max-idle-steps", 99) == 0 and len(metrics(DIRECTORY)) == 12
+    monkeypatch.setattr(train_rl, "MAX_IDLE_STEPS", 99)
+    assert rl(toy_directory, *flags) == 0 and len(metrics(DIRECTORY)) == 12
 
 
 # Rewards
@@ -209,7 +211,8 @@ def test_answers_that_nobody_could_score_are_counted_and_not_learned_from(in_tmp
     scored, weights = [], train_rl.grpo.token_weights
     monkeypatch.setattr(train_rl.grpo, "token_weights", lambda groups, which, *more: (
         scored.append(which.tolist()), weights(groups, which, *more))[1])
-    assert rl(toy_directory, "--show-every", 1) == 0
+    monkeypatch.setattr(train_rl, "SHOW_EVERY", 1)
+    assert rl(toy_directory) == 0
     rows = [strict(line) for line in (DIRECTORY / "metrics.jsonl").read_text().splitlines()]
     answers = [strict(line) for line in (DIRECTORY / "rollouts.jsonl").read_text().splitlines()]
     assert [row["reward"] for row in rows] == [None, 1.0, 1.0] and [row["updates"] for row in rows] == [0, 1, 1]

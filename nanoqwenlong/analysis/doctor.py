@@ -104,7 +104,7 @@ def judge_failing(_, rows: Rows, __):
                            f"{share:.0%} of what it was asked is left open: take a better one (--judge, --judge-model)")
     if share > 0.1:
         return share, (f"the judge left {share:.0%} of the answers that it was asked about open, and they train "
-                       "nothing: see to its server, raise --judge-minutes or lower --judge-concurrency")
+                       "nothing: see to its server, raise --judge-minutes")
 
 
 def skipped(_, rows: Rows, known: Rows):

@@ -4,9 +4,9 @@
     class Config:
         learning_rate: float = 1e-6   # peak, after the warm-up
 
-`--learning-rate 2e-6` and `--learning_rate=2e-6` both set it; `--data A B` fills a tuple; `--dry-run` alone sets a
-bool; a field of type Literal takes one of its words. A preset is a dictionary of departures from the defaults; flags
-win over presets.
+`--learning-rate 2e-6` and `--learning_rate=2e-6` both set it. `--data A B` fills a tuple. `--dry-run` alone sets a
+bool. A field of type Literal takes one of its words. A number is finite and at least 0, or at least what its field says
+(settings.py). A preset is a dictionary of values that replace the defaults. Flags win over presets.
 """
 
 import difflib
@@ -14,15 +14,17 @@ import inspect
 import json
 import textwrap
 import typing
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 
 from ..errors import ConfigError
+from .settings import REMOVED
 
 
 def parse(config_class, argv: list[str], presets: dict[str, dict] | None = None):
     """An instance of `config_class` from command-line words. `--help` prints the manual and exits.
 
-    Raises ConfigError for an unknown flag (naming the nearest), a missing or mistyped value, a flag given twice."""
+    Raises ConfigError for an unknown flag (it names the nearest one), a missing value, a value of the wrong type or out
+    of range, or a flag that is given twice."""
     presets = presets or {}
     if "--help" in argv or "-h" in argv:
         print(manual(config_class, presets))
@@ -32,7 +34,11 @@ def parse(config_class, argv: list[str], presets: dict[str, dict] | None = None)
     preset = given.get("preset", "")
     if preset and preset not in presets:
         raise ConfigError(f"--preset {preset}: there is no such preset; choose one of {', '.join(presets)}")
-    return config_class(**{**presets.get(preset, {}), **given})
+    config = config_class(**{**presets.get(preset, {}), **given})
+    for field in fields(config):
+        if hints[field.name] in (int, float):
+            at_least(config, **{field.name: field.metadata.get("least", 0)})
+    return config
 
 
 def split_flags(argv: list[str], known) -> dict[str, list[str]]:
@@ -42,6 +48,8 @@ def split_flags(argv: list[str], known) -> dict[str, list[str]]:
         if word.startswith("--"):
             flag, has_value, value = word[2:].partition("=")
             name = flag.replace("-", "_")
+            if name not in known and name in REMOVED:
+                raise ConfigError(f"--{flag} is no longer a flag; change the constant {REMOVED[name]} instead")
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
                 raise ConfigError(f"unknown flag {word.split('=')[0]}; did you mean --{near[0].replace('_', '-')}?")
@@ -111,10 +119,13 @@ def rising(config, name: str) -> None:
 
 
 def manual(config_class, presets: dict[str, dict]) -> str:
-    """The module's docstring, the dataclass as it stands in the source, and the presets: of one that has all settings
-    of an earlier one, what it has besides."""
-    module = inspect.getmodule(config_class)
-    lines = [(module.__doc__ or "").strip(), "", inspect.getsource(config_class).rstrip()]
+    """The text of --help: the script's docstring, the source of its settings and of those that it inherits, and the
+    presets. A preset that has all settings of an earlier one shows what it adds."""
+    lines = [(inspect.getmodule(config_class).__doc__ or "").strip()]
+    shown = set()
+    for base in filter(is_dataclass, config_class.__mro__):
+        lines += ["", *source_without(base, shown)]
+        shown |= base.__annotations__.keys()
     for place, (name, settings) in enumerate(presets.items()):
         base = next((other for other in list(presets)[:place] if presets[other].keys() <= settings.keys()), None)
         told = {key: value for key, value in settings.items() if base is None or presets[base].get(key) != value}
@@ -123,6 +134,20 @@ def manual(config_class, presets: dict[str, dict]) -> str:
                              subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
         lines += ["", text.replace("\0", " ")]                  # a flag and its value stay on one line
     return "\n".join(lines)
+
+
+def source_without(config_class, names: set[str]) -> list[str]:
+    """The source lines of a dataclass without the fields in `names`: a subclass gives these another default."""
+    lines, skip = [], False
+    for line in inspect.getsource(config_class).rstrip().splitlines():
+        name, colon, _ = line.strip().partition(":")
+        if colon and name in config_class.__annotations__:
+            skip = name in names
+        elif not line.startswith(" " * 30):             # not the rest of a field's comment
+            skip = False
+        if not skip:
+            lines.append(line)
+    return lines
 
 
 def flags(config) -> list[str]:

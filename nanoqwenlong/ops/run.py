@@ -29,13 +29,13 @@ from typing import NoReturn
 import torch
 
 from .. import errors, parallel
-from ..engine.kvcache import blocks_for
 from ..errors import ConfigError, SamplingError
 from ..pretrained.digest import file_digest
 from ..pretrained.weights import read_json, write_json
 from . import checkpoint, flags
 from .log import FILES, Log, progress, tell
 from .presets import SOURCES
+from .settings import free_names
 
 try:
     import fcntl
@@ -47,11 +47,6 @@ from ..errors import DONE, NonFinite, OutOfMemory, Stopped, exit_code
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 STATE = {"step", "ended", "streaks", "seconds", "logs", "config", "inputs", "states"}         # keys of state.json
-# Settings that may change when a run goes on: where it runs, how much it tells, and memory, which costs digits at most.
-FREE = {"preset", "name", "runs_dir", "resume", "dry_run", "steps", "device", "threads", "offload",
-        "timeout_minutes", "save_every", "keep", "max_bad_updates", "check_finite", "show_every", "print_every",
-        "checkpointing", "max_tokens", "kv_blocks", "block_size", "judge_minutes", "judge_concurrency",
-        "max_idle_steps", "max_unscorable"}
 
 
 def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str]) -> int:
@@ -117,7 +112,6 @@ class Run:
 
     def __enter__(self) -> "Run":
         cfg = self.config
-        flags.at_least(cfg, keep=2, save_every=1, max_bad_updates=1, timeout_minutes=1e-9)
         if cfg.name in ("", ".", "..") or Path(cfg.name).name != cfg.name:
             raise ConfigError(f"--name {cfg.name!r} should be a plain name; --runs-dir says where the run is kept")
         self.device = parallel.start(cfg.device, cfg.timeout_minutes)
@@ -185,7 +179,7 @@ class Run:
     def _compare(self, before: dict) -> None:
         """Going on with other settings would be another run."""
         now = self.settings
-        for name in sorted(now.keys() - FREE):
+        for name in sorted(now.keys() - free_names(self.config)):
             if name == "judge" and is_url(now[name]) and is_url(before.get(name, "")):
                 continue                                                       # the same model is served elsewhere now
             if name in before and before[name] != now[name]:
@@ -426,7 +420,7 @@ class Run:
         if not self.doing:
             return f"out of memory: give fewer --kv-blocks than {cfg.kv_blocks}, or --offload, or use more ranks"
         if self.doing in ("sample", "evaluate"):
-            blocks = max(cfg.kv_blocks // 2, blocks_for(longest, getattr(cfg, "block_size", 16)))
+            blocks = max(cfg.kv_blocks // 2, -(-longest // 16))
             knob = f"--kv-blocks {blocks}" if blocks < cfg.kv_blocks else ""
         elif not cfg.checkpointing:
             knob = "--checkpointing"

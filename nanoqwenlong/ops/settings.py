@@ -1,0 +1,69 @@
+"""The settings that the scripts share. A script's Config inherits them, adds its own, and may give other defaults.
+
+A setting says itself what it accepts. `free` marks a setting that may change when a run is resumed, because it decides
+where the run computes, what it keeps or reports, or how much memory it takes. Memory settings can change the last
+digits. Every other setting, `fixed` or plain, would make it another run. `least` is the smallest number accepted: 0
+unless the setting says otherwise.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+
+def free(default, least: float = 0):
+    """A setting that may change on resume."""
+    return field(default=default, metadata={"free": True, "least": least})
+
+
+def fixed(default, least: float = 0):
+    """A setting that may not change on resume."""
+    return field(default=default, metadata={"least": least})
+
+
+@dataclass(frozen=True)
+class Machine:
+    # machine
+    device: str = free("cpu")           # under torchrun, "cuda" gives each process its own GPU
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # what the model computes in. auto: bfloat16 on a
+                                        # GPU, else float32. Trained weights and the optimizer are at least float32
+    threads: int = free(1, least=1)     # CPU threads. Tiny models are slower with more
+
+
+@dataclass(frozen=True)
+class Settings(Machine):
+    # the run
+    preset: str = free("")              # a named set of values that replace these defaults, listed below
+    name: str = free("run")             # the run is kept in RUNS_DIR/NAME
+    runs_dir: str = free("runs")
+    model: str = "assets/nano-sft"      # a Hugging Face directory
+    seed: int = 0                       # decides the order of the data, every draw and every sample
+    dry_run: bool = free(False)         # one whole step, nothing kept
+    resume: Literal["auto", "never"] = free("auto")  # resume the run of this name, or refuse to
+    save_every: int = free(10, least=1)  # steps between checkpoints
+    keep: int = free(2, least=2)        # how many of the newest checkpoints to keep. Those at the ends of phases stay
+    max_bad_updates: int = free(3, least=1)  # stop after this many updates in a row with a loss or gradient that is not
+                                        # finite
+    check_finite: bool = free(False)    # refuse a model whose weights contain NaN or infinity
+    # memory and ranks
+    max_tokens: int = free(16384, least=1)  # tokens in one forward pass, not counting stems in the update. Decides
+                                        # memory, not results
+    checkpointing: bool = free(False)   # keep only each layer's input for the backward pass: less memory, more time
+    offload: bool = free(False)         # keep weights, gradients and optimizer in CPU memory
+    timeout_minutes: float = free(60.0, least=1e-9)  # how long ranks wait for each other: more than the longest rollout
+
+
+def free_names(config) -> set[str]:
+    """The names of the settings that may change when the run is resumed."""
+    return {each.name for each in fields(config) if each.metadata.get("free")}
+
+
+# Settings that are constants now: {name: where the constant is}.
+REMOVED = {
+    "block_size": "block_size in nanoqwenlong/generate.py",
+    "judge_concurrency": "concurrency in nanoqwenlong/reward/judge_server.py",
+    "max_unscorable": "MAX_UNSCORABLE in train_rl.py",
+    "max_idle_steps": "MAX_IDLE_STEPS in train_rl.py",
+    "min_reward_std": "MIN_REWARD_STD in train_rl.py",
+    "retro_floor": "floor in nanoqwenlong/curriculum.py",
+    "show_every": "SHOW_EVERY in train_rl.py",
+}
