@@ -141,7 +141,8 @@ def train(cfg: Config, this: run.Run) -> None:
     group_loss = partial(grpo.group_loss, clip_low=cfg.clip_low, clip_high=cfg.clip_high,
                          dual_clip=cfg.dual_clip or math.inf, kl_coef=cfg.kl_coef, entropy_coef=cfg.entropy_coef)
     judge = build.judge(cfg.judge, cfg.judge_model, os.environ.get("JUDGE_API_KEY", ""), seed=cfg.seed,
-                        device=this.device, dtype=this.dtype, prepare=this.prepare, deadline=60 * cfg.judge_minutes) if cfg.judge else None
+                        device=this.device, dtype=this.dtype, prepare=this.prepare,
+                        deadline=60 * cfg.judge_minutes) if cfg.judge else None
     this.begin(model, tokenizer, optimizer, sampler=sampler, **{"judge": judge} if judge else {})
     for phase in phases:
         num_examples = len(sampler.members[phase.number])
