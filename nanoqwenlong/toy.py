@@ -16,8 +16,7 @@ Two more tasks have graded rewards: f1 asks for several things at once, pairwise
     What did we send Rome, Oslo and Lima?                 ... Therefore, the answer is salt, tea, wool.
     Order the towns that we showed Tom, Ann and Bob.      ... Therefore, the answer is Bern, Lima, Oslo.
 
-And worked answers may be paraphrased (chai for tea), so that a judge has something to do that no rule can. What can be
-forgotten while learning all that are closed_book() questions: facts that stand in no document.
+And worked answers may be paraphrased (chai for tea), so that a judge has something to do that no rule can.
 """
 
 import math
@@ -30,10 +29,11 @@ from pathlib import Path
 
 import torch
 
+from .data.prompt import PROMPT
 from .errors import ConfigError
 from .model import Qwen
 from .pretrained.config import ModelConfig
-from .pretrained.tokenizer import PROMPT, Tokenizer
+from .pretrained.tokenizer import Tokenizer
 from .pretrained.weights import write_json
 from .records import Example
 
@@ -152,30 +152,9 @@ def pages(num: int, seed: int) -> list[Example]:
     return found
 
 
-def closed_book() -> list[Example]:
-    """Questions without a document, with worked responses: what each town is known for, asked by each person. The facts
-    are the same for every seed; a model has them from its warm-up or not at all."""
-    return [Example(f"closed-book-{person}-{town}", "", "", goods, messages=(("user", f"{person} asks: What is {town} "
-                                                                              "known for?"),),
-                    response=f"<think> {town} is known for {goods}.</think> Therefore, the answer is {goods}.")
-            for town, goods in zip(TOWNS, reversed(GOODS)) for person in PEOPLE]
-
-
 def split_of(document: str) -> str:
     """One document in eight is held out, by a hash of its text."""
     return "heldout" if blake2b(document.encode(), digest_size=1).digest()[0] % 8 == 0 else "train"
-
-
-def look_up_rate(model: Qwen, tokenizer: Tokenizer, num_records: int, num_documents: int = 100) -> float:
-    """How often the likeliest token after a key said again is its value: a base's own skill, without any question."""
-    rng, num_right = random.Random("look-ups"), 0
-    for _ in range(num_documents):
-        shown, received = facts(rng, num_records)
-        verb, facts_of_kind = rng.choice([("showed", shown), ("sent", received)])
-        key, value = rng.choice(list(facts_of_kind.items()))
-        ids = torch.tensor(tokenizer.encode(f"{write_document(rng, shown, received)} We {verb} {key}"))
-        num_right += tokenizer.decode([int(model.logits(ids)[-1].argmax())]) == f" {value}"
-    return num_right / num_documents
 
 
 # The tiny model: an ordinary Qwen2 directory.

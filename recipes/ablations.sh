@@ -26,7 +26,7 @@ judged() { run "$1" train_rl.py --model "$(last "other_words-${1##*-}")" --phase
 tasks() { run "$1" "$2" --task qa f1 pairwise "${@:3}"; }
 mixed() { tasks "$1" train_rl.py --model "$(last "three_tasks-${1##*-}")" --phase-steps 1 100 "${@:2}"; }
 evaluate() {   # evaluate NAME STUDY FLAGS...: all checkpoints of a study, of one seed
-    local models && models=$("$python" -m tools.ablations "$runs" --models "$2" "${1##*-}")
+    local models && models=$("$python" -m recipes.ablations "$runs" --models "$2" "${1##*-}")
     "$python" eval.py --out "$runs/eval_$1" --model $models "${@:3}" > "$runs/eval_$1.log" 2>&1 ||
         { echo "evaluating $1 failed:" && tail -n 5 "$runs/eval_$1.log"; exit 255; }
 }
@@ -36,8 +36,8 @@ for_seeds() { for seed in $seeds; do printf "%s\n" "${1//SEED/$seed}"; done; }
 export -f run sft rl phased judge_model judged tasks mixed evaluate last
 
 echo "== 1. A judge for later. Warm-ups: facts that stand in no document; then base: some look-ups in short documents"
-for_seeds '$python -m tools.toy_files $runs/data-SEED --seed SEED' | both
-$python -m tools.toy_judge "$runs/judge-0" 8000
+for_seeds '$python -m recipes.toy_files $runs/data-SEED --seed SEED' | both
+$python -m recipes.toy_judge "$runs/judge-0" 8000
 { echo 'judge_model'
   for_seeds 'sft facts-SEED assets/nano-base closed_book 120'; } | both
 for_seeds 'sft base-SEED $(last facts-SEED) base 200' | both
@@ -69,4 +69,4 @@ for_seeds 'evaluate lookups-SEED lookups --samples 8
            evaluate by_judge-SEED judge --judge $(last judge_model-0)
            evaluate by_either-SEED judge --data $runs/data-SEED/either_word.jsonl --lengths 80 200
            evaluate tasks-SEED tasks --task qa f1 pairwise' | both
-$python -m tools.ablations "$runs"
+$python -m recipes.ablations "$runs"

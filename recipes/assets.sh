@@ -27,13 +27,7 @@ seed 0; toy scale, 0.18M parameters.
 * \`nano-base\`: \`train_sft.py --preset nano-base\`, $(seconds base) seconds: language modelling on short pages,
   from random weights but for one head that starts by looking one token back (\`toy.look_back\`).
   It has never seen a question. Look-ups right when a key is said again, in documents of 8, 12, 24 and
-  36 records: $($python -c "
-from nanoqwenlong import toy
-from nanoqwenlong.model import Qwen
-from nanoqwenlong.tokenizer import Tokenizer
-base = 'assets/nano-base'
-rates = [toy.look_up_rate(Qwen.from_pretrained(base), Tokenizer(base), records) for records in (8, 12, 24, 36)]
-print(', '.join(f'{rate:.0%}' for rate in rates))").
+  36 records: $($python -m recipes.look_ups assets/nano-base 8 12 24 36).
 * \`nano-sft\`: \`train_sft.py\` on the base, $(seconds sft) seconds: worked answers on short documents.
 
 Held-out accuracy, sampled at temperature 1 (\`eval.py\`):

@@ -4,8 +4,8 @@
 #     SFT=sft.jsonl TRAIN=train.jsonl TEST=heldout.jsonl bash recipes/eight_gpus.sh
 #     PRESET=qwen2.5-7b SFT=... TRAIN=... TEST=... bash recipes/eight_gpus.sh            a smaller one, on GPUs of 80 GB
 #
-# `--preset r1-distill-qwen-14b` (nanoqwenlong/ops/presets.py has the source of each setting): 128 prompts x 8 answers of up
-# to 10,000 tokens, 4 updates a step, learning rate 2e-6, phases of 50 steps on (0, 20K] and (20K, 60K] tokens, where
+# `--preset r1-distill-qwen-14b` (nanoqwenlong/ops/presets.py has the source of each setting): 128 prompts x 8 answers
+# of up to 10,000 tokens, 4 updates a step, learning rate 2e-6, phases of 50 steps on (0, 20K] and (20K, 60K] tokens, where
 # examples that nobody answered come back. MODEL=DIR takes another model than the preset's. Departures, marked (*):
 # (*) The steps of each phase, and the share of hard examples in a batch, are ours: the paper does not tell them.
 # (*) top_p 1 instead of 0.95 in training: the loss scores what was sampled (docs/departures.md).

@@ -11,7 +11,7 @@ last() { printf '%s\n' "$runs/$1"/checkpoints/step_* | tail -n 1; }
 mkdir -p "$runs"
 
 echo "== 1. A judge: a new tiny model learns which answers are the same, from prompts as a judge sees them"
-$python -m tools.toy_judge "$runs" 8000
+$python -m recipes.toy_judge "$runs" 8000
 $python train_sft.py "${flags[@]}" --name judge --model "$runs/new" --data "$runs/rows.jsonl" --learning-rate 5e-3 \
     --steps 1000 --final-fraction 0.1 --eval-every 0
 

@@ -5,7 +5,7 @@ import math
 import shutil
 
 import pytest
-from tools import ablations, toy_files
+from recipes import ablations, toy_files
 
 CHECKPOINTS = {"single": (10, 20, 30, 40)}
 

@@ -224,8 +224,8 @@ class Characters:
         self.encoded.append(text)
         return [ord(char) for char in text]
 
-    def prompt(self, document_ids, question_ids):
-        return [1, *document_ids, 2, *question_ids, 3, 4]
+    def pieces(self, content, places):
+        return [1], [2], [3, 4]
 
     def chat_parts(self, messages):
         if "system" in dict(messages):

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tools import ablations
+from recipes import ablations
 
 import eval as eval_script
 import train_rl

@@ -2,7 +2,7 @@
 
 import json
 
-from tools import toy_files, toy_judge
+from recipes import toy_files, toy_judge
 
 from nanoqwenlong import data, toy
 from nanoqwenlong.model import Qwen

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipes.look_ups import look_up_rate
 
 from nanoqwenlong import data, rewards, toy
 from nanoqwenlong.analysis import evaluate
@@ -124,7 +125,7 @@ def load(name: str):
 
 def test_the_base_looks_things_up_in_short_documents_and_less_surely_in_long_ones():
     model, tokenizer = load("nano-base")
-    short, long = (toy.look_up_rate(model, tokenizer, records) for records in (toy.SHORT[1], toy.LONG[1]))
+    short, long = (look_up_rate(model, tokenizer, records) for records in (toy.SHORT[1], toy.LONG[1]))
     assert short >= 0.9 and long <= short - 0.05
 
 

@@ -17,6 +17,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
+from ..data.prompt import document_in
 from ..records import Example
 from ..reward.measures import CJK, SPELT, WORD
 
@@ -220,6 +221,4 @@ def read_by(example: Example) -> str:
     'Tom is in Oslo.'
     """
     turn = max((content for _, content in example.messages), key=len, default=example.document)
-    begun, _, rest = turn.partition("<text>")
-    inside, ended, _ = rest.rpartition("</text>")
-    return inside.strip() if example.messages and ended else turn
+    return document_in(turn) if example.messages else turn

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from .. import rewards
 from ..curriculum import epoch_order
-from ..errors import ConfigError, DataError, ModelError
-from ..records import Branch, Example
+from ..errors import ConfigError, DataError
+from ..records import Example
 from . import schemas
 from .schemas import kind, without_nulls
 
@@ -179,64 +179,6 @@ def _take(names: Sequence[str], scalars: Sequence) -> dict:
 
 # Examples
 
-def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int, cut: bool = False
-             ) -> tuple[list[Example], int]:
-    """Examples with prompt_ids and length filled in, and how many were dropped for a prompt over `max_prompt_tokens`.
-
-    Training drops them: an answer may stand anywhere in a document, and what cannot be known is not to be rewarded. An
-    evaluation has to ask every question. With `cut` such a prompt keeps the first and the last half of its document
-    (of a chat, of its longest turn), has `max_prompt_tokens` tokens and says in num_cut what it lost; `length` stays
-    the whole's. The number is then that of those cut, and one without room for any document raises DataError. Equal
-    documents are encoded once."""
-    kept, documents, no_room = [], {}, []
-    for example in examples:
-        if example.messages:
-            parts, longest, length = _chat(example, tokenizer)
-            prompt = [token for part in parts for token in part]
-        else:
-            if example.document not in documents:
-                documents[example.document] = tokenizer.encode(example.document.strip())
-            document, question = documents[example.document], tokenizer.encode(example.question.strip())
-            prompt = document if example.task == "text" else tokenizer.prompt(document, question)
-            length = len(document) + len(question)
-        num_cut = max(0, len(prompt) - max_prompt_tokens)
-        if num_cut and cut:
-            whole = parts[longest] if example.messages else document
-            if num_cut >= len(whole):
-                no_room.append(example.id)
-                continue
-            some = without_middle(whole, len(whole) - num_cut)
-            prompt = tokenizer.prompt(some, question) if not example.messages else [
-                token for place, part in enumerate(parts) for token in (some if place == longest else part)]
-        if len(prompt) <= max_prompt_tokens:
-            kept.append(replace(example, prompt_ids=tuple(prompt), length=length, num_cut=num_cut))
-    if no_room:
-        raise DataError(f"{len(no_room)} of {len(examples)} questions leave no room for a document in a prompt of "
-                        f"{max_prompt_tokens} tokens (the first is {no_room[0]!r}): give more --max-prompt-tokens")
-    if examples and not kept:
-        raise DataError(f"all {len(examples)} prompts are longer than {max_prompt_tokens} tokens")
-    return kept, sum(example.num_cut > 0 for example in kept) if cut else len(examples) - len(kept)
-
-
-def without_middle(ids: Sequence[int], length: int) -> list[int]:
-    """The first and the last half of `length` ids, of which the first has one more if they are odd.
-
-    >>> without_middle([1, 2, 3, 4, 5, 6], 3), without_middle([1, 2], 1)
-    ([1, 2, 6], [1])
-    """
-    return [*ids[:length - length // 2], *ids[len(ids) - length // 2:]]
-
-
-def _chat(example: Example, tokenizer) -> tuple[list[list[int]], int, int]:
-    """A chat's ids in parts, the place of its longest turn among them, and how many ids are the turns'."""
-    try:
-        parts = tokenizer.chat_parts(example.messages)
-    except ModelError as error:
-        raise DataError(f"example {example.id!r}: {error}") from None
-    turns = range(1, len(parts), 2)
-    return parts, max(turns, key=lambda place: len(parts[place])), sum(len(parts[place]) for place in turns)
-
-
 def shares(words: Sequence[str]) -> dict[str, float]:
     """What --task says: {task: share}, a share being 1 if it is left out. Raises ConfigError.
 
@@ -272,15 +214,3 @@ def mix(examples: Sequence[Example], shares: Mapping[str, float], seed: int) -> 
         order = epoch_order(len(found), f"{seed}/mix/{task}")
         kept += [found[i] for i in order[:max(1, round(unit * shares[task]))]]
     return [examples[i] for i in sorted(kept)]
-
-
-def sft_branch(example: Example, tokenizer) -> Branch:
-    """The whole sequence as one branch of an empty stem. Targets share a weight of 1: the loss of an example is the
-    mean over its response (QwenLong-L1, Eq. 11); plain text is learned token by token."""
-    if example.task == "text":
-        ids, num_targets = (*example.prompt_ids, tokenizer.eos_id), len(example.prompt_ids)
-    else:
-        response = tokenizer.encode_response(example.response)
-        ids, num_targets = (*example.prompt_ids, *response), len(response)
-    weights = (0.0,) * (len(ids) - 1 - num_targets) + (1 / num_targets,) * num_targets
-    return Branch(ids[:-1], ids[1:], weights)

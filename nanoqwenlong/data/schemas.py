@@ -28,6 +28,7 @@ from .. import rewards
 from ..errors import DataError
 from ..records import Example
 from ..reward import answers
+from .prompt import question_in
 
 ROLES = ("system", "user", "assistant")
 SINGLE = ("qa", "number", "choice", "em", "accuracy", "math")                  # tasks whose answer is one value
@@ -316,9 +317,7 @@ def _asked(row: dict, messages, *paths: str) -> str:
     for path in paths:
         if _at(row, path, "") != "":
             return _text(row, path)
-    said = messages[-1][1]
-    start, end = said.rfind("</text>"), said.rfind("Format your response as follows")
-    return said[start + len("</text>"):end].strip() if 0 <= start < end else ""
+    return question_in(messages[-1][1])
 
 
 # Gold answers

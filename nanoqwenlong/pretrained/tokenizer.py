@@ -14,12 +14,7 @@ from pathlib import Path
 from ..errors import ModelError
 from .weights import read_json
 
-# QwenLong-L1, Table 1; document and question are stripped.
-PROMPT = ('Please read the following text and answer the question below.\n\n<text>\n{document}\n</text>\n\n{question}'
-          '\n\nFormat your response as follows: "Therefore, the answer is (insert answer here)".')
-DOCUMENT, QUESTION, TURN = "\ue000document\ue000", "\ue000question\ue000", "\ue000turn {}\ue000"
-                                                                       # placeholders that no template contains
-
+TURN = "\ue000turn {}\ue000"                   # a placeholder that no template contains
 THINK = ("<think>", "</think>")
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
@@ -54,8 +49,8 @@ class Tokenizer:
         self.plain = tokenizers.Tokenizer.from_str(json.dumps(plain))
         self.special_ids = frozenset(self.hf.get_added_vocab().values())
         self.directory, self.chats = directory, {}                   # chats: {roles: what stands around their turns}
-        around = self._around([("user", PROMPT.format(document=DOCUMENT, question=QUESTION))], (DOCUMENT, QUESTION))
-        self.pieces = tuple(self._encode_template(text) for text in around)
+        self.filled: dict[str, list[list[int]]] = {}                 # {content: its pieces}
+        around = self._around([("user", TURN)], [TURN])
         self.opens_think = around[-1].rstrip().endswith(THINK[0])    # R1-Distill's template writes the <think> itself
         self.vocab_size = max(self.hf.get_vocab().values()) + 1
         if (directory / "config.json").is_file():
@@ -113,10 +108,12 @@ class Tokenizer:
             ids += self.hf.encode(piece, add_special_tokens=False) if piece in THINK else self.encode(piece)
         return [*ids, self.eos_id]
 
-    def prompt(self, document_ids: list[int], question_ids: list[int]) -> list[int]:
-        """One user turn in the paper's template, ready for the answer."""
-        before, between, after = self.pieces
-        return [*before, *document_ids, *between, *question_ids, *after]
+    def pieces(self, content: str, places: Sequence[str]) -> list[list[int]]:
+        """The ids before, between and after the placeholders in one user turn that says `content`, open for the
+        answer. Raises ModelError if the chat template drops, repeats or reorders one."""
+        if content not in self.filled:
+            self.filled[content] = [self._encode_template(text) for text in self._around([("user", content)], places)]
+        return self.filled[content]
 
     def chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """The ids of a chat of (role, content), open for the answer. Whatever a content says, it is plain text, and it

@@ -1,6 +1,6 @@
 """The toy task as files of rows, for experiments that mix what the scripts make up singly:
 
-    python -m tools.toy_files runs/ablations [--seed 1]
+    python -m recipes.toy_files runs/ablations [--seed 1]
 
     base.jsonl         2,000 worked answers about short documents, and the closed-book questions
     sft_short.jsonl    4,000 others about short documents
@@ -27,8 +27,17 @@ def either_word(example: Example) -> Example:
     return replace(example, answer=(example.answer, other)) if other else example
 
 
+def closed_book() -> list[Example]:
+    """Questions without a document, with worked responses: what each town is known for, asked by each person. The facts
+    are the same for every seed; a model has them from its warm-up or not at all."""
+    return [Example(f"closed-book-{person}-{town}", "", "", goods, messages=(("user", f"{person} asks: What is {town} "
+                                                                              "known for?"),),
+                    response=f"<think> {town} is known for {goods}.</think> Therefore, the answer is {goods}.")
+            for town, goods in zip(toy.TOWNS, reversed(toy.GOODS)) for person in toy.PEOPLE]
+
+
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.toy_files", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m recipes.toy_files", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="of documents and questions")
@@ -46,11 +55,11 @@ def write(directory: Path, seed: int) -> None:
     base, sft, rl = (f"{seed}/{name}" for name in ("base", "sft", "rl"))
     short = toy.examples(4000, toy.SHORT, sft)
     for name, examples in {
-            "base": toy.examples(2000, toy.SHORT, base) + toy.closed_book(),
+            "base": toy.examples(2000, toy.SHORT, base) + closed_book(),
             "sft_short": short,
             "sft_long": short[:2000] + toy.examples(2000, toy.LONG, sft),
             "rl": toy.examples(2000, toy.SHORT, rl) + toy.examples(2000, toy.LONG, rl),
-            "closed_book": toy.closed_book(),
+            "closed_book": closed_book(),
             "either_word": [either_word(example) for records in (toy.SHORT, toy.LONG)
                             for example in toy.examples(200, records, 0, "heldout")]}.items():
         lines = [json.dumps(schemas.row(example), ensure_ascii=False) + "\n" for example in examples]

@@ -1,6 +1,6 @@
 """A judge at toy scale, to be trained: rows that teach it, and a random tiny model that knows their words.
 
-    python -m tools.toy_judge runs/judge 8000               makes runs/judge/rows.jsonl and the model in runs/judge/new
+    python -m recipes.toy_judge runs/judge 8000        makes runs/judge/rows.jsonl and the model in runs/judge/new
 
 A row is a prompt as judge.py writes it, and a reply: both answers again, and whether they name the same thing. The
 things of the toy task have two names each (toy.OTHER_WORDS). Beside pairs of the same and of different names there are

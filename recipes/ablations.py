@@ -1,7 +1,7 @@
 """The tables and the picture of recipes/ablations.sh, from the files that its runs left behind:
 
-    python -m tools.ablations runs/ablations                 writes table.md and ablations.png there
-    python -m tools.ablations runs/ablations --models lookups 0      the checkpoints of a study that are evaluated
+    python -m recipes.ablations runs/ablations                 writes table.md and ablations.png there
+    python -m recipes.ablations runs/ablations --models lookups 0      the checkpoints of a study that are evaluated
 
 A run is named KIND-SEED; what is compared with what stands in STUDIES. A cell is the mean over the seeds and their
 standard deviation. A seed that a kind lacks while others have it is an error, not a smaller sample.
@@ -202,7 +202,7 @@ def pairs(axes, rates: dict[str, list[float]]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.ablations", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m recipes.ablations", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="where the runs of recipes/ablations.sh are")
     parser.add_argument("--models", nargs=2, metavar=("STUDY", "SEED"), help="print these and do nothing else")
