@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from tools import doctor as tool
 
 import train_rl
-from nanoqwenlong.analysis.doctor import RULES, WINDOW, Doctor, diagnose
+from nanoqwenlong import errors
+from nanoqwenlong.analysis.doctor import RULES, WINDOW, Doctor, diagnose, stop_reason
 
 NAN, INF = float("nan"), float("inf")
 
@@ -37,7 +38,7 @@ def names(rows: list[dict]) -> set[str]:
     doctor, found = Doctor(), set()
     for row in rows:
         doctor.look(row)
-        found |= {finding.name for finding in doctor.found}
+        found |= {finding.name for finding in doctor.findings}
     return found
 
 
@@ -71,7 +72,7 @@ def test_each_fault_is_told_by_its_own_name_and_no_other(name):
 
 
 def test_every_rule_has_its_broken_run():
-    assert BROKEN.keys() == RULES.keys()
+    assert BROKEN.keys() == {name for name, _, _ in RULES}
 
 
 # Thresholds, both sides of each
@@ -119,10 +120,10 @@ def test_thresholds(name, fine, bad):
     ("answers cut off", filled(5, completions__clipped_ratio=0.9) + filled(5, completions__clipped_ratio=1),
      ("95%", "--max-new-tokens")),
     ("nothing parsed", filled(answers__extracted=0.05), ("5%", "train_sft.py")),
-    ("groups all alike", filled(frac_reward_zero_std=1.0, reward=0.0), ("all groups", "wrong", "easier")),
+    ("groups all alike", filled(frac_reward_zero_std=1.0, reward=0.0), ("100% of the groups", "wrong", "easier")),
     ("groups all alike", filled(frac_reward_zero_std=0.98, accuracy=1.0, reward=0.5), ("98%", "right", "harder")),
-    ("groups all alike", filled(frac_reward_zero_std=1, reward=0.5), ("all groups", "--max-refills")),
-    ("groups all alike", filled(frac_reward_zero_std=1, reward=None), ("all groups", "--max-refills")),
+    ("groups all alike", filled(frac_reward_zero_std=1, reward=0.5), ("100% of the groups", "--max-refills")),
+    ("groups all alike", filled(frac_reward_zero_std=1, reward=None), ("100% of the groups", "--max-refills")),
     ("judge failing", filled(judge__canaries_wrong=2, judge__error_rate=0.5), ("10 of 10", "50%", "--judge-model")),
     ("KL spikes", filled(8, kl=0.02) + filled(1, kl=2.5) + filled(1, kl=0.5), ("2.5", "2 of 10", "0.02", "--learning")),
     ("rollout gap large", filled(rollout_gap=2.0), ("2 in", "7.4", "--dtype"))])
@@ -162,16 +163,59 @@ def test_the_doctor_finds_what_is_found_in_the_whole_run():
         doctor = Doctor()
         for place, row in enumerate(rows):
             doctor.look(row)
-            assert doctor.found == diagnose(rows[:place + 1]) and len(doctor.rows) <= 2 * WINDOW
+            assert doctor.findings == diagnose(rows[:place + 1]) and len(doctor.rows) <= 2 * WINDOW
 
 
 def test_a_finding_is_said_once_a_window_and_the_obvious_at_the_first_step():
     doctor, cut, fine = Doctor(), {"completions/clipped_ratio": 1.0}, {"completions/clipped_ratio": 0.0}
     said = [doctor.look(row) for row in [cut] * 15 + [fine] * 15 + [cut] * 15]
     assert [step for step, notes in enumerate(said, start=1) if notes] == [1, 12, 36]
-    assert said[0][0].startswith("answers cut off: 100% of the answers were cut")
+    assert said[0][0].startswith("answers cut off: 100% of the answers were cut off")
     assert all(Doctor().look(broken(name)[place])[0].startswith(name) for name, place in (
         ("nothing parsed", 0), ("judge failing", 40), ("groups all alike", 40)))
+
+
+# What ends a run
+
+class Judge:
+    def trouble(self):
+        return "3 of 4 questions without a verdict"
+
+
+def reasons(rows: list[dict], judge=None) -> list:
+    """The reason to stop after each row; a streak is counted as run.Run does."""
+    streaks = {}
+
+    def in_a_row(what, happened):
+        streaks[what] = streaks.get(what, 0) + 1 if happened else 0
+        return streaks[what]
+    return [stop_reason({"sampling/informative": 1, "reward": 0.5, **row}, in_a_row, judge) for row in rows]
+
+
+def test_three_unjudged_steps_in_a_row_end_the_run():
+    fine, bad = {"judge/error_rate": 0.25}, {"judge/error_rate": 0.26, "sampling/informative": 0, "reward": None}
+    told = reasons([bad, bad, fine, bad, bad, bad, bad], Judge())
+    assert told[:5] == [None] * 5 and all(isinstance(error, errors.JudgeUnavailable) for error in told[5:])
+    assert "3 steps in a row" in str(told[5]) and "25%" in str(told[5]) and Judge().trouble() in str(told[5])
+    assert Doctor().look(bad, Judge())[-1] == "the judge: 3 of 4 questions without a verdict"
+    assert not any("the judge: " in note for note in Doctor().look(bad) + Doctor().look(fine, Judge()))
+
+
+def test_fifty_idle_steps_in_a_row_end_the_run_and_it_may_be_resumed_for_fifty_more():
+    idle = {"sampling/informative": 0, "reward": 0.0}
+    told = reasons([idle] * 49 + [{}] + [idle] * 101 + [{**idle, "reward": None}] + [idle] * 49)
+    assert [step for step, error in enumerate(told, start=1) if error] == [100, 150]
+    assert isinstance(told[99], errors.DataError) and "50 steps in a row" in str(told[99]) and "100" in str(told[149])
+    assert "--group-size" in str(told[99]) and "\n" not in str(told[99])
+
+
+def test_groups_that_are_missing_after_refills_are_reported_at_each_step():
+    doctor, row = Doctor(), {"sampling/refills": 3, "sampling/missing": 2, "sampling/informative": 2,
+                             "sampling/all_wrong": 9, "sampling/all_right": 1}
+    for _ in range(3):
+        assert doctor.look(row)[-1] == ("2 groups are missing after 3 refills: 2 disagreed, 9 were all wrong, "
+                                        "1 all right")
+    assert doctor.look({**row, "sampling/refills": 0}) == doctor.look({**row, "sampling/missing": 0}) == []
 
 
 VALUES = st.one_of(st.none(), st.sampled_from([NAN, INF, -INF, 0, 1, 10**400, -10**400, 1e300, "x", True, [], {}]),

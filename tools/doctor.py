@@ -1,12 +1,12 @@
-"""What was wrong with a run of train_rl.py, from its metrics.jsonl:
+"""What was wrong with runs of train_rl.py, judged from their metrics.jsonl:
 
     python -m tools.doctor runs/my-rl [runs/other ...]
 
-One line for each fault: its name, the steps at which it was there (each judged with the nine before it, of the same
-phase), and a sentence with the worst figure and the flag to change. nanoqwenlong/analysis/doctor.py has the rules; train_rl.py
-says the same while it trains. The file of a run that is still going may be read; a half-written last line is left out.
+Prints a line for each fault: its name, the steps at which it was there, and a sentence with the worst figure and the
+flag to change. nanoqwenlong/analysis/doctor.py has the rules. train_rl.py prints the same while it trains. A run may
+still be going: a half-written last line is left out.
 
-Exit code: 0 where no run has a fault, 1 where one has, 65 or 66 where a file cannot be read or is missing.
+Exit code: 0 if no run has a fault, 1 if one has, 65 if a file cannot be read, 66 if it is missing.
 """
 
 import argparse
@@ -15,43 +15,41 @@ from pathlib import Path
 
 from tools.series import PlotError, read_metrics
 
-from nanoqwenlong.analysis.doctor import Doctor, Finding
+from nanoqwenlong.analysis.doctor import Doctor
 
 
 def report(rows: list[dict]) -> list[str]:
-    """A line for each fault, in the order in which they began; none for a healthy run."""
+    """A line for each fault, in the order in which they began. Empty for a healthy run."""
     doctor, times, worst = Doctor(), {}, {}
     for number, row in enumerate(rows, start=1):
         doctor.look(row)
-        for finding in doctor.found:
+        for finding in doctor.findings:
             times.setdefault(finding.name, []).append(row.get("step", number))
             worst[finding.name] = max(worst.get(finding.name, finding), finding, key=lambda f: f.badness)
-    return [describe(worst[name], steps, len(rows)) for name, steps in times.items()]
-
-
-def describe(finding: Finding, steps: list, num_steps: int) -> str:
-    when = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
-    return f"{finding.name} ({when}: {len(steps)} of {num_steps}): {finding.sentence}"
+    lines = []
+    for name, steps in times.items():
+        when = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+        lines.append(f"{name} ({when}: {len(steps)} of {len(rows)}): {worst[name].sentence}")
+    return lines
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.doctor", description=__doc__,
+    parser = argparse.ArgumentParser("python -m tools.doctor", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="directories of runs")
     code = 0
     for run in parser.parse_args(argv).runs:
         try:
-            rows = read_metrics(run / "metrics.jsonl")
+            lines = report(rows := read_metrics(run / "metrics.jsonl"))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            print(f"{error.filename} is not there; give the directory of a run", file=sys.stderr)
+            code = 66
         except (PlotError, OSError) as error:
-            missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-            print(f"{error.filename} is not there; give the directory of a run" if missing else
-                  f"{error.filename} cannot be read: {error.strerror}" if isinstance(error, OSError) else error,
-                  file=sys.stderr)
-            code = max(code, 66 if missing else 65)
-            continue
-        lines = report(rows)
-        code = max(code, int(bool(lines)))
-        print("\n".join(f"{run}: {line}" for line in lines or [f"no complaint in {len(rows)} steps"]))
+            print(error, file=sys.stderr)
+            code = max(code, 65)
+        else:
+            code = max(code, int(bool(lines)))
+            print("\n".join(f"{run}: {line}" for line in lines or [f"no complaint in {len(rows)} steps"]))
     return code
 
 

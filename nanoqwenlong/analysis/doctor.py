@@ -1,27 +1,32 @@
-"""What is wrong with a run, told from its numbers: faults that waste days because a run with them goes on. Pure Python.
+"""What is wrong with a training run, judged from its metrics. Pure Python.
 
-    diagnose(rows) -> findings      rows: lines of metrics.jsonl up to now; the last WINDOW of their last phase count
-    Doctor().look(values) -> notes  the same while training, without saying everything at every step
+A run with one of these faults does not crash. It wastes days instead.
 
-Each rule takes the first rows of the phase and its last ones, and returns how bad it is and a sentence with the figure
-and the flag to change, or None. Values that are missing, null or not finite are as if not measured (except where not
-being finite is the fault). A rule that explains another silences it: answers that are cut cannot be parsed.
+    diagnose(rows)         the faults at the last of these steps. A row is a line of metrics.jsonl
+    Doctor().look(values)  the same step by step while training, without repeating itself at every step
+    stop_reason(...)       the error to end a run with, or None
+
+Values that are missing, null or not finite count as not measured. If one fault explains another, only the cause is
+reported: answers that are cut off cannot be parsed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from math import exp
+from math import exp, inf, nan
 from statistics import fmean, median
 from typing import NamedTuple
 
+from ..errors import DataError, JudgeUnavailable, UserError
+
 Rows = Sequence[Mapping]
-WINDOW = 10                             # steps that are looked at together
+WINDOW = 10                             # steps that a rule looks at
+MAX_UNSCORABLE = 0.25                   # a step is unjudged if the judge left more than this share open
+MAX_UNJUDGED_STEPS = 3                  # in a row, then the run stops
+MAX_IDLE_STEPS = 50                     # in a row in which no group disagreed, then the run stops
 
 
 class Finding(NamedTuple):
-    """One fault: its name, how bad it is (more is worse; comparable between findings of one name), what to do."""
-
     name: str
-    badness: float
+    badness: float                      # comparable between findings of one name
     sentence: str
 
 
@@ -31,40 +36,74 @@ def diagnose(rows: Rows) -> list[Finding]:
     >>> [finding.name for finding in diagnose([{"completions/clipped_ratio": 0.95, "answers/extracted": 0.02}])]
     ['answers cut off']
     """
-    own = [row for row in rows if row is rows[-1] or row.get("phase") == rows[-1].get("phase")]
-    found = {name: result for name, rule in RULES.items() if own and (result := rule(own[:WINDOW], own[-WINDOW:], own))}
-    return [Finding(name, *result) for name, result in found.items()
-            if not any(cause in found for cause in EXPLAINED_BY.get(name, ()))]
+    known = [row for row in rows if row is rows[-1] or row.get("phase") == rows[-1].get("phase")]
+    findings = {}
+    for name, check, sentence in RULES if known else ():
+        figures = check(known[:WINDOW], known[-WINDOW:], known)
+        if figures:
+            findings.setdefault(name, Finding(name, figures[0], sentence.format(*figures)))
+    return [finding for name, finding in findings.items()
+            if not any(cause in findings for cause in EXPLAINED_BY.get(name, ()))]
 
 
 class Doctor:
     """Looks at a run step by step.
 
     >>> doctor, bad = Doctor(), {"completions/clipped_ratio": 1.0}
-    >>> [len(doctor.look(bad)) for _ in range(12)]             # said again when it was not said for WINDOW steps
+    >>> [len(doctor.look(bad)) for _ in range(12)]             # reported again after WINDOW steps of silence
     [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
     """
 
     def __init__(self):
-        self.rows: list[Mapping] = []                          # of this phase, its first and its last ones
-        self.step, self.said = 0, {}
-        self.found: list[Finding] = []                         # all of the last step, said or not
+        self.rows: list[Mapping] = []                          # the first and the last rows of the present phase
+        self.step, self.reported = 0, {}                       # name of a fault -> step at which it was last reported
+        self.findings: list[Finding] = []                      # all faults at the last step, reported or not
 
-    def look(self, values: Mapping) -> list[str]:
-        """What is to be said after a step, given its metrics."""
+    def look(self, values: Mapping, judge=None) -> list[str]:
+        """The notes to print after a step with these metrics. judge: asked for its trouble if it left much open."""
         if self.rows and self.rows[-1].get("phase") != values.get("phase"):
             self.rows.clear()
         self.rows.append(values)
         del self.rows[WINDOW:-WINDOW]
         self.step += 1
-        self.found = diagnose(self.rows)
-        new = [finding for finding in self.found if self.step - self.said.get(finding.name, -WINDOW) > WINDOW]
-        self.said |= {finding.name: self.step for finding in new}
-        return [f"{finding.name}: {finding.sentence}" for finding in new]
+        self.findings = diagnose(self.rows)
+        new = [finding for finding in self.findings if self.step - self.reported.get(finding.name, -WINDOW) > WINDOW]
+        self.reported |= {finding.name: self.step for finding in new}
+        notes = [f"{finding.name}: {finding.sentence}" for finding in new]
+        if values.get("sampling/refills") and values.get("sampling/missing"):
+            notes.append(MISSING.format_map(values))
+        if judge and is_unjudged(values):
+            notes.append(f"the judge: {judge.trouble()}")
+        return notes
 
+
+def is_unjudged(values: Mapping) -> bool:
+    return (values.get("judge/error_rate") or 0) > MAX_UNSCORABLE
+
+
+def stop_reason(values: Mapping, in_a_row: Callable[[str, bool], int], judge=None) -> UserError | None:
+    """The error to end a run with after a step with these metrics, or None to continue.
+
+    in_a_row(what, happened) counts how many steps in a row `what` has happened: run.Run.in_a_row."""
+    unjudged = in_a_row("unjudged", is_unjudged(values))
+    idle = in_a_row("idle", not values["sampling/informative"] and values["reward"] is not None)
+    if unjudged >= MAX_UNJUDGED_STEPS:
+        return JudgeUnavailable(
+            f"{unjudged} steps in a row the judge left over {MAX_UNSCORABLE:.0%} of its questions open, at last: "
+            f"{judge.trouble()}; repair it, then resume with the same command")
+    if idle and idle % MAX_IDLE_STEPS == 0:
+        return DataError(
+            f"in {idle} steps in a row no group's answers earned different rewards (the last mean was "
+            f"{values['reward']}): warm up with train_sft.py, take easier or harder examples, or raise --group-size or "
+            f"--max-refills, under another --name; the same command resumes for {MAX_IDLE_STEPS} more steps")
+    return None
+
+
+# The rules. A check gets the first rows of the phase, its last rows, and all known ones. It returns the badness and
+# other figures for the sentence, or something false.
 
 def measured(rows: Rows, *keys: str) -> list[float]:
-    """Of each row its value of the first key that it has, if that is a finite number.
+    """The value of the first of these keys that a row has, for each row where it is a finite number.
 
     >>> measured([{"a": 1}, {"a": None}, {"a": float("nan")}, {}, {"b": 2.5, "c": 3}], "a", "b")
     [1, 2.5]
@@ -73,130 +112,133 @@ def measured(rows: Rows, *keys: str) -> list[float]:
     return [value for value in values if isinstance(value, int | float) and -1e300 < value < 1e300]
 
 
-def broken(value) -> bool:
-    """Whether a value is NaN or infinite."""
-    return isinstance(value, float) and not -1e300 < value < 1e300
-
-
-# The rules: (first rows of the phase, last ones, all that are known) -> (badness, sentence), or None
-
-def cut_off(_, rows: Rows, __):
-    """Over half: then most of what is learned is to be short."""
-    share = fmean(measured(rows, "completions/clipped_ratio") or [0])
-    if share > 0.5:
-        return share, (f"{share:.0%} of the answers were cut before their end, so they can earn nothing: raise "
-                       "--max-new-tokens, or warm up with train_sft.py on answers that fit")
+def mean(rows: Rows, *keys: str) -> float:
+    return fmean(measured(rows, *keys) or [nan])               # any comparison with NaN is false
 
 
 def unparsed(_, rows: Rows, __):
-    share = fmean(measured(rows, "answers/extracted") or [1])
-    if share < 0.1:
-        return 1 - share, (f"only {share:.0%} of the answers hold \"</think> ... the answer is ...\", so the reward "
-                           "stays 0: warm up with train_sft.py on answers in that form")
+    share = mean(rows, "answers/extracted")
+    return share < 0.1 and (1 - share, share)
 
 
-def judge_failing(_, rows: Rows, __):
-    """A canary judged wrongly takes up to a hundred verdicts with it; one in a while is a weak judge's due."""
-    share = fmean(measured(rows, "judge/error_rate") or [0])
+def wrong_canaries(_, rows: Rows, __):
+    """A canary judged wrongly invalidates up to a hundred verdicts. Now and then even a weak judge may do that."""
     wrong = sum(value > 0 for value in measured(rows, "judge/canaries_wrong"))
-    if wrong > 0.3 * WINDOW:
-        return share + 1, (f"in {wrong} of {len(rows)} steps the judge got a question with a known answer wrong, and "
-                           f"{share:.0%} of what it was asked is left open: take a better one (--judge, --judge-model)")
-    if share > 0.1:
-        return share, (f"the judge left {share:.0%} of the answers that it was asked about open, and they train "
-                       "nothing: see to its server, raise --judge-minutes")
+    return wrong > 0.3 * WINDOW and (wrong, len(rows), sum(measured(rows, "judge/error_rate")) / len(rows))
 
 
 def skipped(_, rows: Rows, known: Rows):
-    """An update whose gradient is not finite is not made, so it shows as one that is missing: a step makes as many as
-    others do, or one for each group that teaches something where these are fewer."""
-    usual = max([1, *measured(known, "updates")])
-
-    def lacks_one(row: Mapping) -> bool:
-        made, groups = measured([row], "updates"), measured([row], "sampling/informative")
-        return bool(made and groups) and made[0] < min(usual, groups[0])
-
-    bad = sum(any(broken(row.get(key)) for key in ("loss", "grad_norm", "reward", "entropy", "kl")) or lacks_one(row)
-              for row in rows)
-    if bad:
-        return bad, (f"in {bad} of {len(rows)} steps the loss or its gradient was not finite, and an update left out "
-                     "(its examples are in skipped.jsonl): look at them, see with --check-finite whether the model is "
-                     "whole, or start from an earlier checkpoint with a lower --learning-rate")
+    """An update with a non-finite gradient is skipped, so the row has fewer updates than it should: as many as other
+    steps, or one per group that teaches something if those are fewer."""
+    usual, bad = max([1, *measured(known, "updates")]), 0
+    for row in rows:
+        updates, groups = mean([row], "updates"), mean([row], "sampling/informative")
+        numbers = [row.get(key) for key in ("loss", "grad_norm", "reward", "entropy", "kl")]
+        not_finite = any(isinstance(number, float) and not -1e300 < number < 1e300 for number in numbers)
+        bad += not_finite or (updates < usual and updates < groups)
+    return bad and (bad, len(rows))
 
 
-def collapsing(first: Rows, rows: Rows, known: Rows):
-    """Low entropy with high reward is success. Phases differ in difficulty, so a phase is compared with its own start.
-    Below 0.001 nats a token hardly anything else is ever tried (of a thousand answers of ten tokens one or two differ),
-    so there, with a tenth of the answers wrong, no start is needed."""
-    start, now = measured(first, "entropy"), measured(rows, "entropy")
-    before, reward = (measured(side, "accuracy", "reward") for side in (first, rows))
-    if len(now) < 3 or not reward or fmean(reward) >= 0.9:
+def still_unsolved(rows: Rows) -> bool:
+    """Whether the entropy is known and a tenth of the answers are wrong. Low entropy with a high reward is success."""
+    return len(measured(rows, "entropy")) >= 3 and mean(rows, "accuracy", "reward") < 0.9
+
+
+def entropy_falls(first: Rows, rows: Rows, known: Rows):
+    """Phases differ in difficulty, so a phase is compared with its own start."""
+    if len(known) < 2 * WINDOW or not still_unsolved(rows) or not measured(first, "entropy"):
         return None
-    level = max(0.0, median(now))
-    advice = ("the answers are no longer different enough to learn from: go on from an earlier checkpoint with a lower "
-              "--learning-rate, a higher --clip-high or an --entropy-coef")
-    if len(known) >= 2 * WINDOW and start and before and level < 0.2 * median(start) and (
-            fmean(reward) < fmean(before) + 0.05):
-        return 1 - level, (f"entropy fell from {median(start):.2g} at the start of the phase to {level:.2g}, while the "
-                           f"mean reward went from {fmean(before):.2f} to {fmean(reward):.2f}; {advice}")
-    if level < 0.001:
-        return 1 - level, f"entropy is {level:.1g} with a mean reward of {fmean(reward):.2f}; {advice}"
+    start, level = (median(measured(side, "entropy")) for side in (first, rows))
+    before, reward = mean(first, "accuracy", "reward"), mean(rows, "accuracy", "reward")
+    return max(0, level) < 0.2 * start and reward < before + 0.05 and (1 - max(0, level), start, level, before, reward)
+
+
+def entropy_gone(_, rows: Rows, __):
+    """Below 0.001 nats per token one or two of a thousand ten-token answers differ. That is too few at any time."""
+    level = median(measured(rows, "entropy") or [nan])
+    return level < 0.001 and still_unsolved(rows) and (1 - max(0, level), level, mean(rows, "accuracy", "reward"))
 
 
 def kl_spikes(_, rows: Rows, __):
-    """In two steps or more ten times what is usual, and a tenth of a nat a token: 100 for an answer of 1,000. One step
-    alone is no sign: in k3 a token that the starting model thinks far likelier counts for many others (a step of the
-    toy reached 15, between steps of 0.1)."""
+    """At least two steps over ten times the median and over 0.1 nats per token. A single step is no sign: in the k3
+    estimate one unlikely token weighs like many (a toy run reached 15 between steps of 0.1)."""
     values = measured(rows, "kl")
     usual = median(values or [0])
     high = [value for value in values if value > 0.1 and value > 10 * usual]
-    if len(values) >= 5 and len(high) > 1:
-        return max(high), (f"the KL to the starting model jumped to {max(high):.2g}, in {len(high)} of {len(values)} "
-                           f"steps to over ten times their median, {usual:.2g}: lower --learning-rate or "
-                           "--max-grad-norm, or raise --kl-coef")
+    return len(values) >= 5 and len(high) > 1 and (max(high), len(high), len(values), usual)
 
 
 def pool_empty(first: Rows, _, known: Rows):
-    """At the beginning of a later phase; later on an empty pool means that its examples have been solved, and so it
-    does after a first step that had some of them."""
-    if len(known) <= WINDOW and measured(first[:1], "phase") > [1] and measured(first[:1], "retro/pool") == [0] and (
-            not any(measured(first[:1], "retro/frac"))):
-        return 1, ("no example of the earlier phases is hard enough to come back: raise --retro-hard-below (or give "
-                   "--difficulty); if they are simply solved, shorten their --phase-steps")
+    """Only at the start of a later phase, and only if its first step drew no old example. Later, an empty pool means
+    that its examples have been solved."""
+    start = first[:1]
+    return len(known) <= WINDOW and mean(start, "phase") > 1 and mean(start, "retro/pool") == 0 and (
+        not any(measured(start, "retro/frac"))) and (1,)
 
 
-def gap_large(_, rows: Rows, __):
-    """The median of the steps' largest differences. Rounding leaves 1e-5 of them in float32, and in bfloat16 a tenth or
-    a quarter (measured with the toy model: 0.02 to 0.26, 2,000 tokens a step); a wrong temperature, position or weight
-    costs whole nats."""
+def rollout_gap(_, rows: Rows, __):
+    """The median of the steps' largest gaps. Rounding gives about 1e-5 in float32. In bfloat16 the toy model had 0.02
+    to 0.26, over 2,000 tokens a step. A wrong temperature, position or weight costs whole nats."""
     level = median(measured(rows, "rollout_gap") or [0])
-    if level > 0.5:
-        return level, (f"sampler and trainer differ by {level:.2g} in the log-prob of a token (a ratio of "
-                       f"{exp(min(level, 99)):.2g} before any update): sampled and trained model are not the same; try "
-                       "--dtype float32, or --old-logprobs recompute with more than one --updates-per-step")
+    return level > 0.5 and (level, exp(min(level, 99)))
 
 
-def all_alike(_, rows: Rows, __):
-    """From 19 of 20 groups on; a window in which more of them disagree still teaches."""
-    share = fmean(measured(rows, "frac_reward_zero_std") or [0])
-    if share <= 0.95:
-        return None
-    reward = fmean(measured(rows, "accuracy", "reward") or [0.5])
-    every = "all" if share == 1 else f"{share:.0%} of"
-    told = f"the answers of {every} groups earned the same within their group"
-    if reward > 0.9:
-        return share, (f"{told}, nearly all of them right, so these steps teach next to nothing: the examples are too "
-                       "easy; take harder ones (--data, --difficulty), or fewer --phase-steps")
-    if reward < 0.1:
-        return share, (f"{told}, nearly all of them wrong, so these steps teach next to nothing: take easier examples "
-                       "(--data), warm up with train_sft.py, or raise --group-size")
-    return share, (f"{told}, so these steps teach next to nothing: raise --group-size, or --max-refills, which rolls "
-                   "out others in their place")
+def above(limit: float, key: str) -> Callable:
+    """The check whether the mean of a metric over the last rows is above a limit."""
+    def check(_, rows: Rows, __):
+        level = mean(rows, key)
+        return level > limit and (level,)
+    return check
 
 
-RULES: dict[str, Callable] = {
-    "answers cut off": cut_off, "nothing parsed": unparsed, "judge failing": judge_failing, "updates skipped": skipped,
-    "entropy collapsing": collapsing, "KL spikes": kl_spikes, "retrospective pool empty": pool_empty,
-    "rollout gap large": gap_large, "groups all alike": all_alike}
+def alike(lowest: float, highest: float) -> Callable:
+    """The check whether over 19 of 20 groups agree, at a mean reward within these bounds."""
+    def check(_, rows: Rows, __):
+        share, reward = mean(rows, "frac_reward_zero_std"), measured(rows, "accuracy", "reward")
+        return share > 0.95 and lowest <= fmean(reward or [0.5]) <= highest and (share,)
+    return check
+
+
+MISSING = ("{sampling/missing} groups are missing after {sampling/refills} refills: {sampling/informative} disagreed, "
+           "{sampling/all_wrong} were all wrong, {sampling/all_right} all right")
+COLLAPSED = ("the answers hardly differ, so little can be learned from them; resume from an earlier checkpoint with a "
+             "lower --learning-rate, a higher --clip-high or an --entropy-coef")
+ALIKE = "in {0:.0%} of the groups all answers earned the same, so these steps teach next to nothing; "
+RULES = (                               # (name, check, sentence). For each name the first rule that applies counts
+    ("answers cut off", above(0.5, "completions/clipped_ratio"),
+     "{0:.0%} of the answers were cut off before their end and can earn nothing; raise --max-new-tokens, or warm up "
+     "with train_sft.py on answers that fit"),
+    ("nothing parsed", unparsed,
+     'only {1:.0%} of the answers hold "</think> ... the answer is ...", so the reward stays 0; warm up with '
+     "train_sft.py on answers in that form"),
+    ("judge failing", wrong_canaries,
+     "in {0} of {1} steps the judge got a question with a known answer wrong, and it left {2:.0%} of its questions "
+     "open; take a better one (--judge, --judge-model)"),
+    ("judge failing", above(0.1, "judge/error_rate"),
+     "the judge left {0:.0%} of its questions open, and those answers train nothing; check its server, or raise "
+     "--judge-minutes"),
+    ("updates skipped", skipped,
+     "in {0} of {1} steps the loss or its gradient was not finite and an update was skipped; look at the examples in "
+     "skipped.jsonl, check the model's weights with --check-finite, or start from an earlier checkpoint with a lower "
+     "--learning-rate"),
+    ("entropy collapsing", entropy_falls,
+     "entropy fell from {1:.2g} to {2:.2g} within the phase, while the mean reward went from {3:.2f} to {4:.2f}: "
+     + COLLAPSED),
+    ("entropy collapsing", entropy_gone, "entropy is {1:.1g} at a mean reward of {2:.2f}: " + COLLAPSED),
+    ("KL spikes", kl_spikes,
+     "the KL to the starting model jumped to {0:.2g}, in {1} of {2} steps to over ten times the median of {3:.2g}; "
+     "lower --learning-rate or --max-grad-norm, or raise --kl-coef"),
+    ("retrospective pool empty", pool_empty,
+     "no example of the earlier phases is hard enough to come back; raise --retro-hard-below, or give --difficulty. If "
+     "the examples are simply solved, shorten the earlier --phase-steps"),
+    ("rollout gap large", rollout_gap,
+     "sampler and trainer differ by {0:.2g} in the log-prob of a token (a ratio of {1:.2g} before any update), so they "
+     "do not run the same model; try --dtype float32, or --old-logprobs recompute if --updates-per-step is above 1"),
+    ("groups all alike", alike(0.9, inf),
+     ALIKE + "nearly all are right: take harder examples (--data, --difficulty) or fewer --phase-steps"),
+    ("groups all alike", alike(-inf, 0.1),
+     ALIKE + "nearly all are wrong: take easier examples (--data), warm up with train_sft.py, or raise --group-size"),
+    ("groups all alike", alike(-inf, inf),
+     ALIKE + "raise --group-size, or --max-refills, which replaces such groups by others"))
 EXPLAINED_BY = {"nothing parsed": ("answers cut off",),
                 "groups all alike": ("answers cut off", "nothing parsed", "judge failing", "entropy collapsing")}
