@@ -1,16 +1,15 @@
 """Four habits of reasoning, counted in an answer: quoting, planning, turning back, checking. No torch.
 
-QwenLong-L1 (section 4.3) has an LLM count grounding, subgoal setting, backtracking and verification in each response,
-and finds that all four rise with the score during RL. Its prompt is not published, and a count of each answer of each
-step should cost nothing; so here a plain rule counts, the same on every machine. Its numbers say whether a habit grows,
-not how often an LLM would have seen it.
+QwenLong-L1 (section 4.3) lets an LLM count grounding, subgoal setting, backtracking and verification in each answer.
+All four rise with the score during RL. That prompt is not published, and counting every answer should cost nothing, so
+here a fixed rule counts. The numbers show whether a habit grows, not how often an LLM would see it.
 
-    grounding       quotes of the document, word for word: runs of 4 words or more, 3 of them no function words
-    the other three sentences with one of the cues below (English), once a sentence, thinking and answer alike
+    grounding       quotes of the document, word for word: at least 4 words, at least 3 of them no function words
+    the others      sentences with one of the English cues below, counted once per sentence
 
-Words are those of ROUGE-L (metrics.py), so case and punctuation do not matter; where no spaces are written, in Chinese
-and Japanese, a character counts as half a word and as no function word: 8 make a quote. Reading a document and its
-answers takes time in proportion to their length, whatever they say.
+A quote is a run of words in which every 4 consecutive words occur in the document. So a run may cross from one passage
+to another where they share 3 words. Words are those of ROUGE-L (measures.py): case and punctuation do not matter. A
+Chinese or Japanese character counts as half a word. Time and memory are proportional to the number of words.
 """
 
 import re
@@ -21,13 +20,15 @@ from ..data.prompt import document_in
 from ..records import Example
 from ..reward.measures import CJK, SPELT, WORD
 
-LONG_ENOUGH, TELLING_ENOUGH = 4, 3                             # words of a quote; of them no function words
+N = 4                                                          # words of a quote
+CONTENT_WORDS = 3                                              # words of a quote that are no function words
 FUNCTION_WORDS = frozenset("""a about after all also an and any are as at be been before but by can could did do does
     for from had has have he her here his i if in into is it its may might more most must my no not of on only or our
     out over s shall she should so some such t than that the their them then there therefore these they this those to
     under up was we were what when where which who whom whose will with would you your""".split())
+CHARACTER = re.compile(f"[{CJK}]")
 
-# In lower case, with straight apostrophes. ^ is where a sentence begins, behind bullets and opening quotes.
+# Sentences are in lower case, with straight apostrophes. ^ is their start, after bullets and opening quotes.
 I_WILL = r"""(?:let\ me|let's|let\ us|(?:i|we)(?:'ll|\ (?:will|should|must|have\ to|need\ to|want\ to)))
              (?:\ (?:first|now|just|also))*"""
 CUES = {
@@ -58,13 +59,13 @@ CUES = {
 }
 CUES = {name: re.compile(cues, re.VERBOSE) for name, cues in CUES.items()}
 BORDER = re.compile(r"""(?<=[.!?…])["'”)\]*]*\s+|[。！？]|\n|</?think>""")             # between sentences
-OPENING = " \t\r>*#-•\"'“([0123456789.)"                        # what may stand before a sentence's first word
+OPENING = " \t\r>*#-•\"'“([0123456789.)"                        # what may precede the first word of a sentence
 STRAIGHT = str.maketrans("’‘", "''")
 
 
 @dataclass(frozen=True)
 class Patterns:
-    """What was counted in one answer.
+    """The counts of one answer.
 
     >>> count("<think>First, who was shown Oslo? We showed Kim Oslo. Wait, let me check.</think>",
     ...       Document("We sent Oslo silk. We showed Kim Oslo."))
@@ -75,131 +76,85 @@ class Patterns:
     subgoal: int
     backtracking: int
     verification: int
-    longest_quote: int                  # words of the longest run that answer and document share; it may be a short one
-    quotes: tuple[tuple[int, int], ...]  # first character and the one behind the last, of each quote, in order
+    longest_quote: int                  # words of the longest quote, or 0
+    quotes: tuple[tuple[int, int], ...]  # start and end of each quote in the text, in characters
 
 
 class Document:
-    """The words of a document, ready to be looked for: its suffix automaton (Blumer et al. 1985), every run of words of
-    the document being a path from state 0. 60,000 words take about half a second and 30 MB.
-
-    >>> Document("the cat sat on the mat").matches("a cat sat on a mat".split())
-    [0, 1, 2, 3, 0, 1]
-    """
+    """The runs of N words of a document. 60,000 words take about 10 MB."""
 
     def __init__(self, text: str):
-        self.follow: list[dict[str, int]] = [{}]               # of each state: word -> state
-        self.link, self.length = [-1], [0]                     # of each state: its suffix that ends elsewhere too
-        last = 0
-        for word, _, _ in placed(text):
-            last = self._append(word, last)
-
-    def _append(self, word: str, last: int) -> int:
-        """One word more: the state of the whole text so far."""
-        follow, link, length = self.follow, self.link, self.length
-        new, state = len(follow), last
-        follow.append({})
-        length.append(length[last] + 1)
-        link.append(0)
-        while state >= 0 and word not in follow[state]:
-            follow[state][word] = new
-            state = link[state]
-        if state < 0:
-            return new
-        found = follow[state][word]
-        if length[found] > length[state] + 1:                  # its longer runs end here only: they part company
-            short, found = found, len(follow)
-            follow.append(dict(follow[short]))
-            length.append(length[state] + 1)
-            link.append(link[short])
-            link[short] = found
-            while state >= 0 and follow[state].get(word) == short:
-                follow[state][word] = found
-                state = link[state]
-        link[new] = found
-        return new
-
-    def matches(self, words: list[str]) -> list[int]:
-        """For each word: how many, up to it and with it, stand in the document in this order."""
-        follow, link, length = self.follow, self.link, self.length
-        state, run, found = 0, 0, []
-        for word in words:
-            while state and word not in follow[state]:
-                state = link[state]
-                run = length[state]
-            if word in follow[state]:
-                state, run = follow[state][word], run + 1
-            found.append(run)
-        return found
+        words = [word for word, _, _ in placed(text)]
+        self.runs = set(zip(*(words[i:] for i in range(N))))
 
 
 def count(text: str, document: Document) -> Patterns:
-    """What one answer shows. Never fails, whatever the text."""
+    """The counts of one answer. Never fails, whatever the text."""
     words = placed(text)
-    matches = document.matches([word for word, _, _ in words])
-    spans = tuple((words[first][1], words[last][2]) for first, last in quotes([word for word, _, _ in words], matches))
+    ranges = quotes([word for word, _, _ in words], document)
+    spans = tuple((words[first][1], words[end - 1][2]) for first, end in ranges)
     said = sentences(text, spans)
     cues = {name: sum(bool(cue.search(sentence)) for sentence in said) for name, cue in CUES.items()}
-    return Patterns(len(spans), **cues, longest_quote=max(matches, default=0), quotes=spans)
+    longest = max((end - first for first, end in ranges), default=0)
+    return Patterns(len(spans), **cues, longest_quote=longest, quotes=spans)
 
 
-def quotes(words: list[str], matches: list[int]) -> list[tuple[int, int]]:
-    """(first, last) word of each quote: runs that the document has and that cannot be made longer at either end. Words
-    that two of them share belong to the later one where the earlier is a quote without them too, else to the earlier.
-    (So the next sentence's "The" is not taken from it where the document, too, goes on with "The".)
+def quotes(words: list[str], document: Document) -> list[tuple[int, int]]:
+    """(first word, end) of each quote. If two overlap, the shared words go to the later one, or to the earlier one if
+    that would be too short without them. So the "The" that begins the next sentence stays with the next sentence.
 
     >>> words = "we showed kim oslo we sent bern tea".split()
-    >>> quotes(words, Document("We sent Bern tea. We showed Kim Oslo. We sent Riga tin.").matches(words))
-    [(0, 3), (4, 7)]
+    >>> quotes(words, Document("We sent Bern tea. We showed Kim Oslo. We sent Riga tin."))
+    [(0, 4), (4, 8)]
     """
-    weight, telling = [0.0], [0.0]                             # of the words before each place
-    for word in words:
-        size = 0.5 if CHARACTER.match(word) else 1.0
-        weight.append(weight[-1] + size)
-        telling.append(telling[-1] + size * (word not in FUNCTION_WORDS))
-
-    def is_quote(first: int, last: int) -> bool:
-        return (weight[last + 1] - weight[first] >= LONG_ENOUGH
-                and telling[last + 1] - telling[first] >= TELLING_ENOUGH)
-
-    found: list[tuple[int, int]] = []
-    for last, run in enumerate(matches):
-        first = last + 1 - run
-        if last + 1 < len(words) and matches[last + 1] == run + 1 or not is_quote(first, last):
-            continue
-        if found and found[-1][1] >= first:
-            if is_quote(found[-1][0], first - 1):
-                found[-1] = (found[-1][0], first - 1)
-            elif is_quote(found[-1][1] + 1, last):
-                first = found[-1][1] + 1
+    runs = []                                                  # [first, end] of words whose N-word runs all match
+    for first in range(len(words) - N + 1):
+        if tuple(words[first:first + N]) in document.runs:
+            if runs and runs[-1][1] == first + N - 1:
+                runs[-1][1] += 1
             else:
-                continue
-        found.append((first, last))
+                runs.append([first, first + N])
+    found: list[tuple[int, int]] = []
+    for first, end in runs:
+        if not is_quote(words[first:end]):
+            continue
+        if found and found[-1][1] > first:
+            if is_quote(words[found[-1][0]:first]):
+                found[-1] = (found[-1][0], first)
+            else:
+                first = found[-1][1]
+        if is_quote(words[first:end]):
+            found.append((first, end))
     return found
 
 
-CHARACTER = re.compile(f"[{CJK}]")
+def is_quote(words: list[str]) -> bool:
+    """Whether so many words are enough for a quote."""
+    sizes = [0.5 if CHARACTER.match(word) else 1 for word in words]
+    content = [size for word, size in zip(words, sizes) if word not in FUNCTION_WORDS]
+    return sum(sizes) >= N and sum(content) >= CONTENT_WORDS
 
 
 def placed(text: str) -> list[tuple[str, int, int]]:
-    """The words of a text (metrics.words), each with its first character's place and that behind its last.
+    """The words of a text (measures.words), each with its start and end in the text.
 
     >>> placed("Tom's cafe\\u0301, 東京")
     [('tom', 0, 3), ('s', 4, 5), ('café', 6, 11), ('東', 13, 14), ('京', 14, 15)]
     """
-    pieces, origin, done = [], [], 0                           # the text in NFKC, and where each character comes from
-    for found in SPELT.finditer(text):
-        spelt = unicodedata.normalize("NFKC", found[0])
-        pieces += [text[done:found.start()], spelt]
-        origin += [*range(done, found.start()), found.start(), *[found.end()] * (len(spelt) - 1)]
-        done = found.end()
+    pieces, origin, done = [], [], 0                           # the text in NFKC, and the place of each character
+    for match in SPELT.finditer(text):
+        start, end = match.span()
+        spelt = unicodedata.normalize("NFKC", match[0])
+        pieces += [text[done:start], spelt]
+        origin += [*range(done, start), start, *[end] * (len(spelt) - 1)]
+        done = end
     origin += range(done, len(text) + 1)
-    return [(found[0].lower(), origin[found.start()], origin[found.end()])
-            for found in WORD.finditer("".join([*pieces, text[done:]]))]
+    normal = "".join([*pieces, text[done:]])
+    return [(match[0].lower(), origin[match.start()], origin[match.end()]) for match in WORD.finditer(normal)]
 
 
 def sentences(text: str, quotes: tuple[tuple[int, int], ...] = ()) -> list[str]:
-    """In lower case, without what stands before the first word. Quotes are blanked: their cues are the document's.
+    """The sentences in lower case, from their first word on. Quotes are blanked, because their cues are the document's.
 
     >>> sentences("<think>1. First, Oslo. Wait... no</think>So it is 3.5!", ((17, 21),))
     ['first, ····.', 'wait...', 'no', 'so it is 3.5!']
@@ -209,16 +164,17 @@ def sentences(text: str, quotes: tuple[tuple[int, int], ...] = ()) -> list[str]:
         pieces += [text[done:first], "·" * (end - first)]
         done = end
     text = "".join([*pieces, text[done:]]).lower().translate(STRAIGHT)
-    return [said for part in BORDER.split(text) if (said := part.strip().lstrip(OPENING))]
+    stripped = [part.strip().lstrip(OPENING) for part in BORDER.split(text)]
+    return [sentence for sentence in stripped if sentence]
 
 
 def read_by(example: Example) -> str:
-    """The document of an example, wherever it stands: a chat's is what its longest turn has between <text> and </text>,
-    as in the prompt of QwenLong-L1, or else that turn, question and instructions included.
+    """The document of an example. In a chat that is the marked part of the longest turn, or all of that turn.
 
     >>> chat = (("user", "Please read.\\n<text>\\nTom is in Oslo.\\n</text>\\nWhere is Tom?"),)
     >>> read_by(Example("a", "", "", "Oslo", messages=chat))
     'Tom is in Oslo.'
     """
-    turn = max((content for _, content in example.messages), key=len, default=example.document)
-    return document_in(turn) if example.messages else turn
+    if not example.messages:
+        return example.document
+    return document_in(max((content for _, content in example.messages), key=len))
