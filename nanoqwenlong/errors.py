@@ -112,3 +112,15 @@ def exit_code(error: BaseException | None) -> int:
     if isinstance(error, OSError):
         return IO_ERROR
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else INTERNAL
+
+
+def choose(table: dict, name: str, what: str):
+    """The entry of a lookup table. Raises ConfigError that lists the valid names.
+
+    >>> choose({"a": 1, "b": 2}, "c", "--letter")
+    Traceback (most recent call last):
+    nanoqwenlong.errors.ConfigError: --letter 'c' is unknown: choose one of a, b
+    """
+    if name not in table:
+        raise ConfigError(f"{what} {name!r} is unknown: choose one of {', '.join(table)}")
+    return table[name]
