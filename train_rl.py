@@ -26,24 +26,24 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
-from statistics import median
 from typing import Literal
 
 import torch
 
-from nanoqwenlong import build, curriculum, data, errors, group_pass, grpo, optim, parallel, toy
-from nanoqwenlong.analysis import evaluate, plan, step_metrics
+from nanoqwenlong import build, data, errors, group_pass, grpo, optim, parallel
+from nanoqwenlong.advantages import ADVANTAGES, with_advantages
+from nanoqwenlong.analysis import plan, step_metrics
+from nanoqwenlong.analysis.evaluate import agreed
 from nanoqwenlong.analysis.doctor import Doctor
-from nanoqwenlong.errors import ConfigError, DataError
+from nanoqwenlong.errors import ConfigError, DataError, choose
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import presets, run
 from nanoqwenlong.ops.flags import rising
+from nanoqwenlong.ops.run import Run
 from nanoqwenlong.ops.settings import Settings, fixed, free
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
-from nanoqwenlong.pretrained.weights import read_json
-from nanoqwenlong.rewards import lacking, score_all
+from nanoqwenlong.records import Rollout
+from nanoqwenlong.rewards import score_all
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,11 @@ class Config(Settings):
     overlong_buffer: int = 0            # an answer loses up to 1 of its reward within this many tokens below
                                         # --max-new-tokens (DAPO: 1000). 0: no penalty
     # objective and optimisation
-    advantages: Literal["grpo", "dr_grpo", "tmn", "tmn_reweight", "task_std"] = "grpo"  # divided by the group's std,
-                                        # not divided, or divided by the task's (GoLongRL. QwenLong-L1.5: task_std)
-    loss: Literal["dapo", "grpo", "dr_grpo"] = "dapo"   # equal weight for tokens, for answers, or for tokens divided by
-                                        # --max-new-tokens
+    advantages: str = "grpo"            # a name in advantages.ADVANTAGES. Reward differences are divided by the group's
+                                        # std (grpo), not divided (dr_grpo), or divided by the task's std (tmn,
+                                        # tmn_reweight: GoLongRL; task_std: QwenLong-L1.5)
+    loss: str = "dapo"                  # a name in grpo.LOSSES. Equal weight for tokens (dapo), for answers (grpo), or
+                                        # for tokens divided by --max-new-tokens (dr_grpo)
     updates_per_step: int = fixed(1, least=1)  # optimizer steps per rollout
     old_logprobs: Literal["rollout", "recompute"] = "rollout"  # used from the second update on: the sampler's, or
                                         # computed again before the first update
@@ -102,7 +103,6 @@ class Config(Settings):
 PRESETS = presets.RL
 HEADLINE = ("phase", "reward", "judge/error_rate", "frac_reward_zero_std", "entropy", "completions/clipped_ratio",
             "completions/mean_length", "grad_norm", "retro/frac", "step_time")
-MIN_REWARD_STD = 0.01                   # a group whose rewards have a smaller std agrees
 MAX_UNSCORABLE = 0.25                   # the largest share of its answers that the judge may leave open
 MAX_UNJUDGED_STEPS = 3                  # stop after this many steps in a row above it
 MAX_IDLE_STEPS = 50                     # stop after this many steps in a row in which every group agreed
@@ -111,218 +111,181 @@ SHOW_EVERY = 20                         # steps between answers printed in full
 
 def main(cfg: Config) -> None:
     if 0 < cfg.dual_clip <= 1:
-        raise ConfigError(f"dual_clip is {cfg.dual_clip}; as a bound on ratios it belongs above 1 (0: no bound)")
+        raise ConfigError(f"dual_clip is {cfg.dual_clip}: as a bound on ratios it must be above 1 (0: no bound)")
     if cfg.overlong_buffer > cfg.max_new_tokens:
-        raise ConfigError(f"--overlong-buffer {cfg.overlong_buffer} is more than --max-new-tokens, "
+        raise ConfigError(f"--overlong-buffer {cfg.overlong_buffer} is more than --max-new-tokens "
                           f"{cfg.max_new_tokens}: every answer would lose reward")
     rising(cfg, "lengths")
-    if cfg.judge and cfg.judge_minutes >= cfg.timeout_minutes:
-        raise ConfigError(f"--judge-minutes {cfg.judge_minutes:g} should be less than --timeout-minutes "
-                          f"{cfg.timeout_minutes:g}, that other ranks wait for the one that asks")
-    with run.Run(cfg) as this:
-        train(cfg, this)
+    build.check_judge(cfg)
+    choose(ADVANTAGES, cfg.advantages, "--advantages")
+    choose(grpo.LOSSES, cfg.loss, "--loss")
+    with Run(cfg) as run:
+        train(cfg, run)
 
 
-def train(cfg: Config, this: run.Run) -> None:
+def train(cfg: Config, run: Run) -> None:
     torch.set_num_threads(cfg.threads)
-    tokenizer = Tokenizer(this.source or cfg.model)
-    examples, phases, sampler = read_data(cfg, tokenizer, this.log.say)
-    model = Qwen.from_pretrained(this.source or cfg.model, this.weights_dtype, this.device, this.prepare,
-                                 cfg.check_finite)
-    reference = Qwen.from_pretrained(cfg.model, this.dtype, this.device, this.prepare) if (
-        cfg.kl_coef or cfg.measure_kl) else None
-    model.checkpointing = cfg.checkpointing
+    say = run.log.say
+    tokenizer = build.tokenizer(cfg, run)
+    usable, num_dropped = data.tokenize(build.questions(cfg, say), tokenizer, cfg.max_prompt_tokens)
+    if num_dropped:
+        say(f"{num_dropped} examples dropped: their prompt is longer than {cfg.max_prompt_tokens} tokens")
+    examples = {example.id: example for example in usable}
+    phases, sampler = build.curriculum(cfg, usable, say)
+    model, reference = build.policy(cfg, run), build.reference(cfg, run)
+    judge = build.judge_of(cfg, os.environ.get("JUDGE_API_KEY", ""), run.device, run.dtype, run.prepare)
     generator = Generator(model, cfg.kv_blocks, prefill_tokens=cfg.max_tokens)
-    longest = max(len(example.prompt_ids) for example in examples.values())
-    generator.require(longest, cfg.max_new_tokens)
-    optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
-    sampling = dict(temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens)
+    longest_prompt = max(len(example.prompt_ids) for example in usable)
+    generator.require(longest_prompt, cfg.max_new_tokens)
+    optimizer = optim.adamw(model, cfg.learning_rate, cfg.weight_decay)
+    sampling = dict(temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens,
+                    eos_ids=tokenizer.eos_ids)
     scoring = dict(temperature=cfg.temperature, max_tokens=cfg.max_tokens)
-    group_loss = partial(grpo.group_loss, clip_low=cfg.clip_low, clip_high=cfg.clip_high,
-                         dual_clip=cfg.dual_clip or math.inf, kl_coef=cfg.kl_coef, entropy_coef=cfg.entropy_coef)
-    judge = build.judge(cfg.judge, cfg.judge_model, os.environ.get("JUDGE_API_KEY", ""), seed=cfg.seed,
-                        device=this.device, dtype=this.dtype, prepare=this.prepare,
-                        deadline=60 * cfg.judge_minutes) if cfg.judge else None
-    this.begin(model, tokenizer, optimizer, sampler=sampler, **{"judge": judge} if judge else {})
+    group_loss = partial(grpo.group_loss, clip_low=cfg.clip_low, clip_high=cfg.clip_high, kl_coef=cfg.kl_coef,
+                         dual_clip=cfg.dual_clip or math.inf, entropy_coef=cfg.entropy_coef)
+    run.begin(model, tokenizer, optimizer, sampler=sampler, **({"judge": judge} if judge else {}))
     for phase in phases:
         num_examples = len(sampler.members[phase.number])
-        this.log.say(f"phase {phase.number}: {num_examples} examples of {phase.low + 1} to {phase.high} tokens, "
-                     f"{phase.num_steps} steps of {min(cfg.prompts_per_step, num_examples)} x {cfg.group_size} answers")
-    this.log.say(plan.words(plan.of_run(cfg, model.config, sampler.largest_draw(cfg.prompts_per_step), longest,
-                                        this.dtype.itemsize, parallel.size(), this.num_hosts)))
+        say(f"phase {phase.number}: {num_examples} examples of {phase.low + 1} to {phase.high} tokens, "
+            f"{phase.num_steps} steps of {min(cfg.prompts_per_step, num_examples)} x {cfg.group_size} answers")
+    say(plan.words(plan.of_run(cfg, model.config, sampler.largest_draw(cfg.prompts_per_step), longest_prompt,
+                               run.dtype.itemsize, parallel.size(), run.num_hosts)))
 
     timeline = [phase for phase in phases for _ in range(phase.num_steps)][:cfg.steps or None]
-    doctor, lengths = Doctor(), cfg.lengths or [phase.high for phase in phases]
-    for values in this.log.steps():                                     # what a resumed run has said is not said again
+    phase_ends = set(accumulate(phase.num_steps for phase in phases))
+    buckets = cfg.lengths or [phase.high for phase in phases]
+    doctor = Doctor()
+    for values in run.log.steps():                                     # a resumed run does not repeat its notes
         doctor.look(values)
-    for step in this.steps(len(timeline), ends=set(accumulate(phase.num_steps for phase in phases))):
-        phase, batch, groups, texts, scores, wanted = timeline[step - 1], [], [], [], [], cfg.prompts_per_step
+
+    for step in run.steps(len(timeline), ends=phase_ends):
+        phase, num_wanted = timeline[step - 1], cfg.prompts_per_step
+        rollouts: list[Rollout] = []
         for refill in range(1 + cfg.max_refills):
-            # 1. Roll out: this phase's examples and the hard ones kept from earlier phases, G answers each
-            drawn = [examples[key] for key in sampler.draw(phase, wanted)]
-            this.part("sample", longest=max(len(e.prompt_ids) for e in drawn) + cfg.max_new_tokens)
-            groups += generator.sample([e.prompt_ids for e in drawn], n=cfg.group_size, eos_ids=tokenizer.eos_ids,
-                                       keys=[e.id for e in drawn], seed=(cfg.seed, step, refill), **sampling)
+            # 1. Roll out: G answers to examples of this phase, and to examples of earlier phases that are still hard
+            batch = [examples[key] for key in sampler.draw(phase, num_wanted)]
+            prompts = [example.prompt_ids for example in batch]
+            run.part("sample", longest=max(map(len, prompts)) + cfg.max_new_tokens)
+            groups = generator.sample(prompts, n=cfg.group_size, keys=[example.id for example in batch],
+                                      seed=(cfg.seed, step, refill), **sampling)
 
-            # 2. Reward: the rule first, the judge for what it rejects; an advantage is relative to the answer's group
-            this.part("reward")
-            texts += [[tokenizer.decode(c.ids) for c in group.completions] for group in groups[len(batch):]]
-            scores += evaluate.agreed(score_all(texts[len(batch):], drawn, judge))
-            batch += drawn
-            rewards = torch.tensor([[s.reward for s in group] for group in scores], dtype=torch.float64)      # (P, G)
-            shaped = rewards - penalties(cfg, groups)
-            advantages = advantages_of(cfg, shaped, [e.task for e in batch])
+            # 2. Reward: the rule first, the judge for what it rejects. Advantages compare an answer with its group
+            run.part("reward")
+            rollouts += reward(cfg, batch, groups, tokenizer, judge)
+            rollouts = with_advantages(rollouts, cfg.advantages)
 
-            # 3. Select: a group that agrees with itself teaches nothing; if too many do, others are rolled out
-            informative = [row for row in range(len(groups)) if advantages[row].any()]
-            if not refill:
-                num_groups = len(drawn)
-            wanted = grpo.num_wanted(num_groups, len(informative), len(groups))
-            if not wanted or step_metrics.open_share(scores) > MAX_UNSCORABLE:
+            # 3. Select: a group that agrees teaches nothing. If too many agree, other prompts are sampled as well
+            informative = [row for row, rollout in enumerate(rollouts) if rollout.is_informative]
+            num_groups = len(batch) if refill == 0 else num_groups
+            num_wanted = grpo.num_refills(num_groups, len(informative), len(rollouts))
+            if num_wanted == 0 or step_metrics.unjudged_share(rollouts) > MAX_UNSCORABLE:
                 break
-        minibatches = [{row: groups[row] for row in informative[i::cfg.updates_per_step]}
-                       for i in range(cfg.updates_per_step)]
 
-        # 4. Update: count the loss tokens first, then one group at a time, one optimizer step per minibatch
-        this.part("update", longest=max(len(g.prompt_ids) + len(c.ids) for g in groups for c in g.completions))
-        old, parts = old_logprobs(cfg, model, minibatches[1:], scoring), step_metrics.parts_of(batch, lengths)
-        kl = step_metrics.kl_values(reference, groups, parts, **scoring)
-        updates = []                                                    # of each its sums over tokens, its grad norm
+        # 4. Update: count the loss tokens first, then one group at a time, and one optimizer step per minibatch
+        run.part("update", longest=max(longest_answered(rollout) for rollout in rollouts))
+        slices = step_metrics.slices_of(rollouts, buckets)
         learning_rate = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, len(timeline))
-        for minibatch in filter(None, minibatches):
-            weights, sums = grpo.token_weights(minibatch, ~rewards.isnan(), cfg.loss, cfg.max_new_tokens), Counter()
+        shares = [informative[start::cfg.updates_per_step] for start in range(cfg.updates_per_step)]
+        minibatches = [{row: rollouts[row] for row in share} for share in shares if share]
+        old = old_logprobs(cfg, model, minibatches[1:], scoring)
+        kl = step_metrics.kl_values(reference, rollouts, slices, **scoring)
+        updates = []                                                    # token sums and gradient norm of each
+        for minibatch in minibatches:
+            weights = grpo.token_weights(minibatch, cfg.loss, cfg.max_new_tokens)
             ref = group_pass.logprobs_all(reference, minibatch, **scoring) if cfg.kl_coef else {}
-            group_pass.backward_all(model, minibatch, lambda row: group_loss(
-                groups[row], advantages[row], weights[row], sums, old.get(row), ref.get(row), parts[row]), **scoring)
+            sums = Counter()
+
+            def loss_of(row: int):
+                return group_loss(rollouts[row], weights[row], sums, old.get(row), ref.get(row), slices[row])
+
+            group_pass.backward_all(model, minibatch, loss_of, **scoring)
             sums = parallel.reduce(sums, highest=("gap",))
-            grad_norm = optim.step(optimizer, parameters, learning_rate, cfg.max_grad_norm, sums["loss"])
-            if this.watch(grad_norm, ids=[group.key for group in minibatch.values()]):
+            grad_norm = optim.step(optimizer, model.parameters(), learning_rate, cfg.max_grad_norm, sums["loss"])
+            if run.watch(grad_norm, ids=[rollout.example.id for rollout in minibatch.values()]):
                 updates.append((sums, grad_norm))
 
         # 5. Report: numbers for every step, words for some of them
-        this.part("report")
-        record(sampler, batch, rewards)
-        found = step_metrics.patterns_of(batch, texts)
-        values = {"phase": phase.number, **kl, **step_metrics.pattern_values(found),
-                  **step_metrics.rollout_values(groups, scores, rewards, shaped, parts, MIN_REWARD_STD),
-                  **step_metrics.sampling_values(rewards, num_groups, len(informative), refill),
-                  **step_metrics.judge_values(judge, scores), **step_metrics.retro_values(sampler, phase, batch),
-                  **step_metrics.update_values(updates, learning_rate, cfg.kl_coef > 0),
-                  **step_metrics.timing(this.times, groups), **step_metrics.expert_values(model)}
-        this.log.metrics(step, values)
-        this.log.rollouts(step, step_metrics.words(batch, groups, texts, scores, rewards, shaped, advantages, found))
-        this.log.line(step, values, HEADLINE)
+        run.part("report")
+        for rollout in rollouts:
+            if not math.isnan(rollout.mean_reward):
+                sampler.record(rollout.example.id, rollout.mean_reward)
+        patterns = step_metrics.patterns_of(rollouts)
+        values = {"phase": phase.number, **kl, **step_metrics.pattern_values(patterns),
+                  **step_metrics.rollout_values(rollouts, slices),
+                  **step_metrics.sampling_values(rollouts, num_groups, refill),
+                  **step_metrics.judge_values(judge, rollouts),
+                  **step_metrics.retro_values(sampler, phase, rollouts),
+                  **step_metrics.update_values(updates, learning_rate, with_kl=cfg.kl_coef > 0),
+                  **step_metrics.timing_values(run.times, rollouts), **step_metrics.expert_values(model)}
+        run.log.metrics(step, values)
+        run.log.rollouts(step, step_metrics.rows(rollouts, patterns))
+        run.log.line(step, values, HEADLINE)
         if step == 1 or step % SHOW_EVERY == 0:
-            show_words(this.log, batch[0], texts[0][0], scores[0][0])
-        tell_and_stop(cfg, this, doctor.look(values), values, judge)
+            show(rollouts[0], say)
+        tell_and_stop(cfg, run, doctor.look(values), values, judge)
 
 
-def read_data(cfg: Config, tokenizer: Tokenizer, say):
-    """{id: example}, the phases, and the sampler over both."""
-    shares = data.shares(cfg.task)
-    examples = data.read(cfg.data, need_question=True, tell=say if cfg.skip_bad_rows else None) if cfg.data else [
-        example for records in (toy.SHORT, toy.LONG)
-        for example in toy.examples(cfg.toy_examples, records, cfg.seed, tasks=tuple(shares))]
-    if shares:
-        examples = data.mix(examples, shares, cfg.seed)
-    if note := lacking({example.task for example in examples}):
-        say(note)
-    examples, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
-    if num_dropped:
-        say(f"{num_dropped} examples dropped: their prompt is longer than {cfg.max_prompt_tokens} tokens")
-    lengths = {example.id: example.length for example in examples}
-    ends, steps = cfg.phase_lengths, cfg.phase_steps
-    if not ends and not cfg.data:
-        ends = toy.LENGTHS
-    elif not ends:
-        ends = sorted({int(median(lengths.values())), max(lengths.values())})
-        steps = steps if len(ends) > 1 else (sum(steps),)                # all of one length: one phase
-    phases = curriculum.phases(ends, steps)
-    num_unused = sum(length > ends[-1] for length in lengths.values())
-    if num_unused:
-        say(f"{num_unused} examples are longer than the last phase ({ends[-1]} tokens) and are not used")
-    sampler = curriculum.RetrospectiveSampler(lengths, phases, cfg.retro_fraction, cfg.retro_hard_below,
-                                              seed=cfg.seed)
-    if cfg.difficulty:
-        sampler.load_state_dict({"mean_rewards": read_difficulty(Path(cfg.difficulty), lengths)})
-    return {example.id: example for example in examples}, phases, sampler
+def reward(cfg: Config, batch, groups, tokenizer: Tokenizer, judge) -> list[Rollout]:
+    """One Rollout per example and its group: texts, scores, and penalties for length. No advantages yet."""
+    texts = [[tokenizer.decode(answer.ids) for answer in group.completions] for group in groups]
+    scores = agreed(score_all(texts, batch, judge))
+    rollouts = []
+    for row, group in enumerate(groups):
+        penalties = [grpo.overlong_penalty(len(answer.ids), cfg.max_new_tokens, cfg.overlong_buffer)
+                     for answer in group.completions]
+        rollouts.append(Rollout(batch[row], group, tuple(texts[row]), tuple(scores[row]), tuple(penalties)))
+    return rollouts
 
 
-def read_difficulty(path: Path, known) -> dict[str, float]:
-    """The mean rewards that eval.py --difficulty wrote, of examples that this run has."""
-    if not path.is_file():
-        raise FileNotFoundError(f"difficulty file {path} is not there")
-    means = read_json(path).get("mean_rewards")
-    if not isinstance(means, dict) or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in means.values()):
-        raise DataError(f'{path}: "mean_rewards" should map example ids to numbers from 0 to 1')
-    if means.keys().isdisjoint(known):
-        raise DataError(f"{path} knows none of this run's example ids; measure the same data with eval.py --difficulty")
-    return {key: value for key, value in means.items() if key in known}
+def old_logprobs(cfg: Config, model, later_minibatches, scoring) -> dict:
+    """{row: log-probs of each answer} under the policy that sampled, for minibatches trained on after an update."""
+    old = {}
+    for minibatch in later_minibatches:
+        if cfg.old_logprobs == "recompute":
+            old |= group_pass.logprobs_all(model, minibatch, **scoring)
+        else:
+            for row, rollout in minibatch.items():
+                old[row] = [answer.logprobs for answer in rollout.group.completions]
+    return old
 
 
-def old_logprobs(cfg: Config, model, minibatches, scoring) -> dict:
-    """Of the policy before the first update, for answers that are trained on after it: {row: one per answer}."""
-    if cfg.old_logprobs == "recompute":
-        parts = [group_pass.logprobs_all(model, minibatch, **scoring) for minibatch in minibatches]
-    else:
-        parts = [{row: [answer.logprobs for answer in group.completions] for row, group in minibatch.items()}
-                 for minibatch in minibatches]
-    return {row: found for part in parts for row, found in part.items()}
+def longest_answered(rollout: Rollout) -> int:
+    """Tokens of the prompt and the longest answer."""
+    return len(rollout.group.prompt_ids) + max(len(answer.ids) for answer in rollout.group.completions)
 
 
-def penalties(cfg: Config, groups) -> torch.Tensor:
-    """(P, G): what each answer loses of its reward for its length."""
-    lengths = torch.tensor([[len(answer.ids) for answer in group.completions] for group in groups])
-    return grpo.overlong_penalty(lengths, cfg.max_new_tokens, cfg.overlong_buffer)
+def show(rollout: Rollout, say) -> None:
+    """Print a prompt's first answer in full."""
+    score = rollout.scores[0]
+    earned = "unscorable (the judge gave no verdict)" if math.isnan(score.reward) else f"{score.reward:g}"
+    gold = " | ".join(rollout.example.accepted).replace("\n", ", ")
+    say(f"    {rollout.example.question} {rollout.texts[0]}\n    gold {gold}, extracted {score.answer!r}, "
+        f"reward {earned}{' by the judge' if score.judge == 1 else ''}")
 
 
-def advantages_of(cfg: Config, rewards: torch.Tensor, tasks: list[str]) -> torch.Tensor:
-    """(P, G), exact zeros where a group agrees."""
-    if cfg.advantages in ("grpo", "dr_grpo"):
-        return grpo.group_advantages(rewards, scale=cfg.advantages == "grpo", min_std=MIN_REWARD_STD)
-    if cfg.advantages == "task_std":
-        return grpo.task_std_advantages(rewards, tasks, MIN_REWARD_STD)
-    return grpo.tmn_advantages(rewards, tasks, reweight=cfg.advantages == "tmn_reweight", min_std=MIN_REWARD_STD)
-
-
-def record(sampler, batch, rewards: torch.Tensor) -> None:
-    """What was earned, where anything could be scored, without the penalties for length."""
-    for example, mean_reward in zip(batch, rewards.nanmean(-1).tolist()):
-        if not math.isnan(mean_reward):
-            sampler.record(example.id, mean_reward)
-
-
-def tell_and_stop(cfg: Config, this: run.Run, notes: list[str], values: dict, judge) -> None:
-    """The doctor's notes, and what went wrong with rewards in this step. After too many steps in a row in which the
+def tell_and_stop(cfg: Config, run: run.Run, notes: list[str], values: dict, judge) -> None:
+    """The doctor's notes, and what went wrong with rewards in run step. After too many steps in a row in which the
     judge left too much open, or in which not one group disagreed, the run ends, saved."""
     for note in notes:
-        this.log.say(f"    note: {note}")
-    unjudged = this.in_a_row("unjudged", values.get("judge/error_rate", 0) > MAX_UNSCORABLE)
-    idle = this.in_a_row("idle", not values["sampling/informative"] and values["reward"] is not None)
+        run.log.say(f"    note: {note}")
+    unjudged = run.in_a_row("unjudged", values.get("judge/error_rate", 0) > MAX_UNSCORABLE)
+    idle = run.in_a_row("idle", not values["sampling/informative"] and values["reward"] is not None)
     if cfg.max_refills and values["sampling/missing"]:
-        this.log.say(f"    {values['sampling/missing']} groups are missing after {values['sampling/refills']} refills: "
+        run.log.say(f"    {values['sampling/missing']} groups are missing after {values['sampling/refills']} refills: "
                      f"{values['sampling/informative']} disagreed, {values['sampling/all_wrong']} were all wrong, "
                      f"{values['sampling/all_right']} all right")
     if unjudged:
-        this.log.say(f"    the judge: {judge.trouble()}")
+        run.log.say(f"    the judge: {judge.trouble()}")
     if unjudged >= MAX_UNJUDGED_STEPS:
-        this.leave(errors.JudgeUnavailable(
+        run.leave(errors.JudgeUnavailable(
             f"{unjudged} steps in a row the judge left over {MAX_UNSCORABLE:.0%} of the answers it was asked about "
             f"open, at last: {judge.trouble()}; see to it, then go on with the same command"))
     elif idle >= MAX_IDLE_STEPS:
-        this.leave(DataError(
+        run.leave(DataError(
             f"in {idle} steps in a row no group's answers earned different rewards, the last mean reward was "
             f"{values['reward']}: nothing can be learned from these examples; warm up with train_sft.py, take easier "
-            "or harder ones, or raise --group-size or --max-refills, under another --name; or run the "
-            "same command again to continue"))
-
-
-def show_words(logger, example, text, score) -> None:
-    """One answer in full."""
-    reward = "none: the judge left it open" if math.isnan(score.reward) else f"{score.reward:g}"
-    gold = " | ".join(example.accepted).replace("\n", ", ")
-    logger.say(f"    {example.question} {text}\n    gold {gold}, extracted {score.answer!r}, "
-               f"reward {reward}{' by the judge' if score.judge == 1 else ''}")
+            "or harder ones, or raise --group-size or --max-refills, under another --name; or let run run go on with "
+            "a higher --max-idle-steps"))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,125 @@
 """The large objects of the scripts, each made from a few settings. Only scripts and tools import this file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
+from statistics import median
 
 import torch
 
-from . import parallel
-from .errors import ConfigError
+from . import data, parallel, rewards, toy
+from .curriculum import Phase, RetrospectiveSampler, phases
+from .errors import ConfigError, DataError
 from .generate import Generator
 from .model import Qwen
 from .pretrained.digest import model_digests
 from .pretrained.tokenizer import Tokenizer
+from .pretrained.weights import read_json
+from .records import Example
 from .reward.judge import Complete, Judge
 from .reward.judge_server import Server
+
+
+# Data
+
+def questions(cfg, say: Callable[[str], None], split: str = "train") -> list[Example]:
+    """The examples in the files of --data. Without --data: the toy task, short and long documents.
+
+    `split` selects the toy task's training or held-out documents. `say` reports rows that were left out."""
+    shares = data.shares(cfg.task)
+    if cfg.data:
+        examples = data.read(cfg.data, need_question=True, tell=say if cfg.skip_bad_rows else None)
+    else:
+        seed = cfg.seed if split == "train" else 0             # the held-out documents are the same for every seed
+        examples = []
+        for records in (toy.SHORT, toy.LONG):
+            examples += toy.examples(cfg.toy_examples, records, seed, split, tuple(shares))
+    if shares:
+        examples = data.mix(examples, shares, cfg.seed)
+    if note := rewards.lacking({example.task for example in examples}):
+        say(note)
+    return examples
+
+
+def curriculum(cfg, examples: Sequence[Example], say: Callable[[str], None]
+               ) -> tuple[list[Phase], RetrospectiveSampler]:
+    """The phases of a run, and the sampler over them and these examples. Raises CurriculumError for an empty phase."""
+    lengths = {example.id: example.length for example in examples}
+    ends, steps = cfg.phase_lengths, cfg.phase_steps
+    if not ends and not cfg.data:
+        ends = toy.LENGTHS
+    elif not ends:
+        ends = sorted({int(median(lengths.values())), max(lengths.values())})
+        steps = steps if len(ends) > 1 else (sum(steps),)      # all examples have one length: a single phase
+    num_unused = sum(length > ends[-1] for length in lengths.values())
+    plan = phases(ends, steps)
+    if num_unused:
+        say(f"{num_unused} examples are longer than the last phase ({ends[-1]} tokens) and are not used")
+    sampler = RetrospectiveSampler(lengths, plan, cfg.retro_fraction, cfg.retro_hard_below, seed=cfg.seed)
+    if cfg.difficulty:
+        sampler.load_state_dict({"mean_rewards": read_difficulty(Path(cfg.difficulty), lengths)})
+    return plan, sampler
+
+
+def read_difficulty(path: Path, known) -> dict[str, float]:
+    """The mean rewards that eval.py --difficulty wrote, for examples whose id is in `known`.
+
+    Raises DataError if the file is invalid or has none of these ids."""
+    if not path.is_file():
+        raise FileNotFoundError(f"difficulty file {path} is not there")
+    means = read_json(path).get("mean_rewards")
+    if not isinstance(means, dict) or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in means.values()):
+        raise DataError(f'{path}: "mean_rewards" should map example ids to numbers from 0 to 1')
+    if means.keys().isdisjoint(known):
+        raise DataError(f"{path} has none of this run's example ids: measure the same data with eval.py --difficulty")
+    return {key: value for key, value in means.items() if key in known}
+
+
+# Models
+
+def tokenizer(cfg, run) -> Tokenizer:
+    """The tokenizer of the checkpoint that the run resumes from, or else of --model."""
+    if cfg.model == "new" and run.source is None:
+        return toy.new_model(cfg.seed)[1]
+    return Tokenizer(run.source or cfg.model)
+
+
+def policy(cfg, run) -> Qwen:
+    """The model to train, split over the ranks: from the checkpoint that the run resumes from, or else from --model.
+
+    "new" is the random tiny model of toy.py."""
+    if cfg.model == "new" and run.source is None:
+        model, _ = toy.new_model(cfg.seed)
+        run.prepare(model.to(run.device, run.weights_dtype))
+    else:
+        directory = run.source or cfg.model
+        model = Qwen.from_pretrained(directory, run.weights_dtype, run.device, run.prepare, cfg.check_finite)
+    model.checkpointing = cfg.checkpointing
+    return model
+
+
+def reference(cfg, run) -> Qwen | None:
+    """The starting model, if the settings ask for a KL to it."""
+    if not (cfg.kl_coef or cfg.measure_kl):
+        return None
+    return Qwen.from_pretrained(cfg.model, run.dtype, run.device, run.prepare)
+
+
+# The judge
+
+def check_judge(cfg) -> None:
+    """Raises ConfigError if the judge may take longer than ranks wait for each other."""
+    if cfg.judge and cfg.judge_minutes >= cfg.timeout_minutes:
+        raise ConfigError(f"--judge-minutes {cfg.judge_minutes:g} should be less than --timeout-minutes "
+                          f"{cfg.timeout_minutes:g}, because the other ranks wait for the one that asks")
+
+
+def judge_of(cfg, key: str, device: str, dtype: torch.dtype, prepare: Callable | None = None) -> Judge | None:
+    """The judge that the settings name, or None. `key` is for a server. The rest is as in Qwen.from_pretrained."""
+    if not cfg.judge:
+        return None
+    return judge(cfg.judge, cfg.judge_model, key, seed=cfg.seed, device=device, dtype=dtype, prepare=prepare,
+                 deadline=60 * cfg.judge_minutes)
 
 
 def judge(where: str, model: str = "", key: str = "", seed: int = 0, device: str | torch.device = "cpu",

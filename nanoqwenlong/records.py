@@ -148,6 +148,14 @@ class Rollout:
     advantages: tuple[float, ...] = ()  # (G,) filled in once all groups of the step are scored
 
     @property
+    def stem(self) -> tuple[int, ...]:
+        return self.group.stem
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        return self.group.branches
+
+    @property
     def rewards(self) -> tuple[float, ...]:
         """(G,) What rule and judge gave. NaN: unscorable."""
         return tuple(score.reward for score in self.scores)

@@ -63,7 +63,7 @@ REMOVED = {
     "judge_concurrency": "concurrency in nanoqwenlong/reward/judge_server.py",
     "max_unscorable": "MAX_UNSCORABLE in train_rl.py",
     "max_idle_steps": "MAX_IDLE_STEPS in train_rl.py",
-    "min_reward_std": "MIN_REWARD_STD in train_rl.py",
+    "min_reward_std": "MIN_STD in nanoqwenlong/advantages.py",
     "retro_floor": "floor in nanoqwenlong/curriculum.py",
     "show_every": "SHOW_EVERY in train_rl.py",
 }
