@@ -33,8 +33,8 @@ import torch
 from nanoqwenlong import build, data, errors, group_pass, grpo, optim, parallel
 from nanoqwenlong.advantages import ADVANTAGES, with_advantages
 from nanoqwenlong.analysis import plan, step_metrics
-from nanoqwenlong.analysis.evaluate import agreed
 from nanoqwenlong.analysis.doctor import Doctor
+from nanoqwenlong.analysis.evaluate import agreed
 from nanoqwenlong.errors import ConfigError, DataError, choose
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.ops import presets, run
@@ -160,7 +160,7 @@ def train(cfg: Config, run: Run) -> None:
 
     for step in run.steps(len(timeline), ends=phase_ends):
         phase, num_wanted = timeline[step - 1], cfg.prompts_per_step
-        rollouts: list[Rollout] = []
+        rollouts, num_groups = [], 0
         for refill in range(1 + cfg.max_refills):
             # 1. Roll out: G answers to examples of this phase, and to examples of earlier phases that are still hard
             batch = [examples[key] for key in sampler.draw(phase, num_wanted)]
@@ -176,7 +176,7 @@ def train(cfg: Config, run: Run) -> None:
 
             # 3. Select: a group that agrees teaches nothing. If too many agree, other prompts are sampled as well
             informative = [row for row, rollout in enumerate(rollouts) if rollout.is_informative]
-            num_groups = len(batch) if refill == 0 else num_groups
+            num_groups = num_groups or len(batch)
             num_wanted = grpo.num_refills(num_groups, len(informative), len(rollouts))
             if num_wanted == 0 or step_metrics.unjudged_share(rollouts) > MAX_UNSCORABLE:
                 break
@@ -263,7 +263,7 @@ def show(rollout: Rollout, say) -> None:
         f"reward {earned}{' by the judge' if score.judge == 1 else ''}")
 
 
-def tell_and_stop(cfg: Config, run: run.Run, notes: list[str], values: dict, judge) -> None:
+def tell_and_stop(cfg: Config, run: Run, notes: list[str], values: dict, judge) -> None:
     """The doctor's notes, and what went wrong with rewards in run step. After too many steps in a row in which the
     judge left too much open, or in which not one group disagreed, the run ends, saved."""
     for note in notes:

@@ -19,7 +19,6 @@ from .records import Example
 from .reward.judge import Complete, Judge
 from .reward.judge_server import Server
 
-
 # Data
 
 def questions(cfg, say: Callable[[str], None], split: str = "train") -> list[Example]:

@@ -94,7 +94,7 @@ def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs: S
         """rows: the answers of this micro-batch. logprobs, entropy: (N,) of their tokens, one answer after another."""
         def per_token(answers: Sequence) -> Tensor:
             """One sequence of token values per answer of the group -> (N,) for this micro-batch."""
-            values = [torch.as_tensor(answers[row]).to(logprobs) for row in rows]
+            values = [torch.as_tensor(answers[row], dtype=logprobs.dtype, device=logprobs.device) for row in rows]
             return torch.cat(values)
 
         def spread(values: Sequence[float] | Tensor) -> Tensor:

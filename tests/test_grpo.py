@@ -10,17 +10,18 @@ import torch
 from tiny_qwen import random_ids, tiny_qwen
 
 from nanoqwenlong import group_pass
-from nanoqwenlong.generate import Generator
-from nanoqwenlong.grpo import (
+from nanoqwenlong.advantages import (
+    ADVANTAGES,
+    MIN_STD,
     group_advantages,
-    group_loss,
-    num_wanted,
-    overlong_penalty,
     task_std_advantages,
     tmn_advantages,
-    token_weights,
+    with_advantages,
 )
-from nanoqwenlong.records import Completion, Group
+from nanoqwenlong.errors import ConfigError
+from nanoqwenlong.generate import Generator
+from nanoqwenlong.grpo import group_loss, num_refills, overlong_penalty, token_weights
+from nanoqwenlong.records import Completion, Example, Group, Rollout, Score
 
 NAN = float("nan")
 
@@ -216,16 +217,16 @@ def test_hole_38_a_spread_below_the_least_one_is_no_spread():
 
 def test_the_penalty_for_length_is_that_of_the_paper():
     """Eq. 7 with 10,000 tokens and a buffer of 1,000."""
-    lengths = torch.tensor([[1, 9000, 9001, 9250], [9500, 9999, 10000, 12000]])
-    expected = torch.tensor([[0, 0, 0.001, 0.25], [0.5, 0.999, 1, 1]])
-    assert (overlong_penalty(lengths, 10000, 1000) - expected).abs().max() <= 1e-7
-    assert not overlong_penalty(lengths, 10000, 0).any()
+    expected = {1: 0, 9000: 0, 9001: 0.001, 9250: 0.25, 9500: 0.5, 9999: 0.999, 10000: 1, 12000: 1}
+    for length, penalty in expected.items():
+        assert abs(overlong_penalty(length, 10000, 1000) - penalty) <= 1e-15
+        assert overlong_penalty(length, 10000, 0) == 0
 
 
 def test_hole_12_what_selects_a_group_is_what_its_advantages_are_made_of():
     """All right but of different lengths: kept. Right at full length and wrong: the shaped rewards agree: not kept."""
-    lengths = torch.tensor([[9000, 10000], [10000, 500]])
-    shaped = torch.tensor([[1.0, 1], [1, 0]]) - overlong_penalty(lengths, 10000, 1000)
+    penalties = [[overlong_penalty(length, 10000, 1000) for length in row] for row in ((9000, 10000), (10000, 500))]
+    shaped = torch.tensor([[1.0, 1], [1, 0]]) - torch.tensor(penalties)
     assert group_advantages(shaped).any(-1).tolist() == [True, False]
 
 
@@ -237,7 +238,7 @@ def test_more_prompts_are_wanted_as_long_as_groups_are_missing_and_never_more_th
         wanted = first = rng.randint(1, 64)
         for _ in range(50):
             sampled, informative = sampled + wanted, informative + sum(rng.random() < rate for _ in range(wanted))
-            wanted = num_wanted(first, informative, sampled)
+            wanted = num_refills(first, informative, sampled)
             assert 0 <= wanted <= first and (wanted == 0) == (informative >= first)
         assert rate == 0 or wanted == 0 or rate == 0.01
 
@@ -299,13 +300,21 @@ def by_hand(model, groups, advantages, on_policy, ref=None, kl_coef=0.0, kind="d
                              "entropy": entropy, "kl": kl}
 
 
+def rollout(group: Group, rewards, advantages=(), penalties=None, task="qa") -> Rollout:
+    scores = tuple(Score(reward, reward, None, "") for reward in rewards)
+    return Rollout(Example(str(group.key), "", "", "", task), group, ("",) * len(scores), scores,
+                   tuple(penalties or [0.0] * len(scores)), tuple(advantages))
+
+
 def step(model, groups, advantages, on_policy, max_tokens, ref=None, kind="dapo", scored=None, **objective):
     model.zero_grad()
     sums, scored = Counter(), torch.ones_like(advantages, dtype=bool) if scored is None else scored
-    weights = token_weights(dict(enumerate(groups)), scored, kind, max_new_tokens=8)
+    rollouts = {g: rollout(group, [0.0 if known else NAN for known in scored[g]], advantages[g].tolist())
+                for g, group in enumerate(groups)}
+    weights = token_weights(rollouts, kind, max_new_tokens=8)
     for g, group in enumerate(groups):
         old = None if on_policy else [answer.logprobs for answer in group.completions]
-        loss = group_loss(group, advantages[g], weights[g], sums, old, ref and ref[g], **objective)
+        loss = group_loss(rollouts[g], weights[g], sums, old, ref and ref[g], **objective)
         group_pass.backward(model, group.stem, group.branches, loss, TEMPERATURE, max_tokens)
     return gradient(model), sums
 
@@ -368,3 +377,30 @@ def test_an_unscorable_answer_changes_nothing(model, groups, kind):
 def test_groups_that_agree_give_no_gradient_at_all(model, groups):
     found, sums = step(model, groups, group_advantages(torch.ones(3, 4)), True, 10**6)
     assert sums["loss"] == 0 and not any(g.any() for g in found.values())
+
+
+# The tables
+
+def test_every_row_of_the_table_of_advantages_is_the_function_it_names(groups):
+    rewards, penalties = REWARDS[:, :4].tolist(), [0.0, 0.25, 0.0, 0.0]
+    tasks = ["qa", "qa", "f1"]
+    rollouts = [rollout(group, row, penalties=penalties, task=task) for group, row, task in zip(groups, rewards, tasks)]
+    shaped = torch.tensor(rewards, dtype=torch.float64) - torch.tensor(penalties)
+    expected = {"grpo": group_advantages(shaped, min_std=MIN_STD),
+                "dr_grpo": group_advantages(shaped, scale=False, min_std=MIN_STD),
+                "tmn": tmn_advantages(shaped, tasks, reweight=False, min_std=MIN_STD),
+                "tmn_reweight": tmn_advantages(shaped, tasks, min_std=MIN_STD),
+                "task_std": task_std_advantages(shaped, tasks, min_std=MIN_STD)}
+    assert expected.keys() == ADVANTAGES.keys()
+    for name, values in expected.items():
+        got = with_advantages(rollouts, name)
+        assert [list(each.advantages) for each in got] == values.tolist(), name
+        assert [each.is_informative for each in got] == values.any(-1).tolist()
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_valid_ones(groups):
+    rollouts = [rollout(group, [0.0, 1.0, 0.0, 1.0]) for group in groups]
+    with pytest.raises(ConfigError, match="--advantages 'rloo' is unknown: choose one of grpo, dr_grpo, tmn"):
+        with_advantages(rollouts, "rloo")
+    with pytest.raises(ConfigError, match="--loss 'gspo' is unknown: choose one of dapo, grpo, dr_grpo"):
+        token_weights(dict(enumerate(rollouts)), "gspo", 8)

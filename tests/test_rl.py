@@ -17,7 +17,7 @@ import train_rl
 from nanoqwenlong import build, errors, parallel, rewards
 from nanoqwenlong.analysis import evaluate, patterns, step_metrics
 from nanoqwenlong.ops.log import Log
-from nanoqwenlong.records import Example
+from nanoqwenlong.records import Example, Rollout
 from nanoqwenlong.reward.judge import Judge
 
 __all__ = ["in_tmp"]                                            # a fixture
@@ -83,7 +83,8 @@ def test_patterns_are_read_one_document_at_a_time_and_each_rank_reads_its_share(
     """128 documents of 60,000 words would take 4 GB together, and a rank alone minutes in which the others wait. Here
     the other rank stands in for this one's share."""
     batch = [Example(str(row), f"We sent Bern tea. We showed Kim Oslo {row}.", "", "x") for row in range(5)]
-    texts = [[f"It says: we showed Kim Oslo {row}.", "Wait, no."] for row in range(5)]
+    rollouts = [Rollout(example, None, (f"It says: we showed Kim Oslo {row}.", "Wait, no."), (), ())
+                for row, example in enumerate(batch)]
     alive, most, read = weakref.WeakSet(), [], []
 
     class Counted(patterns.Document):
@@ -93,7 +94,7 @@ def test_patterns_are_read_one_document_at_a_time_and_each_rank_reads_its_share(
             read.append(text)
             super().__init__(text)
     monkeypatch.setattr(patterns, "Document", Counted)
-    whole = step_metrics.patterns_of(batch, texts)
+    whole = step_metrics.patterns_of(rollouts)
     assert [[(p.grounding, p.backtracking) for p in group] for group in whole] == [[(1, 0), (0, 1)]] * 5
     assert max(most) == 1 and len(read) == 5
     monkeypatch.setattr(parallel, "size", lambda: 2)
@@ -102,10 +103,10 @@ def test_patterns_are_read_one_document_at_a_time_and_each_rank_reads_its_share(
         read.clear()
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(parallel, "gather", lambda value: shares.append(value) or [value, value])
-        step_metrics.patterns_of(batch[:4], texts[:4])
+        step_metrics.patterns_of(rollouts[:4])
         assert read == [example.document for example in batch[rank:4:2]]
     monkeypatch.setattr(parallel, "gather", lambda value: json.loads(json.dumps(shares)))
-    assert [[p.longest_quote for p in group] for group in step_metrics.patterns_of(batch[:4], texts[:4])] == [
+    assert [[p.longest_quote for p in group] for group in step_metrics.patterns_of(rollouts[:4])] == [
         [p.longest_quote for p in group] for group in whole[:4]]
 
 
@@ -209,8 +210,9 @@ def test_answers_that_nobody_could_score_are_counted_and_not_learned_from(in_tmp
     """In the first round all, in the others one per group."""
     rewarded(monkeypatch, lambda number, example, i, text: math.nan if number == 1 or i == 1 else float(i))
     scored, weights = [], train_rl.grpo.token_weights
-    monkeypatch.setattr(train_rl.grpo, "token_weights", lambda groups, which, *more: (
-        scored.append(which.tolist()), weights(groups, which, *more))[1])
+    monkeypatch.setattr(train_rl.grpo, "token_weights", lambda rollouts, *more: (scored.append(
+        [[not math.isnan(reward) for reward in rollout.rewards] for rollout in rollouts.values()]),
+        weights(rollouts, *more))[1])
     monkeypatch.setattr(train_rl, "SHOW_EVERY", 1)
     assert rl(toy_directory) == 0
     rows = [strict(line) for line in (DIRECTORY / "metrics.jsonl").read_text().splitlines()]
@@ -225,20 +227,19 @@ def test_answers_that_nobody_could_score_are_counted_and_not_learned_from(in_tmp
 def test_the_losses_settings_reach_it(in_tmp, toy_directory, monkeypatch, loss):
     rewarded(monkeypatch, lambda number, example, i, text: float(i))
     kinds, bonuses, weights, group_loss = [], set(), train_rl.grpo.token_weights, train_rl.grpo.group_loss
-    monkeypatch.setattr(train_rl.grpo, "token_weights", lambda groups, scored, *more: (
-        kinds.append(more), weights(groups, scored, *more))[1])
+    monkeypatch.setattr(train_rl.grpo, "token_weights", lambda rollouts, *more: (
+        kinds.append(more), weights(rollouts, *more))[1])
     monkeypatch.setattr(train_rl.grpo, "group_loss", lambda *args, entropy_coef, **objective: (
         bonuses.add(entropy_coef), group_loss(*args, entropy_coef=entropy_coef, **objective))[1])
     assert rl(toy_directory, "--loss", loss, "--entropy-coef", 0.5, "--steps", 1) == 0
     assert kinds == [(loss, 6)] and bonuses == {0.5}
 
 
-def test_tmn_reweights_only_if_asked_to():
-    rewards = torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 0]])
-    plain, reweighted = (train_rl.advantages_of(train_rl.Config(advantages=name), rewards, ["qa", "qa"])
-                         for name in ("tmn", "tmn_reweight"))
-    assert torch.equal(plain, train_rl.grpo.tmn_advantages(rewards, ["qa", "qa"], reweight=False))
-    assert torch.equal(reweighted, train_rl.grpo.tmn_advantages(rewards, ["qa", "qa"]))
+@pytest.mark.parametrize("flag, valid", [("--advantages", "grpo, dr_grpo, tmn, tmn_reweight, task_std"),
+                                         ("--loss", "dapo, grpo, dr_grpo")])
+def test_an_unknown_name_ends_with_the_list_of_valid_ones(in_tmp, toy_directory, capsys, flag, valid):
+    assert rl(toy_directory, flag, "rloo") == errors.BAD_CONFIG
+    assert capsys.readouterr().err == f"{flag} 'rloo' is unknown: choose one of {valid}\n"
 
 
 # The judge
@@ -469,7 +470,8 @@ def test_the_kl_is_that_of_all_answers(monkeypatch, ranks):
     from types import SimpleNamespace as Named
     logprobs = [[(-1.0, -2.0), (-0.5,)], [(-3.0,), ()], [(-0.25, -0.25, -1.0), (-2.0,)]]
     refs = [[(-1.5, -2.0), (-0.75,)], [(-1.0,), ()], [(-0.25, -1.25, -1.0), (-2.5,)]]
-    groups = [Named(completions=[Named(ids=values, logprobs=values) for values in group]) for group in logprobs]
+    rollouts = [Named(group=Named(completions=[Named(ids=values, logprobs=values) for values in group]))
+                for group in logprobs]
     parts = [("_by_len/0-80",), ("_by_len/80-200",), ("_by_len/0-80",)]
     d = [[(r - p) for i in (0, 1) for p, r in zip(logprobs[row][i], refs[row][i])] for row in range(3)]
     k3 = [sum(math.exp(x) - x - 1 for x in row) for row in d]
@@ -479,12 +481,12 @@ def test_the_kl_is_that_of_all_answers(monkeypatch, ranks):
         read |= {None: []} if rank else {}
         monkeypatch.setattr(step_metrics.group_pass, "logprobs_all", lambda *_, read=read, **__: read)
         monkeypatch.setattr(step_metrics.parallel, "reduce", lambda sums: shares.append(sums) or sums)
-        step_metrics.kl_values(object(), groups, parts)
+        step_metrics.kl_values(object(), rollouts, parts)
     total = shares[0] + shares[1] if ranks == 2 else shares[0]
     monkeypatch.setattr(step_metrics.parallel, "reduce", lambda sums: total)
-    found = step_metrics.kl_values(object(), groups, parts)
+    found = step_metrics.kl_values(object(), rollouts, parts)
     assert found == pytest.approx({"kl": sum(k3) / 8, "kl_by_len/0-80": (k3[0] + k3[2]) / 7, "kl_by_len/80-200": k3[1]})
-    assert step_metrics.kl_values(None, groups, parts) == {}
+    assert step_metrics.kl_values(None, rollouts, parts) == {}
 
 
 def test_habits_are_counted_and_quotes_are_found(in_tmp, toy_directory, monkeypatch):

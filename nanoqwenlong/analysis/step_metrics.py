@@ -227,11 +227,11 @@ def patterns_of(rollouts: Sequence[Rollout]) -> list[list[patterns.Patterns]]:
     """The reasoning patterns of each answer of each rollout. Every rank reads its share of the documents.
 
     A long document takes a second or two with its answers, so ranks read one document at a time."""
-    mine = []
-    for rollout in rollouts[parallel.rank()::parallel.size()]:
+    def read(rollout: Rollout) -> list[tuple]:
         document = patterns.Document(patterns.read_by(rollout.example))
-        mine.append([astuple(patterns.count(text, document)) for text in rollout.texts])
-    shares = parallel.gather(mine)
+        return [astuple(patterns.count(text, document)) for text in rollout.texts]
+
+    shares = parallel.gather([read(rollout) for rollout in rollouts[parallel.rank()::parallel.size()]])
     result = []
     for row in range(len(rollouts)):
         answers = shares[row % len(shares)][row // len(shares)]
