@@ -30,12 +30,12 @@ from typing import Literal
 
 import torch
 
-from nanoqwenlong import build, data, errors, group_pass, grpo, optim, parallel
+from nanoqwenlong import build, data, group_pass, grpo, optim, parallel
 from nanoqwenlong.advantages import ADVANTAGES, with_advantages
 from nanoqwenlong.analysis import plan, step_metrics
-from nanoqwenlong.analysis.doctor import Doctor
+from nanoqwenlong.analysis.doctor import MAX_UNSCORABLE, Doctor, stop_reason
 from nanoqwenlong.analysis.evaluate import agreed
-from nanoqwenlong.errors import ConfigError, DataError, choose
+from nanoqwenlong.errors import ConfigError, choose
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.ops import presets, run
 from nanoqwenlong.ops.flags import rising
@@ -103,9 +103,6 @@ class Config(Settings):
 PRESETS = presets.RL
 HEADLINE = ("phase", "reward", "judge/error_rate", "frac_reward_zero_std", "entropy", "completions/clipped_ratio",
             "completions/mean_length", "grad_norm", "retro/frac", "step_time")
-MAX_UNSCORABLE = 0.25                   # the largest share of its answers that the judge may leave open
-MAX_UNJUDGED_STEPS = 3                  # stop after this many steps in a row above it
-MAX_IDLE_STEPS = 50                     # stop after this many steps in a row in which every group agreed
 SHOW_EVERY = 20                         # steps between answers printed in full
 
 
@@ -171,8 +168,7 @@ def train(cfg: Config, run: Run) -> None:
 
             # 2. Reward: the rule first, the judge for what it rejects. Advantages compare an answer with its group
             run.part("reward")
-            rollouts += reward(cfg, batch, groups, tokenizer, judge)
-            rollouts = with_advantages(rollouts, cfg.advantages)
+            rollouts = with_advantages(rollouts + reward(cfg, batch, groups, tokenizer, judge), cfg.advantages)
 
             # 3. Select: a group that agrees teaches nothing. If too many agree, other prompts are sampled as well
             informative = [row for row, rollout in enumerate(rollouts) if rollout.is_informative]
@@ -194,10 +190,8 @@ def train(cfg: Config, run: Run) -> None:
             weights = grpo.token_weights(minibatch, cfg.loss, cfg.max_new_tokens)
             ref = group_pass.logprobs_all(reference, minibatch, **scoring) if cfg.kl_coef else {}
             sums = Counter()
-
             def loss_of(row: int):
                 return group_loss(rollouts[row], weights[row], sums, old.get(row), ref.get(row), slices[row])
-
             group_pass.backward_all(model, minibatch, loss_of, **scoring)
             sums = parallel.reduce(sums, highest=("gap",))
             grad_norm = optim.step(optimizer, model.parameters(), learning_rate, cfg.max_grad_norm, sums["loss"])
@@ -207,14 +201,12 @@ def train(cfg: Config, run: Run) -> None:
         # 5. Report: numbers for every step, words for some of them
         run.part("report")
         for rollout in rollouts:
-            if not math.isnan(rollout.mean_reward):
-                sampler.record(rollout.example.id, rollout.mean_reward)
+            sampler.record(rollout.example.id, rollout.mean_reward)
         patterns = step_metrics.patterns_of(rollouts)
         values = {"phase": phase.number, **kl, **step_metrics.pattern_values(patterns),
                   **step_metrics.rollout_values(rollouts, slices),
                   **step_metrics.sampling_values(rollouts, num_groups, refill),
-                  **step_metrics.judge_values(judge, rollouts),
-                  **step_metrics.retro_values(sampler, phase, rollouts),
+                  **step_metrics.judge_values(judge, rollouts), **step_metrics.retro_values(sampler, phase, rollouts),
                   **step_metrics.update_values(updates, learning_rate, with_kl=cfg.kl_coef > 0),
                   **step_metrics.timing_values(run.times, rollouts), **step_metrics.expert_values(model)}
         run.log.metrics(step, values)
@@ -222,7 +214,7 @@ def train(cfg: Config, run: Run) -> None:
         run.log.line(step, values, HEADLINE)
         if step == 1 or step % SHOW_EVERY == 0:
             show(rollouts[0], say)
-        tell_and_stop(cfg, run, doctor.look(values), values, judge)
+        consult(doctor, run, values, judge)
 
 
 def reward(cfg: Config, batch, groups, tokenizer: Tokenizer, judge) -> list[Rollout]:
@@ -254,6 +246,14 @@ def longest_answered(rollout: Rollout) -> int:
     return len(rollout.group.prompt_ids) + max(len(answer.ids) for answer in rollout.group.completions)
 
 
+def consult(doctor: Doctor, run: Run, values: dict, judge) -> None:
+    """Print what the doctor notes about this step. After too many steps in vain, the run saves and stops."""
+    for note in doctor.look(values, judge):
+        run.log.say(f"    note: {note}")
+    if error := stop_reason(values, run.in_a_row, judge):
+        run.leave(error)
+
+
 def show(rollout: Rollout, say) -> None:
     """Print a prompt's first answer in full."""
     score = rollout.scores[0]
@@ -261,31 +261,6 @@ def show(rollout: Rollout, say) -> None:
     gold = " | ".join(rollout.example.accepted).replace("\n", ", ")
     say(f"    {rollout.example.question} {rollout.texts[0]}\n    gold {gold}, extracted {score.answer!r}, "
         f"reward {earned}{' by the judge' if score.judge == 1 else ''}")
-
-
-def tell_and_stop(cfg: Config, run: Run, notes: list[str], values: dict, judge) -> None:
-    """The doctor's notes, and what went wrong with rewards in run step. After too many steps in a row in which the
-    judge left too much open, or in which not one group disagreed, the run ends, saved."""
-    for note in notes:
-        run.log.say(f"    note: {note}")
-    unjudged = run.in_a_row("unjudged", values.get("judge/error_rate", 0) > MAX_UNSCORABLE)
-    idle = run.in_a_row("idle", not values["sampling/informative"] and values["reward"] is not None)
-    if cfg.max_refills and values["sampling/missing"]:
-        run.log.say(f"    {values['sampling/missing']} groups are missing after {values['sampling/refills']} refills: "
-                     f"{values['sampling/informative']} disagreed, {values['sampling/all_wrong']} were all wrong, "
-                     f"{values['sampling/all_right']} all right")
-    if unjudged:
-        run.log.say(f"    the judge: {judge.trouble()}")
-    if unjudged >= MAX_UNJUDGED_STEPS:
-        run.leave(errors.JudgeUnavailable(
-            f"{unjudged} steps in a row the judge left over {MAX_UNSCORABLE:.0%} of the answers it was asked about "
-            f"open, at last: {judge.trouble()}; see to it, then go on with the same command"))
-    elif idle >= MAX_IDLE_STEPS:
-        run.leave(DataError(
-            f"in {idle} steps in a row no group's answers earned different rewards, the last mean reward was "
-            f"{values['reward']}: nothing can be learned from these examples; warm up with train_sft.py, take easier "
-            "or harder ones, or raise --group-size or --max-refills, under another --name; or let run run go on with "
-            "a higher --max-idle-steps"))
 
 
 if __name__ == "__main__":

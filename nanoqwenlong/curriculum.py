@@ -5,6 +5,7 @@ earlier phases, drawn with weight diff(x) = 1 / mean reward of x's group (Eq. 10
 was ever right, so the paper in practice keeps just those examples. Here the mean reward has a floor instead.
 """
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,8 +106,9 @@ class RetrospectiveSampler:
         self.num_draws = dict.fromkeys(self.members, 0)        # phase number -> batches it has drawn
 
     def record(self, example_id: str, mean_reward: float) -> None:
-        """Remember what a group of answers to this example earned on average."""
-        self.mean_rewards[example_id] = float(mean_reward)
+        """Remember what a group of answers to this example earned on average. NaN (unscorable) changes nothing."""
+        if not math.isnan(mean_reward):
+            self.mean_rewards[example_id] = float(mean_reward)
 
     def difficulty(self, example_id: str) -> float:
         return 1 / max(self.mean_rewards[example_id], self.floor)

@@ -212,3 +212,11 @@ def test_the_largest_draw_is_reached_and_never_passed(n, fraction):
         s.record(i, 0.0)
     then = [len(s.draw(phase, n)) for phase in PHASES]
     assert max(first + then) == s.largest_draw(n) <= n
+
+
+def test_a_group_that_nobody_could_score_says_nothing_about_its_example():
+    sampler = RetrospectiveSampler({"a": 10, "b": 90}, phases((50, 100), (1, 1)), fraction=0.5)
+    sampler.record("a", 0.25)
+    sampler.record("a", float("nan"))
+    sampler.record("b", float("nan"))
+    assert sampler.mean_rewards == {"a": 0.25}

@@ -15,7 +15,7 @@ from test_scripts import SMALL_RL, metrics, start, without_times
 import eval as eval_script
 import train_rl
 from nanoqwenlong import build, errors, parallel, rewards
-from nanoqwenlong.analysis import evaluate, patterns, step_metrics
+from nanoqwenlong.analysis import doctor, evaluate, patterns, step_metrics
 from nanoqwenlong.ops.log import Log
 from nanoqwenlong.records import Example, Rollout
 from nanoqwenlong.reward.judge import Judge
@@ -171,12 +171,12 @@ def test_an_example_drawn_twice_in_a_step_is_answered_anew(in_tmp, toy_directory
 def test_steps_in_vain_end_the_run_saved_and_it_goes_on(in_tmp, toy_directory, monkeypatch, capsys):
     rewarded(monkeypatch, lambda number, example, i, text: float(i == 0 and number == 2))
     flags = ["--phase-steps", 3, 9]
-    monkeypatch.setattr(train_rl, "MAX_IDLE_STEPS", 3)
+    monkeypatch.setattr(doctor, "MAX_IDLE_STEPS", 3)
     assert rl(toy_directory, *flags) == errors.BAD_DATA
     told, word = capsys.readouterr().err, json.loads((DIRECTORY / "exit.json").read_text())
     assert "in 3 steps in a row no group" in told and "--group-size" in told and told.count("\n") == 1
     assert word["code"] == 65 and word["step"] == 5 and word["checkpoint"].endswith("step_000005")
-    monkeypatch.setattr(train_rl, "MAX_IDLE_STEPS", 99)
+    monkeypatch.setattr(doctor, "MAX_IDLE_STEPS", 99)
     assert rl(toy_directory, *flags) == 0 and len(metrics(DIRECTORY)) == 12
 
 
@@ -306,9 +306,9 @@ def test_a_judge_that_is_down_ends_the_run_saved_and_the_run_goes_on_when_it_is_
 
 def test_an_answer_that_is_shown_says_who_rewarded_it(capsys):
     for judge, told in ((None, "reward 0"), (0.0, "reward 0"), (1.0, "reward 1 by the judge"),
-                        (math.nan, "reward none: the judge left it open")):
-        reward = judge or 0.0
-        train_rl.show_words(Log(None), Example("e", "", "Who?", "Ann"), "text", rewards.Score(reward, 0.0, judge, "x"))
+                        (math.nan, "reward unscorable (the judge gave no verdict)")):
+        score = rewards.Score(judge or 0.0, 0.0, judge, "x")
+        train_rl.show(Rollout(Example("e", "", "Who?", "Ann"), None, ("text",), (score,), (0.0,)), Log(None).say)
         assert capsys.readouterr().out.endswith(f", {told}\n")
 
 

@@ -340,7 +340,7 @@ def test_outputs_of_eval_are_checked_before_any_work_and_never_overwrite_its_dat
 
 
 @pytest.mark.parametrize("content, words", [
-    ('{"mean_rewards": {"nobody": 0.5}}', "knows none"), ('{"mean_rewards": []}', "mean_rewards"),
+    ('{"mean_rewards": {"nobody": 0.5}}', "has none"), ('{"mean_rewards": []}', "mean_rewards"),
     ('{"mean_rewards": {"a": "hard"}}', "mean_rewards"), ('{"mean_rewards": {"a": NaN}}', "mean_rewards"),
     ("{}", "mean_rewards"), ("[", "JSON"),
 ])
