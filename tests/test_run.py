@@ -626,7 +626,7 @@ def test_too_little_memory_while_measuring_or_loading(in_tmp, small, monkeypatch
 # The word it leaves
 
 @pytest.mark.parametrize("error, code", [
-    (ConfigError("no"), 78), (train_rl.DataError("no"), 65), (ModelError("no"), 65),
+    (ConfigError("no"), 78), (errors.DataError("no"), 65), (ModelError("no"), 65),
     (FileNotFoundError(2, "No such file", "x"), 66), (errors.OutOfBlocks("no"), 78), (MEMORY[0], 70),
     (errors.NonFinite("no"), 70), (errors.LostRanks("no"), 70), (OSError(errno.EIO, "no", "x"), 74),
     (errors.JudgeUnavailable("no"), 69), (KeyboardInterrupt(), 130),
