@@ -17,7 +17,6 @@ from .pretrained.tokenizer import Tokenizer
 from .pretrained.weights import read_json
 from .records import Example
 from .reward.judge import Complete, Judge
-from .reward.judge_server import Server
 
 # Data
 
@@ -133,6 +132,7 @@ def judge(where: str, model: str = "", key: str = "", seed: int = 0, device: str
 
     All ranks call it alike. Raises ConfigError if `where` is neither, and ModelError if the directory is invalid."""
     if "://" in str(where):
+        from .reward.judge_server import Server  # imported here: httpx takes a quarter of a second
         server = Server(where, model, key, max_new_tokens=max_new_tokens, **limits)
         return Judge(server, server.name, seed)
     if not Path(where).is_dir():

@@ -397,7 +397,7 @@ MODES = {                               # name: (behaviours, calls for a prompt;
     "401": ([lambda h: respond(h, f"wrong key {h.headers['Authorization']}".encode(), 401)], 1,
             "HTTP 401 (is the key right?)"),
     "404, a wrong model": ([whole(b'{"error": "no such model"}', 404)], 1, "HTTP 404 (is the model's name right?)"),
-    "101": ([raw(b"HTTP/1.1 101 Switching\r\n\r\n" + chat("[[YES]]"))], 1, "HTTP 101"),
+    "101": ([raw(b"HTTP/1.1 101 Switching\r\n\r\n" + chat("[[YES]]"))], 3, "an invalid or incomplete HTTP response"),
     "HTML": ([whole(b"<html>[[YES]]</html>", kind="text/html")], 3, "a response without a reply in it"),
     "HTML that says it is JSON": ([whole(b"<html>[[YES]]</html>")], 3, "a response without a reply in it"),
     "nothing": ([whole(b"")], 3, "a response without a reply in it"),
@@ -414,17 +414,17 @@ MODES = {                               # name: (behaviours, calls for a prompt;
     "deep JSON": ([whole(b"[" * 200000)], 3, "a response without a reply in it"),
     "no UTF-8": ([whole(chat("[[YES]]").replace(b"assist", b"\xff\xfe"))], 3, "a response without a reply in it"),
     "half of the body": ([raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + chat("[[YES]]")[:-3])], 3,
-                         "a response without a reply in it"),
+                         "an invalid or incomplete HTTP response"),
     "10 MB": ([whole(chat("[[YES]]") + b" " * 10**7)], 3, "a response of more than 1000000 bytes"),
     "no end": ([endless], 3, "a response of more than 1000000 bytes"),
     "a length of a terabyte": ([raw(b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n{")], 3,
-                               "a response without a reply in it"),
+                               "an invalid or incomplete HTTP response"),
     "a chunk of -5 bytes": ([raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nx\r\n")], 3,
-                            "a response that is no HTTP"),
+                            "an invalid or incomplete HTTP response"),
     "endless chunk length": ([raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"9" * 70000)], 3,
-                             "a response that is no HTTP"),
-    "no HTTP": ([raw(b"220 mail.example.org ESMTP\r\n")], 3, "a response that is no HTTP"),
-    "hang-up": ([lambda handler: None], 3, "Remote end closed connection without response"),
+                             "an invalid or incomplete HTTP response"),
+    "no HTTP": ([raw(b"220 mail.example.org ESMTP\r\n")], 3, "an invalid or incomplete HTTP response"),
+    "hang-up": ([lambda handler: None], 3, "an invalid or incomplete HTTP response"),
     "reset": ([reset], 3, "Connection reset by peer"),
     "both verdicts": ([whole(chat("[[YES]] or\n[[NO]]"))], 1, ""),
     "lower case": ([whole(chat("[[yes]]"))], 1, ""),
@@ -510,16 +510,23 @@ def test_a_try_has_a_timeout_of_its_own():
         assert len(server.calls) >= 2 and time.monotonic() - begun < 10
 
 
-def test_reading_ends_in_time():
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.settimeout(10)
-        for seconds, sent in ((0.05, b""), (-1, b"xyz")):      # nobody writes; or somebody does, too late
-            theirs.sendall(sent)
-            begun = time.monotonic()
-            with pytest.raises(TimeoutError, match="timed out"):
-                judge_server.Reader(ours, begun + seconds).readinto(bytearray(9))
-            assert time.monotonic() - begun < 5
+def test_a_body_that_drips_is_a_failed_try():
+    body = b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"
+    with serving(lambda handler: drip(handler, body), fine) as server:
+        begun, text = time.monotonic(), prompt(OSLO, FIXED)
+        assert Server(server.url, "m", **QUICK | dict(timeout=0.3))([text]) == honest([text])
+        assert len(server.calls) >= 2 and time.monotonic() - begun < 10
+
+
+def test_a_head_that_drips_holds_its_thread_no_longer_than_the_call():
+    with serving(lambda handler: drip(handler, b"HTTP/1.1 200 OK\r\nX: ")) as server:
+        begun, before = time.monotonic(), {*threading.enumerate()}
+        complete = Server(server.url, "m", **QUICK | dict(timeout=0.1, deadline=0.5))
+        assert complete(["a"]) == [None] and time.monotonic() - begun < 5
+        left = {*threading.enumerate()} - before
+        while time.monotonic() - begun < 5 and any(t.is_alive() and "work" in t.name for t in left):
+            time.sleep(0.01)
+        assert not any(t.is_alive() and "work" in t.name for t in left)
 
 
 def test_retry_after_is_waited_for():
@@ -557,7 +564,7 @@ def test_a_call_returns_by_its_deadline():
 def test_a_thread_that_hangs_is_left_behind(monkeypatch):
     """A name that is not resolved, say, which no timeout ends."""
     hung = threading.Event()
-    monkeypatch.setattr(Server, "_post", lambda *args: hung.wait(20))
+    monkeypatch.setattr(Server, "_post", lambda *args: (None, str(hung.wait(20)), 0.0))
     begun, before = time.monotonic(), {*threading.enumerate()}
     complete = Server("http://127.0.0.1:9", "m", deadline=0.1)
     assert complete(["a"] * 40) == [None] * 40 and time.monotonic() - begun < 5
@@ -578,9 +585,9 @@ def test_pauses_grow(monkeypatch):
     pauses = []
     monkeypatch.setattr(judge_server.threading, "Event", lambda: SimpleNamespace(
         is_set=lambda: False, set=lambda: None, wait=lambda pause: pauses.append(pause)))
-    monkeypatch.setattr(Server, "_post", lambda *args: (_ for _ in ()).throw(judge_server.Failed("down")))
+    monkeypatch.setattr(Server, "_post", lambda *args: (None, "down", 0.0))
     server = Server("http://127.0.0.1:9", "m", tries=6, pause=1.0)
-    assert server._ask("a", math.inf, judge_server.threading.Event()) == (None, "down")
+    assert server._ask(None, "a", math.inf, judge_server.threading.Event()) == (None, "down")
     assert len(pauses) == 5 and all(2**i / 2 <= pause <= 2**i for i, pause in enumerate(pauses))
 
 
@@ -636,14 +643,13 @@ def test_https_with_whom_it_is_checked():
     ("/a/b%20c//", "/a/b%20c/chat/completions")])
 def test_the_path(url, path):
     server = Server("http://127.0.0.1:8000" + url, "m")
-    assert (server.host, server.port, server.path, server.secure) == ("127.0.0.1", 8000, path, False)
+    assert server.url == "http://127.0.0.1:8000" + path
     assert server.name == "m"                                  # wherever it is served
 
 
-def test_ports_and_hosts():
-    urls = ("http://h", "https://h/v1", "HTTPS://H:1", "http://[::1]:80/v1")
-    found = [judge_server.read_url(url)[:3] for url in urls]
-    assert found == [(False, "h", 80), (True, "h", 443), (True, "h", 1), (False, "::1", 80)]
+@pytest.mark.parametrize("url", ["http://h", "https://h/v1", "HTTPS://H:1", "http://[::1]:80/v1"])
+def test_ports_and_hosts(url):
+    assert judge_server.chat_url(url) == url + "/chat/completions"
 
 
 @pytest.mark.parametrize("url", [

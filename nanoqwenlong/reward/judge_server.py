@@ -1,198 +1,155 @@
-"""Texts completed by a model behind an OpenAI-style HTTP server, which may be slow, broken, or not there.
+"""Texts completed by a model behind an OpenAI-style HTTP server, which may be slow, broken, or down.
 
     Server(url, model, key)(prompts) -> replies, None for those that did not come, all by a deadline
 
-Nothing that a server does raises: what went wrong is counted, by reason.
+Nothing that a server does raises an error. What went wrong is counted, by reason.
 """
 
-import io
 import json
 import random
 import re
 import ssl
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from math import inf
 from urllib.parse import urlsplit
+
+import httpx
 
 from .. import parallel
 from ..errors import ConfigError
 
-GIVE_UP = 10                            # prompts in a row without a reply, after which a call tries no more
+GIVE_UP = 10                            # failed prompts in a row, after which a call tries no more
 LARGEST = 1_000_000                     # bytes of a response
 
 
-class Failed(Exception):
-    """A try without a reply, for `reason`. again: another one, after `wait` seconds at least, may do better."""
-
-    def __init__(self, reason: str, again: bool = True, wait: float = 0.0):
-        super().__init__(reason)
-        self.reason, self.again, self.wait = reason, again, wait
-
-
 class Server:
-    """`complete` by a model behind an OpenAI-style HTTP server: POST url/chat/completions at temperature 0, many at
-    once. Of several ranks the first one posts, and hands the replies round.
+    """Completes prompts by POST url/chat/completions at temperature 0, many at once. Rank 0 posts for all ranks.
 
-    deadline: seconds that a call takes at most, whatever the server does; what has no reply by then gets none.
-    timeout: seconds of one try; a server that drips is as late as one that is silent. tries: of one prompt. Between
-    them it waits `pause` seconds, then twice as long, and so on, less up to a half at random; or as long as Retry-After
-    says. A pause that would outlast the deadline is not begun, what another try would not change (401, 404, a redirect)
-    is tried once, and after GIVE_UP prompts in a row without a reply no further one is tried. `problems` counts the
-    reasons of the last call: one for each prompt without a reply.
+    deadline: seconds for a whole call, whatever the server does. Later replies are dropped.
+    timeout: seconds to connect and to wait for data. A body that still drips after that time is a failed try.
+    tries: of one prompt. The pauses between them are `pause` seconds, twice that, and so on, less up to a half at
+    random, but at least what Retry-After says. A prompt has failed if the pause would end after the deadline.
+    problems: the reasons of the last call, one for each prompt without a reply.
 
-    Nobody but the host of `url` is contacted: no redirect is followed, no proxy of the environment used. The key goes
-    into a header of the requests and nowhere else; it is not even an attribute. Raises ConfigError, which does not
-    repeat them, for a url that is none or holds a secret, and for a key that cannot be sent."""
+    Only the host of `url` is contacted: no redirect is followed and no proxy of the environment used. The key goes into
+    a request header and nowhere else. Raises ConfigError for an invalid model, key or URL, without repeating it."""
 
     def __init__(self, url: str, model: str, key: str = "", concurrency: int = 16, deadline: float = 300.0,
                  timeout: float = 60.0, tries: int = 5, pause: float = 1.0, max_new_tokens: int = 256):
-        self.secure, self.host, self.port, self.path = read_url(url)
         if not model:
-            raise ConfigError("a judge behind a URL needs the name of its model there")
+            raise ConfigError("a judge behind a URL needs the name of its model there: --judge-model")
         if not all("!" <= c <= "~" for c in key):
             raise ConfigError("the judge's key holds a space, a line break or another character that no key has")
-        self.name = model                                      # wherever it is served
-        self.model, self.max_new_tokens, self.problems = model, max_new_tokens, Counter()
-        self.concurrency, self.deadline, self.timeout, self.tries, self.pause = (concurrency, deadline, timeout, tries,
-                                                                                 pause)
-        self.tls, self.random = ssl.create_default_context() if self.secure else None, random.Random()
+        self.url, self.name, self.max_new_tokens = chat_url(url), model, max_new_tokens
+        self.concurrency, self.deadline, self.timeout = concurrency, deadline, timeout
+        self.tries, self.pause, self.problems = tries, pause, Counter()
+        self.tls = ssl.create_default_context()
         authorization = {"Authorization": f"Bearer {key}"} if key else {}
         self.headers = lambda: {"Content-Type": "application/json", "Connection": "close", **authorization}
 
     def __call__(self, prompts: Sequence[str]) -> list[str | None]:
-        found = parallel.gather(self._ask_all(prompts) if parallel.rank() == 0 else None)[0]
-        self.problems = Counter(reason for _, reason in found if reason)
-        return [reply for reply, _ in found]
+        results = parallel.gather(self._ask_all(prompts) if parallel.rank() == 0 else None)[0]
+        self.problems = Counter(reason for _, reason in results if reason)
+        return [reply for reply, _ in results]
 
     def _ask_all(self, prompts: Sequence[str]) -> list[tuple[str | None, str]]:
-        """For each prompt (reply, "") or (None, reason). The threads are daemons, so that none that hangs can hold the
-        process; what they find after the deadline is dropped."""
-        end, over, lock = time.monotonic() + self.deadline, threading.Event(), threading.Lock()
-        waiting, found, in_a_row, bugs = deque(range(len(prompts))), {}, 0, []
+        """(reply, "") or (None, reason) for each prompt. The threads are daemons: none can hold up the process."""
+        end, over = time.monotonic() + self.deadline, threading.Event()
+        results = [(None, f"no reply within {self.deadline:g} s")] * len(prompts)
+        numbers = iter(range(len(prompts)))                    # shared: each thread takes the next one
+        replied, bugs = [], []
 
         def work() -> None:
-            nonlocal in_a_row
             try:
-                while not over.is_set():
-                    with lock:
-                        if not waiting or in_a_row >= GIVE_UP:
-                            return
-                        number = waiting.popleft()
-                    reply, reason = self._ask(prompts[number], end, over)
-                    with lock:
-                        found[number] = reply, reason
-                        in_a_row = in_a_row + 1 if reply is None else 0
-            except Exception as error:                         # ours, not the server's: raised where it is seen
+                for number in numbers:
+                    if over.is_set():
+                        return
+                    if len(replied) >= GIVE_UP and not any(replied[-GIVE_UP:]):
+                        results[number] = None, f"not tried after {GIVE_UP} failures in a row"
+                    else:
+                        results[number] = reply, _ = self._ask(client, prompts[number], end, over)
+                        replied.append(reply is not None)
+            except Exception as error:                         # a bug of ours: raised in the main thread
                 bugs.append(error)
 
         threads = [threading.Thread(target=work, daemon=True) for _ in range(min(self.concurrency, len(prompts)))]
-        try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join(max(0.0, end - time.monotonic()))
-        finally:
-            over.set()
-        if bugs:
-            raise bugs[0]
-        with lock:
-            late = f"no reply within {self.deadline:g} s"
-            rest = f"not tried after {GIVE_UP} failures in a row" if in_a_row >= GIVE_UP else late
-            return [found.get(number, (None, rest if number in waiting else late)) for number in range(len(prompts))]
-
-    def _ask(self, prompt: str, end: float, over: threading.Event) -> tuple[str | None, str]:
-        """(reply, "") or, all tries having failed, (None, the last one's reason)."""
-        for number in range(self.tries):
+        with httpx.Client(headers=self.headers(), verify=self.tls, trust_env=False,
+                          limits=httpx.Limits(max_connections=None)) as client:        # its end cuts off late threads
             try:
-                return self._post(prompt, min(end, time.monotonic() + self.timeout)), ""
-            except Failed as failed:
-                why, pause = failed, max(failed.wait, self.pause * 2**number * self.random.uniform(0.5, 1))
-            if not why.again or number + 1 == self.tries or time.monotonic() + pause >= end or over.wait(pause):
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join(max(0.0, end - time.monotonic()))
+                if bugs:
+                    raise bugs[0]
+                return list(results)
+            finally:
+                over.set()
+
+    def _ask(self, client: httpx.Client, prompt: str, end: float, over: threading.Event) -> tuple[str | None, str]:
+        """(reply, ""), or (None, the reason of the last try) if all tries failed."""
+        for number in range(self.tries):
+            reply, reason, wait = self._post(client, prompt, min(end, time.monotonic() + self.timeout))
+            pause = max(wait, self.pause * 2**number * random.uniform(0.5, 1))
+            if reply is not None or number + 1 == self.tries or time.monotonic() + pause >= end or over.wait(pause):
                 break
-        return None, why.reason
+        return reply, reason
 
-    def _post(self, prompt: str, end: float) -> str:
-        """One try, which ends by `end`. What the server says of an error is not repeated: it may repeat the key."""
-        body = json.dumps({"model": self.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0,
-                           "max_tokens": self.max_new_tokens})
-        left = max(1e-3, end - time.monotonic())
-        connection = (HTTPSConnection(self.host, self.port, timeout=left, context=self.tls) if self.secure else
-                      HTTPConnection(self.host, self.port, timeout=left))
+    def _post(self, client: httpx.Client, prompt: str, end: float) -> tuple[str | None, str, float]:
+        """(reply, reason, seconds before another try may help) of one try. What the server says of an error is never
+        repeated: it may hold the key."""
+        body = {"model": self.name, "messages": [{"role": "user", "content": prompt}], "temperature": 0,
+                "max_tokens": self.max_new_tokens}
+        received, seconds = bytearray(), max(1e-3, end - time.monotonic())
         try:
-            connection.request("POST", self.path, body, self.headers())
-            response = HTTPResponse(Reader(connection.sock, end), method="POST")
-            response.begin()
-            if response.status // 100 != 2:
-                raise refusal(response.status, response.headers.get("Retry-After", ""))
-            reply = content(response.read(LARGEST))            # not read(): a length of a terabyte would be believed
-        except OSError as error:
-            raise Failed(parallel.reason(error)) from None
-        except (HTTPException, ValueError):                    # ValueError: of a chunk of -5 bytes, say
-            raise Failed("a response that is no HTTP") from None
-        finally:
-            connection.close()
-        if reply is None:
-            raise Failed("a response without a reply in it")
-        return reply
+            with client.stream("POST", self.url, content=json.dumps(body), timeout=seconds) as response:
+                if response.status_code // 100 != 2:
+                    return None, *refusal(response.status_code, response.headers.get("Retry-After", ""))
+                for chunk in response.iter_raw():
+                    received += chunk
+                    if len(received) > LARGEST:
+                        return None, f"a response of more than {LARGEST} bytes", 0.0
+                    if time.monotonic() > end:
+                        return None, "timed out", 0.0
+        except httpx.TimeoutException:
+            return None, "timed out", 0.0
+        except httpx.RemoteProtocolError:
+            return None, "an invalid or incomplete HTTP response", 0.0
+        except httpx.TransportError as error:
+            return None, re.sub(r"^\[Errno -?\d+\] ", "", str(error)), 0.0
+        reply = content(bytes(received))
+        return reply, "" if reply else "a response without a reply in it", 0.0
 
 
-class Reader(io.RawIOBase):
-    """A socket as http.client reads a response from it: until the time `end`, however it drips, and no more than
-    LARGEST bytes."""
-
-    def __init__(self, socket, end: float):
-        self.socket, self.end, self.room = socket, end, LARGEST
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(self)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        left = self.end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        self.socket.settimeout(left)
-        count = self.socket.recv_into(buffer)
-        self.room -= count
-        if self.room < 0:
-            raise Failed(f"a response of more than {LARGEST} bytes")
-        return count
-
-
-def read_url(url: str) -> tuple[bool, str, int, str]:
-    """(whether it is https, host, port, path of the requests)"""
+def chat_url(url: str) -> str:
+    """The URL to post to. Raises ConfigError, which does not repeat the URL: it may hold a secret."""
     try:
         parts = urlsplit(url)
-        port, host = parts.port, (parts.hostname or "").encode("idna").decode()
+        host, _ = (parts.hostname or "").encode("idna"), parts.port            # ValueError if invalid
     except ValueError:
-        raise ConfigError("the judge's URL is none: give one like http://localhost:8000/v1") from None
-    if "@" in parts.netloc or "?" in url or "#" in url:
-        raise ConfigError("the judge's URL holds a user, a password, a query or a fragment: give it without, and the "
-                          "key as a key, which is kept out of names and logs")
-    if parts.scheme not in ("http", "https") or not host or not all("!" <= c <= "~" for c in url):
-        raise ConfigError("the judge's URL is none: give one like http://localhost:8000/v1")
-    path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-    return parts.scheme == "https", host, port or (443 if parts.scheme == "https" else 80), path
+        host = b""
+    if not host or parts.scheme not in ("http", "https") or not all("!" <= c <= "~" and c not in "@?#" for c in url):
+        raise ConfigError("the judge's URL is invalid: give one like http://localhost:8000/v1, without user, password, "
+                          "query or fragment (the key is given apart, which keeps it out of names and logs)")
+    return url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
 
 
-def refusal(status: int, retry_after: str) -> Failed:
-    """What a status that is no success means; Retry-After counts if it is in seconds."""
-    hint = {401: " (is the key right?)", 403: " (is the key right?)", 404: " (is the model's name right?)"}
-    seconds = re.fullmatch(r"\s*(\d{1,9}(\.\d+)?)\s*", retry_after, re.ASCII)
-    return Failed(f"HTTP {status}" + (", a redirect, which is not followed" if status // 100 == 3 else
-                                      hint.get(status, "")),
-                  again=status in (408, 409, 425, 429) or status >= 500, wait=float(seconds[1]) if seconds else 0.0)
+def refusal(status: int, retry_after: str) -> tuple[str, float]:
+    """What a status other than success means, and the seconds before another try may help (inf: never)."""
+    hints = {401: " (is the key right?)", 403: " (is the key right?)", 404: " (is the model's name right?)"}
+    hint = ", a redirect, which is not followed" if status // 100 == 3 else hints.get(status, "")
+    seconds = re.fullmatch(r"\s*(\d{1,9}(\.\d+)?)\s*", retry_after, re.ASCII)      # it may also be a date: ignored
+    passing = status in (408, 409, 425, 429) or status >= 500
+    return f"HTTP {status}{hint}", inf if not passing else float(seconds[1]) if seconds else 0.0
 
 
 def content(body: bytes) -> str | None:
-    """The reply in a chat completion; None if there is none."""
+    """The text of a chat completion, None if there is none."""
     try:
-        found = json.loads(body)["choices"][0]["message"]["content"]
+        reply = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
-    return found if isinstance(found, str) and found.strip() else None
+    return reply if isinstance(reply, str) and reply.strip() else None
