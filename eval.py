@@ -40,7 +40,6 @@ from nanoqwenlong.ops.settings import Machine, fixed
 from nanoqwenlong.pretrained.digest import file_digest, model_digests
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.pretrained.weights import read_config, read_json
-from nanoqwenlong.rewards import lacking
 
 
 @dataclass(frozen=True)
@@ -90,24 +89,13 @@ def main(cfg: Config) -> None:
     rising(cfg, "lengths")
     if len(cfg.model) > 1 and (cfg.difficulty or cfg.keep_correct):
         raise ConfigError("--difficulty and --keep-correct are about one model; give one --model")
-    if cfg.judge and cfg.judge_minutes >= cfg.timeout_minutes:
-        raise ConfigError(f"--judge-minutes {cfg.judge_minutes:g} should be less than --timeout-minutes "
-                          f"{cfg.timeout_minutes:g}, that other ranks wait for the one that asks")
+    build.check_judge(cfg)
     check_outputs(cfg)
     cfg = replace(cfg, model=tuple(map(str, map(Path, cfg.model))))            # DIR/ is DIR
     device, first = parallel.start(cfg.device, cfg.timeout_minutes), parallel.rank() == 0
-    shares = data.shares(cfg.task)
-    tell = (print if first else lambda text: None) if cfg.skip_bad_rows else None
-    examples = data.read(cfg.data, need_question=True, tell=tell) if cfg.data else [
-        example for records in (toy.SHORT, toy.LONG)
-        for example in toy.examples(cfg.toy_examples, records, 0, "heldout", tuple(shares))]
-    if shares:
-        examples = data.mix(examples, shares, cfg.seed)
-    if (note := lacking({example.task for example in examples})) and first:
-        print(note)
+    examples = build.questions(cfg, print if first else lambda text: None, "heldout")
     lengths = cfg.lengths or (() if cfg.data else toy.LENGTHS)
-    judge = build.judge(cfg.judge, cfg.judge_model, os.environ.get("JUDGE_API_KEY", ""), seed=cfg.seed, device=device,
-                        dtype=run.computing_dtype(cfg), deadline=60 * cfg.judge_minutes) if cfg.judge else None
+    judge = build.judge_of(cfg, os.environ.get("JUDGE_API_KEY", ""), device, run.computing_dtype(cfg))
     settings = take_out(cfg) if cfg.out else settings_of(cfg)
     models, failures, end = [], [], 0
     for directory in cfg.model:

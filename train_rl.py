@@ -134,7 +134,7 @@ def train(cfg: Config, run: Run) -> None:
     generator = Generator(model, cfg.kv_blocks, prefill_tokens=cfg.max_tokens)
     longest_prompt = max(len(example.prompt_ids) for example in usable)
     generator.require(longest_prompt, cfg.max_new_tokens)
-    optimizer = optim.adamw(model, cfg.learning_rate, cfg.weight_decay)
+    optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
     sampling = dict(temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens,
                     eos_ids=tokenizer.eos_ids)
     scoring = dict(temperature=cfg.temperature, max_tokens=cfg.max_tokens)
@@ -194,7 +194,7 @@ def train(cfg: Config, run: Run) -> None:
                 return group_loss(rollouts[row], weights[row], sums, old.get(row), ref.get(row), slices[row])
             group_pass.backward_all(model, minibatch, loss_of, **scoring)
             sums = parallel.reduce(sums, highest=("gap",))
-            grad_norm = optim.step(optimizer, model.parameters(), learning_rate, cfg.max_grad_norm, sums["loss"])
+            grad_norm = optim.step(optimizer, parameters, learning_rate, cfg.max_grad_norm, sums["loss"])
             if run.watch(grad_norm, ids=[rollout.example.id for rollout in minibatch.values()]):
                 updates.append((sums, grad_norm))
 

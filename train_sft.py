@@ -1,20 +1,20 @@
-"""Warm-up: supervised fine-tuning on worked long-context answers. Also pretrains the tiny base.
+"""Warm-up: supervised fine-tuning on worked long-context answers. It also pretrains the tiny base model.
 
-The method (QwenLong-L1, section 2.3): before any reinforcement learning the model learns, on documents no longer than
-those of phase I, to quote what it uses and to state its answer: cross-entropy on the response alone, each example's
-loss the mean over its own tokens (Eq. 11). Rows of plain text ({"text": ...}) are learned token by token instead.
+The method (QwenLong-L1, section 2.3): before reinforcement learning, the model learns on documents no longer than those
+of phase I. It learns to quote what it uses and to state its answer. The loss is cross-entropy on the response alone.
+Each example's loss is the mean over its own tokens (Eq. 11). Rows of plain text ({"text": ...}) are learned token by
+token instead.
 
-Departure from the paper: with held-out examples the run stops by itself once their sampled accuracy stops rising.
+Departure from the paper: with held-out examples, the run stops once their sampled accuracy no longer rises.
 
     python train_sft.py --name my-sft                                      the toy task, on one CPU core
     python train_sft.py --preset nano-base --name my-base                  pretrains the tiny base from random weights
     python train_sft.py --model DIR --data train.jsonl --heldout heldout.jsonl --learning-rate 5e-6
     torchrun --standalone --nproc_per_node=8 train_sft.py --preset r1-distill-qwen-14b --data train.jsonl
 
-A preset that names a model reads it from models/, where `hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-14B
---local-dir models/DeepSeek-R1-Distill-Qwen-14B` puts it. nanoqwenlong/ops/presets.py has the source of each setting.
-
-Whatever ends a run, the same command goes on with it.
+A preset that names a model reads it from models/. This command puts it there:
+`hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-14B --local-dir models/DeepSeek-R1-Distill-Qwen-14B`.
+nanoqwenlong/ops/presets.py has the source of each setting. The same command resumes a run, whatever stopped it.
 """
 
 import sys
@@ -25,16 +25,16 @@ from functools import lru_cache
 
 import torch
 
-from nanoqwenlong import data, group_pass, optim, parallel, toy
+from nanoqwenlong import build, data, group_pass, optim, parallel, toy
 from nanoqwenlong.analysis import evaluate, step_metrics
 from nanoqwenlong.curriculum import epoch_order
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import presets, run
 from nanoqwenlong.ops.flags import at_least
+from nanoqwenlong.ops.run import Run
 from nanoqwenlong.ops.settings import Settings, fixed, free
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
-from nanoqwenlong.records import Branch, Family
+from nanoqwenlong.records import Branch, Example, Family
 
 
 @dataclass(frozen=True)
@@ -78,74 +78,74 @@ HEADLINE = ("loss", "eval/acc", "grad_norm", "learning_rate", "tokens_per_s")
 def main(cfg: Config) -> None:
     if not cfg.toy_pages:
         at_least(cfg, toy_examples=1)
-    with run.Run(cfg) as this:
-        train(cfg, this)
+    with Run(cfg) as run:
+        train(cfg, run)
 
 
-def train(cfg: Config, this: run.Run) -> None:
+def train(cfg: Config, run: Run) -> None:
     torch.set_num_threads(cfg.threads)
-    examples, heldout = read_data(cfg, this.log.say)
-    if cfg.model == "new" and this.source is None:
-        model, tokenizer = toy.new_model(cfg.seed)
-        this.prepare(model.to(this.device, this.weights_dtype))
-    else:
-        model = Qwen.from_pretrained(this.source or cfg.model, this.weights_dtype, this.device, this.prepare,
-                                     cfg.check_finite)
-        tokenizer = Tokenizer(this.source or cfg.model)
+    examples, heldout = read_data(cfg, run.log.say)
+    tokenizer, model = build.tokenizer(cfg, run), build.policy(cfg, run)
     examples, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
     heldout, _ = data.tokenize(heldout, tokenizer, cfg.max_prompt_tokens)
-    model.checkpointing = cfg.checkpointing
     branches = [data.sft_branch(example, tokenizer) for example in examples]
-    model.config.require_window(max((len(branch.input_ids) for branch in branches), default=0))
+    lengths = [len(branch.input_ids) for branch in branches]
+    model.config.require_window(max(lengths, default=0))
     documents = by_document(examples)
     generator = Generator(model, cfg.kv_blocks) if heldout else None
-    if heldout:
-        generator.require(max(len(example.prompt_ids) for example in heldout), cfg.max_new_tokens)
+    longest_prompt = max((len(example.prompt_ids) for example in heldout), default=0)
+    if generator:
+        generator.require(longest_prompt, cfg.max_new_tokens)
     optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
     patience = Patience(cfg.patience)
-    this.begin(model, tokenizer, optimizer, patience=patience)
-    this.log.say(f"{len(examples)} examples ({num_dropped} dropped: prompt over {cfg.max_prompt_tokens} tokens), "
-                 f"{sum(p.numel() for p in parameters):,} parameters")
+    run.begin(model, tokenizer, optimizer, patience=patience)
+    run.log.say(f"{len(examples)} examples ({num_dropped} dropped: prompt over {cfg.max_prompt_tokens} tokens), "
+                f"{sum(p.numel() for p in parameters):,} parameters")
 
-    for step in this.steps(cfg.steps):
+    for step in run.steps(cfg.steps):
+        # 1. Draw a batch. Questions about one document share its stem
         batch = draw(documents, cfg.seed, step - 1, cfg.batch_size)
-        used = [i for questions in batch for i in questions]
-        this.part("update", longest=max(len(branches[i].input_ids) for i in used))
+        rows = [row for questions in batch for row in questions]
+        families = share_stems([[branches[row] for row in questions] for questions in batch])
+
+        # 2. Update: each example's loss is the mean over its own tokens
+        run.part("update", longest=max(lengths[row] for row in rows))
         sums = Counter(loss=0.0)
         learning_rate = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, cfg.steps,
                                                cfg.final_fraction)
-        found = families([[branches[i] for i in questions] for questions in batch])
-        group_pass.backward_all(model, found, lambda name: mean_loss(found[name].branches, len(used), sums),
+        group_pass.backward_all(model, families, lambda name: mean_loss(families[name].branches, len(rows), sums),
                                 max_tokens=cfg.max_tokens)
         sums = parallel.reduce(sums)
         grad_norm = optim.step(optimizer, parameters, learning_rate, cfg.max_grad_norm, sums["loss"])
-        updated = this.watch(grad_norm, ids=[examples[i].id for i in used])
-        this.part("evaluate", longest=max((len(e.prompt_ids) for e in heldout), default=0) + cfg.max_new_tokens)
-        step_time = this.times["update"]
+        updated = run.watch(grad_norm, ids=[examples[row].id for row in rows])
+
+        # 3. Evaluate and report
+        run.part("evaluate", longest=longest_prompt + cfg.max_new_tokens)
+        step_time = run.times["update"]
         values = {"loss": sums["loss"] if updated else None, "learning_rate": learning_rate,
                   "grad_norm": grad_norm if updated else None, "step_time": step_time,
-                  "tokens_per_s": sum(len(branches[i].input_ids) for i in used) / step_time,
+                  "tokens_per_s": sum(lengths[row] for row in rows) / step_time,
                   **step_metrics.expert_values(model)}
-        out_of_time = this.is_late(cfg.minutes)
+        out_of_time = run.is_late(cfg.minutes)
         last = step == cfg.steps or out_of_time
         if heldout and (last or step % cfg.eval_every == 0):
             values["eval/acc"] = measure(cfg, generator, tokenizer, heldout)
             patience.see(values["eval/acc"])
-        values["elapsed"] = this.seconds
-        this.log.metrics(step, values)
+        values["elapsed"] = run.seconds
+        run.log.metrics(step, values)
         if last or step % cfg.print_every == 0:
-            this.log.line(step, values, HEADLINE)
+            run.log.line(step, values, HEADLINE)
         if patience.is_over:
-            this.end(f"{patience.since_best} evaluations without a better accuracy than {patience.best:.3f}")
+            run.end(f"{patience.since_best} evaluations without a better accuracy than {patience.best:.3f}")
         elif out_of_time:
-            this.end(f"{cfg.minutes:g} minutes are over")
+            run.end(f"{cfg.minutes:g} minutes are over")
 
 
 @dataclass
 class Patience:
-    """How many evaluations in a row brought no new best accuracy; before the first above 0 it does not count."""
+    """Counts the evaluations in a row without a new best accuracy. It starts after the first accuracy above 0."""
 
-    limit: int                          # 0: no end
+    limit: int                          # 0: never over
     best: float = 0.0
     since_best: int = 0
 
@@ -165,7 +165,7 @@ class Patience:
 
 
 def mean_loss(family: Sequence[Branch], num_examples: int, sums: Counter):
-    """The loss of one family for group_pass: its examples' own means, divided by the batch's number of examples."""
+    """The loss of one family for group_pass: the mean over each example's tokens, divided by the batch's examples."""
     def loss(rows, logprobs, entropy):
         weights = logprobs.new_tensor([w for row in rows for w in family[row].weights if w]) / num_examples
         value = -(weights * logprobs).sum()
@@ -174,16 +174,21 @@ def mean_loss(family: Sequence[Branch], num_examples: int, sums: Counter):
     return loss
 
 
-def read_data(cfg: Config, say):
-    """Training and held-out examples: from the files, or made up."""
+def read_data(cfg: Config, say) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples: from the files, or from the toy task."""
     shares = data.shares(cfg.task)
     tasks = tuple(shares)
     tell = say if cfg.skip_bad_rows else None
-    train = data.read(cfg.data, need_response=True, tell=tell) if cfg.data else (
-        toy.pages(cfg.toy_pages, cfg.seed)
-        + toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed, tasks=tasks, paraphrased=cfg.toy_paraphrased))
-    heldout = data.read(cfg.heldout, need_question=True, tell=tell) if cfg.heldout else (
-        [] if cfg.data else toy.examples(cfg.eval_questions, toy.SHORT, 1, "heldout", tasks))
+    if cfg.data:
+        train = data.read(cfg.data, need_response=True, tell=tell)
+    else:
+        train = toy.pages(cfg.toy_pages, cfg.seed)
+        train += toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed, tasks=tasks, paraphrased=cfg.toy_paraphrased)
+    heldout = []
+    if cfg.heldout:
+        heldout = data.read(cfg.heldout, need_question=True, tell=tell)
+    elif not cfg.data:
+        heldout = toy.examples(cfg.eval_questions, toy.SHORT, 1, "heldout", tasks)
     if shares:
         pages = [example for example in train if example.task == "text"]
         train = pages + data.mix([example for example in train if example.task != "text"], shares, cfg.seed)
@@ -191,38 +196,42 @@ def read_data(cfg: Config, say):
     return train, heldout if cfg.eval_every else []
 
 
-def by_document(examples) -> tuple[tuple[int, ...], ...]:
-    """The indices of the examples, those about one document, or of one chat, together."""
-    found = {}
-    for i, example in enumerate(examples):
-        found.setdefault((example.document, example.messages), []).append(i)
-    return tuple(map(tuple, found.values()))
+def by_document(examples: Sequence[Example]) -> tuple[tuple[int, ...], ...]:
+    """The rows of the examples, grouped by document or chat."""
+    rows: dict[tuple, list[int]] = {}
+    for row, example in enumerate(examples):
+        rows.setdefault((example.document, example.messages), []).append(row)
+    return tuple(map(tuple, rows.values()))
 
 
 @lru_cache(maxsize=2)
 def epoch(documents: tuple[tuple[int, ...], ...], name: str) -> list[tuple[int, int]]:
-    """All (document, example) in an order that is a function of the name: documents shuffled, and their questions."""
-    return [(document, documents[document][place]) for document in epoch_order(len(documents), name)
-            for place in epoch_order(len(documents[document]), f"{name}/{document}")]
+    """All (document, row) in an order that is a function of the name: documents shuffled, and the questions of each."""
+    order = []
+    for document in epoch_order(len(documents), name):
+        rows = documents[document]
+        order += [(document, rows[place]) for place in epoch_order(len(rows), f"{name}/{document}")]
+    return order
 
 
 def draw(documents: tuple[tuple[int, ...], ...], seed: int, batch: int, batch_size: int) -> list[list[int]]:
-    """The examples of one batch, by document."""
-    num = sum(map(len, documents))
-    size = min(num, batch_size)
-    number, place = divmod(batch, num // size)
-    found = {}
-    for document, i in epoch(documents, f"{seed}/sft/{number}")[place * size:(place + 1) * size]:
-        found.setdefault(document, []).append(i)
-    return list(found.values())
+    """The rows of batch number `batch`, grouped by document."""
+    num_examples = sum(map(len, documents))
+    size = min(num_examples, batch_size)
+    number, place = divmod(batch, num_examples // size)
+    drawn: dict[int, list[int]] = {}
+    for document, row in epoch(documents, f"{seed}/sft/{number}")[place * size:(place + 1) * size]:
+        drawn.setdefault(document, []).append(row)
+    return list(drawn.values())
 
 
-def families(batch: list[list[Branch]]) -> dict[int, Family]:
-    """Questions about one document share a stem; the others stand together, as many as there are ranks to take them."""
+def share_stems(batch: list[list[Branch]]) -> dict[int, Family]:
+    """The batch as families. Questions about one document share a stem. The others form one family per rank."""
     alone = [questions[0] for questions in batch if len(questions) == 1]
     parts = parallel.balance([len(branch.input_ids) for branch in alone], parallel.size())
-    found = [Family((), tuple(alone[i] for i in sorted(part))) for part in parts if part]
-    return dict(enumerate(found + [group_pass.split_stem(questions) for questions in batch if len(questions) > 1]))
+    families = [Family((), tuple(alone[i] for i in sorted(part))) for part in parts if part]
+    families += [group_pass.split_stem(questions) for questions in batch if len(questions) > 1]
+    return dict(enumerate(families))
 
 
 def measure(cfg: Config, generator: Generator, tokenizer: Tokenizer, heldout) -> float:

@@ -17,6 +17,7 @@ from nanoqwenlong import errors, rewards, toy
 from nanoqwenlong.analysis import evaluate
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.ops import run
+from nanoqwenlong.pretrained.digest import model_digests
 from nanoqwenlong.records import Completion, Group
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -201,7 +202,7 @@ def test_answers_of_other_settings_are_not_mixed(in_tmp, toy_directory, capsys, 
     jsonl(Path("d.jsonl"), {"context": "Tom lives in Oslo.", "question": "Where?", "answer": "Oslo"})
     Path("other").symlink_to(toy_directory)
     settings = eval_script.settings_of(eval_script.Config(toy_examples=4, max_new_tokens=5, samples=2))
-    settings |= {"data": {}, "model": {str(toy_directory): eval_script.hashes(toy_directory)}}
+    settings |= {"data": {}, "model": {str(toy_directory): model_digests(toy_directory)}}
     Path("out").mkdir()
     Path("out/settings.json").write_text(json.dumps(settings))
     Path("out/answers.jsonl").write_text("{}\n")

@@ -182,7 +182,7 @@ def test_sft_runs_a_document_once_for_its_questions(in_tmp, toy_directory, monke
         assert start(train_sft, "--model", toy_directory, "--data", rows, "--name", name, "--steps", 3, "--batch-size",
                      4, "--eval-every", 0) == 0
         found.append((metrics(in_tmp / "runs" / name), sum(tokens)))
-        monkeypatch.setattr(train_sft, "families", lambda batch: {0: Family((), tuple(sum(batch, [])))})
+        monkeypatch.setattr(train_sft, "share_stems", lambda batch: {0: Family((), tuple(sum(batch, [])))})
     (shared, few), (repeated, many) = found
     assert few < 0.8 * many
     for a, b in zip(shared, repeated, strict=True):
