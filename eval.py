@@ -30,7 +30,6 @@ import torch
 
 from nanoqwenlong import build, data, errors, parallel, toy
 from nanoqwenlong.analysis import evaluate, report
-from nanoqwenlong.data import schemas
 from nanoqwenlong.errors import ConfigError, ModelError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
@@ -212,7 +211,7 @@ def write_correct(path: Path, examples, answers, scores) -> int:
         right = [answer.text for answer, score in zip(sampled, rewarded)
                  if score.reward == 1 and answer.finish_reason == "stop"]
         if right:
-            rows.append(schemas.row(replace(example, response=right[0])))
+            rows.append(data.as_row(replace(example, response=right[0])))
     run.put(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)
 

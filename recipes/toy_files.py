@@ -16,8 +16,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from nanoqwenlong import toy
-from nanoqwenlong.data import schemas
+from nanoqwenlong import data, toy
 from nanoqwenlong.records import Example
 
 
@@ -62,7 +61,7 @@ def write(directory: Path, seed: int) -> None:
             "closed_book": closed_book(),
             "either_word": [either_word(example) for records in (toy.SHORT, toy.LONG)
                             for example in toy.examples(200, records, 0, "heldout")]}.items():
-        lines = [json.dumps(schemas.row(example), ensure_ascii=False) + "\n" for example in examples]
+        lines = [json.dumps(data.as_row(example), ensure_ascii=False) + "\n" for example in examples]
         (directory / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 

@@ -1,5 +1,5 @@
 """What a row of a plain file may be, what is said about one that cannot be used, and the lengths, mixtures and weights
-made of rows. The other schemas: test_schemas.py."""
+made of rows. The other formats: test_schemas.py."""
 
 import importlib
 import json
@@ -196,10 +196,10 @@ def test_a_bad_row_of_an_array_is_refused_as_on_a_line_and_the_others_are_read(c
 @pytest.mark.parametrize("text, named", [
     (f"[{row()}", "d.json:1: not JSON at line 1, column"), (f"[{row()},", "d.json:2: not JSON at line 1"),
     (f"[{row()},\n]", "d.json:2: not JSON at line 2, column 1"), (f"[{row()} {row()}]", "d.json:1: not JSON at line 1"),
-    (f"[{row()}] x", "behind the end"), (f"[{row()}][]", "behind the end"), ("[", "d.json:1: not JSON"),
-    ("[] 5", "behind the end"), (f"[{row()[:-2]}]", "d.json:1: not JSON"), ("[" * 100_000, "d.json:1: not usable"),
+    (f"[{row()}] x", "text after the end"), (f"[{row()}][]", "text after the end"), ("[", "d.json:1: not JSON"),
+    ("[] 5", "text after the end"), (f"[{row()[:-2]}]", "d.json:1: not JSON"), ("[" * 100_000, "d.json:1: not usable"),
     ("[,]", "d.json:1: not JSON"), ("[]", "d.json: there is no row in it"), ("[ \n]", "d.json: there is no row"),
-    (b"[\xff]", "d.json: the file is not UTF-8 at byte 1")])
+    (b"[\xff]", "d.json: not UTF-8 at byte 1")])
 def test_a_file_that_is_no_array_is_refused_in_one_sentence(text, named, tmp_path):
     (tmp_path / "d.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError) as error:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from nanoqwenlong import data, rewards
-from nanoqwenlong.data import schemas
+from nanoqwenlong.data import formats, plain, verl
 from nanoqwenlong.errors import DataError
 from nanoqwenlong.records import Example
 
@@ -180,7 +180,7 @@ def test_a_good_row(case, tmp_path):
         assert case in ("a table", "golongrl, a list of gold objects")         # columns of one kind cannot hold these
     else:
         assert data.read([path])[1] == expected
-    assert schemas.parse(json.loads(json.dumps(schemas.row(expected)))) == expected
+    assert formats.parse(json.loads(json.dumps(plain.as_row(expected)))) == expected
 
 
 @pytest.mark.parametrize("names, task", [
@@ -189,21 +189,21 @@ def test_a_good_row(case, tmp_path):
     ("T5.1 T5.2 T6.2 T7.1 T7.2 T7.3 T9.1 T9.2 F1_Score", "f1"), ("EM", "em"), ("math_verify", "math"), ("IoU", "iou")])
 def test_the_measures_of_longbench_pro(names, task):
     """FACTS, 2.3: 25 sub-tasks and nine measures, by name and number or by number alone."""
-    gold = ["[[1], [2]]"] if task == "iou" else ["1"] if task in schemas.SINGLE else ["tea", "salt"]
+    gold = ["[[1], [2]]"] if task == "iou" else ["1"] if task in verl.SINGLE else ["tea", "salt"]
     for mode in names.split():
         for full in {mode, f"{mode} Some Name" if mode[0] == "T" else mode}:
-            assert schemas.parse(golongrl(mode=full, doc_ids=gold)).task == task
+            assert formats.parse(golongrl(mode=full, doc_ids=gold)).task == task
 
 
 def test_every_ability_and_every_task_has_its_name():
-    assert len(schemas.MODES) == 25 + 9 and sorted(schemas.ABILITIES.values()) == sorted(
+    assert len(verl.MODES) == 25 + 9 and sorted(verl.ABILITIES.values()) == sorted(
         {*rewards.TASKS} - {"qa", "number", "choice"})
-    for ability, task in schemas.ABILITIES.items():
+    for ability, task in verl.ABILITIES.items():
         row = at(golongrl(mode=None), "ability", ability)
-        gold = ["[[1]]"] if task == "iou" else ["1"] if task in schemas.SINGLE else ["tea", "salt"]
-        assert schemas.parse(at(row, "reward_model.ground_truth.doc_ids", gold)).task == task
-    assert {*schemas.PARTS.values(), *schemas.SOURCES.values(), *schemas.MODES.values()} <= {*rewards.TASKS}
-    assert {*schemas.SINGLE} | {*rewards.LISTS, "iou", "rouge_l"} == {*rewards.TASKS}
+        gold = ["[[1]]"] if task == "iou" else ["1"] if task in verl.SINGLE else ["tea", "salt"]
+        assert formats.parse(at(row, "reward_model.ground_truth.doc_ids", gold)).task == task
+    assert {*verl.PARTS.values(), *verl.SOURCES.values(), *verl.MODES.values()} <= {*rewards.TASKS}
+    assert {*verl.SINGLE} | {*rewards.LISTS, "iou", "rouge_l"} == {*rewards.TASKS}
 
 
 def test_verls_index_names_a_row_where_it_is_unique(tmp_path):
@@ -398,7 +398,7 @@ def test_any_row_is_an_example_or_a_sentence():
         row = {name: value for name, value in rng.choice(list(GOOD.values()))[0].items() if rng.random() < 0.9}
         row |= {name: anything(rng) for name in rng.sample(names, rng.randrange(3))}
         try:
-            example = schemas.parse(row)
+            example = formats.parse(row)
         except DataError as error:
             assert "\n" not in str(error) and '"' in str(error)
             continue
@@ -536,7 +536,7 @@ def test_the_example_has_a_row_of_every_task():
     assert [example.task for example in examples] == list(rewards.TASKS)
     for example in examples:
         said = example.accepted[0]
-        told = f"the answer is {said}" if example.task in schemas.SINGLE else said
+        told = f"the answer is {said}" if example.task in verl.SINGLE else said
         assert rewards.score(f"<think>Hm.</think>{told}", example).reward == 1, example.id
         assert rewards.score("<think>Hm.</think>the answer is 77", example).reward == 0, example.id
 
@@ -544,4 +544,4 @@ def test_the_example_has_a_row_of_every_task():
 @pytest.mark.parametrize("task", ["f1", "sub_em", "ndcg", "pairwise"])
 def test_an_item_may_stand_twice_in_a_list(task):
     """The measures say what that means; published data holds such lists."""
-    assert schemas.parse({**GOODS, "task": task, "answer": ["tea", "salt", "tea"]}).answer == "tea\nsalt\ntea"
+    assert formats.parse({**GOODS, "task": task, "answer": ["tea", "salt", "tea"]}).answer == "tea\nsalt\ntea"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoqwenlong.data.prompt import PROMPT, prompt_ids, prompt_pieces
+from nanoqwenlong.data.prompt import PROMPT, prompt_pieces
 from nanoqwenlong.errors import ModelError
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 
@@ -47,6 +47,12 @@ def r1(tmp_path_factory) -> Tokenizer:
 @pytest.fixture(scope="module")
 def toy(toy_pair) -> Tokenizer:
     return toy_pair[1]
+
+
+def prompt_ids(tokenizer: Tokenizer, document_ids: list[int], question_ids: list[int]) -> list[int]:
+    """The paper's prompt, open for the answer."""
+    before, between, after = prompt_pieces(tokenizer)
+    return [*before, *document_ids, *between, *question_ids, *after]
 
 
 # The paper's prompt

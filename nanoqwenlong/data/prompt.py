@@ -46,12 +46,6 @@ def prompt_pieces(tokenizer) -> list[list[int]]:
     return tokenizer.pieces(PROMPT.format(document=document, question=question), PLACES)
 
 
-def prompt_ids(tokenizer, document_ids: Sequence[int], question_ids: Sequence[int]) -> list[int]:
-    """One user turn with the prompt, open for the answer."""
-    before, between, after = prompt_pieces(tokenizer)
-    return [*before, *document_ids, *between, *question_ids, *after]
-
-
 def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int, cut: bool = False
              ) -> tuple[list[Example], int]:
     """Returns the examples with prompt_ids and length filled in, and how many were dropped or cut.

@@ -1,0 +1,81 @@
+"""Rows of verl, as DocQA-RL-1.6K and GoLongRL are released.
+
+    {"data_source": ..., "prompt": [...], "reward_model": {"ground_truth": ...}, "extra_info": {...}}
+
+`data_source` says what the task is. In GoLongRL, "longbench_pro" leaves that to extra_info.reward_mode, which names a
+sub-task of the benchmark (by its number) or a measure. Without reward_mode, `ability` says it.
+"""
+
+import re
+
+from .. import rewards
+from ..errors import DataError
+from ..records import Example
+from . import fields
+
+SINGLE = ("qa", "number", "choice", "em", "accuracy", "math")          # tasks whose answer is one value
+
+PARTS = {"docmath": "number", "long_toc_choices": "choice", "multihoprag": "qa", "musique": "qa",
+         "math_longcot_math_verify": "math"}                           # the task, if data_source contains this
+SOURCES = {"EM": "em", "selection": "accuracy", "multitableqa_pretraining": "iou"}
+GOLONGRL = [                                                           # task, measure, ability, sub-tasks
+    ("em", "EM", "Precise Long-Range Information Retrieval", ""),
+    ("accuracy", "Accuracy", "Evidence-Grounded Comprehension and Reasoning", "T3.1 T3.2 T11.1 T11.2"),
+    ("f1", "F1_Score", "High-Recall Exhaustive Retrieval and Verification", "T5.1 T5.2 T6.2 T7.1 T7.2 T7.3 T9.1 T9.2"),
+    ("math", "math_verify", "Numerical Extraction and Quantitative Reasoning", ""),
+    ("iou", "IoU", "Multi-Table Structured Extraction", ""),
+    ("sub_em", "SubEM", "Fragment-Level Structured Matching and Induction", "T6.1 T8.1 T8.2 T8.3 T10.1 T10.2"),
+    ("ndcg", "NDCG", "Dimension-Quantified Retrieval and Graded Ranking", "T1.1 T1.2"),
+    ("pairwise", "Pairwise_Accuracy", "Sequence Reconstruction and Ordering", "T2.1 T2.2 T6.3"),
+    ("rouge_l", "Summary", "Long Document Summarization", "T4.1 T4.2"),
+]
+MODES = {name: task for task, measure, _, subtasks in GOLONGRL for name in (measure, *subtasks.split())}
+ABILITIES = {ability: task for task, _, ability, _ in GOLONGRL}
+
+
+def read(row: dict) -> Example:
+    """The prompt is kept word for word, because each asks for its own form of answer.
+
+    The gold answer of DocQA is a sentence ("Therefore, the answer is Oslo"), parsed like any answer. That of GoLongRL
+    is an object, or a list that ends with one. Its field `doc_ids` holds the items of a list, the references of a
+    summary, or the one answer of longbench_pro. Otherwise `golden_label` holds the answer."""
+    row = fields.without_nulls(row)
+    source, messages = fields.text(row, "data_source"), fields.prompt_chat(row)
+    task = _task(row, source)
+    name = "reward_model.ground_truth"
+    gold = fields.at(row, name)
+    if isinstance(gold, list) and gold:
+        name, gold = f"{name}[{len(gold) - 1}]", gold[-1]
+    if isinstance(gold, dict):
+        has_items = source == "longbench_pro" or task in (*rewards.LISTS, "rouge_l")
+        field = "doc_ids" if has_items else "golden_label"
+        name, gold = f"{name}.{field}", fields.at(gold, field, under=f"{name}.")
+    else:
+        fields.string(gold, name)
+    if task in SINGLE and isinstance(gold, list) and len(gold) > 1:
+        raise DataError(f'"{name}" holds {len(gold)} answers; the task {task} takes one')
+    if task in SINGLE and isinstance(gold, str):
+        gold = rewards.extract(f"</think>{gold}", task) or gold        # without a statement, the whole text counts
+    index = fields.id_of(row, "extra_info.index")
+    question = fields.question_of(row, messages, "extra_info.question", "extra_info.input_question")
+    return Example(fields.id_of(row) or (f"{source}/{index}" if index else ""), "", question,
+                   fields.golds(gold, name, task), task, messages, source=source)
+
+
+def _task(row: dict, source: str) -> str:
+    """An unknown name is an error: a misspelt one must not become a task."""
+    if "task" in row:
+        return fields.task_of(row)
+    if source != "longbench_pro":
+        field, value, known = "data_source", source, [*PARTS, *SOURCES, "longbench_pro"]
+        task = SOURCES.get(source) or next((task for part, task in PARTS.items() if part in source), None)
+    elif fields.at(row, "extra_info.reward_mode", None) is not None:
+        field, known = "extra_info.reward_mode", MODES
+        value = fields.text(row, field)
+        task = MODES.get(re.sub(r"^(T\d+\.\d+) .*", r"\1", value))
+    else:
+        field, value, known = "ability", fields.text(row, "ability"), ABILITIES
+        task = ABILITIES.get(value)
+    if task is None:
+        raise DataError(f'"{field}" is {value[:40]!r}, which names no task; known names are {", ".join(known)}')
+    return task
