@@ -33,9 +33,9 @@ from nanoqwenlong.analysis import evaluate, report
 from nanoqwenlong.errors import ConfigError, ModelError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.ops import presets, run
+from nanoqwenlong.ops import exits, files, presets
 from nanoqwenlong.ops.flags import as_json, rising
-from nanoqwenlong.ops.settings import Machine, fixed
+from nanoqwenlong.ops.settings import Machine, computing_dtype, fixed
 from nanoqwenlong.pretrained.digest import file_digest, model_digests
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.pretrained.weights import read_config, read_json
@@ -94,7 +94,7 @@ def main(cfg: Config) -> None:
     device, first = parallel.start(cfg.device, cfg.timeout_minutes), parallel.rank() == 0
     examples = build.questions(cfg, print if first else lambda text: None, "heldout")
     lengths = cfg.lengths or (() if cfg.data else toy.LENGTHS)
-    judge = build.judge_of(cfg, os.environ.get("JUDGE_API_KEY", ""), device, run.computing_dtype(cfg))
+    judge = build.judge_of(cfg, os.environ.get("JUDGE_API_KEY", ""), device, computing_dtype(cfg))
     settings = take_out(cfg) if cfg.out else settings_of(cfg)
     models, failures, end = [], [], 0
     for directory in cfg.model:
@@ -114,7 +114,7 @@ def main(cfg: Config) -> None:
         models.append(report.summarise(directory, asked, answers, scores, lengths))
         if cfg.difficulty and first and not failures:
             means = {e.id: mean for e, mean in zip(asked, evaluate.mean_rewards(scores)) if not math.isnan(mean)}
-            run.put(Path(cfg.difficulty), {"mean_rewards": means})
+            files.put(Path(cfg.difficulty), {"mean_rewards": means})
         if cfg.keep_correct and first:
             num_right = write_correct(Path(cfg.keep_correct), asked, answers, scores)
             print(f"{num_right} of {len(asked)} questions have a right answer that ended by itself: "
@@ -124,8 +124,8 @@ def main(cfg: Config) -> None:
     if first:
         print(tables)
     if cfg.out and first:
-        run.put(Path(cfg.out) / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-        run.put(Path(cfg.out) / "table.md", tables + "\n")
+        files.put(Path(cfg.out) / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+        files.put(Path(cfg.out) / "table.md", tables + "\n")
     if failures:
         again = "; the same command asks again, and samples nothing" * bool(cfg.out)
         raise errors.JudgeUnavailable(f"{'; '.join(failures)}; difficulties are not written, and open answers count as "
@@ -135,7 +135,7 @@ def main(cfg: Config) -> None:
 def sampler(cfg: Config, directory: str, device: torch.device):
     """Generator.sample of a model that is read when it is first asked, and gone when this function is."""
     generator = cache(lambda: Generator(
-        Qwen.from_pretrained(directory, run.computing_dtype(cfg), device, check_finite=cfg.check_finite),
+        Qwen.from_pretrained(directory, computing_dtype(cfg), device, check_finite=cfg.check_finite),
         cfg.kv_blocks))
     return lambda *args, **options: generator().sample(*args, **options)
 
@@ -143,7 +143,7 @@ def sampler(cfg: Config, directory: str, device: torch.device):
 def settings_of(cfg: Config) -> dict:
     """What decides the answers, up to rounding; not how they are scored."""
     chosen = {name: value for name, value in as_json(cfg).items() if name in SETTINGS}
-    dtype = str(run.computing_dtype(cfg)).removeprefix("torch.")
+    dtype = str(computing_dtype(cfg)).removeprefix("torch.")
     return {**chosen, "dtype": dtype, "toy_examples": None if cfg.data else cfg.toy_examples}
 
 
@@ -158,7 +158,7 @@ def take_out(cfg: Config) -> dict:
         out.mkdir(parents=True, exist_ok=True)
         answers, path = out / "answers.jsonl", out / "settings.json"
         if not answers.exists() or not answers.stat().st_size:
-            run.put(path, json.dumps(settings, indent=1) + "\n")
+            files.put(path, json.dumps(settings, indent=1) + "\n")
             return settings, ""
         try:
             before = read_json(path) if path.exists() else None
@@ -212,9 +212,9 @@ def write_correct(path: Path, examples, answers, scores) -> int:
                  if score.reward == 1 and answer.finish_reason == "stop"]
         if right:
             rows.append(data.as_row(replace(example, response=right[0])))
-    run.put(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    files.put(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)
 
 
 if __name__ == "__main__":
-    run.exit_process(run.start(main, Config, PRESETS, sys.argv[1:]))
+    exits.exit_process(exits.start(main, Config, PRESETS, sys.argv[1:]))

@@ -16,8 +16,8 @@ from nanoqwenlong.engine.kvcache import blocks_for
 from nanoqwenlong.errors import ConfigError, DataError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.ops import run
-from nanoqwenlong.ops.settings import Machine, fixed
+from nanoqwenlong.ops import exits
+from nanoqwenlong.ops.settings import Machine, computing_dtype, fixed
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Example
 
@@ -38,7 +38,7 @@ def main(cfg: Config) -> None:
     torch.set_num_threads(cfg.threads)
     if not cfg.document or not cfg.question.strip():
         raise ConfigError("sample.py needs --document FILE and --question \"...\"")
-    model, tokenizer = Qwen.from_pretrained(cfg.model, run.computing_dtype(cfg), cfg.device), Tokenizer(cfg.model)
+    model, tokenizer = Qwen.from_pretrained(cfg.model, computing_dtype(cfg), cfg.device), Tokenizer(cfg.model)
     document = read_text(Path(cfg.document))
     if not document.strip():
         raise DataError(f"{cfg.document} is empty; there is nothing to ask about")
@@ -81,4 +81,4 @@ class Stream:
 
 
 if __name__ == "__main__":
-    run.exit_process(run.start(main, Config, {}, sys.argv[1:]))
+    exits.exit_process(exits.start(main, Config, {}, sys.argv[1:]))

@@ -37,7 +37,7 @@ from nanoqwenlong.analysis.doctor import MAX_UNSCORABLE, Doctor, stop_reason
 from nanoqwenlong.analysis.evaluate import agreed
 from nanoqwenlong.errors import ConfigError, choose
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.ops import presets, run
+from nanoqwenlong.ops import exits, presets
 from nanoqwenlong.ops.flags import rising
 from nanoqwenlong.ops.run import Run
 from nanoqwenlong.ops.settings import Settings, fixed, free
@@ -251,7 +251,7 @@ def consult(doctor: Doctor, run: Run, values: dict, judge) -> None:
     for note in doctor.look(values, judge):
         run.log.say(f"    note: {note}")
     if error := stop_reason(values, run.in_a_row, judge):
-        run.leave(error)
+        run.stop_with(error)
 
 
 def show(rollout: Rollout, say) -> None:
@@ -264,4 +264,4 @@ def show(rollout: Rollout, say) -> None:
 
 
 if __name__ == "__main__":
-    run.exit_process(run.start(main, Config, PRESETS, sys.argv[1:]))
+    exits.exit_process(exits.start(main, Config, PRESETS, sys.argv[1:]))

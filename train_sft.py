@@ -29,7 +29,7 @@ from nanoqwenlong import build, data, group_pass, optim, parallel, toy
 from nanoqwenlong.analysis import evaluate, step_metrics
 from nanoqwenlong.curriculum import epoch_order
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.ops import presets, run
+from nanoqwenlong.ops import exits, presets
 from nanoqwenlong.ops.flags import at_least
 from nanoqwenlong.ops.run import Run
 from nanoqwenlong.ops.settings import Settings, fixed, free
@@ -136,9 +136,9 @@ def train(cfg: Config, run: Run) -> None:
         if last or step % cfg.print_every == 0:
             run.log.line(step, values, HEADLINE)
         if patience.is_over:
-            run.end(f"{patience.since_best} evaluations without a better accuracy than {patience.best:.3f}")
+            run.stop(f"{patience.since_best} evaluations without a better accuracy than {patience.best:.3f}")
         elif out_of_time:
-            run.end(f"{cfg.minutes:g} minutes are over")
+            run.stop(f"{cfg.minutes:g} minutes are over")
 
 
 @dataclass
@@ -243,4 +243,4 @@ def measure(cfg: Config, generator: Generator, tokenizer: Tokenizer, heldout) ->
 
 
 if __name__ == "__main__":
-    run.exit_process(run.start(main, Config, PRESETS, sys.argv[1:]))
+    exits.exit_process(exits.start(main, Config, PRESETS, sys.argv[1:]))

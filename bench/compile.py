@@ -34,7 +34,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from nanoqwenlong.errors import ConfigError
-from nanoqwenlong.ops import run
+from nanoqwenlong.ops import exits
 
 KIB = 1024
 SHARED = {80: 163 * KIB, 90: 227 * KIB, 100: 227 * KIB}        # of a program at most: A100; H100, H200; B200
@@ -151,4 +151,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run.start(main, Config, {}, sys.argv[1:]))
+    sys.exit(exits.start(main, Config, {}, sys.argv[1:]))

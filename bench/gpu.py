@@ -68,7 +68,7 @@ from nanoqwenlong.engine.kvcache import blocks_for
 from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Mixture, Qwen
-from nanoqwenlong.ops import run
+from nanoqwenlong.ops import exits
 from nanoqwenlong.pretrained.config import ModelConfig
 
 BACK_ENDS = {"FLASH_ATTENTION": True, "CUDNN_ATTENTION": True, "EFFICIENT_ATTENTION": False}  # knows shared key heads
@@ -453,4 +453,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run.start(main, Config, {}, sys.argv[1:]))
+    sys.exit(exits.start(main, Config, {}, sys.argv[1:]))

@@ -23,7 +23,7 @@ from bench import common
 
 from nanoqwenlong import group_pass
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.ops import run
+from nanoqwenlong.ops import exits
 from nanoqwenlong.ops.flags import at_least
 
 TOLERANCE = 1e-4                        # fp32 over thousands of positions; an error of method is far larger
@@ -111,4 +111,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run.start(main, Config, {}, sys.argv[1:]))
+    sys.exit(exits.start(main, Config, {}, sys.argv[1:]))

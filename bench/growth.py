@@ -36,7 +36,7 @@ from nanoqwenlong.engine.kvcache import blocks_for
 from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.ops import run
+from nanoqwenlong.ops import exits
 from nanoqwenlong.ops.flags import at_least
 
 PARTS = ("update", "rollout")
@@ -199,4 +199,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run.start(main, Config, {}, sys.argv[1:]))
+    sys.exit(exits.start(main, Config, {}, sys.argv[1:]))

@@ -37,7 +37,7 @@ from kernels import linear_logprob
 from torch.nn import functional as F
 
 from nanoqwenlong.errors import ConfigError
-from nanoqwenlong.ops import run
+from nanoqwenlong.ops import exits
 from nanoqwenlong.ops.flags import at_least
 
 TOLERANCE = 1e-4                        # relative, fp32; an error of method is far larger
@@ -220,4 +220,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run.start(main, Config, {}, sys.argv[1:]))
+    sys.exit(exits.start(main, Config, {}, sys.argv[1:]))

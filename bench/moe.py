@@ -28,7 +28,7 @@ from bench import common
 
 from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.ops import run
+from nanoqwenlong.ops import exits
 from nanoqwenlong.ops.flags import at_least
 
 TOLERANCE = 1e-4                        # relative, fp32; an error of method is far larger
@@ -181,4 +181,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run.start(main, Config, {}, sys.argv[1:]))
+    sys.exit(exits.start(main, Config, {}, sys.argv[1:]))

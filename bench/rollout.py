@@ -25,7 +25,7 @@ from bench import common
 from nanoqwenlong.engine.kvcache import blocks_for
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.ops import run
+from nanoqwenlong.ops import exits
 from nanoqwenlong.ops.flags import at_least
 
 
@@ -141,4 +141,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run.start(main, Config, {}, sys.argv[1:]))
+    sys.exit(exits.start(main, Config, {}, sys.argv[1:]))

@@ -24,6 +24,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.elastic.utils import get_env_variable_or_raise
 
 Tensor = torch.Tensor
 timeout = timedelta(minutes=30)         # of a wait for the other ranks; `start` sets it
@@ -73,6 +74,11 @@ def stop() -> None:
 def is_launched() -> bool:
     """Whether torchrun started this process."""
     return dist.is_torchelastic_launched()
+
+
+def num_restarts() -> int:
+    """How often torchrun has restarted the processes of this job (--max-restarts)."""
+    return int(get_env_variable_or_raise("TORCHELASTIC_RESTART_COUNT")) if is_launched() else 0
 
 
 def rank() -> int:

@@ -76,7 +76,7 @@ class Case:
             self.script.main(self.config)
         except Exception as error:
             traceback.print_exc()
-            code = run.exit_code(error)
+            code = errors.exit_code(error)
         names = list(points.names)
         assert generators() == before, "a global random number generator was used"
         Path("points.json").write_text(json.dumps(names))
@@ -120,7 +120,7 @@ class Points:
 
     def watch(self, bad_steps: frozenset[int]) -> None:
         """Put a point wherever one belongs. There is no way back, so this is for a process that ends soon."""
-        part, save, step, save_file = (run.Run.part, run.Run._save, optim.step,
+        part, save, step, save_file = (run.Run.part, run.Run.save, optim.step,
                                                 weights.save_file)
 
         def named_part(this, name, longest=0):
@@ -148,7 +148,7 @@ class Points:
             save_file(tensors, path, **settings)
             self.reach(f"half of {path.name}", lambda: os.truncate(path, path.stat().st_size // 2))
 
-        run.Run.part, run.Run._save, optim.step = named_part, named_save, around_step
+        run.Run.part, run.Run.save, optim.step = named_part, named_save, around_step
         os.fsync, weights.save_file = fsync, half_of_tensors
         builtins.open = io.open = self._half_writes(io.open)
         sys.addaudithook(self._audit)

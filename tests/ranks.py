@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from nanoqwenlong import parallel
-from nanoqwenlong.ops import run
+from nanoqwenlong.ops import exits
 
 
 class Ranks:
@@ -131,6 +131,6 @@ def ranks(size: int, directory: Path, **settings):
 def start(script, argv: list[str]) -> tuple[int, str]:
     """A script as the shell would start it, in this process -> exit code, and what it said on stderr."""
     with contextlib.redirect_stderr(io.StringIO()) as said:
-        code = run.start(script.main, script.Config, script.PRESETS, argv)
+        code = exits.start(script.main, script.Config, script.PRESETS, argv)
     print(said.getvalue(), file=sys.stderr)
     return code, said.getvalue()

@@ -12,7 +12,7 @@ import torch
 from bench import common, gpu, group_update, growth, logprob, moe, rl_step, rollout
 from safetensors.torch import save_file
 
-from nanoqwenlong.ops import run
+from nanoqwenlong.ops import exits
 
 MODEL = ["--hidden", "64", "--layers", "2", "--heads", "4", "--kv-heads", "2", "--intermediate", "96", "--vocab", "100"]
 MIXTURE = [*MODEL[:-4], "--intermediate", "16", "--vocab", "100", "--experts", "8", "--chosen", "3"]
@@ -22,7 +22,7 @@ MEASURED = {"median", "seconds", "cpu_seconds", "peak_mb"}
 
 def start(script, capfd, *argv, shape=MODEL) -> tuple[list[str], dict]:
     """The lines a script prints before the JSON line, and that."""
-    assert run.start(script.main, script.Config, {}, [*shape, *map(str, argv)]) == 0, capfd.readouterr().err
+    assert exits.start(script.main, script.Config, {}, [*shape, *map(str, argv)]) == 0, capfd.readouterr().err
     *lines, last = capfd.readouterr().out.splitlines()
     assert not any(line.startswith("{") for line in lines)
     return lines, json.loads(last)
@@ -268,12 +268,12 @@ def test_what_cannot_be_run_gets_one_sentence(script, argv, told, capfd):
         pytest.importorskip("trl")
     shape = HEAD if script is logprob else MODEL
     shape = [word for word in shape if "--heads" not in argv or word not in ("--heads", "4")]
-    assert run.start(script.main, script.Config, {}, [*shape, *argv]) == 78
+    assert exits.start(script.main, script.Config, {}, [*shape, *argv]) == 78
     assert told in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("script, package, extra", [(rl_step, "trl", "bench"), (growth, "matplotlib", "plots")])
 def test_a_missing_extra_gets_one_sentence(script, package, extra, capfd, monkeypatch):
     monkeypatch.setattr(script, "find_spec", lambda name: None)
-    assert run.start(script.main, script.Config, {}, []) == 78
+    assert exits.start(script.main, script.Config, {}, []) == 78
     assert f"{package}: pip install '.[{extra}]'" in capfd.readouterr().err

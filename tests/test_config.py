@@ -11,7 +11,7 @@ import sample
 import train_rl
 import train_sft
 from nanoqwenlong.errors import ConfigError, DataError, ModelError, OutOfBlocks
-from nanoqwenlong.ops import flags, run
+from nanoqwenlong.ops import exits, flags
 from nanoqwenlong.ops.flags import parse
 from nanoqwenlong.ops.settings import REMOVED, Settings, fixed, free, free_names
 
@@ -205,17 +205,17 @@ def test_what_a_user_can_mend_is_one_sentence_and_a_code(error, code, capsys):
             raise error
         assert cfg.steps == 4
 
-    assert run.start(main, Config, PRESETS, ["--steps", "4"]) == code
+    assert exits.start(main, Config, PRESETS, ["--steps", "4"]) == code
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.strip() == ("interrupted" if code == 130 else getattr(error, "strerror", None) or str(error or ""))
 
 
 def test_bad_flags_exit_78_before_main_and_help_exits_0(capsys):
-    assert run.start(pytest.fail, Config, PRESETS, ["--step", "4"]) == 78
+    assert exits.start(pytest.fail, Config, PRESETS, ["--step", "4"]) == 78
     assert "did you mean --steps?" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
-        run.start(pytest.fail, Config, PRESETS, ["--help"])
+        exits.start(pytest.fail, Config, PRESETS, ["--help"])
     assert stop.value.code == 0
 
 
@@ -225,4 +225,4 @@ def test_a_bug_of_ours_keeps_its_traceback(error):
         raise error("ours")
 
     with pytest.raises(error):
-        run.start(main, Config, PRESETS, [])
+        exits.start(main, Config, PRESETS, [])

@@ -14,7 +14,7 @@ import pytest
 from nanoqwenlong import data, errors
 from nanoqwenlong.data import sft_branch, tokenize
 from nanoqwenlong.errors import ConfigError, DataError, ModelError
-from nanoqwenlong.ops import run
+from nanoqwenlong.ops import exits
 from nanoqwenlong.records import Example
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -386,7 +386,7 @@ SCRIPTS = ["train_rl", "train_sft", "eval"]
 def start(script: str, *words: str) -> int:
     """The script's own last line, in this process."""
     module = importlib.import_module(script)
-    return run.start(module.main, module.Config, getattr(module, "PRESETS", {}), list(words))
+    return exits.start(module.main, module.Config, getattr(module, "PRESETS", {}), list(words))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -16,7 +16,7 @@ import eval as eval_script
 from nanoqwenlong import errors, rewards, toy
 from nanoqwenlong.analysis import evaluate
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.ops import run
+from nanoqwenlong.ops import exits
 from nanoqwenlong.pretrained.digest import model_digests
 from nanoqwenlong.records import Completion, Group
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def start(*argv) -> int:
-    return run.start(eval_script.main, eval_script.Config, eval_script.PRESETS, [str(word) for word in argv])
+    return exits.start(eval_script.main, eval_script.Config, eval_script.PRESETS, [str(word) for word in argv])
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from nanoqwenlong.attention import Packed
 from nanoqwenlong.errors import ModelError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Mixture, Qwen
-from nanoqwenlong.ops import run
+from nanoqwenlong.ops import exits
 from nanoqwenlong.pretrained import weights
 from nanoqwenlong.pretrained.config import ModelConfig
 from nanoqwenlong.pretrained.weights import INDEX
@@ -399,7 +399,7 @@ def test_the_scripts_train_a_mixture_and_tell_its_loads(name, toy_mixture, tmp_p
         [rewards.Score(float(i % 2), 0.0, None, text) for i, text in enumerate(group)] for group in texts])
     script, flags = SCRIPTS[name]
     before = Qwen.from_pretrained(toy_mixture)
-    assert run.start(script.main, script.Config, script.PRESETS, ["--model", str(toy_mixture), *flags]) == 0
+    assert exits.start(script.main, script.Config, script.PRESETS, ["--model", str(toy_mixture), *flags]) == 0
     rows = [json.loads(line) for line in (tmp_path / f"runs/{name}/metrics.jsonl").read_text().splitlines()]
     for row in rows:
         assert 1 <= row["experts/max_load"] <= 2 and 0 <= row["experts/unused"] <= 0.5         # E / k; k of E at least
@@ -415,7 +415,7 @@ def test_a_mixture_that_was_interrupted_ends_with_the_same_bits(toy_mixture, tmp
         for steps in ends:
             flags = [str(steps) if before == "--steps" else flag for before, flag in zip(["", *SFT], SFT)]
             argv = ["--model", str(toy_mixture), *flags, "--name", name, "--final-fraction", "1"]
-            assert run.start(train_sft.main, train_sft.Config, train_sft.PRESETS, argv) == 0
+            assert exits.start(train_sft.main, train_sft.Config, train_sft.PRESETS, argv) == 0
     found = [{path.name: path.read_bytes() for path in Path(f"runs/{name}/checkpoints/step_000004").glob("*.saf*")}
              for name in ("whole", "parts")]
     assert found[0] == found[1] and len(found[0]) > 1

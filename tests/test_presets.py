@@ -14,7 +14,7 @@ import train_sft
 from nanoqwenlong import errors, parallel
 from nanoqwenlong.errors import ModelError
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.ops import flags, presets, run
+from nanoqwenlong.ops import exits, flags, presets
 from nanoqwenlong.pretrained import weights
 from nanoqwenlong.pretrained.config import ModelConfig
 
@@ -48,12 +48,12 @@ def test_the_script_agrees_with_a_preset_and_says_how_to_fetch_its_model(script,
     monkeypatch.chdir(tmp_path)
     module = SCRIPTS[script]
     words = ["--preset", preset, "--device", "cpu", "--toy-examples", "8"]
-    assert run.start(module.main, module.Config, module.PRESETS, words) == errors.MISSING_INPUT
+    assert exits.start(module.main, module.Config, module.PRESETS, words) == errors.MISSING_INPUT
     said, source = capsys.readouterr().err, presets.SOURCES.get(preset)
     assert said.count("\n") == 1 and ("hf download" in said) == bool(source)
     if source:
         folder = "models/" + source.rpartition("/")[2]
-        assert said.endswith(f"; to fetch it: hf download {source} --local-dir {folder}\n")
+        assert said.endswith(f"; to download it: hf download {source} --local-dir {folder}\n")
         assert read(script, "--preset", preset).model in (folder, (folder,))
 
 
@@ -62,8 +62,8 @@ def test_the_script_agrees_with_a_preset_and_says_how_to_fetch_its_model(script,
     ("model directory models/Qwen2.5-7B-Instruct-mine is not there", False),
     ("model directory mine/models/Qwen2.5-7B-Instruct is not there", False)])
 def test_only_what_a_preset_names_is_said_to_be_fetched(told, fetch):
-    assert ("hf download Qwen/Qwen2.5-7B-Instruct" in run.sentence(FileNotFoundError(told))) == fetch
-    assert "hf download" not in run.sentence(PermissionError(told))
+    assert ("hf download Qwen/Qwen2.5-7B-Instruct" in exits.sentence(FileNotFoundError(told))) == fetch
+    assert "hf download" not in exits.sentence(PermissionError(told))
 
 
 @pytest.mark.parametrize("preset", ["paper", *(name for name in MODELS if not name.startswith("qwen3"))])

@@ -18,7 +18,7 @@ import train_rl
 import train_sft
 from nanoqwenlong import data, errors, toy
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.ops import run
+from nanoqwenlong.ops import exits
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Family
 
@@ -29,7 +29,7 @@ SMALL_RL = ["--toy-examples", "12", "--prompts-per-step", "4", "--group-size", "
 
 
 def start(script, *argv) -> int:
-    return run.start(script.main, script.Config, getattr(script, "PRESETS", {}), [str(word) for word in argv])
+    return exits.start(script.main, script.Config, getattr(script, "PRESETS", {}), [str(word) for word in argv])
 
 
 def metrics(directory: Path) -> list[dict]:

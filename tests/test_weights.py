@@ -388,12 +388,12 @@ def spoil(directory: Path, how: str) -> None:
 def test_training_refuses_a_hostile_directory_in_one_sentence(script, how, words, toy_directory, tmp_path, capsys):
     from importlib import import_module
 
-    from nanoqwenlong.ops import run
+    from nanoqwenlong.ops import exits
     module, directory = import_module(script), tmp_path / "m"
     shutil.copytree(toy_directory, directory)
     spoil(directory, how)
     with no_pickle():
-        code = run.start(module.main, module.Config, module.PRESETS, [
+        code = exits.start(module.main, module.Config, module.PRESETS, [
             "--model", str(directory), "--runs-dir", str(tmp_path / "runs"), "--toy-examples", "8", "--check-finite"])
     error = capsys.readouterr().err
     assert code == errors.BAD_DATA and error.count("\n") == 1 and words in error and str(directory) in error, error

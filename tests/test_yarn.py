@@ -19,7 +19,7 @@ from nanoqwenlong import errors
 from nanoqwenlong.errors import ModelError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen, rope_tables, stretched
-from nanoqwenlong.ops import run
+from nanoqwenlong.ops import exits
 from nanoqwenlong.pretrained.config import ModelConfig, Yarn
 
 POSITIONS = torch.tensor([0, 1, 2, 4095, 32767, 32768, 65535, 65536, 131071])
@@ -263,7 +263,7 @@ def test_the_scripts_refuse_inputs_beyond_the_window_and_take_the_line(script, f
     monkeypatch.chdir(tmp_path)
 
     def start(directory):
-        code = run.start(script.main, script.Config, getattr(script, "PRESETS", {}), ["--model", str(directory),
+        code = exits.start(script.main, script.Config, getattr(script, "PRESETS", {}), ["--model", str(directory),
                                                                                       *flags.split()])
         return code, capsys.readouterr().err
     code, told = start(narrow)

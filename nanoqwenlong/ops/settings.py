@@ -9,6 +9,10 @@ unless the setting says otherwise.
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
 
 def free(default, least: float = 0):
     """A setting that may change on resume."""
@@ -38,7 +42,9 @@ class Settings(Machine):
     model: str = "assets/nano-sft"      # a Hugging Face directory
     seed: int = 0                       # decides the order of the data, every draw and every sample
     dry_run: bool = free(False)         # one whole step, nothing kept
-    resume: Literal["auto", "never"] = free("auto")  # resume the run of this name, or refuse to
+    resume: Literal["auto", "never", "changed", "restart"] = free("auto")  # if the directory holds a run. auto: resume
+                                        # it if the source code is the same. never: refuse. changed: continue it with
+                                        # the changed code. restart: move it to NAME.1 and start again
     save_every: int = free(10, least=1)  # steps between checkpoints
     keep: int = free(2, least=2)        # how many of the newest checkpoints to keep. Those at the ends of phases stay
     max_bad_updates: int = free(3, least=1)  # stop after this many updates in a row with a loss or gradient that is not
@@ -52,6 +58,13 @@ class Settings(Machine):
     timeout_minutes: float = free(60.0, least=1e-9)  # how long ranks wait for each other: more than the longest rollout
 
 
+def computing_dtype(config) -> torch.dtype:
+    """What a model computes in. `auto` is bfloat16 on a GPU and float32 elsewhere."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if config.device.startswith("cuda") else torch.float32
+    return DTYPES[config.dtype]
+
+
 def free_names(config) -> set[str]:
     """The names of the settings that may change when the run is resumed."""
     return {each.name for each in fields(config) if each.metadata.get("free")}
@@ -61,8 +74,8 @@ def free_names(config) -> set[str]:
 REMOVED = {
     "block_size": "block_size in nanoqwenlong/generate.py",
     "judge_concurrency": "concurrency in nanoqwenlong/reward/judge_server.py",
-    "max_unscorable": "MAX_UNSCORABLE in train_rl.py",
-    "max_idle_steps": "MAX_IDLE_STEPS in train_rl.py",
+    "max_unscorable": "MAX_UNSCORABLE in nanoqwenlong/analysis/doctor.py",
+    "max_idle_steps": "MAX_IDLE_STEPS in nanoqwenlong/analysis/doctor.py",
     "min_reward_std": "MIN_STD in nanoqwenlong/advantages.py",
     "retro_floor": "floor in nanoqwenlong/curriculum.py",
     "show_every": "SHOW_EVERY in train_rl.py",

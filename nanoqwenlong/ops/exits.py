@@ -1,0 +1,79 @@
+"""How a script starts and ends: its exit code, and one sentence for every error that a user can repair."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+
+from .. import errors, parallel
+from ..errors import exit_code
+from . import flags
+from .log import tell
+from .presets import SOURCES
+
+
+def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str]) -> int:
+    """Parse the flags, call main(config) and return the exit code. A user's error prints one sentence, a bug raises."""
+    try:
+        main(flags.parse(config_class, argv, presets))
+        parallel.stop()
+        return errors.DONE
+    except (errors.UserError, OSError, KeyboardInterrupt) as error:
+        # Other errors are the same on all ranks, and the first one reports them.
+        of_this_rank = isinstance(error, errors.OutOfMemory | errors.LostRanks | errors.SamplingError | OSError) and (
+            not isinstance(error, errors.Elsewhere | FileNotFoundError))
+        if parallel.rank() == 0 or of_this_rank:
+            tell(sentence(error), sys.stderr)
+        return exit_code(error)
+
+
+def exit_process(code: int) -> NoReturn:
+    """Exit a script. Under torchrun this skips the interpreter's shutdown: there gloo threads, which live on after
+    destroy_process_group, crashed one run in thirty after its work was done (SIGABRT)."""
+    if parallel.is_launched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def sentence(error: BaseException) -> str:
+    """The sentence that reports an error. If a released model is missing, it says how to download it."""
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted"
+    if not isinstance(error, OSError):
+        return str(error) or type(error).__name__
+    text = parallel.reason(error)
+    for source in SOURCES.values():
+        place = f"models/{source.split('/')[1]}"
+        if isinstance(error, FileNotFoundError) and place in text.replace(":", "").split():
+            text += f"; to download it: hf download {source} --local-dir {place}"
+    return text
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def memory_sentence(config, step: int, part: str, longest: int) -> str:
+    """The sentence that reports too little memory, with the next flag that saves some.
+
+    part: what the run was doing ("sample", "update", ...; "" before the first step). longest: tokens of the longest
+    sequence in that part."""
+    if not part:
+        return f"out of memory: give fewer --kv-blocks than {config.kv_blocks}, or --offload, or use more ranks"
+    advice = f"start again under another --name with --max-prompt-tokens {longest * 3 // 4}"
+    if part in ("sample", "evaluate"):
+        blocks = max(config.kv_blocks // 2, -(-longest // 16))
+        if blocks < config.kv_blocks:
+            advice = f"resume with --kv-blocks {blocks}"
+    elif not config.checkpointing:
+        advice = "resume with --checkpointing"
+    elif config.max_tokens > max(1, longest):
+        advice = f"resume with --max-tokens {max(1, longest, config.max_tokens // 2)}"
+    elif not config.offload:
+        advice = "resume with --offload"
+    return f"out of memory in step {step} ({part}; the longest sequence has {longest} tokens): {advice}"
