@@ -1,0 +1,71 @@
+"""Drawing tokens: random numbers that depend on names only, inverse-CDF sampling, and the exchange between ranks.
+
+Legend: S answers that decode together, V vocabulary.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from itertools import islice
+
+import torch
+
+from .. import parallel
+from ..records import Completion
+
+Tensor = torch.Tensor
+
+
+def uniforms(seed: int | Sequence[int], key: str | int, sample: int) -> Iterator[float]:
+    """An endless stream of numbers in [0, 1). It depends on the three arguments and on nothing else."""
+    seeds = seed if isinstance(seed, Sequence) else [seed]
+    seeds = [int(part) for part in seeds]
+    digest = blake2b(repr((seeds, key, sample)).encode(), digest_size=16).digest()
+    rng = random.Random(int.from_bytes(digest, "big"))
+    while True:
+        yield rng.random()
+
+
+def draw(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """Token ids (S,) and their log-probs (S,), one per row of logits (S, V).
+
+    Inverse CDF: the first token whose cumulative probability exceeds u (S,), with u in [0, 1). Temperature 0 is greedy.
+    The log-probs are of the full vocabulary, whatever top_p cuts off. A row with NaN logits gives a NaN log-prob."""
+    at_least_float32 = torch.promote_types(logits.dtype, torch.float32)
+    logits = logits.to(at_least_float32) / (temperature or 1.0)
+    logprobs = logits.log_softmax(-1)                                          # (S, V)
+    if temperature == 0:
+        ids = logprobs.argmax(-1, keepdim=True)                                # (S, 1)
+    else:
+        mass, order = logprobs.double().exp(), None
+        if top_p < 1:                                                          # smallest set of mass >= top_p
+            mass, order = mass.sort(dim=-1, descending=True, stable=True)
+            before = mass.cumsum(-1) - mass
+            mass = torch.where(before < top_p, mass, 0.0)
+        cdf = mass.cumsum(-1)
+        ids = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)    # first place with cdf > u
+        ids = ids.clamp(max=logits.shape[-1] - 1)                              # with NaN logits the search ends past V
+        if order is not None:
+            ids = order.gather(-1, ids)
+    return ids[:, 0], logprobs.gather(-1, ids)[:, 0]
+
+
+def exchange(completions: Sequence[Completion]) -> Sequence[Completion]:
+    """The completions of all ranks, in the order of the ranks.
+
+    Each rank sends one row of float64 numbers, which hold all of these exactly. Per completion: the number of tokens,
+    1 if it was truncated, the ids, the log-probs."""
+    if parallel.size() == 1:
+        return completions
+    row = []
+    for c in completions:
+        row += [len(c.ids), c.finish_reason == "length", *c.ids, *c.logprobs]
+    received = []
+    for row in parallel.gather_flat(torch.tensor(row, dtype=torch.float64)):
+        numbers = iter(row.tolist())
+        for length in numbers:
+            finish_reason = "length" if next(numbers) else "stop"
+            ids = tuple(int(number) for number in islice(numbers, int(length)))
+            logprobs = tuple(islice(numbers, int(length)))
+            received.append(Completion(ids, logprobs, finish_reason))
+    return received
