@@ -62,8 +62,9 @@ from kernels import grouped_linear, linear_logprob, logprob, paged_attention
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nanoqwenlong import generate, group_pass
+from nanoqwenlong import group_pass
 from kernels.flash import attention, part, part_backward
+from nanoqwenlong.engine import cuda_step
 from nanoqwenlong.engine.kvcache import blocks_for
 from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.generate import Generator
@@ -365,11 +366,11 @@ def decode_steps(s: Section, what: str, model: Qwen, prompts: int, tokens: int, 
     prefilled, marks, stamps = [], [], []
 
     class Watched(Generator):
-        def _prefill_stems(self, stems):
-            if stems:
-                prefilled.append(wall(lambda: super(Watched, self)._prefill_stems(stems)))
+        def _prefill(self, spans):
+            if spans:
+                prefilled.append(wall(lambda: super(Watched, self)._prefill(spans)))
 
-    class Timed(generate.Step):
+    class Timed(cuda_step.Step):
         def __call__(self):
             start = mark()
             if self.calls < new * 2 // 3:
@@ -388,7 +389,7 @@ def decode_steps(s: Section, what: str, model: Qwen, prompts: int, tokens: int, 
     ids = common.random_ids(SimpleNamespace(vocab=c.vocab_size), prompts, tokens)
     generator.sample([prompt[:tokens // 2] for prompt in ids[:1]], n=G, max_new_tokens=2)
     prefilled.clear()
-    with mock.patch.object(generate, "Step", Timed):
+    with mock.patch.object(cuda_step, "Step", Timed):
         generator.sample(ids, n=G, max_new_tokens=new, on_token=stamp)
     finish()
     assert len(marks) == new, "not all answers ran together: the pool is too small"

@@ -20,15 +20,16 @@ from bench.gpu_tools import (
     shape,
 )
 from kernels import grouped_linear, linear_logprob, paged_attention
+from kernels.flash import attention
 from kernels.paged_attention import paged_attention_plain
 from torch import Tensor
 
-from nanoqwenlong import generate
 from nanoqwenlong.attention import StemAttention, buckets, stem_attention_plain
+from nanoqwenlong.engine import cuda_step
 from nanoqwenlong.engine.kvcache import blocks_for
-from nanoqwenlong.engine.paged import Paged
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.records import Group
 
 
 def correctness(s: Section) -> None:
@@ -91,13 +92,17 @@ def right_logprob(s: Section, name: str, dtype: torch.dtype) -> None:
 def right_paged(s: Section, name: str, dtype: torch.dtype) -> None:
     heads, prompts, tail = s.pick(((12, 2, 128), (4000, 528, 16), 300), ((4, 2, 16), (48, 16), 5))
     step = DecodingStep(heads, prompts, 5, tail, dtype)
-    plain = Paged(step.cache, step.tables, step.lengths)
 
     def ours():
         return [step.run(paged_attention, dtype)]
 
     def torchs():
-        return [plain(0, step.queries[:len(step.tables)], *step.cache.read(0, plain.slot_mapping))]
+        """Each answer attends by itself to all of its past."""
+        outputs = []
+        for query, table, length in zip(step.queries, step.tables, step.lengths):
+            keys, values = step.cache.read(0, step.cache.slots([table], length))           # (1, length, K, D)
+            outputs.append(attention(query[None, None], keys, values, causal=False)[0, 0])
+        return [torch.stack(outputs)]
 
     compare(s, f"paged_attention {name}", ["output"], ours, torchs, [step.run(paged_attention_plain, torch.float64)])
     repeats(s, f"paged_attention {name}", ours)
@@ -150,26 +155,41 @@ def right_grouped(s: Section) -> None:
 
 
 def greedy_answers(s: Section, model: Qwen, new: int) -> Callable:
-    """greedy(step, options of the Generator) -> the tokens of four answers of `new` tokens to each of four prompts."""
+    """greedy(step, options of the Generator) -> the Groups of four answers of `new` tokens to each of four prompts."""
     each = 4
     prompts = [common.random_ids(SimpleNamespace(vocab=model.config.vocab_size), length, seed=length)
                for length in s.pick((500, 333, 64, 20), (40, 17, 30, 5))]
     blocks = sum(blocks_for(len(prompt), BLOCK_SIZE) + each * (blocks_for(new, BLOCK_SIZE) + 2) for prompt in prompts)
 
-    def greedy(step: type = generate.Step, **options) -> list[int]:
-        with mock.patch.object(generate, "Step", step):
-            groups = Generator(model, blocks, BLOCK_SIZE, **options).sample(prompts, each, 0.0, max_new_tokens=new)
-        return [token for group in groups for completion in group.completions for token in completion.ids]
+    def greedy(step: type = cuda_step.Step, **options) -> list[Group]:
+        with mock.patch.object(cuda_step, "Step", step):
+            return Generator(model, blocks, BLOCK_SIZE, **options).sample(prompts, each, 0.0, max_new_tokens=new)
     return greedy
 
 
+def tokens(groups: Sequence[Group]) -> list[int]:
+    return [token for group in groups for completion in group.completions for token in completion.ids]
+
+
+@torch.no_grad()
+def argmax(model: Qwen, groups: Sequence[Group]) -> list[int]:
+    """The model's most probable token at each place of the answers, from one pass over each whole sequence."""
+    best = []
+    for group in groups:
+        for completion in group.completions:
+            logits = model.logits(torch.tensor(group.prompt_ids + completion.ids, device=DEVICE))          # (T, V)
+            best += logits[len(group.prompt_ids) - 1:-1].argmax(-1).tolist()
+    return best
+
+
 def right_decoding(s: Section) -> None:
-    """Greedy answers in float32: KernelPaged with its CUDA graph, SharedPaged, Paged; then the graph's bits."""
+    """Greedy answers in float32: KernelPaged with its CUDA graph, SharedPaged, whole passes; then the graph's bits."""
     c, new = s.pick(shape(4, 256, 8, 2, 512, 1000, tied=False, D=64), TINY), s.pick(32, 4)
-    greedy = greedy_answers(s, random_model(c, torch.float32, std=0.1), new)
-    found = greedy(kernels=True)
-    for name, options in (("SharedPaged", {"kernels": False}), ("Paged", {"shared": False})):
-        others = greedy(**options)
+    model = random_model(c, torch.float32, std=0.1)
+    greedy = greedy_answers(s, model, new)
+    groups = greedy(kernels=True)
+    found = tokens(groups)
+    for name, others in (("SharedPaged", tokens(greedy(kernels=False))), ("whole sequences", argmax(model, groups))):
         s.row(f"KernelPaged and {name}: of {len(found)} greedy tokens other", sum(map(int.__ne__, found, others)), "",
               "none", 0, most=1.0, must=True)
     right_graph(s, "CUDA graph and none", greedy, new)
@@ -196,16 +216,16 @@ def right_graph(s: Section, what: str, greedy: Callable, new: int) -> None:
                 return logits
         return Recording
 
-    for kind in (generate.Step, Eager):
+    for kind in (cuda_step.Step, Eager):
         greedy(recording(kind), kernels=True)
-    different = sum(not torch.equal(*pair) for pair in zip(seen[generate.Step], seen[Eager], strict=True))
+    different = sum(not torch.equal(*pair) for pair in zip(seen[cuda_step.Step], seen[Eager], strict=True))
     if GPU:
         s.row(f"{what}: of {new} steps with other logits", different, "", "none", 0, most=1.0, must=True)
     else:
         s.note(f"{what}: needs a GPU")
 
 
-class Eager(generate.Step):
+class Eager(cuda_step.Step):
     """A step that is never recorded."""
 
     def __call__(self) -> Tensor:

@@ -13,8 +13,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from nanoqwenlong.engine.cuda_step import Capacity, KernelPaged
 from nanoqwenlong.engine.kvcache import blocks_for
-from nanoqwenlong.engine.paged import KernelPaged, KVCache, Room
+from nanoqwenlong.engine.paged import KVCache
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.pretrained.config import ModelConfig
 
@@ -151,7 +152,7 @@ TINY_MIXTURE = shape(2, 32, 4, 2, 48, 64, tied=True, D=8, E=4, k=2)
 
 class DecodingStep:
     """Attention of a step with `answers` answers to each prompt, in shuffled blocks. Prompts are whole blocks; tails
-    have `tail` tokens or a few less. There are queries for every row that the Room has, the answers come first."""
+    have `tail` tokens or a few less. There are queries for every row of the capacity, the answers come first."""
 
     def __init__(self, heads: tuple[int, int, int], prompts: Sequence[int], answers: int, tail: int,
                  dtype: torch.dtype = DTYPE):
@@ -168,10 +169,10 @@ class DecodingStep:
             for own in tails[len(self.tables):len(self.tables) + answers]:
                 self.tables.append(stem + [next(blocks) for _ in range(blocks_for(own, BLOCK_SIZE))])
                 self.lengths.append(tokens + own)
-        self.attend = KernelPaged(self.cache, Room.for_step(len(tails), len(prompts), answers, max(prompts), tail))
+        self.attend = KernelPaged(self.cache, Capacity.for_step(len(tails), len(prompts), answers, max(prompts), tail))
         self.attend.load([0] * len(tails), self.tables, self.lengths,
                          [(place, tokens, answers) for place, tokens in enumerate(prompts)])
-        self.queries = normal(self.attend.room.answers, H, D, dtype=dtype)
+        self.queries = normal(self.attend.capacity.answers, H, D, dtype=dtype)
         self.touched = 2 * K * D * self.queries.element_size() * (sum(prompts) + sum(tails))   # bytes of keys, values
 
     def run(self, function: Callable, dtype: torch.dtype) -> Tensor:

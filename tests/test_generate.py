@@ -11,17 +11,22 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
+import plain_paged
 from hypothesis import given, settings
+from kernels.flash import attention, part, part_plain
+from plain_paged import Paged, PlainGenerator
 from tiny_qwen import VOCAB, random_ids, tiny_qwen
 
-from nanoqwenlong import generate, group_pass
-from kernels.flash import attention, part, part_plain
+from nanoqwenlong import group_pass
 from nanoqwenlong.attention import Packed
+from nanoqwenlong.engine import paged
+from nanoqwenlong.engine.cuda_step import Capacity, KernelPaged
 from nanoqwenlong.engine.kvcache import BlockPool, blocks_for
-from nanoqwenlong.engine.paged import KernelPaged, KVCache, Paged, Room, SharedPaged
+from nanoqwenlong.engine.paged import KVCache, SharedPaged
+from nanoqwenlong.engine.sampling import draw, uniforms
 from nanoqwenlong.engine.schedule import Schedule
 from nanoqwenlong.errors import OutOfBlocks, SamplingError
-from nanoqwenlong.generate import Generator, draw, uniforms
+from nanoqwenlong.generate import Generator
 
 PROMPTS = [random_ids(length, seed=length) for length in (1, 2, 5, 9, 9, 17)]
 KEYS = ["a", "b", "c", "d", "e", "f"]
@@ -54,15 +59,15 @@ def rowwise_matmul():
 
 
 class Form:
-    """One of the generator's forms and what it promises: the twin, given row-wise matrix products, the same bits; the
-    shared forms, that of the GPU (kernels) and the other, just as they are, the same tokens and log-probs up to
-    rounding."""
+    """One of the generator's forms and its promise. The plain one, with row-wise matrix products: the same bits. The
+    shared forms (on a GPU with kernels, elsewhere without), as they are: the same tokens, log-probs up to rounding."""
 
     def __init__(self, model, shared: bool, kernels: bool = False):
         self.model, self.shared, self.kernels = model, shared, kernels
 
     def generator(self, *args, **options) -> Generator:
-        return Generator(self.model, *args, shared=self.shared, kernels=self.kernels, **options)
+        kind = Generator if self.shared else PlainGenerator
+        return kind(self.model, *args, kernels=self.kernels, **options)
 
     def check(self, groups, expected: dict, bar: float = 1e-12) -> None:
         for name, (ids, logprobs, reason) in answers(groups).items():
@@ -76,10 +81,10 @@ class Form:
 @pytest.fixture(autouse=True)
 def share_all_stems(monkeypatch):
     """The stems of these tests are too short to be worth it."""
-    monkeypatch.setattr(generate, "WORTH_SHARING", 0)
+    monkeypatch.setattr(paged, "WORTH_SHARING", 0)
 
 
-@pytest.fixture(params=[True, False], ids=["shared", "twin"])
+@pytest.fixture(params=[True, False], ids=["shared", "plain"])
 def form(request, model):
     with nullcontext() if request.param else rowwise_matmul():
         yield Form(model, shared=request.param)
@@ -87,11 +92,11 @@ def form(request, model):
 
 @pytest.fixture(scope="module")
 def expected(model):
-    """What everything else must repeat: each group, bigger than SETTINGS has it, sampled all alone by the twin."""
+    """What everything else must repeat: each group, bigger than SETTINGS has it, all alone, by the slow reference."""
     found = {}
     with rowwise_matmul():
         for prompt, key in zip(PROMPTS, KEYS):
-            generator = Generator(model, 64, 16, shared=False)
+            generator = PlainGenerator(model, 64, 16)
             found |= answers(generator.sample([prompt], keys=[key], **{**SETTINGS, "n": 8}))
     assert {reason for *_, reason in found.values()} == {"stop", "length"}
     assert len({len(ids) for ids, *_ in found.values()}) > 3
@@ -102,13 +107,13 @@ def expected(model):
 
 @contextmanager
 def watched(model):
-    """Counts what happens meanwhile: answers that step back, prompts whose stem comes in, tokens in each model call."""
-    seen = SimpleNamespace(step_backs=0, stems=[], prefills=[], decodes=[])
-    step_back, admit = Schedule._step_back, Schedule.admit
+    """Counts what happens meanwhile: preempted answers, prompts whose stem is admitted, tokens in each model call."""
+    seen = SimpleNamespace(preemptions=0, stems=[], prefills=[], decodes=[])
+    preempt, admit = Schedule._preempt, Schedule.admit
 
-    def watched_step_back(schedule):
-        seen.step_backs += 1
-        step_back(schedule)
+    def watched_preempt(schedule):
+        seen.preemptions += 1
+        preempt(schedule)
 
     def watched_admit(schedule):
         new = admit(schedule)
@@ -119,7 +124,7 @@ def watched(model):
         (seen.decodes if "head" in options else seen.prefills).append(len(args[0]))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Schedule, "_step_back", watched_step_back)
+        patch.setattr(Schedule, "_preempt", watched_preempt)
         patch.setattr(Schedule, "admit", watched_admit)
         with model.register_forward_pre_hook(watched_forward, with_kwargs=True):
             yield seen
@@ -130,7 +135,7 @@ def watched(model):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
 def test_greedy_equals_transformers_token_by_token(kind, dtype, tmp_path):
-    """4 x 540 tokens; then some again: by the twin, and in groups, in a narrow pool, up to an end token."""
+    """4 x 540 tokens; then some again: by the slow reference, and in groups, in a narrow pool, up to an end token."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from transformers import AutoModelForCausalLM
     model = tiny_qwen(kind, dtype, seed=3)
@@ -149,14 +154,14 @@ def test_greedy_equals_transformers_token_by_token(kind, dtype, tmp_path):
     groups = Generator(model, 300, 4).sample(prompts, temperature=0, max_new_tokens=45)
     assert [group.completions[0].ids for group in groups] == full
     assert sum(map(len, full)) == 540 and len({token for ids in full for token in ids}) > 10
-    twins = Generator(model, 300, 4, shared=False).sample(prompts[::3], temperature=0, max_new_tokens=20)
-    assert [group.completions[0].ids for group in twins] == [ids[:20] for ids in full[::3]]
+    plain = PlainGenerator(model, 300, 4).sample(prompts[::3], temperature=0, max_new_tokens=20)
+    assert [group.completions[0].ids for group in plain] == [ids[:20] for ids in full[::3]]
 
     eos = full[1][8]
     stopped = [ids for batch in batches for ids in theirs(batch, 12, eos)]
     with watched(model) as seen:
         groups = Generator(model, 25, 4).sample(prompts, n=3, temperature=0, max_new_tokens=12, eos_ids=(eos,))
-    assert seen.step_backs > 0
+    assert seen.preemptions > 0
     for group, ids in zip(groups, stopped, strict=True):
         assert {answer.ids for answer in group.completions} == {ids}
         assert {answer.finish_reason for answer in group.completions} == {"stop" if ids[-1] == eos else "length"}
@@ -218,7 +223,7 @@ def test_paged_decoding_equals_contiguous_bit_by_bit(block_size, dtype):
             tables[row] = moved
 
 
-# Shared against its twin
+# Shared against plain
 
 # A stem's length and its answers' tails: stems empty, on and off a block boundary, far into a large block
 GROUPS = [(0, (1,)), (0, (3, 1, 20)), (16, (1,)), (16, (2, 2, 9, 1)), (19, (5, 1, 3)), (3, (4, 4)), (550, (7, 1))]
@@ -242,7 +247,7 @@ def test_a_scattered_past_is_copied_a_layer_at_a_time(blocks, copied, monkeypatc
 @pytest.mark.parametrize("block_size", [1, 4, 600])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
-def test_shared_decoding_equals_its_twin_and_whole_sequences(kind, dtype, block_size):
+def test_shared_decoding_equals_the_slow_reference_and_whole_sequences(kind, dtype, block_size):
     """Three steps, each form in a cache of its own, where all that was not written is NaN. Blocks of 4 follow one
     another, so that stems are read where they lie; the others are scattered."""
     model = tiny_qwen(kind, dtype, seed=2)
@@ -276,14 +281,14 @@ def test_shared_decoding_equals_its_twin_and_whole_sequences(kind, dtype, block_
                 place(tables[-1], position)
             if len(sequences[-1]) > 1:
                 write(tables[-1], sequences[-1][:-1], stem_length)
-    twin_cache, kernel_cache = copy.deepcopy(cache), copy.deepcopy(cache)
-    kernel_paged = KernelPaged(kernel_cache, Room.for_step(len(tables), len(GROUPS), 4, 550, 20))
+    plain_cache, kernel_cache = copy.deepcopy(cache), copy.deepcopy(cache)
+    kernel_paged = KernelPaged(kernel_cache, Capacity.for_step(len(tables), len(GROUPS), 4, 550, 20))
     shared = [(owner, len(stem[0][0]) if stem else 0, count) for owner, (stem, count) in enumerate(stems)]
     for step in range(3):
         lengths = [len(sequence) for sequence in sequences]
         ids, positions = torch.tensor([sequence[-1] for sequence in sequences]), torch.tensor(lengths) - 1
         ours, _ = model(ids, positions, SharedPaged(cache, tables, lengths, stems), head=F.linear)
-        theirs, _ = model(ids, positions, Paged(twin_cache, tables, lengths), head=F.linear)
+        theirs, _ = model(ids, positions, Paged(plain_cache, tables, lengths), head=F.linear)
         kernel_paged.load(ids.tolist(), tables, lengths, shared)
         padded, _ = model(kernel_paged.ids, kernel_paged.positions, kernel_paged, head=F.linear)
         assert (padded[:len(ids)] - theirs).abs().max() <= BARS[dtype]
@@ -310,16 +315,16 @@ def test_a_part_may_start_far_into_a_long_row(dtype):
 
 @torch.no_grad()
 def test_the_kernel_itself_decodes_the_same_tokens(monkeypatch):
-    """Triton instead of the twin that a CPU takes: interpreted without a GPU."""
+    """Triton instead of the torch reference that a CPU takes: interpreted without a GPU."""
     paged_attention = pytest.importorskip("triton") and importlib.import_module("kernels.paged_attention")
     model, prompts = tiny_qwen(dtype=torch.float32), [random_ids(9), random_ids(1)]
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     settings = dict(n=3, max_new_tokens=2, seed=1)
-    twins = answers(Generator(model, 40, 4, shared=False).sample(prompts, **settings))
+    plain = answers(PlainGenerator(model, 40, 4).sample(prompts, **settings))
     calls, launch = [], paged_attention.paged_attention_triton
     for name in ("paged_attention_plain", "paged_attention_triton"):
         monkeypatch.setattr(paged_attention, name, lambda *args: calls.append(1) or launch(*args))
-    Form(model, shared=True).check(Generator(model, 40, 4, kernels=True).sample(prompts, **settings), twins, 1e-5)
+    Form(model, shared=True).check(Generator(model, 40, 4, kernels=True).sample(prompts, **settings), plain, 1e-5)
     assert len(calls) == 2 * model.config.num_hidden_layers
 
 
@@ -342,7 +347,7 @@ def test_nor_does_one_with_kernels(model, expected, nan_filled):
 
 
 def check_random_schedules(model, form, expected):
-    step_backs = 0
+    preemptions = 0
     for seed in range(10):
         rng = random.Random(seed)
         block_size, chosen = rng.choice((1, 2, 3, 4, 16)), rng.sample(range(len(PROMPTS)), rng.randint(2, 6))
@@ -354,8 +359,8 @@ def check_random_schedules(model, form, expected):
             groups = generator.sample([PROMPTS[i] for i in chosen], keys=[KEYS[i] for i in chosen],
                                       **{**SETTINGS, "n": rng.choice((2, 8))})
         form.check(groups, expected)
-        step_backs += seen.step_backs
-    assert step_backs > 10
+        preemptions += seen.preemptions
+    assert preemptions > 10
 
 
 def one_slot_further(attend):
@@ -370,17 +375,18 @@ def behind_the_mask(attend):
     attend.tails = [(newest, slots.masked_fill(mask[:, 0, 0] < 0, last), mask) for newest, slots, mask in attend.tails]
 
 
-@pytest.mark.parametrize("name, overread", [("SharedPaged", one_slot_further), ("SharedPaged", behind_the_mask),
-                                            ("Paged", one_slot_further)])
-def test_such_a_read_would_show(model, monkeypatch, nan_filled, name, overread):
-    class Overreading(getattr(generate, name)):
+@pytest.mark.parametrize("module, name, overread", [(paged, "SharedPaged", one_slot_further),
+                                                    (paged, "SharedPaged", behind_the_mask),
+                                                    (plain_paged, "Paged", one_slot_further)])
+def test_such_a_read_would_show(model, monkeypatch, nan_filled, module, name, overread):
+    class Overreading(getattr(module, name)):
         def __init__(self, *args):
             super().__init__(*args)
             overread(self)
 
-    generator = Generator(model, 100, 4, shared=name == "SharedPaged")
+    generator = (Generator if module is paged else PlainGenerator)(model, 100, 4)
     generator.sample(PROMPTS, **SETTINGS)
-    monkeypatch.setattr(generate, name, Overreading)
+    monkeypatch.setattr(module, name, Overreading)
     with pytest.raises(SamplingError, match="NaN"):
         generator.sample(PROMPTS, **SETTINGS)
     assert generator.pool.num_free == 100
@@ -402,9 +408,9 @@ def test_answers_do_not_depend_on_the_other_prompts_or_their_order(form, expecte
         form.check(groups, expected)
 
 
-def test_with_the_real_matrix_product_the_twins_tokens_are_equal_and_its_logprobs_up_to_rounding(model, expected):
+def test_with_the_real_matrix_product_plain_tokens_are_equal_and_logprobs_up_to_rounding(model, expected):
     for num_blocks in (9, 25, 400):
-        groups = Generator(model, num_blocks, 4, shared=False).sample(PROMPTS, keys=KEYS, **SETTINGS)
+        groups = PlainGenerator(model, num_blocks, 4).sample(PROMPTS, keys=KEYS, **SETTINGS)
         Form(model, shared=True).check(groups, expected)
 
 
@@ -412,7 +418,7 @@ def test_answers_do_not_depend_on_the_pool_size(model, form, expected):
     """Every size from the smallest that holds one answer to one that holds all of them however long they get. With
     room for all, each stem goes through the model once, and each step decodes all that have not ended."""
     prompts, keys = zip(*[(PROMPTS[i], KEYS[i]) for i in (1, 3, 4)])
-    block_size, n, steps, step_backs = 3, 5, [], []
+    block_size, n, steps, preemptions = 3, 5, [], []
     longest = [blocks_for(len(prompt) - 1 + SETTINGS["max_new_tokens"], block_size) for prompt in prompts]
     shared = [(len(prompt) - 1) // block_size for prompt in prompts]
     ample = sum(s + n * (l - s) for s, l in zip(shared, longest)) + len(prompts)
@@ -422,9 +428,9 @@ def test_answers_do_not_depend_on_the_pool_size(model, form, expected):
             form.check(generator.sample(prompts, keys=keys, **{**SETTINGS, "n": n}), expected)
         assert generator.pool.num_free == num_blocks and set(seen.stems) == set(range(len(prompts)))
         steps.append(len(seen.decodes))
-        step_backs.append(seen.step_backs)
-    assert sum(map(bool, step_backs)) >= 8 and steps[0] > 3 * steps[-1]
-    assert seen.step_backs == 0 and seen.stems == list(range(len(prompts)))
+        preemptions.append(seen.preemptions)
+    assert sum(map(bool, preemptions)) >= 8 and steps[0] > 3 * steps[-1]
+    assert seen.preemptions == 0 and seen.stems == list(range(len(prompts)))
     assert seen.prefills == [sum(len(prompt) - 1 for prompt in prompts)]
     lengths = [len(expected[key, i][0]) for key in keys for i in range(n)]
     assert seen.decodes == [sum(length > step for length in lengths) for step in range(max(lengths))]
@@ -433,13 +439,13 @@ def test_answers_do_not_depend_on_the_pool_size(model, form, expected):
 
 
 def test_answers_do_not_depend_on_how_the_prefill_is_packed(model, form, expected):
-    """Chunks of one token, chunks of a few, several prompts at once; also what an answer that stepped back redoes."""
+    """Chunks of one token, chunks of a few, several prompts at once; also what a preempted answer computes again."""
     for prefill_tokens in (1, 7, 30):
         for order, num_blocks in ((-1, 200), (1, smallest_pool(2))):
             generator = form.generator(num_blocks, 2, prefill_tokens=prefill_tokens)
             with watched(model) as seen:
                 form.check(generator.sample(PROMPTS[::order], keys=KEYS[::order], **SETTINGS), expected)
-            assert max(seen.prefills) <= prefill_tokens and (seen.step_backs > 0) == (num_blocks < 200)
+            assert max(seen.prefills) <= prefill_tokens and (seen.preemptions > 0) == (num_blocks < 200)
 
 
 @pytest.mark.parametrize("worth_sharing", [20, 10**9])
@@ -448,7 +454,7 @@ def test_a_stem_that_is_not_worth_it_is_read_with_the_tails(model, expected, mon
     calls, shared_paged = [], SharedPaged.__init__
     monkeypatch.setattr(SharedPaged, "__init__", lambda self, *args: (
         calls.append({bool(stem) for stem, _ in args[-1]}), shared_paged(self, *args))[1])
-    monkeypatch.setattr(generate, "WORTH_SHARING", worth_sharing)
+    monkeypatch.setattr(paged, "WORTH_SHARING", worth_sharing)
     Form(model, shared=True).check(Generator(model, 200, 4).sample(PROMPTS, keys=KEYS, **SETTINGS), expected)
     assert calls[0] == ({False} if worth_sharing > 20 else {False, True})
 
@@ -540,12 +546,12 @@ def test_an_end_token_as_the_last_allowed_one_counts_as_stop(model):
 
 
 def test_on_token_sees_every_token_once_and_in_order(model):
-    """Answers that stepped back as well: what is computed again is not sampled again."""
+    """Preempted answers as well: what is computed again is not sampled again."""
     seen = {}
     with watched(model) as events:
         groups = Generator(model, 14, 2).sample(
             PROMPTS, **SETTINGS, on_token=lambda p, i, token: seen.setdefault((p, i), []).append(token))
-    assert events.step_backs > 0
+    assert events.preemptions > 0
     assert seen == {(p, i): list(c.ids) for p, group in enumerate(groups) for i, c in enumerate(group.completions)}
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import EAGER, random_hf
+from plain_paged import PlainGenerator
 from safetensors.torch import load_file, save_file
 from test_model import save
 from test_weights import contents, edit, hf_logits, refused
@@ -19,9 +20,10 @@ from tiny_qwen import random_ids, tiny_config, tiny_qwen
 
 import train_rl
 import train_sft
-from nanoqwenlong import generate, group_pass, toy
+from nanoqwenlong import group_pass, toy
 from nanoqwenlong.analysis import step_metrics
 from nanoqwenlong.attention import Packed
+from nanoqwenlong.engine import paged
 from nanoqwenlong.errors import ModelError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Mixture, Qwen
@@ -334,10 +336,10 @@ def test_which_layers_are_mixtures():
 @pytest.mark.parametrize("settings, length", [({}, 8), ({"norm_topk_prob": False, "num_experts": 9, "rope_scaling": {
     "type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}}, 33)])
 def test_greedy_equals_transformers_token_by_token(settings, length, tmp_path, monkeypatch):
-    """12 x 45 tokens each, in float32; shared, by the twin, in small blocks, in a pool so narrow that answers step
-    back."""
+    """12 x 45 tokens each, in float32; shared, by the slow reference, in small blocks, in a pool so narrow that answers
+    are preempted."""
     from transformers import AutoModelForCausalLM
-    monkeypatch.setattr(generate, "WORTH_SHARING", 0)
+    monkeypatch.setattr(paged, "WORTH_SHARING", 0)
     model = tiny_qwen(MOE, torch.float32, seed=3, **settings)
     model.save_pretrained(tmp_path)
     hf = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **EAGER)
@@ -348,10 +350,10 @@ def test_greedy_equals_transformers_token_by_token(settings, length, tmp_path, m
     assert theirs.numel() == 540 and len(theirs.unique()) > 10
     expected = [tuple(row) for row in theirs.tolist()]
     few = 15
-    for kind, num_blocks, block_size, n, tokens in (("shared", 300, 16, 1, 45), ("twin", 300, 4, 2, few),
+    for kind, num_blocks, block_size, n, tokens in (("shared", 300, 16, 1, 45), ("plain", 300, 4, 2, few),
                                                     ("shared", 3 * -(-(length + few) // 4), 4, 2, few),
                                                     ("shared", 2000, 1, 1, few)):
-        generator = Generator(model, num_blocks, block_size, shared=kind == "shared")
+        generator = (Generator if kind == "shared" else PlainGenerator)(model, num_blocks, block_size)
         for group, answer in zip(generator.sample(prompts, n=n, temperature=0, max_new_tokens=tokens), expected,
                                  strict=True):
             assert {completion.ids for completion in group.completions} == {answer[:tokens]}
@@ -359,10 +361,10 @@ def test_greedy_equals_transformers_token_by_token(settings, length, tmp_path, m
 
 def test_log_probs_of_a_rollout_are_those_of_the_update(monkeypatch):
     """float64: of sampled answers, however they were sampled."""
-    monkeypatch.setattr(generate, "WORTH_SHARING", 0)
+    monkeypatch.setattr(paged, "WORTH_SHARING", 0)
     model, prompts = tiny_qwen(MOE, seed=1), [random_ids(9, 1), random_ids(14, 2)]
-    for shared in (True, False):
-        groups = Generator(model, 64, 4, shared=shared).sample(prompts, n=3, temperature=0.8, max_new_tokens=10, seed=5)
+    for kind in (Generator, PlainGenerator):
+        groups = kind(model, 64, 4).sample(prompts, n=3, temperature=0.8, max_new_tokens=10, seed=5)
         for group in groups:
             branches = [Branch((group.prompt_ids[-1], *c.ids[:-1]), c.ids, (1.0,) * len(c.ids))
                         for c in group.completions]

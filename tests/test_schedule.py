@@ -28,7 +28,7 @@ class Rollout:
         if shuffle:
             shuffle(self.pool.free_blocks)
         self.schedule = Schedule(self.pool, self.answers, max_new_tokens)
-        self.slots, self.turns, self.stems, self.step_backs = {}, 0, Counter(), 0
+        self.slots, self.turns, self.stems, self.preemptions = {}, 0, Counter(), 0
         self.largest = max(blocks_for(len(a.prompt_ids) - 1 + goal, block_size) for a, goal in self.goals.items())
 
     def slot(self, table, place):
@@ -49,7 +49,7 @@ class Rollout:
         self.copy(self.schedule.extend())
         running = self.schedule.running
         assert running and running == admitted[:len(running)]                  # the oldest stays, the youngest go
-        self.step_backs += len(admitted) - len(running)
+        self.preemptions += len(admitted) - len(running)
         self.check()
         for answer in running:
             self.feed(answer)
@@ -77,7 +77,7 @@ class Rollout:
             self.slots.update(zip((target * self.size + offset for offset in offsets), image))
 
     def feed(self, answer) -> None:
-        """What is not in the cache goes there: the newest token, and more if the answer had stepped back."""
+        """What is not in the cache goes there: the newest token, and more if the answer was preempted."""
         assert len(answer.prompt_ids) - 1 <= answer.num_cached < answer.context_len
         assert len(answer.table) == self.pool.blocks_for(answer.context_len)
         tokens = [*answer.prompt_ids, *answer.ids]
@@ -90,12 +90,12 @@ class Rollout:
         schedule = self.schedule
         order = [(answer.prompt, answer.sample) for answer in (*schedule.running, *schedule.waiting)]
         assert order == sorted(order)
-        tables = [answer.table for answer in schedule.running] + ([schedule.held.table] if schedule.held else [])
+        tables = [answer.table for answer in schedule.running] + ([schedule.cached_stem.table] if schedule.cached_stem else [])
         owners = Counter(block for table in tables for block in table)
         assert self.pool.owners == [owners[block] for block in range(self.pool.num_blocks)]
         assert sorted(self.pool.free_blocks) == [b for b in range(self.pool.num_blocks) if not owners[b]]
         assert not any(answer.table or answer.stem for answer in self.answers if answer not in schedule.running)
-        assert not schedule.held or schedule.held.prompt == schedule.waiting[0].prompt
+        assert not schedule.cached_stem or schedule.cached_stem.prompt == schedule.waiting[0].prompt
 
     def check_empty(self) -> None:
         assert self.pool.num_free == self.pool.num_blocks and not any(self.pool.owners)
@@ -125,8 +125,8 @@ def random_case(rng) -> dict:
 
 
 def test_random_schedules_end_and_every_answer_reads_its_own_past():
-    """2,000 of them, and in hundreds of them answers step back and stems are computed anew."""
-    stepped_back = stems_again = 0
+    """2,000 of them, and in hundreds of them answers are preempted and stems are computed again."""
+    preempted = stems_again = 0
     for seed in range(2000):
         rng = random.Random(seed)
         case = random_case(rng)
@@ -134,9 +134,9 @@ def test_random_schedules_end_and_every_answer_reads_its_own_past():
             rollout = Rollout(**case, shuffle=rng.shuffle).run()
         except Exception as error:
             raise AssertionError(f"seed {seed}: {case}") from error
-        stepped_back += rollout.step_backs > 0
+        preempted += rollout.preemptions > 0
         stems_again += max(rollout.stems.values()) > 1
-    assert stepped_back > 300 and stems_again > 100
+    assert preempted > 300 and stems_again > 100
 
 
 def test_an_ample_pool_runs_all_from_the_first_turn_and_computes_each_stem_once():
@@ -146,22 +146,22 @@ def test_an_ample_pool_runs_all_from_the_first_turn_and_computes_each_stem_once(
                                  for length, group in zip(case["prompt_lengths"], case["lengths"]) for _ in group)
         rollout = Rollout(**case).run()
         assert rollout.turns == max(rollout.goals.values())
-        assert rollout.step_backs == 0 and set(rollout.stems.values()) == {1}
+        assert rollout.preemptions == 0 and set(rollout.stems.values()) == {1}
         assert set(rollout.stems) == set(range(len(case["prompt_lengths"])))
 
 
 def test_siblings_come_in_while_their_stem_is_there():
     """A pool too small for a whole group: its answers come in as others leave, on the one copy of their stem."""
     rollout = Rollout([17], [[3] * 12], num_blocks=10, block_size=4, max_new_tokens=3).run()
-    assert rollout.stems == {0: 1} and rollout.step_backs == 0 and 2 * 3 <= rollout.turns < 12 * 3
+    assert rollout.stems == {0: 1} and rollout.preemptions == 0 and 2 * 3 <= rollout.turns < 12 * 3
 
 
-def test_the_stem_of_an_answer_that_steps_back_stays():
+def test_the_stem_of_a_preempted_answer_stays():
     """The first answer ends early, so the others are expected to, and more come in than fit in the end. As long as
     one of them runs, their stem costs nothing: it is not computed again."""
     for num_blocks in range(9 - 1 + 6, 9 - 1 + 4 * 6):                         # from one answer to all but the first
         rollout = Rollout([9], [[1, 6, 6, 6, 6]], num_blocks=num_blocks, block_size=1, max_new_tokens=6).run()
-        assert rollout.step_backs > 0 and rollout.stems == {0: 1}
+        assert rollout.preemptions > 0 and rollout.stems == {0: 1}
 
 
 def test_the_smallest_pool_lets_one_answer_through_at_a_time():
@@ -205,7 +205,7 @@ def test_close_frees_all_at_any_point_and_what_was_running_can_go_on():
         left = [*schedule.running, *schedule.waiting]
         schedule.close()
         rollout.check_empty()
-        assert list(schedule.waiting) == left and schedule.held is None
+        assert list(schedule.waiting) == left and schedule.cached_stem is None
         rollout.slots.clear()
         rollout.run()
 

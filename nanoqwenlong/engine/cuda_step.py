@@ -6,7 +6,7 @@
 
 Without a GPU the same code runs without graphs, with the torch reference of paged_attention. Tests use that.
 
-Legend: S answers, M groups (one per prompt), V vocabulary, H query heads, K key-value heads, D head width.
+Legend: S answers, M groups (one per prompt), V vocabulary.
 """
 
 import math
@@ -44,7 +44,7 @@ class Capacity(NamedTuple):
 
 
 class KernelPaged:
-    """Attention of one decoding step, as the model's `attend`: see paged.SharedPaged for what it computes.
+    """The model's `attend` for one new token per answer, like paged.SharedPaged.
 
     All inputs that change from step to step lie in one buffer, which `load` fills with one copy to the device. So the
     launches of a step can be recorded once and replayed. Rows after the last answer are padding: they see no token and
@@ -53,10 +53,9 @@ class KernelPaged:
     def __init__(self, cache: KVCache, capacity: Capacity):
         self.cache, self.capacity = cache, capacity
         S, M = capacity.answers, capacity.groups
-        stem_blocks = blocks_for(capacity.stem_tokens, cache.block_size)
-        tail_blocks = blocks_for(capacity.tail_tokens, cache.block_size)
         shapes = {"ids": (S,), "positions": (S,), "slots": (S,), "stems": (M, 3), "tails": (S, 3),
-                  "stem_blocks": (M, stem_blocks), "tail_blocks": (S, tail_blocks)}
+                  "stem_blocks": (M, blocks_for(capacity.stem_tokens, cache.block_size)),
+                  "tail_blocks": (S, blocks_for(capacity.tail_tokens, cache.block_size))}
         total = sum(math.prod(shape) for shape in shapes.values())
         self.host = torch.zeros(total, dtype=torch.int32, pin_memory=cache.device.type == "cuda")
         self.buffer = torch.zeros_like(self.host, device=cache.device)
@@ -120,10 +119,9 @@ class KernelPaged:
 
 
 class Step:
-    """One decoding step of the model over the buffers of a KernelPaged.
-
-    On a GPU the second call records the step's launches, some dozens per layer, as a CUDA graph. From then on a step is
-    one launch. Steps that share a memory pool overwrite each other's logits: use them before the next call."""
+    """One decoding step of the model over the buffers of a KernelPaged. On a GPU the second call records its launches,
+    some dozens per layer, as a CUDA graph. From then on a step is one launch. Steps that share a memory pool overwrite
+    each other's logits: use them before the next call."""
 
     def __init__(self, model, attend: KernelPaged, pool: tuple[int, int] | None = None):
         self.model, self.attend, self.pool = model, attend, pool
@@ -148,10 +146,8 @@ class Step:
 
 
 class CudaDecoder:
-    """Logits of decoding steps by paged_attention. It keeps one recorded Step per Capacity.
-
-    Make a new one for each rollout. Graphs hold the addresses of the weights, and a memory pool whose last graph has
-    died cannot take new ones."""
+    """Logits of decoding steps by paged_attention, with one recorded Step per Capacity. Make a new one per rollout:
+    graphs hold the addresses of the weights, and a memory pool whose last graph has died cannot take new ones."""
 
     def __init__(self, model, cache: KVCache):
         self.model, self.cache = model, cache

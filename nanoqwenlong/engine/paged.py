@@ -1,13 +1,10 @@
-"""The keys and values of running sequences, in blocks, and one decoding step over them with torch alone.
+"""The keys and values of running sequences, in blocks, and decoding steps over them with torch alone.
 
-    KVCache                                     stores the blocks
-    SharedPaged(cache, tables, lengths, stems)  attention of a decoding step: a group reads its stem once
-    TorchDecoder(model, cache)                  logits for the running answers. cuda_step.CudaDecoder is its GPU form
+    KVCache        stores the blocks
+    SharedPaged    attention of a decoding step: a group reads its stem once
+    TorchDecoder   logits of a decoding step. cuda_step.CudaDecoder is the same for a GPU
 
-SharedPaged is passed to the model as `attend`, like attention.Packed. Called as attend(layer, q, k, v) with q (T, H, D),
-k and v (T, K, D), it returns (T, H, D).
-
-Legend: S answers, T tokens, H query heads, K key-value heads (H a multiple of K), D head width, L layers, V vocabulary.
+Legend: S answers, T tokens, L layers, H query heads, K key-value heads, D head width, V vocabulary.
 """
 
 from collections import defaultdict
@@ -30,8 +27,7 @@ class KVCache:
     """Keys and values of all layers, in blocks of `block_size` tokens. kvcache.BlockPool decides who owns a block.
 
     A token's place is a slot: slot = block * block_size + offset. The slots of one head lie next to each other, so
-    consecutive blocks can be read in one piece. The cache has one more block than the pool. It holds `spare_slot`,
-    where padding rows of a batch write."""
+    consecutive blocks are one piece. One more block than the pool has holds `spare_slot`, where padding is written."""
 
     def __init__(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
                  dtype: torch.dtype, device: torch.device):
@@ -44,10 +40,9 @@ class KVCache:
         """The slots (S, length) of the first `length` tokens of each sequence."""
         num_blocks = blocks_for(length, self.block_size)
         tables = [table[:num_blocks] for table in block_tables]
-        blocks = torch.tensor(tables, device=self.device)                      # (S, num_blocks)
+        blocks = torch.tensor(tables, device=self.device)[:, :, None]          # (S, num_blocks, 1)
         offsets = torch.arange(self.block_size, device=self.device)
-        slots = blocks[:, :, None] * self.block_size + offsets                 # (S, num_blocks, block_size)
-        return slots.flatten(1)[:, :length]
+        return (blocks * self.block_size + offsets).flatten(1)[:, :length]
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Stores k and v (T, K, D) in the slots (T,)."""
@@ -78,9 +73,8 @@ class KVCache:
 class PastKeysValues(Sequence):
     """Per layer: the keys and values of a sequence's first `length` tokens, each (length, K, D).
 
-    If the blocks are consecutive, these are views of the cache, valid while the blocks are owned. Otherwise each access
-    makes a copy, of one layer only. A copy of all layers would be as large as the prompt in the cache: 10 GB for 49,152
-    tokens of a 14B model."""
+    They are views of the cache if the blocks are consecutive, valid while these are owned. If not, each access copies
+    one layer. All layers at once would be as large as the cached prompt: 10 GB for 49,152 tokens of a 14B model."""
 
     def __init__(self, cache: KVCache, blocks: Sequence[int], length: int):
         self.cache, first = cache, blocks[0] * cache.block_size
@@ -98,12 +92,13 @@ class PastKeysValues(Sequence):
 
 
 class SharedPaged:
-    """Attention for one new token per answer. The token's key and value go to the cache. Its query attends to the stem
-    of its group, in one product with the group's other answers, and to its own tail. The two parts are then merged.
+    """The model's `attend` for one new token per answer: attend(layer, q, k, v) with q (S, H, D), k and v (S, K, D) ->
+    (S, H, D). Keys and values go to the cache. A query attends to the stem of its group, in one product with the
+    group's other answers, and to its own tail. The two parts are merged.
 
-    context_lens: tokens of each sequence, the new one included. Its place must already be in the block table.
-    stems: per group of neighbours (keys and values, answers). The keys and values are those of the stem's full blocks
-    (KVCache.past), or empty. Everything after them is the tail of each answer."""
+    context_lens: tokens of each sequence, the new one included. Its block must already be in the block table.
+    stems: per group of neighbours (keys and values of the stem's full blocks or empty, number of answers). What follows
+    them is each answer's tail."""
 
     def __init__(self, cache: KVCache, block_tables: Sequence[Sequence[int]], context_lens: Sequence[int],
                  stems: Sequence[tuple[KeysValues, int]]):
@@ -112,7 +107,7 @@ class SharedPaged:
         for stem, count in stems:
             stem_lens += [len(stem[0][0]) if stem else 0] * count
         tail_lens = [length - start for length, start in zip(context_lens, stem_lens, strict=True)]
-        rows_by_size = defaultdict(list)                       # lengths within a factor of 2 share a call: little padding
+        rows_by_size = defaultdict(list)                       # lengths within a factor of 2 share a call
         for row, length in enumerate(tail_lens):
             rows_by_size[max(length, SHORT_TAIL).bit_length()].append(row)
         self.rows = torch.tensor([row for rows in rows_by_size.values() for row in rows], device=cache.device)
@@ -133,8 +128,7 @@ class SharedPaged:
         is_padding = torch.arange(n, device=slots.device) >= end               # (s, n)
         slots = torch.where(is_padding, newest, slots)                         # never read a slot that was not written
         mask = torch.zeros(is_padding.shape, dtype=self.cache.keys.dtype, device=slots.device)
-        mask = mask.masked_fill(is_padding, -torch.inf)
-        return newest[:, 0], slots, mask[:, None, None]
+        return newest[:, 0], slots, mask.masked_fill(is_padding, -torch.inf)[:, None, None]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.cache.write(layer, self.slot_mapping, k[self.rows], v[self.rows])
@@ -147,14 +141,12 @@ class SharedPaged:
         tail, tail_lse = (torch.cat(parts)[:, 0] for parts in zip(*tails))     # (S, H, D), (S, H, 1)
         # 2. Stems: one call per group. No stem: a part of weight 0.
         stems = []
-        queries_by_group = q.split([count for _, count in self.stems])
-        for queries, (stem, count) in zip(queries_by_group, self.stems):
+        for queries, (stem, count) in zip(q.split([count for _, count in self.stems]), self.stems):
             if stem:
                 keys, values = stem[layer]
                 stems.append(part(queries[None], keys[None], values[None]))
             else:
-                no_weight = torch.full_like(tail_lse[None, :count], -torch.inf)
-                stems.append((torch.zeros_like(queries)[None], no_weight))
+                stems.append((torch.zeros_like(queries)[None], torch.full_like(tail_lse[None, :count], -torch.inf)))
         stem_out, stem_lse = (torch.cat(parts, dim=1)[0] for parts in zip(*stems))
         # 3. Merge.
         return merge(stem_out, stem_lse, tail[self.inverse], tail_lse[self.inverse])
@@ -185,8 +177,7 @@ class TorchDecoder:
         return self.model(ids, positions, attend, head=linear_logits)[0]
 
     def _keys_values(self, stem: Stem) -> KeysValues:
-        """Keys and values of the stem's full blocks: views of consecutive blocks, otherwise copies that stay with it
-        while answers to it run."""
+        """Keys and values of the stem's full blocks. If they are copies, the stem keeps them while its answers run."""
         full_blocks = len(stem.ids) // self.cache.block_size
         if full_blocks and not stem.keys_values:
             stem.keys_values = list(self.cache.past(stem.table, full_blocks * self.cache.block_size))

@@ -54,7 +54,7 @@ class Answer:
 
 
 class Schedule:
-    """The answers that are sampled with one pool. One turn: admit, extend, one token for each of `running`, retire.
+    """The answers that share a pool. One turn: admit, extend, sample one token for each of `running`, retire.
 
     >>> schedule = Schedule(BlockPool(4, 2), [Answer(0, i, (7, 8, 9)) for i in range(4)], max_new_tokens=3)
     >>> [stem.table for stem in schedule.admit()], len(schedule.running)       # stem 7 8: one block. 3 answers fit
@@ -150,7 +150,7 @@ class Schedule:
             self._preempt()
 
     def _preempt(self) -> None:
-        """Moves the youngest running answer to the head of the queue. Its stem stays cached until the room is needed."""
+        """Moves the youngest running answer to the head of the queue. Its stem stays cached while there is room."""
         answer = self.running.pop()
         if not self.cached_stem:
             self.cached_stem = answer.stem
