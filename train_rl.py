@@ -34,7 +34,6 @@ from nanoqwenlong import build, data, group_pass, grpo, optim, parallel
 from nanoqwenlong.advantages import ADVANTAGES, with_advantages
 from nanoqwenlong.analysis import plan, step_metrics
 from nanoqwenlong.analysis.doctor import MAX_UNSCORABLE, Doctor, stop_reason
-from nanoqwenlong.analysis.evaluate import agreed
 from nanoqwenlong.errors import ConfigError, choose
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.ops import exits, presets
@@ -43,7 +42,7 @@ from nanoqwenlong.ops.run import Run
 from nanoqwenlong.ops.settings import Settings, fixed, free
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Rollout
-from nanoqwenlong.rewards import score_all
+from nanoqwenlong.rewards import agreed, score_all
 
 
 @dataclass(frozen=True)

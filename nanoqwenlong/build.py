@@ -7,7 +7,7 @@ from statistics import median
 
 import torch
 
-from . import data, parallel, rewards, toy
+from . import data, parallel, toy
 from .curriculum import Phase, RetrospectiveSampler, phases
 from .errors import ConfigError, DataError
 from .generate import Generator
@@ -17,6 +17,7 @@ from .pretrained.tokenizer import Tokenizer
 from .pretrained.weights import read_json
 from .records import Example
 from .reward.judge import Complete, Judge
+from .reward.tasks import missing_package
 
 # Data
 
@@ -34,7 +35,7 @@ def questions(cfg, say: Callable[[str], None], split: str = "train") -> list[Exa
             examples += toy.examples(cfg.toy_examples, records, seed, split, tuple(shares))
     if shares:
         examples = data.mix(examples, shares, cfg.seed)
-    if note := rewards.lacking({example.task for example in examples}):
+    if note := missing_package({example.task for example in examples}):
         say(note)
     return examples
 

@@ -1,72 +1,23 @@
-"""What a response earns. One extractor and one measure for each task, for training and evaluation alike. No torch.
+"""What a response earns, in training and in evaluation.
 
-The rule comes first: what was said behind the last `</think>` is cut down to an answer (answers.py), and the task's
-measure (metrics.py) compares it with each accepted one; the best counts. Where the rule gives 0 to an answer that might
-say the same in other words, a judge may be asked, for all responses of a step at once. The reward is the larger of the
-two; where the judge could not tell it is NaN: unscorable, not wrong.
+1. What follows the last `</think>` is cut down to an answer (reward/answers.py).
+2. The measure of the task compares the answer with each accepted one. The best counts (reward/tasks.py).
+3. If this rule gives 0 and the answer may say the same in other words, a judge is asked (reward/judge.py).
+
+The reward is the larger of rule and judge. If the judge gives no verdict it is NaN: unscorable, which is not wrong.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
+from . import parallel
 from .records import Example, Score
-from .reward import answers, measures
 from .reward.judge import LONGEST_ANSWER, LONGEST_GOLD, Question
+from .reward.numbers import number
+from .reward.tasks import TASKS, extract, gold_problem, task_named
+from .reward.text import ARTICLES, normalise
 
-
-class Task(NamedTuple):
-    """How one kind of task is rewarded."""
-
-    measure: Callable[[str, str], float]                       # (answer, gold) -> 0 to 1
-    extract: Callable[[str], str]                              # what was said behind </think> -> the answer
-    judged: bool                                               # whether a judge may be asked
-    gold: str                                                  # what a gold answer looks like
-
-
-def near(answer: str, gold: str) -> float:
-    return float(answers.near(answer, gold))
-
-
-def choice(answer: str, gold: str) -> float:
-    return float(answers.choice(answer) == answers.choice(gold) != "")
-
-
-def value(said: str) -> str:
-    """The statement, or else everything: for prompts that ask for nothing but a value."""
-    return answers.statement(said) or answers.final(said)
-
-
-WORDS, ITEMS = "one line of text, with a letter or digit and no marker of an answer in it", "a list, one item a line"
-TASKS = {
-    # QwenLong-L1: the answer has to be stated
-    "qa": Task(measures.em, answers.statement, True, WORDS),
-    "number": Task(near, answers.statement, True, "a number, or yes or no"),
-    "choice": Task(choice, answers.statement, False, "a letter from A to J"),
-    # GoLongRL: it may be bare
-    "em": Task(measures.em, value, True, WORDS),
-    "accuracy": Task(measures.accuracy, value, False, "a letter from A to J, or a short text"),
-    "f1": Task(measures.f1, answers.final, False, ITEMS),
-    "math": Task(measures.math, value, False, "a number or a formula"),
-    "iou": Task(measures.iou, answers.final, False, 'JSON, {"data": [row, ...]} or [row, ...]'),
-    "sub_em": Task(measures.sub_em, answers.final, False, ITEMS),
-    "ndcg": Task(measures.ndcg, answers.final, False, ITEMS + ", the most relevant first"),
-    "pairwise": Task(measures.pairwise, answers.final, False, ITEMS + ", in order, two at least"),
-    "rouge_l": Task(measures.rouge_l, answers.final, False, "a text"),
-}
-LISTS = ("f1", "sub_em", "ndcg", "pairwise")                   # their gold is a list
-
-
-def extract(text: str, task: str = "qa") -> str:
-    """The answer that a response gives; "" if it gives none.
-
-    >>> extract("<think>the answer is 3</think> The answer is 4? No: the answer is (5).")
-    '(5)'
-    >>> extract("the answer is 4"), extract("<think>hm</think> four"), extract("<think>hm</think> four", "em")
-    ('', '', 'four')
-    """
-    said = answers.said(text)
-    return "" if said is None else TASKS[task].extract(said)
+__all__ = ["TASKS", "Score", "agreed", "extract", "gold_problem", "score", "score_all"]
 
 
 def score(text: str, example: Example, judge=None) -> Score:
@@ -74,67 +25,84 @@ def score(text: str, example: Example, judge=None) -> Score:
     return score_all([[text]], [example], judge)[0][0]
 
 
-def score_all(texts: Sequence[Sequence[str]], examples: Sequence[Example], judge=None) -> list[list[Score]]:
-    """For each example the scores of its responses. judge.ask(questions) -> 1.0, 0.0 or NaN for each Question; it is
-    called once, with all there is to ask (which may be nothing: several ranks call it alike)."""
-    scores = [[by_rule(text, example) for text in group] for group, example in zip(texts, examples, strict=True)]
+def score_all(
+    texts: Sequence[Sequence[str]],
+    examples: Sequence[Example],
+    judge=None,
+) -> list[list[Score]]:
+    """(P, G) The scores of G responses to each of P examples.
+
+    judge.ask(questions) -> 1.0, 0.0 or NaN for each. It is called exactly once, even without a question, because all
+    ranks have to call it alike. Raises DataError for an unknown task."""
+    scores = []
+    for group, example in zip(texts, examples, strict=True):
+        scores.append([by_rule(text, example) for text in group])
     if judge is None:
         return scores
-    asked = [(row, column, question) for row, example in enumerate(examples) for column, score in enumerate(scores[row])
-             if (question := for_judge(score, example))]
-    verdicts = judge.ask([question for _, _, question in asked])
-    for (row, column, _), verdict in zip(asked, verdicts, strict=True):        # the rule gave 0, so max is the verdict
-        scores[row][column] = replace(scores[row][column], reward=verdict, judge=verdict)
+    places, questions = [], []
+    for row, example in enumerate(examples):
+        for column, rule_score in enumerate(scores[row]):
+            question = for_judge(rule_score, example)
+            if question is not None:
+                places.append((row, column))
+                questions.append(question)
+    verdicts = judge.ask(questions)
+    for (row, column), verdict in zip(places, verdicts, strict=True):
+        # The rule gave 0, so the larger of the two is the verdict
+        rule_score = scores[row][column]
+        scores[row][column] = replace(rule_score, reward=verdict, judge=verdict)
     return scores
 
 
 def by_rule(text: str, example: Example) -> Score:
     """The score without a judge."""
     answer = extract(text, example.task)
-    measure = TASKS[example.task].measure
-    rule = max((measure(answer, gold) for gold in example.accepted), default=0.0)
+    measure = task_named(example.task).measure
+    rule = 0.0
+    for gold in example.accepted:
+        rule = max(rule, measure(answer, gold))
     return Score(rule, rule, None, answer)
 
 
 def for_judge(score: Score, example: Example) -> Question | None:
-    """What a judge is asked about a score; None if there is nothing to ask."""
-    if score.rule > 0 or not TASKS[example.task].judged:
+    """What the judge is asked about a score, None if nothing."""
+    if score.rule > 0 or not task_named(example.task).judged:
         return None
-    golds = tuple(gold for gold in example.accepted if worth_asking(score.answer, gold))
-    return Question(example.question, golds, score.answer) if golds else None
+    golds = []
+    for gold in example.accepted:
+        if worth_asking(score.answer, gold):
+            golds.append(gold)
+    if not golds:
+        return None
+    return Question(example.question, tuple(golds), score.answer)
 
 
 def worth_asking(answer: str, gold: str) -> bool:
-    """Whether the answer might say the same as the gold one in other words: two letters or digits at least beside
-    articles, not much longer than the gold one, and not two numbers, which decide by themselves. What is not worth
-    asking cannot persuade anybody.
+    """Whether the answer may say the same as the gold answer in other words.
+
+    It must hold at least two letters or digits besides articles, and must not be much longer than the gold answer. Two
+    numbers are compared by the rule alone. An answer that is not shown to the judge cannot persuade it.
 
     >>> [worth_asking(*pair) for pair in (("United States", "USA"), ("!", "USA"), ("the", "USA"), ("5", "6"))]
     [True, False, False, False]
     """
-    if len(answer) > min(200 + 2 * len(gold), LONGEST_ANSWER) or len(gold) > LONGEST_GOLD:     # it is shown whole
+    longest = min(200 + 2 * len(gold), LONGEST_ANSWER)
+    if len(answer) > longest or len(gold) > LONGEST_GOLD:
         return False
-    if answers.number(answer) and answers.number(gold):
+    if number(answer) and number(gold):
         return False
-    words = [word for word in answers.normalise(answer).split() if word not in answers.ARTICLES]
-    return sum(char.isalnum() for char in "".join(words)) >= 2
+    num_letters = 0
+    for word in normalise(answer).split():
+        if word not in ARTICLES:
+            num_letters += sum(map(str.isalnum, word))
+    return num_letters >= 2
 
 
-def lacking(tasks: Iterable[str]) -> str:
-    """What is not installed and would reward more of these tasks' answers, for the user; "" if nothing is."""
-    if "math" in tasks and not measures.math_worker.installed():
-        return ('task "math": math-verify is not installed (pip install ".[math]"), so formulas are right only if they '
-                "are written like the gold answer; numbers are compared as ever")
-    return ""
+def agreed(scores: list[list[Score]]) -> list[list[Score]]:
+    """The scores of rank 0, on all ranks.
 
-
-def gold_problem(task: str, gold: str) -> str:
-    """Why a gold answer is none for this task: stated as an answer it has to earn 1. "" if it does.
-
-    >>> gold_problem("number", "5.2 %"), gold_problem("choice", "Oslo")
-    ('', "'Oslo' would not be right for itself; a gold answer of task choice is a letter from A to J")
-    """
-    if TASKS[task].measure(extract(f"</think>The answer is {gold}", task), gold) == 1:
-        return ""
-    shown = gold if len(gold) <= 60 else gold[:57] + "..."
-    return f"{shown!r} would not be right for itself; a gold answer of task {task} is {TASKS[task].gold}"
+    All ranks compute the same scores, except that a comparison with a deadline (task "math") may end too late on one of
+    them. Ranks must not take different ways because of that."""
+    fields = [[asdict(score) for score in group] for group in scores]
+    first = parallel.gather(fields)[0]
+    return [[Score(**values) for values in group] for group in first]

@@ -7,7 +7,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from nanoqwenlong.reward.answers import choice, final, items, matches, near, normalise, number, said, statement
+from nanoqwenlong.reward.answers import choice, final, matches, near, said, statement
+from nanoqwenlong.reward.lists import items
+from nanoqwenlong.reward.numbers import number
+from nanoqwenlong.reward.text import normalise
 
 # What was said
 

@@ -9,7 +9,8 @@ from functools import cache
 import pytest
 
 from nanoqwenlong.records import Example
-from nanoqwenlong.rewards import TASKS, Question, Score, score_all
+from nanoqwenlong.reward.judge import Question
+from nanoqwenlong.rewards import TASKS, Score, score_all
 from tests.corpus import GRADED, HOSTILE, SYNONYMS, TRUE, Case, rewarded
 
 

@@ -256,7 +256,8 @@ def test_hole_32_a_mistake_of_the_scorer_is_not_a_wrong_answer():
     """The released code turns any exception into 0, also that of a repeated gold item."""
     inside = dict(zip(MEASURES, "matches matches matches items items items items normalise common".split()))
     for measure, name in inside.items():
-        with patch.object(measures, name, side_effect=KeyError("a mistake")), pytest.raises(KeyError, match="a mistake"):
+        broken = patch.object(sys.modules[measure.__module__], name, side_effect=KeyError("a mistake"))
+        with broken, pytest.raises(KeyError, match="a mistake"):
             measure('[["tea"]]', '[["oil"]]') if measure is iou else measure("tea\nsalt", "tea salt")
     for measure in LISTS:
         assert measure("tea\nsalt\ntea", "tea\nsalt\ntea") == 1.0
@@ -506,7 +507,8 @@ def test_a_forked_child_has_a_worker_of_its_own(fake):
 
 
 def test_the_worker_does_not_outlive_the_program():
-    code = f"from nanoqwenlong.reward.math_worker import Worker; print(Worker({(sys.executable, '-c', FAKE)!r}).ask('pid'))"
+    code = ("from nanoqwenlong.reward.math_worker import Worker; "
+            f"print(Worker({(sys.executable, '-c', FAKE)!r}).ask('pid'))")
     assert is_gone(int(run(code)))
 
 

@@ -7,8 +7,12 @@ import pytest
 from hypothesis import example, given, settings
 
 from nanoqwenlong import rewards
+from nanoqwenlong.errors import DataError
 from nanoqwenlong.records import Example
-from nanoqwenlong.rewards import LISTS, TASKS, Question, Score, extract, gold_problem, score, score_all, worth_asking
+from nanoqwenlong.reward import math_worker
+from nanoqwenlong.reward.judge import Question
+from nanoqwenlong.reward.tasks import LISTS, missing_package
+from nanoqwenlong.rewards import TASKS, Score, extract, gold_problem, score, score_all, worth_asking
 
 
 def reward(text, *gold) -> float:
@@ -161,6 +165,14 @@ def test_a_bug_in_a_measure_is_heard_of(monkeypatch):
         reward(stated("Oslo"), "Oslo")
 
 
+def test_an_unknown_task_is_answered_with_the_names_of_all():
+    unknown = Example("e", "", "", "Oslo", "trivia")
+    for ask in (lambda: score("</think>Oslo", unknown), lambda: extract("</think>Oslo", "trivia"),
+                lambda: gold_problem("trivia", "Oslo")):
+        with pytest.raises(DataError, match="'trivia': the tasks are qa, number, .*, rouge_l$"):
+            ask()
+
+
 # A judge
 
 class Says:
@@ -238,7 +250,7 @@ def test_one_reply_for_each_question():
 
 
 def test_what_is_not_installed_is_told_where_it_matters(monkeypatch):
-    monkeypatch.setattr(rewards.measures.math_worker, "installed", lambda: False)
-    assert "math-verify is not installed" in rewards.lacking({"qa", "math"}) and rewards.lacking({"qa", "f1"}) == ""
-    monkeypatch.setattr(rewards.measures.math_worker, "installed", lambda: True)
-    assert rewards.lacking({"math"}) == ""
+    monkeypatch.setattr(math_worker, "installed", lambda: False)
+    assert "math-verify is not installed" in missing_package({"qa", "math"}) and missing_package({"qa", "f1"}) == ""
+    monkeypatch.setattr(math_worker, "installed", lambda: True)
+    assert missing_package({"math"}) == ""

@@ -18,6 +18,7 @@ from nanoqwenlong import data, rewards
 from nanoqwenlong.data import formats, plain, verl
 from nanoqwenlong.errors import DataError
 from nanoqwenlong.records import Example
+from nanoqwenlong.reward import tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPERS = ('Please read the following text and answer the question below.\n\n<text>\nTom lives in Oslo.\n</text>\n\n'
@@ -203,7 +204,7 @@ def test_every_ability_and_every_task_has_its_name():
         gold = ["[[1]]"] if task == "iou" else ["1"] if task in verl.SINGLE else ["tea", "salt"]
         assert formats.parse(at(row, "reward_model.ground_truth.doc_ids", gold)).task == task
     assert {*verl.PARTS.values(), *verl.SOURCES.values(), *verl.MODES.values()} <= {*rewards.TASKS}
-    assert {*verl.SINGLE} | {*rewards.LISTS, "iou", "rouge_l"} == {*rewards.TASKS}
+    assert {*verl.SINGLE} | {*tasks.LISTS, "iou", "rouge_l"} == {*rewards.TASKS}
 
 
 def test_verls_index_names_a_row_where_it_is_unique(tmp_path):

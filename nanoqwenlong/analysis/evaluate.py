@@ -4,7 +4,6 @@ import errno
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from itertools import islice
 from math import comb, isnan, nan, sqrt
 from pathlib import Path
@@ -14,7 +13,7 @@ from .. import parallel
 from ..errors import DataError
 from ..ops.log import progress
 from ..records import Example
-from ..rewards import Score, score_all
+from ..rewards import Score, agreed, score_all
 
 AT_ONCE = 64                    # examples per call of the generator, and per write: what a killed evaluation loses
 
@@ -112,13 +111,6 @@ def is_answer(values: Sequence) -> bool:
 def score_answers(examples: Sequence[Example], answers: Sequence[Sequence[Answer]], judge=None) -> list[list[Score]]:
     """The scores of each example's answers. A judge is asked once, about all that the rule rejects."""
     return agreed(score_all([[answer.text for answer in group] for group in answers], examples, judge))
-
-
-def agreed(scores: list[list[Score]]) -> list[list[Score]]:
-    """The first rank's, on all ranks. All compute the same, but where a comparison has a deadline (rewards.TASKS'
-    "math") one of them may be too late, and ranks must not take different ways for that."""
-    first = parallel.gather([[asdict(score) for score in group] for group in scores])[0]
-    return [[Score(**score) for score in group] for group in first]
 
 
 def accuracy(scores: Sequence[Sequence[Score]], unscorable: float = 0.0) -> float:

@@ -5,10 +5,10 @@
     {"question_id": ..., "question": "...", "paragraphs": ["..."], "ground_truth": 20.4}        DocMath-Eval
 """
 
-from .. import rewards
 from ..errors import DataError
 from ..records import Example
 from ..reward import answers
+from ..reward.tasks import gold_problem
 from . import fields
 
 # DocMath-Eval writes a yes or no as a boolean
@@ -21,7 +21,7 @@ def longbench(row: dict) -> Example:
     usable, problems = [], []
     for i, reference in enumerate(fields.list_of(row, "answers")):
         gold = " ".join(fields.string(reference, f"answers[{i}]").split())     # in one line
-        problem = rewards.gold_problem("qa", gold)
+        problem = gold_problem("qa", gold)
         if problem:
             problems.append(problem)
         else:

@@ -5,9 +5,9 @@ The caller adds the file and the number of the row.
 
 import json
 
-from .. import rewards
 from ..errors import DataError
 from ..reward import answers
+from ..reward.tasks import LISTS, TASKS, gold_problem
 from .prompt import question_in
 
 ROLES = ("system", "user", "assistant")
@@ -81,8 +81,8 @@ def id_of(row: dict, path: str = "id") -> str:
 
 def task_of(row: dict) -> str:
     task = optional_text(row, "task", "qa")
-    if task not in rewards.TASKS:
-        raise DataError(f'"task" is {task[:40]!r}; known tasks are {", ".join(rewards.TASKS)}')
+    if task not in TASKS:
+        raise DataError(f'"task" is {task[:40]!r}; known tasks are {", ".join(TASKS)}')
     return task
 
 
@@ -119,7 +119,7 @@ def question_of(row: dict, messages, *paths: str) -> str:
 
 def golds(value, name: str, task: str) -> str | tuple[str, ...]:
     """The gold answer or answers, each of which earns full reward when it is given as an answer."""
-    if task in rewards.LISTS:
+    if task in LISTS:
         gold = _lines(value, name)
     elif task == "iou" and isinstance(value, dict | list):
         gold = _json(value, name)
@@ -130,7 +130,7 @@ def golds(value, name: str, task: str) -> str | tuple[str, ...]:
     if not gold:
         raise DataError(f'"{name}" is an empty list')
     for one in gold if isinstance(gold, tuple) else (gold,):
-        if problem := rewards.gold_problem(task, one):
+        if problem := gold_problem(task, one):
             raise DataError(f'"{name}" cannot be used: {problem}')
     return gold
 

@@ -4,9 +4,9 @@ import random
 from collections.abc import Mapping, Sequence
 from math import inf, nan
 
-from .. import rewards
 from ..errors import ConfigError, DataError
 from ..records import Example
+from ..reward.tasks import TASKS
 
 
 def shares(words: Sequence[str]) -> dict[str, float]:
@@ -18,8 +18,8 @@ def shares(words: Sequence[str]) -> dict[str, float]:
     result = {}
     for word in words:
         task, equals, share = word.partition("=")
-        if task not in rewards.TASKS:
-            raise ConfigError(f"--task {word}: there is no task {task!r}; known are {', '.join(rewards.TASKS)}")
+        if task not in TASKS:
+            raise ConfigError(f"--task {word}: there is no task {task!r}; known are {', '.join(TASKS)}")
         if task in result:
             raise ConfigError(f"--task {word}: {task} is named twice")
         try:

@@ -8,9 +8,9 @@ sub-task of the benchmark (by its number) or a measure. Without reward_mode, `ab
 
 import re
 
-from .. import rewards
 from ..errors import DataError
 from ..records import Example
+from ..reward.tasks import LISTS, extract
 from . import fields
 
 SINGLE = ("qa", "number", "choice", "em", "accuracy", "math")          # tasks whose answer is one value
@@ -47,7 +47,7 @@ def read(row: dict) -> Example:
     if isinstance(gold, list) and gold:
         name, gold = f"{name}[{len(gold) - 1}]", gold[-1]
     if isinstance(gold, dict):
-        has_items = source == "longbench_pro" or task in (*rewards.LISTS, "rouge_l")
+        has_items = source == "longbench_pro" or task in (*LISTS, "rouge_l")
         field = "doc_ids" if has_items else "golden_label"
         name, gold = f"{name}.{field}", fields.at(gold, field, under=f"{name}.")
     else:
@@ -55,7 +55,7 @@ def read(row: dict) -> Example:
     if task in SINGLE and isinstance(gold, list) and len(gold) > 1:
         raise DataError(f'"{name}" holds {len(gold)} answers; the task {task} takes one')
     if task in SINGLE and isinstance(gold, str):
-        gold = rewards.extract(f"</think>{gold}", task) or gold        # without a statement, the whole text counts
+        gold = extract(f"</think>{gold}", task) or gold        # without a statement, the whole text counts
     index = fields.id_of(row, "extra_info.index")
     question = fields.question_of(row, messages, "extra_info.question", "extra_info.input_question")
     return Example(fields.id_of(row) or (f"{source}/{index}" if index else ""), "", question,

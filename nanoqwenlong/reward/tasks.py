@@ -1,0 +1,93 @@
+"""The tasks, and how an answer to each is rewarded: the table TASKS. No torch.
+
+A new task is a row here. If it needs a measure of its own, that is a function in measures.py.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from ..errors import DataError
+from . import answers, measures
+
+
+class Task(NamedTuple):
+    """How one kind of task is rewarded."""
+
+    measure: Callable[[str, str], float]                       # (answer, gold) -> 0 to 1
+    extract: Callable[[str], str]                              # what follows </think> -> the answer
+    judged: bool                                               # whether a judge may be asked
+    gold: str                                                  # what a gold answer looks like, for error messages
+
+
+def near(answer: str, gold: str) -> float:
+    return float(answers.near(answer, gold))
+
+
+def choice(answer: str, gold: str) -> float:
+    return float(answers.choice(answer) == answers.choice(gold) != "")
+
+
+def value(said: str) -> str:
+    """The statement, or else everything: for prompts that ask for nothing but a value."""
+    return answers.statement(said) or answers.final(said)
+
+
+WORDS = "one line of text, with a letter or digit and without a marker of an answer"
+ITEMS = "a list, one item a line"
+TASKS = {
+    # QwenLong-L1: the answer has to be stated
+    "qa": Task(measures.em, answers.statement, True, WORDS),
+    "number": Task(near, answers.statement, True, "a number, or yes or no"),
+    "choice": Task(choice, answers.statement, False, "a letter from A to J"),
+    # GoLongRL: it may be bare
+    "em": Task(measures.em, value, True, WORDS),
+    "accuracy": Task(measures.accuracy, value, False, "a letter from A to J, or a short text"),
+    "f1": Task(measures.f1, answers.final, False, ITEMS),
+    "math": Task(measures.math, value, False, "a number or a formula"),
+    "iou": Task(measures.iou, answers.final, False, 'JSON, {"data": [row, ...]} or [row, ...]'),
+    "sub_em": Task(measures.sub_em, answers.final, False, ITEMS),
+    "ndcg": Task(measures.ndcg, answers.final, False, ITEMS + ", the most relevant first"),
+    "pairwise": Task(measures.pairwise, answers.final, False, ITEMS + ", in order, at least two"),
+    "rouge_l": Task(measures.rouge_l, answers.final, False, "a text"),
+}
+LISTS = ("f1", "sub_em", "ndcg", "pairwise")                   # the tasks with a list as gold answer
+
+
+def task_named(name: str) -> Task:
+    """The row of TASKS. Raises DataError for a name that is not there."""
+    if name not in TASKS:
+        raise DataError(f"there is no task {name!r}: the tasks are {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def extract(text: str, task: str = "qa") -> str:
+    """The answer that a response gives, "" if it gives none.
+
+    >>> extract("<think>the answer is 3</think> The answer is 4? No: the answer is (5).")
+    '(5)'
+    >>> extract("the answer is 4"), extract("<think>hm</think> four"), extract("<think>hm</think> four", "em")
+    ('', '', 'four')
+    """
+    said = answers.said(text)
+    return "" if said is None else task_named(task).extract(said)
+
+
+def gold_problem(task: str, gold: str) -> str:
+    """Why this gold answer is invalid, or "". It is valid if, given as an answer, it earns exactly 1.
+
+    >>> gold_problem("number", "5.2 %"), gold_problem("choice", "Oslo")
+    ('', "'Oslo' does not match itself; a gold answer of task choice is a letter from A to J")
+    """
+    row = task_named(task)
+    if row.measure(extract(f"</think>The answer is {gold}", task), gold) == 1:
+        return ""
+    shown = gold if len(gold) <= 60 else gold[:57] + "..."
+    return f"{shown!r} does not match itself; a gold answer of task {task} is {row.gold}"
+
+
+def missing_package(tasks: Iterable[str]) -> str:
+    """A note about a package that is not installed and would reward more answers to these tasks, or ""."""
+    if "math" in tasks and not measures.math_worker.installed():
+        return ('task "math": math-verify is not installed (pip install ".[math]"), so a formula is right only if it '
+                "is written like the gold answer; numbers are compared as usual")
+    return ""
