@@ -1,22 +1,21 @@
 """Reinforcement learning in phases of growing document length: the algorithm of QwenLong-L1, one loop.
 
-The method (arXiv 2505.17667): a warmed-up model answers each question G times; a rule rewards the answers, and a judge
-those that the rule rejects; what counts is how much better one is than its group (GRPO), with a token-level,
-asymmetrically clipped loss, and groups that agree replaced by others (DAPO). Training begins on short documents (phase
-I) and goes on with long ones (phase II), where a part of each batch are examples of phase I that were still hard: the
-retrospective sampler. For several kinds of tasks at once there is TMN-Reweight (GoLongRL, arXiv 2605.19577).
+The method (arXiv 2505.17667): a warmed-up model answers each question G times. A rule rewards the answers, and a judge
+looks at those that the rule rejects. An answer counts by how much better it is than its group (GRPO), in a token-level,
+asymmetrically clipped loss. Groups that agree are replaced by others (DAPO). Training starts on short documents (phase
+I) and moves to long ones (phase II). Part of each phase II batch is phase I examples the model still gets wrong (the
+retrospective sampler). TMN-Reweight (GoLongRL, arXiv 2605.19577) mixes several kinds of tasks.
 
-Deliberate departures from the papers, each for a reason (docs/departures.md): exact match instead of substrings; the
-normaliser counts the tokens of the whole update; difficulty has a floor; one update per rollout unless asked for more.
+Deliberate departures from the papers (docs/departures.md gives the reasons): exact match instead of substrings, a
+normaliser over the tokens of the whole update, a floor for difficulty, one update per rollout unless you ask for more.
 
     python train_rl.py --name my-rl                                  the tiny warmed-up model of assets/, on a CPU
     python train_rl.py --preset paper --model DIR --data train.parquet --judge http://localhost:8000/v1 --device cuda
     torchrun --standalone --nproc_per_node=8 train_rl.py --preset r1-distill-qwen-14b --data train.jsonl
 
-A preset that names a model reads it from models/, where `hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-14B
---local-dir models/DeepSeek-R1-Distill-Qwen-14B` puts it. nanoqwenlong/ops/presets.py has the source of each setting.
-
-Whatever ends a run, the same command goes on with it.
+A preset that names a model reads it from models/. This command puts it there:
+`hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-14B --local-dir models/DeepSeek-R1-Distill-Qwen-14B`.
+nanoqwenlong/ops/presets.py has the source of each setting. The same command resumes a run, whatever stopped it.
 """
 
 import math
@@ -140,10 +139,6 @@ def train(cfg: Config, run: Run) -> None:
     group_loss = partial(grpo.group_loss, clip_low=cfg.clip_low, clip_high=cfg.clip_high, kl_coef=cfg.kl_coef,
                          dual_clip=cfg.dual_clip or math.inf, entropy_coef=cfg.entropy_coef)
     run.begin(model, tokenizer, optimizer, sampler=sampler, **({"judge": judge} if judge else {}))
-    for phase in phases:
-        num_examples = len(sampler.members[phase.number])
-        say(f"phase {phase.number}: {num_examples} examples of {phase.low + 1} to {phase.high} tokens, "
-            f"{phase.num_steps} steps of {min(cfg.prompts_per_step, num_examples)} x {cfg.group_size} answers")
     say(plan.words(plan.of_run(cfg, model.config, sampler.largest_draw(cfg.prompts_per_step), longest_prompt,
                                run.dtype.itemsize, parallel.size(), run.num_hosts)))
 
@@ -177,7 +172,7 @@ def train(cfg: Config, run: Run) -> None:
                 break
 
         # 4. Update: count the loss tokens first, then one group at a time, and one optimizer step per minibatch
-        run.part("update", longest=max(longest_answered(rollout) for rollout in rollouts))
+        run.part("update", longest=max(rollout.group.longest for rollout in rollouts))
         slices = step_metrics.slices_of(rollouts, buckets)
         learning_rate = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, len(timeline))
         shares = [informative[start::cfg.updates_per_step] for start in range(cfg.updates_per_step)]
@@ -238,11 +233,6 @@ def old_logprobs(cfg: Config, model, later_minibatches, scoring) -> dict:
             for row, rollout in minibatch.items():
                 old[row] = [answer.logprobs for answer in rollout.group.completions]
     return old
-
-
-def longest_answered(rollout: Rollout) -> int:
-    """Tokens of the prompt and the longest answer."""
-    return len(rollout.group.prompt_ids) + max(len(answer.ids) for answer in rollout.group.completions)
 
 
 def consult(doctor: Doctor, run: Run, values: dict, judge) -> None:

@@ -1,4 +1,4 @@
-"""The large objects of the scripts, each made from a few settings. Only scripts and tools import this file."""
+"""Data, curriculum, models and judge of a script, each made from its settings. Only scripts import this file."""
 
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -42,7 +42,9 @@ def questions(cfg, say: Callable[[str], None], split: str = "train") -> list[Exa
 
 def curriculum(cfg, examples: Sequence[Example], say: Callable[[str], None]
                ) -> tuple[list[Phase], RetrospectiveSampler]:
-    """The phases of a run, and the sampler over them and these examples. Raises CurriculumError for an empty phase."""
+    """The phases of a run, and the sampler over them and these examples. `say` reports both.
+
+    Raises CurriculumError if a phase has no example."""
     lengths = {example.id: example.length for example in examples}
     ends, steps = cfg.phase_lengths, cfg.phase_steps
     if not ends and not cfg.data:
@@ -55,6 +57,10 @@ def curriculum(cfg, examples: Sequence[Example], say: Callable[[str], None]
     if num_unused:
         say(f"{num_unused} examples are longer than the last phase ({ends[-1]} tokens) and are not used")
     sampler = RetrospectiveSampler(lengths, plan, cfg.retro_fraction, cfg.retro_hard_below, seed=cfg.seed)
+    for phase in plan:
+        num_examples = len(sampler.members[phase.number])
+        say(f"phase {phase.number}: {num_examples} examples of {phase.low + 1} to {phase.high} tokens, "
+            f"{phase.num_steps} steps of {min(cfg.prompts_per_step, num_examples)} x {cfg.group_size} answers")
     if cfg.difficulty:
         sampler.load_state_dict({"mean_rewards": read_difficulty(Path(cfg.difficulty), lengths)})
     return plan, sampler

@@ -114,6 +114,11 @@ class Group:
         """Completion tokens: what the loss is normalised by."""
         return sum(len(completion.ids) for completion in self.completions)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and its longest completion."""
+        return len(self.prompt_ids) + max(len(completion.ids) for completion in self.completions)
+
 
 @dataclass(frozen=True)
 class Score:

@@ -1,0 +1,119 @@
+"""The size budgets of this project: how long the reading list may be, how dense its lines, how big each file.
+
+    python -m tools.budget          prints every figure beside its limit. Exit code 1 if one is over
+
+The reading list is every file that the README names under "## Read it", before the first code block. Tokens are Python's
+own, without comments, docstrings and layout. A code line is a line that holds such a token.
+"""
+
+import ast
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING,
+          tokenize.ENDMARKER}
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+class Budget(NamedTuple):
+    what: str
+    figure: float
+    limit: float
+    least: bool = False                 # the limit is a minimum, not a maximum
+
+    @property
+    def kept(self) -> bool:
+        return self.figure >= self.limit if self.least else self.figure <= self.limit
+
+
+class Size(NamedTuple):
+    lines: int
+    tokens: int
+    code_lines: int
+    comprehensions: int
+
+
+def docstrings(tree: ast.Module) -> Iterator[tuple[ast.Expr, str]]:
+    """Every docstring: its expression in the tree, and its text."""
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node)):
+            yield node.body[0].value, text
+
+
+def size_of(path: Path) -> Size:
+    source = path.read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    prose = {line for text, _ in docstrings(tree) for line in range(text.lineno, text.end_lineno + 1)}
+    num_tokens, code_lines = 0, set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        is_docstring = token.type == tokenize.STRING and token.start[0] in prose
+        if token.type not in LAYOUT and not is_docstring:
+            num_tokens += 1
+            code_lines.update(range(token.start[0], token.end[0] + 1))
+    comprehensions = sum(isinstance(node, COMPREHENSIONS) for node in ast.walk(tree))
+    return Size(len(source.splitlines()), num_tokens, len(code_lines), comprehensions)
+
+
+def reading_list(readme: str) -> list[Path]:
+    """The files that the README's section "Read it" names before its first code block."""
+    section = re.search(r"^## Read it\b.*?(?=^## |\Z)", readme, re.DOTALL | re.MULTILINE)
+    names = re.findall(r"[\w/]+\.py", section[0].split("```")[0]) if section else []
+    paths = []
+    for name in dict.fromkeys(names):
+        paths += [path for path in (ROOT / name, ROOT / "nanoqwenlong" / name) if path.is_file()][:1]
+    return paths
+
+
+def semicolons(paths: list[Path]) -> float:
+    """Semicolons per 1,000 words of docstrings, doctests left out."""
+    words = count = 0
+    for path in paths:
+        for _, text in docstrings(ast.parse(path.read_text(encoding="utf-8"))):
+            text = re.sub(r">>>.*", "", text)
+            words += len(text.split())
+            count += text.count(";")
+    return 1000 * count / max(1, words)
+
+
+def budgets() -> list[Budget]:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    library, scripts = sorted(ROOT.glob("nanoqwenlong/**/*.py")), sorted(ROOT.glob("*.py"))
+    kernels, tools = sorted(ROOT.glob("kernels/**/*.py")), sorted(ROOT.glob("tools/**/*.py"))
+    sizes = [size_of(path) for path in reading_list(readme)]
+    listed = Size(*map(sum, zip(*sizes))) if sizes else Size(0, 0, 0, 0)
+    code_lines = max(1, listed.code_lines)
+    biggest = max(library, key=lambda path: size_of(path).lines)
+    return [
+        Budget("README.md, bytes", len(readme.encode()), 9000),
+        Budget("train_rl.py, lines", size_of(ROOT / "train_rl.py").lines, 260),
+        Budget(f"longest file ({biggest.relative_to(ROOT)}), lines", size_of(biggest).lines, 350),
+        Budget("reading list, files", len(sizes), 8, least=True),
+        Budget("reading list, lines", listed.lines, 2200),
+        Budget("reading list, tokens", listed.tokens, 16000),
+        Budget("reading list, tokens per code line", listed.tokens / code_lines, 10),
+        Budget("reading list, comprehensions per 100 code lines", 100 * listed.comprehensions / code_lines, 6),
+        Budget("docstrings, semicolons per 1,000 words", semicolons([*library, *kernels, *scripts]), 3),
+        Budget("nanoqwenlong, kernels, tools and scripts, lines",
+               sum(size_of(path).lines for path in (*library, *kernels, *tools, *scripts)), 9500),
+    ]
+
+
+def main() -> int:
+    over = 0
+    for budget in budgets():
+        over += not budget.kept
+        mark = "   " if budget.kept else "!! "
+        bound = "at least" if budget.least else "at most"
+        print(f"{mark}{budget.what:<58} {budget.figure:>9,.1f}   {bound} {budget.limit:,}")
+    return int(over > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
