@@ -1,14 +1,16 @@
 """AdamW, its schedule, and gradient clipping: torch's own, with the choices of this project in one place."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from . import parallel
 
 
-def adamw(model, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)):
-    """AdamW that decays matrices only: norms and biases are left alone."""
+def adamw(model, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)
+          ) -> torch.optim.AdamW:
+    """AdamW that decays matrices only. Norms and biases are left alone."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -16,16 +18,18 @@ def adamw(model, learning_rate: float, weight_decay: float, betas: tuple[float, 
 
 
 def learning_rate_at(step: int, peak: float, warmup_steps: int, num_steps: int, final_fraction: float = 1.0) -> float:
-    """1. linear warm-up, 2. linear decay to `final_fraction` of the peak (1: constant, as in the papers)."""
+    """Linear warm-up, then linear decay to `final_fraction` of the peak (1: constant, as in the papers)."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
     return peak * (1 - min(1.0, progress) * (1 - final_fraction))
 
 
-def step(optimizer, parameters, learning_rate: float, max_grad_norm: float, loss: float = 0.0) -> float:
-    """Clip, update, clear. Returns the gradient norm before clipping, over all ranks. If that or the loss is not finite
-    nothing is updated, on any rank, and NaN comes back."""
+def step(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter], learning_rate: float,
+         max_grad_norm: float, loss: float = 0.0) -> float:
+    """Clip, update, clear. Returns the gradient norm before clipping, over all ranks.
+
+    If the norm or the loss is not finite, no rank updates anything, and NaN is returned."""
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = parallel.norm(grads)
     finite = math.isfinite(norm) and math.isfinite(loss)

@@ -1,7 +1,6 @@
 """The project stays small enough to read: python -m tools.budget prints these figures."""
 
 import pytest
-
 from tools import budget
 
 
