@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 
 from nanoqwenlong import build, data, errors, parallel, toy
-from nanoqwenlong.analysis import evaluate, report
+from nanoqwenlong.analysis import evaluate, tables
 from nanoqwenlong.errors import ConfigError, ModelError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
@@ -96,22 +96,21 @@ def main(cfg: Config) -> None:
     lengths = cfg.lengths or (() if cfg.data else toy.LENGTHS)
     judge = build.judge_of(cfg, os.environ.get("JUDGE_API_KEY", ""), device, computing_dtype(cfg))
     settings = take_out(cfg) if cfg.out else settings_of(cfg)
-    models, failures, end = [], [], 0
+    saved = evaluate.SavedAnswers(Path(cfg.out) / "answers.jsonl") if cfg.out else None
+    models, failures = [], []
     for directory in cfg.model:
         tokenizer = Tokenizer(directory)
         asked, _ = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens, cut=True)
         read_config(directory).require_window(max(len(e.prompt_ids) for e in asked) + cfg.max_new_tokens - 1)
-        kept = evaluate.Kept(Path(cfg.out) / "answers.jsonl", directory, end) if cfg.out else None
-        answers = evaluate.answer_examples(sampler(cfg, directory, device), tokenizer, asked, cfg.samples, kept,
-                                           seed=cfg.seed, temperature=cfg.temperature, top_p=cfg.top_p,
+        answers = evaluate.answer_examples(sampler(cfg, directory, device), tokenizer, asked, cfg.samples, saved,
+                                           directory, seed=cfg.seed, temperature=cfg.temperature, top_p=cfg.top_p,
                                            max_new_tokens=cfg.max_new_tokens)
-        end = kept.end if kept else 0
         scores = evaluate.score_answers(asked, answers, judge)
         open_answers = [math.isnan(s.reward) for question in scores for s in question]
         if sum(open_answers) > MAX_UNSCORABLE * len(open_answers):
             failures.append(f"{directory}: the judge left {sum(open_answers)} of {len(open_answers)} answers open: "
                             f"{judge.trouble()}")
-        models.append(report.summarise(directory, asked, answers, scores, lengths))
+        models.append(tables.summarise(directory, asked, answers, scores, lengths))
         if cfg.difficulty and first and not failures:
             means = {e.id: mean for e, mean in zip(asked, evaluate.mean_rewards(scores)) if not math.isnan(mean)}
             files.put(Path(cfg.difficulty), {"mean_rewards": means})
@@ -120,12 +119,12 @@ def main(cfg: Config) -> None:
             print(f"{num_right} of {len(asked)} questions have a right answer that ended by itself: "
                   f"{cfg.keep_correct}")
     results = {"settings": {**settings, "judge": cfg.judge_model or cfg.judge}, "models": models}
-    tables = report.tables(results)
+    text = tables.markdown(results)
     if first:
-        print(tables)
+        print(text)
     if cfg.out and first:
         files.put(Path(cfg.out) / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-        files.put(Path(cfg.out) / "table.md", tables + "\n")
+        files.put(Path(cfg.out) / "table.md", text + "\n")
     if failures:
         again = "; the same command asks again, and samples nothing" * bool(cfg.out)
         raise errors.JudgeUnavailable(f"{'; '.join(failures)}; difficulties are not written, and open answers count as "

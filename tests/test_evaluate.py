@@ -1,4 +1,4 @@
-"""Figures of an evaluation and the answers it keeps, what a run writes down, and the optimizer: small things against
+"""Figures of an evaluation and the answers it saves, what a run writes down, and the optimizer: small things against
 plain formulas."""
 
 import json
@@ -87,7 +87,7 @@ def test_accuracy_is_the_mean_over_questions_of_their_means():
     assert evaluate.mean_rewards(scores) == [0.5, 1.0, 0.0] and evaluate.accuracy(scores) == 0.5
 
 
-# Answers, and the file that keeps them
+# Answers, and the file that saves them
 
 class Tokenizer:
     eos_ids = (0,)
@@ -121,18 +121,18 @@ def test_answers_come_in_order_and_are_scored_by_their_texts():
     assert evaluate.mean_rewards(scores) == [0.5, 0.5] and [s.answer for s in scores[0]] == ["5", "6"]
 
 
-def test_kept_answers_are_taken_up_wherever_the_file_ends(tmp_path, monkeypatch):
+def test_saved_answers_are_resumed_wherever_the_file_ends(tmp_path, monkeypatch):
     """Cut after every byte: whole batches stay, the others are sampled again, in the same batches and to the same
     bytes. Two models follow one another in the file."""
     monkeypatch.setattr(evaluate, "AT_ONCE", 2)
     path = tmp_path / "answers.jsonl"
 
     def answer():
-        found, asked, end = [], [], 0
+        saved, found, asked = evaluate.SavedAnswers(path), [], []
         for model in ("m/1", "m/2"):
-            kept, sample = evaluate.Kept(path, model, end), Sampler()
-            found += evaluate.answer_examples(sample, Tokenizer(), EXAMPLES, n=2, kept=kept, seed=3)
-            end, asked = kept.end, asked + sample.asked
+            sample = Sampler()
+            found += evaluate.answer_examples(sample, Tokenizer(), EXAMPLES, 2, saved, model, seed=3)
+            asked += sample.asked
         return found, asked
 
     monkeypatch.setattr(evaluate.os, "fsync", lambda handle: None)             # a thousand of them take their time
@@ -158,20 +158,20 @@ def test_a_file_of_answers_that_was_changed_is_refused(tmp_path, monkeypatch, ol
     monkeypatch.setattr(evaluate, "AT_ONCE", 2)
     path = tmp_path / "answers.jsonl"
     again = lambda: evaluate.answer_examples(Sampler(), Tokenizer(), EXAMPLES, n=2, seed=3,
-                                             kept=evaluate.Kept(path, "m/1"))
+                                             saved=evaluate.SavedAnswers(path), model="m/1")
     again()
     changed = path.read_bytes().replace(old, new, 1)
     path.write_bytes(changed)
-    with pytest.raises(DataError, match="answers.jsonl does not have m/1's 2 answers to '[ab]'.*another --out"):
+    with pytest.raises(DataError, match="answers.jsonl does not have m/1's 2 answers to '[ab]'.*Use another --out"):
         again()
     assert path.read_bytes() == changed
 
 
 def test_two_processes_do_not_write_into_one_file(tmp_path):
-    one, two = (evaluate.Kept(tmp_path / "answers.jsonl", "m") for _ in range(2))
-    one.add(["a"], [[evaluate.Answer("x", 1, "stop")]])
+    one, two = (evaluate.SavedAnswers(tmp_path / "answers.jsonl") for _ in range(2))
+    one.append("m", ["a"], [[evaluate.Answer("x", 1, "stop")]])
     with pytest.raises(OSError, match="another process"):
-        two.add(["a"], [[evaluate.Answer("x", 1, "stop")]])
+        two.append("m", ["a"], [[evaluate.Answer("x", 1, "stop")]])
 
 
 # Log

@@ -1,4 +1,4 @@
-"""Accuracy with its interval, pass@k, and answers that outlive the process that sampled them."""
+"""Ask a model every question, and measure: accuracy with its interval, and pass@k. Answers can be saved and resumed."""
 
 import errno
 import json
@@ -15,120 +15,132 @@ from ..ops.log import progress
 from ..records import Example
 from ..rewards import Score, agreed, score_all
 
-AT_ONCE = 64                    # examples per call of the generator, and per write: what a killed evaluation loses
+AT_ONCE = 64        # questions per call of the generator and per write: a killed evaluation loses no more than these
 
 
 class Answer(NamedTuple):
-    """One sampled answer, as it is kept."""
+    """One sampled answer, as it is saved."""
 
     text: str
     length: int                 # tokens, the end token included
     finish_reason: str          # "stop" or "length"
 
 
-def answer_examples(sample: Callable, tokenizer, examples: Sequence[Example], n: int, kept: "Kept | None" = None,
-                    **sampling) -> list[list[Answer]]:
-    """`n` answers to each example, a few examples at a time. `sample` is Generator.sample, and is not called for
-    answers that an earlier start has `kept`: the batches are the same then, so the others come out as they would."""
+def answer_examples(sample: Callable, tokenizer, examples: Sequence[Example], n: int,
+                    saved: "SavedAnswers | None" = None, model: str = "", **sampling) -> list[list[Answer]]:
+    """Return `n` answers to each example. `sample` is Generator.sample. It is called for one batch at a time.
+
+    Batches that are in `saved` under the name `model` are read, not sampled. Batches never depend on what is saved, so
+    the others come out as they would have without the interruption.
+    """
     answers = []
     for start in progress(range(0, len(examples), AT_ONCE), "answers", quiet=parallel.rank() > 0):
         batch = examples[start:start + AT_ONCE]
-        keys = [example.id for example in batch]
-        found = kept.take(keys, n) if kept else None
-        if found is None:
-            groups = sample([e.prompt_ids for e in batch], n=n, eos_ids=tokenizer.eos_ids, keys=keys, **sampling)
-            found = [[Answer(tokenizer.decode(c.ids), len(c.ids), c.finish_reason) for c in group.completions]
-                     for group in groups]
-            if kept:
-                kept.add(keys, found)
-        answers += found
+        ids = [example.id for example in batch]
+        batch_answers = saved.read(model, ids, n) if saved else None
+        if batch_answers is None:
+            prompts = [example.prompt_ids for example in batch]
+            groups = sample(prompts, n=n, eos_ids=tokenizer.eos_ids, keys=ids, **sampling)
+            batch_answers = [[Answer(tokenizer.decode(c.ids), len(c.ids), c.finish_reason) for c in group.completions]
+                             for group in groups]
+            if saved:
+                saved.append(model, ids, batch_answers)
+        answers += batch_answers
     return answers
 
 
-class Kept:
-    """A file of answers, a line per question: whole batches are added, and taken up again in the same order. Of several
-    ranks only the first touches the file; all are told what it found.
+class SavedAnswers:
+    """The file answers.jsonl: one line per question, in the order of asking, one model after the other.
 
-    model: whose answers these are. start: where in the file they begin, which is the `end` of another model's."""
+    A resumed evaluation asks for the same batches in the same order. It reads the saved ones back and appends the
+    rest. Only the first rank touches the file. All ranks get what it read.
+    """
 
-    def __init__(self, path: Path, model: str, start: int = 0):
-        self.path, self.model, self.end = path, model, start
+    def __init__(self, path: Path):
+        self.path = path
+        self.end = 0            # bytes that this process has read or written
 
-    def take(self, keys: Sequence[str], n: int) -> list[list[Answer]] | None:
-        """The answers to these questions, None if they are not all there; what there is of them is then cut off the
-        file. Raises DataError where something else stands."""
-        found = parallel.on_all_ranks(lambda: parallel.rank() == 0 and self._take(keys, n), "cannot read answers")[0]
-        if isinstance(found, str):
-            raise DataError(found)
-        return found if found is None else [[Answer(*answer) for answer in answers] for answers in found]
+    def read(self, model: str, ids: Sequence[str], n: int) -> list[list[Answer]] | None:
+        """Return the saved answers to these questions. If some are missing, truncate the file there and return None.
 
-    def add(self, keys: Sequence[str], answers: Sequence[Sequence[Answer]]) -> None:
-        """They are on the disk when this returns."""
-        parallel.on_all_ranks(lambda: parallel.rank() == 0 and self._add(keys, answers), "cannot keep answers")
+        Raises DataError if the file holds something else at this place.
+        """
+        read_on_first = lambda: parallel.rank() == 0 and self._read(model, ids, n)
+        answers = parallel.on_all_ranks(read_on_first, "cannot read answers")[0]
+        if isinstance(answers, str):
+            raise DataError(answers)
+        return answers and [[Answer(*fields) for fields in question] for question in answers]
 
-    def _take(self, keys: Sequence[str], n: int) -> list[list[list]] | str | None:
+    def append(self, model: str, ids: Sequence[str], answers: Sequence[Sequence[Answer]]) -> None:
+        """Write the answers to these questions. They are on the disk when this returns."""
+        parallel.on_all_ranks(lambda: parallel.rank() == 0 and self._append(model, ids, answers), "cannot save answers")
+
+    def _read(self, model: str, ids: Sequence[str], n: int) -> list[list[Answer]] | str | None:
+        """As `read`, but returns the sentence of the DataError: the other ranks have to raise it too."""
         if not self.path.exists():
             return None
         with open(self.path, "rb+") as file:
             file.seek(self.end)
-            lines = [line for line in islice(file, len(keys)) if line.endswith(b"\n")]     # the last may be half a line
-            if len(lines) < len(keys):
+            lines = [line for line in islice(file, len(ids)) if line.endswith(b"\n")]   # half a line: killed
+            if len(lines) < len(ids):
                 file.truncate(self.end)
                 return None
-        found = []
-        for key, line in zip(keys, lines):
+        answers = []
+        for id, line in zip(ids, lines):
             try:
                 row = json.loads(line)
-                answers = [[answer[name] for name in Answer._fields] for answer in row["answers"]]
-                whose = row["model"], row["id"], len(answers) * all(map(is_answer, answers))
-            except (ValueError, KeyError, TypeError, RecursionError):
-                whose = ()
-            if whose != (self.model, key, n):
-                return (f"{self.path} does not have {self.model}'s {n} answers to {key!r} where they should stand: the "
-                        "file was changed; give another --out")
-            found.append(answers)
+                answers.append([Answer(**fields) for fields in row["answers"]])
+                in_place = (row["model"], row["id"], len(answers[-1])) == (model, id, n)
+                valid = in_place and all(map(is_valid, answers[-1]))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                valid = False
+            if not valid:
+                return (f"{self.path} does not have {model}'s {n} answers to {id!r} where they should be: the file was "
+                        "changed. Use another --out")
         self.end += sum(map(len, lines))
-        return found
+        return answers
 
-    def _add(self, keys: Sequence[str], answers: Sequence[Sequence[Answer]]) -> None:
-        lines = "".join(json.dumps({"model": self.model, "id": key, "answers": [a._asdict() for a in group]},
-                                   ensure_ascii=False) + "\n" for key, group in zip(keys, answers, strict=True))
+    def _append(self, model: str, ids: Sequence[str], answers: Sequence[Sequence[Answer]]) -> None:
+        rows = [{"model": model, "id": id, "answers": [answer._asdict() for answer in group]}
+                for id, group in zip(ids, answers, strict=True)]
         with open(self.path, "ab") as file:
             if file.tell() != self.end:
                 raise OSError(errno.EBUSY, "another process writes into it", str(self.path))
-            self.end += file.write(lines.encode())
+            self.end += file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
             file.flush()
             os.fsync(file.fileno())
 
 
-def is_answer(values: Sequence) -> bool:
-    """Whether these can be an Answer's text, length and finish_reason; ValueError of a text that nothing can write."""
-    text, length, finish_reason = values
-    return type(text) is str and text.encode() is not None and type(length) is int and 0 <= length < 1 << 53 and (
-        finish_reason in ("stop", "length"))
+def is_valid(answer: Answer) -> bool:
+    """Whether an answer from a file is valid. Raises ValueError for a text that UTF-8 cannot hold."""
+    answer.text.encode()
+    return type(answer.length) is int and 0 <= answer.length < 1 << 53 and answer.finish_reason in ("stop", "length")
 
 
 def score_answers(examples: Sequence[Example], answers: Sequence[Sequence[Answer]], judge=None) -> list[list[Score]]:
-    """The scores of each example's answers. A judge is asked once, about all that the rule rejects."""
+    """Return the scores of each example's answers. The judge is asked once, about all answers that the rule rejects."""
     return agreed(score_all([[answer.text for answer in group] for group in answers], examples, judge))
 
 
 def accuracy(scores: Sequence[Sequence[Score]], unscorable: float = 0.0) -> float:
-    """The mean over questions of their samples' mean reward. Every answer counts: one that a judge left open (NaN) as
-    `unscorable`, so that no question leaves the denominator."""
+    """Return the mean over questions of the mean reward of their answers.
+
+    An answer without a verdict of the judge (NaN) counts as `unscorable`. So every question stays in the denominator.
+    """
     means = [sum(unscorable if isnan(s.reward) else s.reward for s in question) / len(question) for question in scores]
     return sum(means) / len(means)
 
 
 def mean_rewards(scores: Sequence[Sequence[Score]]) -> list[float]:
-    """The mean reward of each question's samples without those that a judge left open; NaN if there are no others."""
+    """Return the mean reward of each question, without answers that have no verdict. NaN if no answer has one."""
     known = [[score.reward for score in question if not isnan(score.reward)] for question in scores]
     return [sum(rewards) / len(rewards) if rewards else nan for rewards in known]
 
 
 def interval(rate: float, num_questions: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval of a rate over independent questions. Several samples of one question are not
-    independent; counted as one, they leave the interval wider than need be, never too narrow.
+    """Return Wilson's 95 % interval (low, high) of a rate over independent questions.
+
+    Samples of one question are not independent, so they count as one. The interval is then too wide, never too narrow.
 
     >>> low, high = interval(0.5, 100)
     >>> round(low, 3), round(high, 3)
@@ -141,8 +153,9 @@ def interval(rate: float, num_questions: int, z: float = 1.96) -> tuple[float, f
 
 
 def average(rates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """The plain mean of independent rates, each (rate, low, high), and its interval: MOVER (Zou and Donner 2008), which
-    adds the squares of the distances to each limit.
+    """Return the mean of independent rates and its interval (rate, low, high). Each rate has the same three numbers.
+
+    The interval is MOVER's (Zou and Donner 2008): the squares of the distances to each limit add up.
 
     >>> [round(x, 3) for x in average([(0.5, 0.4, 0.6), (0.7, 0.6, 0.8)])]
     [0.6, 0.529, 0.671]
@@ -153,7 +166,7 @@ def average(rates: Sequence[tuple[float, float, float]]) -> tuple[float, float, 
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """The chance that at least one of k samples drawn without replacement is right (unbiased; Chen et al. 2021).
+    """Return the chance that at least one of k samples is right: the unbiased estimate of Chen et al. (2021).
 
     >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 0, 4)
     (0.25, 0.5, 0.0)

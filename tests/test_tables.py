@@ -1,10 +1,11 @@
-"""What an evaluation's figures are, by hand, and how its tables show them."""
+"""The results of an evaluation against figures computed by hand, and the tables that show them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from nanoqwenlong.analysis import report
+from nanoqwenlong.analysis import tables
 from nanoqwenlong.analysis.evaluate import Answer, interval
 from nanoqwenlong.records import Example
 from nanoqwenlong.rewards import Score
@@ -21,7 +22,7 @@ def summary(*questions, lengths=(), model="m") -> dict:
     sampled = [len(rewards) for _, rewards in questions]
     answers = [[Answer("", sum(sampled[:i]) + j + 1, "stop" if i + j else "length") for j in range(number)]
                for i, number in enumerate(sampled)]
-    return report.summarise(model, [example for example, _ in questions], answers,
+    return tables.summarise(model, [example for example, _ in questions], answers,
                             [[Score(r, r, None, "") for r in rewards] for _, rewards in questions], lengths)
 
 
@@ -82,50 +83,45 @@ def test_the_table_by_length():
     long = (asked(length=90), [0])
     models = [summary((asked(), [1]), (asked(), [0]), long, lengths=(80, 200), model="m/1"),
               summary((asked(), [1]), (asked(), [1]), long, long, lengths=(80, 200), model="m/2")]
-    text = report.tables({"models": models, "settings": {"max_new_tokens": 48}})
+    text = tables.markdown({"models": models, "settings": {"max_new_tokens": 48}})
     assert read(text) == [[["accuracy, %", "0-80 tokens (n=2)", "80-200 tokens (n=1-2)"],
                            ["m/1", "50.0 [9.5, 90.5]", "0.0 [0.0, 79.3]"],
                            ["m/2", "100.0 [34.2, 100.0]", "0.0 [0.0, 65.8]"]]]
-    assert text.split("\n\n")[1:] == ["m/1: 33.3 % of the answers were stopped at 48 tokens.\n"
-                                      "m/2: 25.0 % of the answers were stopped at 48 tokens."]
+    assert text.split("\n\n")[1:] == ["m/1: 33.3 % of the answers were truncated at 48 tokens.\n"
+                                      "m/2: 25.0 % of the answers were truncated at 48 tokens."]
 
 
 def test_what_befell_questions_is_said():
     model = summary((asked(), [1]), (asked(num_cut=5), [NAN]))
     model["all"]["clipped_ratio"] = 0.0
-    text = report.tables({"models": [model], "settings": {"max_prompt_tokens": 900}})
+    text = tables.markdown({"models": [model], "settings": {"max_prompt_tokens": 900}})
     assert text.split("\n\n")[1] == (
-        "m: 1 of 2 documents were cut in their middle to fit 900 tokens; 1 answers unscorable: the judge left them "
-        "open (counted wrong, and right in the upper end of the interval).")
+        "m: 1 of 2 documents were cut in their middle to fit 900 tokens; 1 answers unscorable: no verdict of the judge "
+        "(counted wrong, and right in the upper end of the interval).")
     del model["all"]["unscorable"], model["all"]["cut"]
-    assert "\n\n" not in report.tables({"models": [model]})
+    assert "\n\n" not in tables.markdown({"models": [model]})
 
 
-def test_the_papers_rows_stand_below_ours_in_its_order():
-    sources = ("qasper", "hotpotqa", "docmath")
-    model = summary(*((asked(source), [1]) for source in sources))
-    by_length, by_source = read(report.tables({"models": [model]}))
-    assert by_source[0] == ["by source, %", "docmath (n=1)", "hotpotqa (n=1)", "qasper (n=1)", "average (n=3)"]
-    assert by_source[1][:2] == ["m", "100.0 [20.7, 100.0]"] and "theirs, not measured here" in by_source[2][0]
-    rows = {row[0]: row[1:] for row in by_source[3:]}
-    assert len(rows) == len(by_source) - 3 == 18 and rows["DeepSeek-R1"] == ["66.0", "82.5", "53.0", "67.2"]
-    other = summary(*((asked(source), [1]) for source in (*sources, "mine")))
-    assert read(report.tables({"models": [other]}))[1][0][1:] == [
-        "docmath (n=1)", "hotpotqa (n=1)", "qasper (n=1)", "mine (n=1)", "average (n=4)"]
-    assert "DeepSeek" not in report.tables({"models": [other]})
+def test_sources_stand_in_the_papers_order():
+    models = [summary(*((asked(source), [1]) for source in ("qasper", "mine", "hotpotqa", "docmath")))]
+    assert read(tables.markdown({"models": models}))[1][0] == [
+        "by source, %", "docmath (n=1)", "hotpotqa (n=1)", "qasper (n=1)", "mine (n=1)", "average (n=4)"]
 
 
-def test_the_papers_averages_are_the_means_of_its_rows():
-    """Its own last column, to the digit that it prints."""
-    averages = (72.9, 72.1, 70.7, 70.6, 70.4, 70.3, 70.0, 69.0, 67.8, 65.7, 64.2, 65.0, 68.2, 68.3, 65.6, 68.7, 70.3,
-                70.7)
-    for (name, rates), average in zip(report.PAPERS.items(), averages, strict=True):
-        assert len(rates) == len(report.PAPER) and abs(sum(rates) / 7 - average) <= 0.051, name
+def test_the_papers_table_in_the_docs_has_our_columns_and_its_averages():
+    """Its last column is the mean of the others, to the digit that it prints."""
+    text = Path("docs/evaluation.md").read_text(encoding="utf-8")
+    (table,) = [part for part in text.split("\n\n") if "| 2wikimqa |" in part and "DeepSeek-R1 |" in part]
+    head, _, *rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in table.splitlines()]
+    assert tuple(head[1:-1]) == tables.PAPER_ORDER and head[-1] == "average" and len(rows) == 18
+    assert ["DeepSeek-R1", "66.0", "79.6", "89.9", "82.5", "74.5", "59.5", "53.0", "72.1"] in rows
+    for name, *rates, average in rows:
+        assert abs(sum(map(float, rates)) / 7 - float(average)) <= 0.051, name
 
 
 def test_tasks_have_a_table_and_samples_have_one():
     model = summary((asked(), [1, 0]), (asked(task="f1"), [1, 1]))
-    _, by_task, passed = read(report.tables({"models": [model]}))
+    _, by_task, passed = read(tables.markdown({"models": [model]}))
     assert by_task[0] == ["by task, %", "qa (n=1)", "f1 (n=1)"] and by_task[1][2] == "100.0 [20.7, 100.0]"
     assert passed[0][1:] == ["pass@1 (n=2)", "pass@2 (n=2)"]
     assert [cell.split()[0] for cell in passed[1][1:]] == ["75.0", "100.0"]
@@ -134,7 +130,7 @@ def test_tasks_have_a_table_and_samples_have_one():
 def test_names_of_sources_break_no_table_and_no_terminal():
     name = "a|b\n\x1b[2J\u202e"
     made = summary((asked(source=name), [1]), (asked(source="c"), [0]), model="m\x1b[1m")
-    text = report.tables({"models": [made]})
+    text = tables.markdown({"models": [made]})
     assert name in made["by_source"] and "| a\\|b\\n\\x1b[2J\\u202e (n=1) | c (n=1) " in text
     assert all(char.isprintable() or char == "\n" for char in text)
     assert len({line.replace("\\|", "").count("|") for line in text.split("\n\n")[1].splitlines()}) == 1
@@ -142,5 +138,5 @@ def test_names_of_sources_break_no_table_and_no_terminal():
 
 def test_dozens_of_sources_are_no_table():
     """A row may name its page as its source."""
-    text = report.tables({"models": [summary(*((asked(f"page {n}"), [1]) for n in range(30)))]})
-    assert len(read(text)) == 1 and "\n30 sources: their figures are in results.json" in text
+    text = tables.markdown({"models": [summary(*((asked(f"page {n}"), [1]) for n in range(30)))]})
+    assert len(read(text)) == 1 and "\n30 sources: their results are in results.json" in text

@@ -1,0 +1,133 @@
+"""The results of an evaluation, as a record for JSON and as Markdown tables."""
+
+from collections.abc import Callable, Sequence
+from math import isnan
+
+from ..curriculum import bucket
+from ..records import Example
+from ..rewards import Score
+from . import evaluate
+from .evaluate import Answer
+
+MAX_COLUMNS = 12                # more sources than this are only in results.json
+PAPER_ORDER = ("docmath", "frames", "2wikimqa", "hotpotqa", "musique", "narrativeqa", "qasper")  # QwenLong-L1, Table 4
+TITLES = {"by_length": "accuracy, %", "by_task": "by task, %", "by_source": "by source, %"}
+Row = tuple[Example, Sequence[Answer], Sequence[Score]]         # one question
+
+
+def summarise(model: str, examples: Sequence[Example], answers: Sequence[Sequence[Answer]],
+              scores: Sequence[Sequence[Score]], lengths: Sequence[int] = ()) -> dict:
+    """Return one model's results: {"model", "all", "by_length", "by_task", "by_source", "average"}.
+
+    Length buckets come shortest first, without empty ones. `lengths`: where they end, in tokens. "by_task" and
+    "by_source" are {} if there is only one task or source. "average" is the mean over sources, or None.
+    """
+    rows = list(zip(examples, answers, scores, strict=True))
+    by_length = cells(sorted(rows, key=lambda row: row[0].length), lambda example: bucket(example.length, lengths))
+    by_task = cells(rows, lambda example: example.task)
+    by_source = cells(rows, lambda example: example.source)
+    average = None
+    if len(by_source) > 1:
+        rate, low, high = evaluate.average([(c["accuracy"], c["low"], c["high"]) for c in by_source.values()])
+        average = {"accuracy": rate, "low": low, "high": high, "questions": len(examples), "sources": len(by_source)}
+    return {"model": model, "all": cell(rows), "by_length": by_length, "by_task": by_task if len(by_task) > 1 else {},
+            "by_source": by_source if len(by_source) > 1 else {}, "average": average}
+
+
+def cells(rows: Sequence[Row], name_of: Callable[[Example], str]) -> dict[str, dict]:
+    """Return {name: the results of the questions that have this name}."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(name_of(row[0]), []).append(row)
+    return {name: cell(group) for name, group in groups.items()}
+
+
+def cell(rows: Sequence[Row]) -> dict:
+    """Return the results of some questions. "unscorable" and "cut" are there if they are not 0.
+
+    An unscorable answer (the judge gave no verdict) is wrong in "accuracy" and "low", and right in "high". With several
+    samples there is pass@k for k = 1, 2, 4, ... and the number of samples.
+    """
+    scores = [question for _, _, question in rows]
+    sampled = [answer for _, answers, _ in rows for answer in answers]
+    accuracy = evaluate.accuracy(scores)
+    low, _ = evaluate.interval(accuracy, len(rows))
+    _, high = evaluate.interval(evaluate.accuracy(scores, unscorable=1.0), len(rows))
+    result = {"accuracy": accuracy, "low": low, "high": high, "questions": len(rows),
+              "mean_length": sum(answer.length for answer in sampled) / len(sampled),
+              "clipped_ratio": sum(answer.finish_reason == "length" for answer in sampled) / len(sampled)}
+    if unscorable := sum(isnan(score.reward) for question in scores for score in question):
+        result["unscorable"] = unscorable
+    if cut := sum(example.num_cut > 0 for example, _, _ in rows):
+        result["cut"] = cut
+    num_samples = len(scores[0])
+    powers = {1 << i for i in range(num_samples.bit_length())} | {num_samples}
+    for k in sorted(powers) if num_samples > 1 else []:
+        chances = [evaluate.pass_at_k(num_samples, sum(s.reward == 1 for s in question), k) for question in scores]
+        result[f"pass@{k}"] = sum(chances) / len(rows)
+    return result
+
+
+def markdown(results: dict) -> str:
+    """Return the tables, a row per model: by length, by task, by source with the average, pass@k. Remarks follow."""
+    models, parts = results["models"], []
+    for kind, title in TITLES.items():
+        names = list(dict.fromkeys(name for model in models for name in model[kind]))
+        if len(names) > MAX_COLUMNS:
+            parts.append(f"{len(names)} {kind[3:]}s: their results are in results.json, with --out.")
+        elif names:
+            names.sort(key=lambda name: PAPER_ORDER.index(name) if name in PAPER_ORDER else len(PAPER_ORDER))
+            columns = {name: [model[kind].get(name) for model in models] for name in names}
+            if kind == "by_source":
+                columns["average"] = [model["average"] for model in models]
+            parts.append(table(title, models, columns))
+    if passes := [name for name in models[0]["all"] if name.startswith("pass@")]:
+        parts.append(table("at least one of k right, %", models,
+                           {name: [pass_cell(model["all"], name) for model in models] for name in passes}))
+    remarks = [remark(model, results.get("settings", {})) for model in models]
+    return "\n\n".join(filter(None, [*parts, "\n".join(filter(None, remarks))]))
+
+
+def pass_cell(cell: dict, name: str) -> dict:
+    low, high = evaluate.interval(cell[name], cell["questions"])
+    return {"accuracy": cell[name], "low": low, "high": high, "questions": cell["questions"]}
+
+
+def table(title: str, models: Sequence[dict], columns: dict[str, list[dict | None]]) -> str:
+    """Return a Markdown table: a row per model, and a column per name with its number of questions."""
+    head = [title]
+    for name, column in columns.items():
+        counts = sorted({cell["questions"] for cell in column if cell})    # differ if tokenizers count other lengths
+        unit = " tokens" if name[0].isdigit() and name not in PAPER_ORDER else ""
+        head.append(f"{plain(name)}{unit} (n={'-'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))})")
+    lines = [head]
+    for place, model in enumerate(models):
+        lines.append([plain(model["model"]), *(shown(column[place]) for column in columns.values())])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    text = ["| " + " | ".join(part.ljust(width) for part, width in zip(line, widths)) + " |" for line in lines]
+    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+
+
+def plain(name: str) -> str:
+    """Return a name, which a stranger may have chosen, so that it breaks no table and no terminal."""
+    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
+    return text.replace("|", "\\|")
+
+
+def shown(cell: dict | None) -> str:
+    return "" if cell is None else f"{100 * cell['accuracy']:.1f} [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+
+
+def remark(model: dict, settings: dict) -> str:
+    """Return how many documents were cut and how many answers were truncated or unscorable. "" if none were."""
+    cell, parts = model["all"], []
+    if cell.get("cut"):
+        parts.append(f"{cell['cut']} of {cell['questions']} documents were cut in their middle to fit "
+                     f"{settings.get('max_prompt_tokens', 'so many')} tokens")
+    if cell["clipped_ratio"]:
+        parts.append(f"{100 * cell['clipped_ratio']:.1f} % of the answers were truncated at "
+                     f"{settings.get('max_new_tokens', 'so many')} tokens")
+    if cell.get("unscorable"):
+        parts.append(f"{cell['unscorable']} answers unscorable: no verdict of the judge (counted wrong, and right in "
+                     "the upper end of the interval)")
+    return f"{plain(model['model'])}: {'; '.join(parts)}." if parts else ""
