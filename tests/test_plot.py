@@ -1,4 +1,4 @@
-"""Pictures and sparklines of runs and evaluations: what is averaged, and that everything a run may hold is drawn."""
+"""Pictures and text plots of runs and evaluations: what is averaged, and that everything a run may hold is drawn."""
 
 import json
 import math
@@ -155,7 +155,7 @@ def test_lines_can_be_told_apart_in_greyscale():
 def test_seeds_differ_in_a_number_at_the_end(tmp_path):
     def grouped(*names):
         return {name: [str(run.relative_to(tmp_path)) for run in some]
-                for name, some in plot.seeds([tmp_path / name for name in names]).items()}
+                for name, some in series.seeds([tmp_path / name for name in names]).items()}
     assert grouped("a-0", "a-1", "b-0", "b") == {"a": ["a-0", "a-1"], "b-0": ["b-0"], "b": ["b"]}
     assert grouped("demo-0/rl", "demo-1/rl") == {"demo/rl": ["demo-0/rl", "demo-1/rl"]}
     assert grouped("a", "a-0", "a-1") == {"a": ["a"], "a-*": ["a-0", "a-1"]}
@@ -171,9 +171,9 @@ def test_averages_begin_anew_with_a_phase():
     assert line.mean[:3] == [1.0, 1.5, 2.5] and line.mean[9:12] == [9.5, 11.0, 11.5]
     both = series.line([rows, [{**row, "x": row["x"] + 4} for row in rows[:1]]], "x")
     assert (both.mean[:2], both.low[:2], both.high[:2]) == ([3.0, 1.5], [1.0, 1.5], [5.0, 1.5])
-    assert series.borders(rows) == {11: "phase 2"}
+    assert series.borders([rows]) == {11: "phase 2"}
     broken = [{"step": s, "x": x} for s, x in enumerate((math.nan, 2, None, -math.inf, 10**400))]
-    assert series.points(broken, "x") == [(1, 2.0)] and series.not_finite(broken, "x") == [0, 3, 4]
+    assert series.points(broken, "x") == [(1, 2.0)] and series.not_finite([broken], "x") == [0, 3, 4]
     assert series.moving_average([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
 
 
@@ -192,26 +192,61 @@ def test_cumulated_time_and_tokens():
     assert [row["million tokens"] for row in rows] == [0.06, 0.06, 0.06, 0.15]
 
 
-def test_sparklines():
-    assert terminal.sparkline([(1, 0), (2, 1), (3, 2), (4, 4)], [], (1, 4), 0, 4, 80) == "▁▃▅█"
-    points = [(step, step) for step in range(1, 9)]
-    assert terminal.sparkline(points, [5], (1, 8), 1, 8, 5) == "▁▃│▆█"                     # 4 columns of 2 steps each
-    assert terminal.sparkline([(1, 5)], [], (1, 3), 5, 5, 80, terminal.PLAIN, broken=[3]) == ". !"
-
-
-def test_a_run_in_the_terminal(tmp_path, capsys, monkeypatch):
-    """No line is wider than the terminal; a stream without blocks gets plain characters."""
+@pytest.fixture
+def plotext(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    directory = write(tmp_path, [{**row, "entropy": math.nan if row["step"] == 2 else 0.5} for row in run(200, 20)])
-    assert plot.main([directory, "--text"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80 and "steps 1 to 200" in lines[0]
-    reward, entropy = (next(line for line in lines if line.startswith(name)) for name in ("reward ", "entropy "))
-    assert reward.endswith("█  0.005 -> 1, 0.005 to 1") and reward.count("│") == 1 and "  !│▁" in entropy
-    assert [line.split()[0] for line in lines[2:4]] == ["reward_by_len/0-80", "reward_by_len/80-200"]
-    monkeypatch.setattr("tools.terminal.fits", lambda text, encoding: False)
-    assert plot.main([directory, "--text", "--metric", "reward"]) == 0
-    assert capsys.readouterr().out.isascii()
+    return pytest.importorskip("plotext")
+
+
+def numbers(out: str) -> dict[str, list[str]]:
+    """{metric: its values} in the table under the panels."""
+    return {line.split()[0]: line.split()[-4:] for line in out[out.index("\nsteps "):].splitlines()[2:]}
+
+
+def test_a_run_in_the_terminal(tmp_path, capsys, plotext):
+    """Two panels side by side, no line wider than the terminal. A metric that never changes is only in the table."""
+    rows = [{**row, "kl": 0.25, "judge/error_rate": math.inf if row["step"] == 2 else None} for row in run(200, 20)]
+    assert plot.main([write(tmp_path, rows), "--text"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80 and "steps" in out and "1 to 200" in out
+    assert numbers(out)["reward"] == ["0.005", "1", "0.005", "1"] and numbers(out)["kl"] == ["0.25"] * 4
+    assert numbers(out)["judge/error_rate"] == ["nan"] * 4
+    assert list(numbers(out))[1:3] == ["reward_by_len/0-80", "reward_by_len/80-200"]
+    titles = [word for line in out[:out.index("\nsteps ")].splitlines() for word in line.split() if word[0].isalpha()]
+    assert titles[:2] == ["reward", "reward_by_len/0-80"] and not {"kl", "judge/error_rate"} & set(titles)
+
+
+def test_the_panel_of_a_metric_shows_its_values_phases_and_what_was_not_finite(tmp_path, capsys, monkeypatch, plotext):
+    """A rise over 8 steps. Step 3 is not finite, the second phase begins after step 5."""
+    monkeypatch.setattr(terminal, "can_show", lambda text: text.isascii())
+    rows = [{"step": step, "phase": 1 + (step > 5), "x": math.nan if step == 3 else step / 8} for step in range(1, 9)]
+    assert plot.main([write(tmp_path, rows), "--text", "--metric", "x"]) == 0
+    out = capsys.readouterr().out
+    assert out.isascii()
+    title, _, *plotted, _, ticks, _, _ = out.splitlines()
+    assert title.strip() == "x" and ticks.split()[0] == "1" and ticks.split()[-1] == "8"
+    top, bottom = plotted[0], plotted[4]
+    assert top.startswith("1.0") and top.index("*") > 30 > bottom.index("*") and bottom.count("!") == 1
+    border = [line.index(":") for line in plotted if ":" in line]
+    assert len(set(border)) == 1 and bottom.index("*") < bottom.index("!") < border[0] < top.index("*")
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_short_runs_and_many_groups_in_the_terminal(tmp_path, capsys, plotext, num):
+    """Each of 70 groups has a mark of its own while there are marks, and a line in the table."""
+    runs = [write(tmp_path / f"run{n}x", [{**row, "reward": n / 70} for row in run(num)]) for n in range(70)]
+    assert plot.main([*runs, "--text", "--metric", "reward"]) == 0
+    out = capsys.readouterr().out
+    assert len(set(terminal.MARKERS)) == len(terminal.MARKERS) > 30
+    assert out.startswith("* run0x  o run1x  + run2x") and out.count("\nreward ") == 70
+    assert plot.main([runs[0], "--text"]) == 0
+
+
+def test_without_plotext_a_sentence_says_what_to_install(tmp_path, capsys, monkeypatch):
+    for library in ("matplotlib", "plotext"):
+        monkeypatch.setitem(sys.modules, library, None)
+    assert plot.main([write(tmp_path, run())]) == 78
+    assert 'plotext is not installed: pip install ".[plots]"' in capsys.readouterr().err
 
 
 def test_without_matplotlib_it_is_text(tmp_path, capsys, monkeypatch):
@@ -224,7 +259,8 @@ def test_without_matplotlib_it_is_text(tmp_path, capsys, monkeypatch):
     assert "not measured" in out and out.splitlines()[-1].split()[:4:3] == ["rl", "pass@2"] and out.endswith(" 75.0\n")
 
 
-def test_a_bar_is_one_line_whatever_its_name():
+def test_a_bar_is_one_line_whatever_its_name(monkeypatch):
+    monkeypatch.setattr(terminal, "can_show", lambda text: True)
     one, two = terminal.table([("m", "a\n\x1b[2J", cell(0.5)), ("m", "b", cell(1.0))], 60).split("\n")
     assert one.split()[:2] == ["m", "a\\n\\x1b[2J"] and one.index("█") == two.index("█")
 
@@ -233,8 +269,8 @@ def test_a_bar_is_one_line_whatever_its_name():
     ("", "no step in it yet"),
     ('{"step": 1, "rew', "no step in it yet"), ('{"step": 1}\nx\n{"step": 2}\n', "jsonl:2: "),
     ('{"step": 1}\n', "no step has a number to show"),
-    ("[1]\n", "no JSON object but a list"), ('{"reward": 1}\n', '"step"'),
-    ('{"step": 1, "reward": "x"}\n', "reward is 'x', which is no number"),
+    ("[1]\n", "not a JSON object but a list"), ('{"reward": 1}\n', '"step"'),
+    ('{"step": 1, "reward": "x"}\n', "reward is 'x', which is not a number"),
     ("\xff\n", "jsonl:1: "), ("[" * 9999, "step")])
 def test_metrics_that_cannot_be_drawn_are_refused_in_a_sentence(tmp_path, capsys, content, told):
     (tmp_path / "metrics.jsonl").write_bytes(content.encode("latin-1"))
@@ -261,8 +297,8 @@ def test_a_directory_without_a_run_gets_one_sentence(tmp_path, capsys):
 
 
 def test_labels():
-    assert plot.label("runs/demo-0/rl/checkpoints/step_000030") == "rl step 30"
-    assert plot.label("assets/nano-base") == "nano-base"
+    assert bars.label("runs/demo-0/rl/checkpoints/step_000030") == "rl step 30"
+    assert bars.label("assets/nano-base") == "nano-base"
 
 
 def test_no_two_of_many_lines_or_bars_look_alike():

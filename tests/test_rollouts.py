@@ -58,10 +58,10 @@ def test_what_is_told_of_an_answer(show):
         "step 7: the 1 worst of 1 answers", "-- q1, answer 0, task qa", "  question   Who paid?",
         "  gold       Ann | Anna", "  extracted  'Ann'",
         "  reward     0.25 (rule 0, judge 1, penalty 0.75); advantage -0.50",
-        "  ended      cut at --max-new-tokens, 321 tokens", "  patterns   grounding 2, subgoal 0", "",
+        "  ended      truncated at --max-new-tokens, 321 tokens", "  patterns   grounding 2, subgoal 0", "",
         "<think> Ann paid.</think> The answer is Ann.", ""]
     out = show([answer(reward=None, answer="")])[1]
-    assert "none (rule 1, judge left it open)" in out and "extracted  nothing" in out
+    assert "none (rule 1, no verdict)" in out and "extracted  nothing" in out
 
 
 TEXT = "<think> I read: Ann paid twice. So?</think> Ann paid."
@@ -72,7 +72,7 @@ def test_quotes_of_the_document_are_marked(show, monkeypatch):
     marked = "<think> I read: «Ann paid» twice. So?</think> «Ann paid.»"
     assert marked in show([answer(text=TEXT, quotes=QUOTES)])[1]
     assert TEXT in show([answer(text=TEXT, quotes=[[3, 1], [-1, 3], [0, 999], ["a", 2], 7, [1]])])[1]   # of no text
-    monkeypatch.setattr(rollouts, "fits", lambda text, encoding: False)
+    monkeypatch.setattr(rollouts, "can_show", lambda text: False)
     assert marked.replace("«", "<<").replace("»", ">>") in show([answer(text=TEXT, quotes=QUOTES)])[1]
     bold, dim, plain = "\x1b[1m", "\x1b[2m", "\x1b[0m"
     row = answer(text=TEXT, quotes=QUOTES)
@@ -114,9 +114,9 @@ def test_what_is_not_there_is_told_in_a_sentence(show, words, told):
 
 
 @pytest.mark.parametrize("line, told", [
-    ("nonsense", ":2: this line is not JSON"), ("[]", ":2: this line is no JSON object"),
+    ("nonsense", ":2: this line is not JSON"), ("[]", ":2: not a JSON object"),
     (json.dumps({**answer(), "text": 7}), ":2: 'text' is '7'"),
-    ('{"step": 1, "id": "a"}', ":2: 'text' is 'not there'"),
+    ('{"step": 1, "id": "a"}', ":2: 'text' is 'missing'"),
     *((json.dumps(answer(**{name: ["much"]})), f":2: '{name}' is") for name in rollouts.FIELDS),
     *((json.dumps(answer(**{name: 10 ** 400})), f":2: '{name}' is") for name in ("reward", "penalty")),
     ('{"id": "a"}', ":2: 'step'")])

@@ -13,7 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from tools.series import PlotError, read_metrics
+from tools.series import read_metrics
+from tools.terminal import run_tool
 
 from nanoqwenlong.analysis.doctor import Doctor
 
@@ -37,20 +38,15 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m tools.doctor", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="directories of runs")
-    code = 0
-    for run in parser.parse_args(argv).runs:
-        try:
-            lines = report(rows := read_metrics(run / "metrics.jsonl"))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            print(f"{error.filename} is not there; give the directory of a run", file=sys.stderr)
-            code = 66
-        except (PlotError, OSError) as error:
-            print(error, file=sys.stderr)
-            code = max(code, 65)
-        else:
-            code = max(code, int(bool(lines)))
-            print("\n".join(f"{run}: {line}" for line in lines or [f"no complaint in {len(rows)} steps"]))
-    return code
+    return max(run_tool(lambda: check(run)) for run in parser.parse_args(argv).runs)
+
+
+def check(run: Path) -> int:
+    """Print the faults of a run. Returns 1 if there are any."""
+    rows = read_metrics(run / "metrics.jsonl")
+    lines = report(rows)
+    print("\n".join(f"{run}: {line}" for line in lines or [f"no complaint in {len(rows)} steps"]))
+    return int(bool(lines))
 
 
 if __name__ == "__main__":

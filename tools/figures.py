@@ -1,8 +1,7 @@
-"""Pictures of training runs, drawn with matplotlib. A group is one line of a picture: the rows of one run, or of
-several that differ in their seed; its band goes from the lowest to the highest of them.
+"""Pictures of training runs, drawn with matplotlib. A group is one line: a run, or the mean and range of several seeds.
 
-The colours can be told apart by colour-blind readers and in greyscale (their lightness differs); line styles, markers
-and hatches say the same again.
+Colour-blind readers and greyscale prints can tell the colours apart: their lightness differs. Line styles, markers and
+hatches differ too.
 """
 
 import math
@@ -11,12 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools import series
+from tools.series import Group
 
 PALETTE = ("#004488", "#DDAA33", "#BB5566", "#000000", "#5FA8A0", "#B9D8F0", "#7A3F98")    # three of Paul Tol's
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (2, 2)))
 HATCHES = ("", "//", "..", "", "xx", "\\\\", "--")
-Group = Sequence[Sequence[dict]]
-SHARE = re.compile("accuracy|reward|frac_|retro/frac|completions/clipped|judge/error")          # that go from 0 to 1
+STYLE = {"axes.titlesize": 10.5, "axes.labelsize": 9.5, "xtick.labelsize": 9, "ytick.labelsize": 9,
+         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
+         "grid.color": "#E4E4E4", "grid.linewidth": 0.7, "axes.axisbelow": True, "hatch.linewidth": 0.8,
+         "text.parse_math": False}                              # a "$" in a name is a "$"
+SHARES = re.compile("accuracy|reward|frac_|retro/frac|completions/clipped|judge/error")          # from 0 to 1
 
 REWARD = "mean reward of the answers"
 DYNAMICS = (("(a) reward", REWARD, "reward"), ("(b) entropy", "entropy, nats per token", "entropy"),
@@ -32,33 +35,22 @@ HEALTH = (("groups that agree: they teach nothing", "share of groups", "frac_rew
           ("sampler against trainer", "largest log-prob difference", "rollout_gap"),
           ("left open by the judge", "share of its questions", "judge/error_rate"),
           ("busiest expert of a layer", "times the even share", "experts/max_load"))
-NOT_ALWAYS = ("judge/error_rate", "experts/max_load")          # panels for runs that have one
+OPTIONAL = ("judge/error_rate", "experts/max_load")             # no panel if no run has it
 PATTERNS = (("grounding", "quotes per answer", "patterns/grounding"),
             ("subgoals", "times per answer", "patterns/subgoal"),
             ("backtracking", "times per answer", "patterns/backtracking"),
             ("verification", "times per answer", "patterns/verification"),
             ("longest quote of the document", "words", "patterns/longest_quote"))
-SECONDS = ("timing_s/sample", "timing_s/reward", "timing_s/update")
+SECONDS = {"sample": "timing_s/sample", "reward": "timing_s/reward", "update": "timing_s/update"}
 
 
 def canvas(rows: int, columns: int, size: tuple[float, float], **options):
-    """A figure and its (rows, columns) of axes, in the house's style."""
+    """Return a figure and its (rows, columns) of axes."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    pyplot.rcParams.update({"axes.titlesize": 10.5, "axes.labelsize": 9.5, "xtick.labelsize": 9, "ytick.labelsize": 9,
-                            "hatch.linewidth": 0.8, "text.parse_math": False})    # a "$" in a name is a "$"
-    figure, panels = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
-    for axes in panels.flat:
-        style(axes)
-    return figure, panels
-
-
-def style(axes) -> None:
-    """No frame above and on the right, a faint grid behind the data."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#E4E4E4", linewidth=0.7)
-    axes.set_axisbelow(True)
+    pyplot.rcParams.update(STYLE)
+    return pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
 
 
 def save(figure, path: Path) -> Path:
@@ -70,60 +62,58 @@ def save(figure, path: Path) -> Path:
 
 
 def look(place: int) -> dict:
-    """Colour and dashes of the line that is number `place`; after all colours others together."""
-    return {"color": PALETTE[place % len(PALETTE)],
-            "linestyle": DASHES[(place + place // len(PALETTE)) % len(DASHES)]}
+    """Return colour and dashes of line number `place`. When all colours are used, they come again with other dashes."""
+    return {"color": PALETTE[place % len(PALETTE)], "linestyle": DASHES[(place + place // len(PALETTE)) % len(DASHES)]}
 
 
 def hatch(place: int) -> str:
-    """The same for bars."""
+    """Return the hatch of bar number `place`."""
     return HATCHES[(place + place // len(PALETTE)) % len(HATCHES)]
 
 
 def curve(axes, group: Group, key: str, place: int, label: str | None = None, x: str = "step") -> bool:
-    """One metric of a group: the smoothed mean, its band if there are several runs, else the values themselves, thin;
-    crosses at the foot where a value was not finite. Where some of the runs have ended the mean of the others is thin:
-    it is another one. Says whether there was anything to draw."""
-    line, along = series.line(group, key), None
-    if x != "step":                                                             # the same steps, elsewhere along x
-        along = dict(zip(*series.line(group, x, smooth=False)[:2]))
-    across = [along[step] for step in line.steps] if along else line.steps
-    num = sum(step <= min(rows[-1]["step"] for rows in group if rows) for step in line.steps)        # of all runs
+    """Draw one metric of a group. Returns whether there was anything to draw.
+
+    The thick line is the smoothed mean. It becomes thin where some of the runs have ended: it is another mean then.
+    Several runs get a band, one run its own values as a thin line. Crosses at the foot: values that are not finite.
+    """
+    line, raw = series.line(group, key), series.line(group, key, smooth=False)
+    along = series.line(group, x, smooth=False)
+    x_of = dict(zip(along.steps, along.mean))
+    xs = [x_of[step] for step in line.steps]
+    first_end = min((rows[-1]["step"] for rows in group if rows), default=0)
+    num = sum(step <= first_end for step in line.steps)
+    colour = look(place)["color"]
     if line.steps:
-        axes.plot(across[:num], line.mean[:num], linewidth=1.8, label=label, marker="o" if num < 12 else None,
+        axes.plot(xs[:num], line.mean[:num], linewidth=1.8, label=label, marker="o" if num < 12 else None,
                   markersize=4, **look(place))
-        axes.plot(across[num:], line.mean[num:], linewidth=0.9, **look(place))
+        axes.plot(xs[num:], line.mean[num:], linewidth=0.9, **look(place))
     if len(group) > 1:
-        axes.fill_between(across, line.low, line.high, color=look(place)["color"], alpha=0.18, linewidth=0)
+        axes.fill_between(xs, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
     elif line.steps:
-        axes.plot(across, series.line(group, key, smooth=False).mean, color=look(place)["color"], alpha=0.3,
-                  linewidth=0.8)
-    broken = sorted({step for rows in group for step in series.not_finite(rows, key)})
+        axes.plot(xs, raw.mean, color=colour, alpha=0.3, linewidth=0.8)
+    broken = series.not_finite(group, key)
     if broken:
-        axes.plot([along[step] for step in broken] if along else broken, [0.03] * len(broken), "x", color="#BB5566",
+        axes.plot([x_of[step] for step in broken], [0.03] * len(broken), "x", color="#BB5566",
                   transform=axes.get_xaxis_transform(), label=None if line.steps else label)
     return bool(line.steps or broken)
 
 
 def mark_phases(axes, groups: dict[str, Group]) -> None:
-    """A dashed line with a small name where a phase begins; in the colour of its group where groups differ in this."""
-    found = {name: {step: told for rows in group for step, told in series.borders(rows).items()}
-             for name, group in groups.items()}
-    same = len({tuple(marks.items()) for marks in found.values()}) == 1
-    for place, marks in enumerate(found.values()):
-        if same and place:
-            break
-        for step, told in marks.items():
-            colour = "#777777" if same else look(place)["color"]
+    """Draw a dashed line with a name where a phase begins. If groups differ in this, each has its own colour."""
+    borders = [series.borders(group) for group in groups.values()]
+    same = all(marks == borders[0] for marks in borders)
+    for place, marks in enumerate(borders[:1] if same else borders):
+        colour = "#777777" if same else look(place)["color"]
+        for step, name in marks.items():
             axes.axvline(step - 0.5, color=colour, linestyle=(0, (4, 3)), linewidth=0.9, zorder=0.5)
-            axes.annotate(told, (step - 0.5, 1), xycoords=axes.get_xaxis_transform(), xytext=(3, -9 * place), va="top",
+            axes.annotate(name, (step - 0.5, 1), xycoords=axes.get_xaxis_transform(), xytext=(3, -9 * place), va="top",
                           textcoords="offset points", fontsize=8, color=colour,
                           bbox=dict(facecolor="white", edgecolor="none", pad=0.8, alpha=0.8))
 
 
-def finish(axes, groups: dict[str, Group], key: str, drawn: bool, x: str = "step", why: str = "not measured"
-           ) -> None:
-    """Limits and labels of a panel, the borders between the phases; where nothing was drawn, why not."""
+def finish(axes, groups: dict[str, Group], key: str, drawn: bool, x: str = "step", why: str = "not measured") -> None:
+    """Set limits and labels of a panel, and mark the phases. If nothing was drawn, write why."""
     from matplotlib.ticker import MaxNLocator
     axes.set_xlabel(x)
     if not drawn:
@@ -139,30 +129,30 @@ def finish(axes, groups: dict[str, Group], key: str, drawn: bool, x: str = "step
 
 
 def limit(axes, key: str) -> None:
-    """Shares and rewards from 0 to 1; what ranges over several powers of ten on a logarithmic axis; all else from 0
-    where that is near. Above there is room for the names of the phases."""
-    ends = [axes.dataLim.y0, axes.dataLim.y1]
-    if not all(map(math.isfinite, ends)):                                        # nothing but crosses at the foot
+    """Set the y limits. There is room above for the names of the phases."""
+    low, high = axes.dataLim.y0, axes.dataLim.y1
+    if not math.isfinite(low) or not math.isfinite(high):                        # nothing but crosses at the foot
         axes.set_yticks([])
         return
-    low, high = ends
     positive = [y for line in axes.lines for y in line.get_ydata() if y > 0 and line.get_transform() == axes.transData]
-    if SHARE.match(key) and 0 <= low and high <= 1:
+    if SHARES.match(key) and 0 <= low and high <= 1:
         axes.set(ylim=(-0.03, 1.14), yticks=(0, 0.2, 0.4, 0.6, 0.8, 1))
     elif key in ("grad_norm", "rollout_gap") and positive and max(positive) > 100 * min(positive):
         axes.set_yscale("log", nonpositive="mask")
         axes.set_ylim(min(positive) / 1.5, max(positive) * (max(positive) / min(positive))**0.15)
     else:
-        low = 0.0 if 0 <= low < high / 2 or 0 <= low == high else low
-        high = high if high > low else low + (abs(low) or 1.0)
+        if 0 <= low < high / 2 or 0 <= low == high:
+            low = 0.0
+        if high <= low:
+            high = low + (abs(low) or 1.0)
         axes.set_ylim(low - 0.03 * (high - low), high + 0.15 * (high - low))
 
 
-def panels(groups: dict[str, Group], specs, path: Path, columns: int = 2, height: float = 2.9) -> Path:
-    """A panel for each (title, y label, metric) of specs, a line for each group."""
+def panels(groups: dict[str, Group], specs: Sequence[tuple[str, str, str]], path: Path, columns: int = 2) -> Path:
+    """Draw a panel for each (title, y label, metric), with a line for each group."""
     columns = min(columns, len(specs))
     rows = -(-len(specs) // columns)
-    figure, grid = canvas(rows, columns, (10 if columns > 1 else 7, height * rows + 0.3))
+    figure, grid = canvas(rows, columns, (10 if columns > 1 else 7, 2.9 * rows + 0.3))
     for axes in grid.flat[len(specs):]:
         axes.remove()
     for axes, (title, unit, key) in zip(grid.flat, specs):
@@ -174,69 +164,64 @@ def panels(groups: dict[str, Group], specs, path: Path, columns: int = 2, height
 
 
 def name_groups(figure, groups: dict[str, Group]) -> None:
-    """One legend above all panels, if there are several groups or seeds."""
+    """Put one legend above all panels, if there are several groups or seeds."""
     from matplotlib.lines import Line2D
-    handles = [Line2D([], [], linewidth=1.8, label=name if len(group) == 1 else f"{name} ({len(group)} seeds: mean, "
-                      "lowest to highest)", **look(place)) for place, (name, group) in enumerate(groups.items())]
+    handles = []
+    for place, (name, group) in enumerate(groups.items()):
+        label = f"{name} ({len(group)} seeds: mean, lowest to highest)" if len(group) > 1 else name
+        handles.append(Line2D([], [], linewidth=1.8, label=label, **look(place)))
     if len(groups) > 1 or any(len(group) > 1 for group in groups.values()):
         figure.legend(handles=handles, loc="outside upper center", ncols=min(3, len(handles)), frameon=False,
                       fontsize=9)
 
 
-def short(key: str) -> str:
-    """clip_ratio/low_mean -> low."""
-    return key.rpartition("/")[2].removesuffix("_mean").replace("_", " ")
+def below(axes, columns: int) -> None:
+    """Put the legend under the axis, where it hides nothing."""
+    axes.legend(frameon=False, fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.17))
 
 
 def dynamics(groups: dict[str, Group], path: Path) -> Path:
-    """The four panels of QwenLong-L1's Figure 2, in its order; of KL and length also how much they move."""
+    """Draw the four panels of QwenLong-L1's Figure 2. The legends of KL and length say how much they move."""
     figure, grid = canvas(2, 2, (10, 6.4))
     for axes, (title, unit, key) in zip(grid.flat, DYNAMICS):
-        moves = key in ("kl", "completions/mean_length")
-        drawn, measured = False, {name: group if key != "kl" or measured_kl(group) else []
-                                  for name, group in groups.items()}
+        # Old runs log a KL of 0 if there was no reference model.
+        measured = {name: group if key != "kl" or measured_kl(group) else [] for name, group in groups.items()}
+        drawn = False
         for place, (name, group) in enumerate(measured.items()):
-            std = series.rolling_std(group, key) if moves else None
-            told = f"{f'{name}: ' if len(groups) > 1 else ''}{std:.2g}" if std is not None else None
-            drawn |= curve(axes, group, key, place, told)
+            std = series.rolling_std(group, key) if key in ("kl", "completions/mean_length") else None
+            label = None if std is None else f"{name}: {std:.2g}" if len(groups) > 1 else f"{std:.2g}"
+            drawn |= curve(axes, group, key, place, label)
         axes.set(title=title, ylabel=unit)
         finish(axes, measured, key, drawn, why="not measured:\nno reference model (--measure-kl keeps one)"
                if key == "kl" else "not measured")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(edgecolor="none", framealpha=0.85, fontsize=8, title_fontsize=8,
-                        title=f"mean std within {series.ROLL} steps")
+                        title=f"mean std within {series.WINDOW} steps")
     name_groups(figure, groups)
     return save(figure, path)
 
 
 def measured_kl(group: Group) -> bool:
-    """Older runs say 0 where no reference was kept."""
-    return any(series.not_finite(rows, "kl") or any(value for _, value in series.points(rows, "kl")) for rows in group)
+    return any(series.not_finite(group, "kl")) or any(value for rows in group for _, value in series.points(rows, "kl"))
 
 
 def draw_lengths(axes, group: Group) -> None:
-    """The reward of each length bucket; dots: what came back in a later phase than the bucket's first."""
-    for place, (name, first) in enumerate(series.buckets(row for rows in group for row in rows).items()):
-        key, parts = series.BY_LENGTH + name, {True: [], False: []}
-        for rows in group:
-            for own, part in parts.items():
-                part.append([row for row in rows if (row.get("phase") == first) == own])
-        curve(axes, parts[True], key, place, f"{name} tokens")
-        back = [point for rows in parts[False] for point in series.points(rows, key)]
-        if back:
-            axes.plot(*zip(*back), "o", color=look(place)["color"], markersize=3.5, markerfacecolor="white", alpha=0.8,
+    """Draw the reward of each length bucket. Dots are examples that came back in a later phase than their bucket's."""
+    for place, (name, phase) in enumerate(series.buckets(row for rows in group for row in rows).items()):
+        key = series.BY_LENGTH + name
+        in_phase = [[row for row in rows if row.get("phase") == phase] for rows in group]
+        later = [point for rows in group for point in series.points(
+            [row for row in rows if row.get("phase") != phase], key)]
+        curve(axes, in_phase, key, place, f"{name} tokens")
+        if later:
+            axes.plot(*zip(*later), "o", color=look(place)["color"], markersize=3.5, markerfacecolor="white", alpha=0.8,
                       label=f"{name} tokens: hard ones that came back")
     if axes.lines:
         below(axes, 2)
 
 
-def below(axes, columns: int) -> None:
-    """A legend under the axis, where it hides nothing."""
-    axes.legend(frameon=False, fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.17))
-
-
 def lengths(groups: dict[str, Group], path: Path) -> Path:
-    """A panel for each group."""
+    """Draw the reward by length, in a panel for each group."""
     columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
     figure, grid = canvas(rows, columns, (10, 3.3 * rows + 0.6), sharey=True)
@@ -250,48 +235,49 @@ def lengths(groups: dict[str, Group], path: Path) -> Path:
 
 
 def time(groups: dict[str, Group], path: Path) -> Path:
-    """What the reward costs, in time and in tokens, and where a step's time goes."""
+    """Draw what the reward costs in time and in tokens, and where the time of a step goes."""
     groups = {name: [series.cumulated(rows) for rows in group] for name, group in groups.items()}
-    figure, grid = canvas(2, 2, (10, 6.2))
-    for axes, title, x, unit in zip(grid[0], ("wall time", "tokens"), ("minutes", "million tokens"),
-                                    ("", ", prompts and answers")):
+    figure, ((minutes, tokens), (steps, means)) = canvas(2, 2, (10, 6.2))
+    for axes, title, x, unit in ((minutes, "wall time", "minutes", ""),
+                                 (tokens, "tokens", "million tokens", ", prompts and answers")):
         drawn = [curve(axes, group, "reward", place, x=x) for place, group in enumerate(groups.values())]
         axes.set(title=f"reward against {title}", ylabel=REWARD)
         finish(axes, groups, "reward", any(drawn), f"{x} since the start{unit}")
     name, group = next(iter(groups.items()))
-    grid[1][0].set(title=f"seconds of each step{f': {name}' if len(groups) > 1 else ''}"
-                         f"{', its first seed' if len(group) > 1 else ''}", ylabel="seconds")
-    finish(grid[1][0], {name: group[:1]}, "seconds", stack_steps(grid[1][0], group[0]))
-    grid[1][1].set(title="seconds of a step, mean of the run")
-    if not stack_means(grid[1][1], groups):
-        finish(grid[1][1], groups, "seconds", False, "seconds")
+    steps.set(title=f"seconds of each step{f': {name}' if len(groups) > 1 else ''}"
+                    f"{', its first seed' if len(group) > 1 else ''}", ylabel="seconds")
+    finish(steps, {name: group[:1]}, "seconds", stack_steps(steps, group[0]))
+    means.set(title="seconds of a step, mean of the run")
+    if not stack_means(means, groups):
+        finish(means, groups, "seconds", False, "seconds")
     name_groups(figure, groups)
     return save(figure, path)
 
 
 def stack_steps(axes, rows: Sequence[dict]) -> bool:
-    """Sampling, rewarding, updating, one on top of the other; says whether anything was measured."""
-    columns = [dict(series.points(rows, key)) for key in SECONDS]
+    """Stack the seconds of sampling, rewarding and updating at each step. Returns whether any were measured."""
     steps = [row["step"] for row in rows]
     foot = [0.0] * len(steps)
-    for place, (key, column) in enumerate(zip(SECONDS, columns)):
-        axes.bar(steps, [column.get(step, 0.0) for step in steps], 1.0, bottom=foot, label=short(key),
-                 color=PALETTE[place], edgecolor=PALETTE[place], linewidth=0.3)
-        foot = [low + column.get(step, 0.0) for low, step in zip(foot, steps)]
+    for place, (name, key) in enumerate(SECONDS.items()):
+        seconds = dict(series.points(rows, key))
+        heights = [seconds.get(step, 0.0) for step in steps]
+        axes.bar(steps, heights, 1.0, bottom=foot, label=name, color=PALETTE[place], edgecolor=PALETTE[place],
+                 linewidth=0.3)
+        foot = [low + height for low, height in zip(foot, heights)]
     below(axes, 3)
-    return any(columns)
+    return any(series.has([rows], key) for key in SECONDS.values())
 
 
 def stack_means(axes, groups: dict[str, Group]) -> bool:
-    """A bar for each group, of its runs' mean seconds; says whether anything was measured."""
-    names, left = list(groups), [0.0] * len(groups)
-    for place, key in enumerate(SECONDS):
-        found = [[value for rows in group for _, value in series.points(rows, key)] for group in groups.values()]
-        means = [sum(values) / len(values) if values else 0.0 for values in found]
-        axes.barh(names, means, 0.55, left=left, label=short(key), color=PALETTE[place], hatch=HATCHES[place],
+    """Stack the mean seconds of each group in one bar. Returns whether any were measured."""
+    left = [0.0] * len(groups)
+    for place, (name, key) in enumerate(SECONDS.items()):
+        measured = [[value for rows in group for _, value in series.points(rows, key)] for group in groups.values()]
+        means = [sum(values) / len(values) if values else 0.0 for values in measured]
+        axes.barh(list(groups), means, 0.55, left=left, label=name, color=PALETTE[place], hatch=HATCHES[place],
                   edgecolor="white", linewidth=0.5)
         left = [low + mean for low, mean in zip(left, means)]
-    axes.set_ylim(max(len(names), 2) - 0.5, -0.5)
+    axes.set_ylim(max(len(groups), 2) - 0.5, -0.5)
     axes.set_xlabel("seconds")
     axes.grid(axis="y", visible=False)
     below(axes, 3)

@@ -1,15 +1,15 @@
-"""Pictures of runs and of evaluations (needs `pip install ".[plots]"`; else, or with --text, in the terminal):
+"""Draw runs and evaluations as pictures, or as text in the terminal (both need `pip install ".[plots]"`):
 
     python -m tools.plot runs/a                                     a training run, or several in the same panels
     python -m tools.plot runs/a-0 runs/a-1 runs/b --out pictures    a-0 and a-1 are seeds of one line: mean and band
     python -m tools.plot runs/a runs/b --metric reward entropy --out ab.png         a panel for each of these metrics
-    python -m tools.plot runs/eval                                  what eval.py --out runs/eval found
+    python -m tools.plot runs/eval                                  an evaluation: what eval.py --out runs/eval wrote
     python -m tools.plot runs/demo-0 --out docs/demo.png            a demo: its RL run and its evaluation
 
-Of training runs: dynamics.png (reward, entropy, KL, length: Figure 2 of QwenLong-L1), length.png (reward by length of
-the document), health.png, time.png (what it cost), patterns.png (if they were counted). All comes from metrics.jsonl
-and results.json; a run may still be going on. Thick lines are moving averages, anew in each phase; a run's own values
-are the thin ones. A cross at the foot of a panel is a value that was not finite.
+A training run gives dynamics.png (reward, entropy, KL, length: Figure 2 of QwenLong-L1), length.png (reward by length
+of the document), health.png, time.png (what it cost), and patterns.png if they were counted. The numbers come from
+metrics.jsonl and results.json, also while the run is still training. Thick lines are moving averages that start again
+with each phase. Thin lines are the values themselves. A cross at the foot of a panel is a value that was not finite.
 """
 
 import argparse
@@ -18,125 +18,112 @@ import shutil
 import sys
 from pathlib import Path
 
-from tools import bars, figures, series, terminal
-from tools.bars import label
-from tools.series import read_metrics, seeds
+from tools import bars, figures, series
+from tools.series import Group
+from tools.terminal import charts, run_tool, say, table
 
-Groups = dict[str, list[list[dict]]]
-
-
-def read_groups(runs: list[Path]) -> Groups:
-    return {name: [read_metrics(run / "metrics.jsonl") for run in some] for name, some in seeds(runs).items()}
+from nanoqwenlong.errors import ConfigError, DataError
 
 
-def of_runs(groups: Groups, directory: Path) -> list[Path]:
-    """The pictures of training runs; of the warm-up's, whose metrics are others, a panel for each."""
-    if not any(series.has(group, "reward") for group in groups.values()):
-        return [of_metrics(groups, numbers(groups), directory / "metrics.png")]
-    made = [figures.dynamics(groups, directory / "dynamics.png"), figures.lengths(groups, directory / "length.png"),
-            figures.panels(groups, [spec for spec in figures.HEALTH if spec[2] not in figures.NOT_ALWAYS or any(
-                series.has(group, spec[2]) for group in groups.values())], directory / "health.png"),
-            figures.time(groups, directory / "time.png")]
-    if any(series.has(group, key) for group in groups.values() for _, _, key in figures.PATTERNS):
-        made.append(figures.panels(groups, figures.PATTERNS, directory / "patterns.png"))
-    return made
-
-
-def of_metrics(groups: Groups, keys: list[str], path: Path) -> Path:
-    return figures.panels(groups, [(key, "", key) for key in keys], path, columns=3)
-
-
-def numbers(groups: Groups) -> list[str]:
-    """All metrics that are numbers; PlotError if there is none."""
-    rows = [row for group in groups.values() for rows in group for row in rows]
-    found = list(dict.fromkeys(key for row in rows for key, value in row.items() if key not in ("step", "phase")
-                               and isinstance(value, int | float) and not isinstance(value, bool)))
-    if not found:
-        raise series.PlotError("no step has a number to show; it should be the metrics.jsonl of a run")
-    return found
-
-
-def require(groups: Groups, keys: list[str]) -> None:
-    """Every metric that was asked for is there, in some run."""
+def read(directories: list[Path], keys: list[str]) -> tuple[dict[str, Group], list[dict]]:
+    """Return the groups of runs and the evaluated models. An evaluation has no runs. A demo has both."""
+    first = directories[0]
+    if len(directories) == 1 and not keys and not (first / "metrics.jsonl").exists():
+        if (first / "rl/metrics.jsonl").exists():
+            run = series.read_metrics(first / "rl/metrics.jsonl")
+            return {"rl": [run]}, series.read_results(first / "eval/results.json")
+        if (first / "results.json").exists():
+            return {}, series.read_results(first / "results.json")
+    groups = {name: [series.read_metrics(run / "metrics.jsonl") for run in runs]
+              for name, runs in series.seeds(directories).items()}
     for key in keys:
         if not any(series.has(group, key) for group in groups.values()):
             near = difflib.get_close_matches(key, numbers(groups), n=1, cutoff=0.0)
-            raise LookupError(f"no step of these runs has {key!r}; did you mean {(near or ['reward'])[0]!r}?")
+            raise ConfigError(f"no step of these runs has {key!r}; did you mean {(near or ['reward'])[0]!r}?")
+    return groups, []
 
 
-def in_words(groups: Groups, keys: list[str], models: list[dict], stream) -> str:
-    """The same in the terminal: sparklines of runs, bars of an evaluation."""
+def numbers(groups: dict[str, Group]) -> list[str]:
+    """Return the names of all metrics that are numbers. Raises DataError if there are none."""
+    rows = [row for group in groups.values() for rows in group for row in rows]
+    names = list(dict.fromkeys(key for row in rows for key, value in row.items() if key not in ("step", "phase")
+                               and isinstance(value, int | float) and not isinstance(value, bool)))
+    if not names:
+        raise DataError("no step has a number to show; it should be the metrics.jsonl of a run")
+    return names
+
+
+def draw(groups: dict[str, Group], models: list[dict], keys: list[str], out: Path) -> list[Path]:
+    """Draw pictures and return their paths. `out` is a directory. If there is one picture, it can be a PNG file."""
+    one_file = out.suffix == ".png"
+    if models and groups:
+        return [bars.demo(groups["rl"][0], models, out if one_file else out / "curve.png")]
+    if models:
+        return [bars.evaluation(models, out if one_file else out / "evaluation.png")]
+    has = {key for group in groups.values() for key in numbers({"": group}) if series.has(group, key)}
+    if keys or "reward" not in has:                               # the warm-up has other metrics than RL
+        keys, name = (keys, "curve.png") if keys else (numbers(groups), "metrics.png")
+        return [figures.panels(groups, [(key, "", key) for key in keys], out if one_file else out / name, columns=3)]
+    if one_file:
+        raise ConfigError(f"--out {out}: a run gives several pictures; name a directory, or choose with --metric")
+    health = [spec for spec in figures.HEALTH if spec[2] not in figures.OPTIONAL or spec[2] in has]
+    made = [figures.dynamics(groups, out / "dynamics.png"), figures.lengths(groups, out / "length.png"),
+            figures.panels(groups, health, out / "health.png"), figures.time(groups, out / "time.png")]
+    if any(key in has for _, _, key in figures.PATTERNS):
+        made.append(figures.panels(groups, figures.PATTERNS, out / "patterns.png"))
+    return made
+
+
+def default_keys(groups: dict[str, Group]) -> list[str]:
+    """Return the metrics of the pictures that these runs have. If they are not RL runs: all metrics."""
+    rows = [row for group in groups.values() for rows in group for row in rows]
+    lengths = [series.BY_LENGTH + name for name in series.buckets(rows)]
+    shown = [key for _, _, key in (*figures.DYNAMICS, *figures.HEALTH, *figures.PATTERNS)]
+    keys = dict.fromkeys(["reward", *lengths, *shown, "step_time", "tokens_per_s"])
+    return [key for key in keys if any(series.has(group, key) for group in groups.values())] or numbers(groups)
+
+
+def as_text(groups: dict[str, Group], models: list[dict], keys: list[str]) -> str:
+    """Return the same as text: panels of the runs' metrics, and bars of the evaluation."""
     width = shutil.get_terminal_size((100, 24)).columns
-    blocks = terminal.BLOCKS if terminal.fits(terminal.BLOCKS + "│", stream.encoding) else terminal.PLAIN
     parts = []
     if groups:
-        parts.append(terminal.chart(groups, keys or terminal.chosen(groups) or numbers(groups), width, blocks))
+        parts.append(charts(groups, keys or default_keys(groups), width))
     if models:
-        rows = [(label(model["model"]), name, cell) for part in series.PARTS
-                for model in models for name, cell in series.cells(model, part).items()]
-        rows += [(label(model["model"]), f"pass@{k}", {"accuracy": value, "low": None, "high": None})
-                 for model in models for k, value in series.passes(model)]
-        parts.append(terminal.table(rows, width, blocks))
+        cells = [(model["model"], name, cell) for part in series.PARTS for model in models
+                 for name, cell in series.cells(model, part).items()]
+        cells += [(model["model"], f"pass@{k}", {"accuracy": rate, "low": None, "high": None})
+                  for model in models for k, rate in series.passes(model)]
+        parts.append(table([(bars.label(model), name, cell) for model, name, cell in cells], width))
     return "\n\n".join(parts)
 
 
-def show(runs: list[Path], keys: list[str], out: Path | None, text: bool) -> None:
-    """Draws, or prints, what the directories hold."""
-    first, groups, models = runs[0], {}, []
-    demo = len(runs) == 1 and not keys and not (first / "metrics.jsonl").exists() and (
-        first / "rl/metrics.jsonl").exists()
-    if demo:
-        groups, models = read_groups([first / "rl"]), series.read_results(first / "eval/results.json")
-    elif len(runs) == 1 and not keys and (first / "results.json").exists() and not (first / "metrics.jsonl").exists():
-        models = series.read_results(first / "results.json")
-    else:
-        groups = read_groups(runs)
-        require(groups, keys)
+def show(directories: list[Path], keys: list[str], out: Path | None, text: bool) -> None:
+    """Draw, or print, what the directories hold."""
+    groups, models = read(directories, keys)
     if not text:
         try:
             import matplotlib  # noqa: F401
         except ImportError:
             print('matplotlib is not installed (pip install ".[plots]"), so it is drawn in text', file=sys.stderr)
             text = True
-    if text:
-        terminal.say(in_words(groups, keys, models, sys.stdout))
-        return
-    if not models and not keys:
-        if out and out.suffix == ".png":
-            raise LookupError(f"--out {out}: a run gives several pictures; name a directory, or choose with --metric")
-        made = of_runs(groups, out or first)
-    else:
-        path = out if out and out.suffix == ".png" else (out or first) / (
-            "evaluation.png" if models and not demo else "curve.png")
-        made = [bars.demo(next(iter(groups.values()))[0], models, path) if demo else
-                bars.evaluation(models, path) if models else of_metrics(groups, keys, path)]
-    terminal.say(f"wrote {', '.join(map(str, made))}")
+    try:
+        say(as_text(groups, models, keys) if text else
+            f"wrote {', '.join(map(str, draw(groups, models, keys, out or directories[0])))}")
+    except DataError as error:
+        raise DataError(f"{' '.join(map(str, directories))} cannot be drawn: {error}") from None
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.plot", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="of a run, an evaluation, or a demo")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="a run, an evaluation, or a demo")
     parser.add_argument("--metric", nargs="+", default=[], metavar="KEY", help="keys of metrics.jsonl")
-    parser.add_argument("--out", type=Path, help="a directory, or where there is one picture its PNG (default: in the "
+    parser.add_argument("--out", type=Path, help="a directory, or a PNG file if there is one picture (default: the "
                                                  "first DIR)")
-    parser.add_argument("--text", action="store_true", help="in the terminal")
+    parser.add_argument("--text", action="store_true", help="draw in the terminal")
     args = parser.parse_args(argv)
-    try:
-        show(args.runs, args.metric, args.out, args.text)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        print(f"{error.filename} is not there; give the directory of a run, an evaluation or a demo", file=sys.stderr)
-        return 66
-    except series.PlotError as error:
-        print(f"{' '.join(map(str, args.runs))} cannot be drawn: {error}", file=sys.stderr)
-        return 65
-    except LookupError as error:
-        print(error.args[0], file=sys.stderr)
-        return 78
-    except OSError as error:
-        print(f"{error.filename} cannot be read or written: {error.strerror}", file=sys.stderr)
-        return 74
-    return 0
+    return run_tool(lambda: show(args.runs, args.metric, args.out, args.text))
 
 
 if __name__ == "__main__":

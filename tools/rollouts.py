@@ -1,183 +1,161 @@
-"""Answers of a training run, to be read: what was asked, what was said, and what it earned and why.
+"""Read the answers of a training run: the question, the answer, what it earned and why.
 
     python -m tools.rollouts runs/a                         the 5 worst of the last step
     python -m tools.rollouts runs/a --step 40 --best 3      the 3 best of step 40
     python -m tools.rollouts runs/a --id q17 --full         all answers to one question, the last time it was asked
     python -m tools.rollouts runs/a --task f1 --worst 10    of one task only
 
-Worst: the lowest reward, among equals the lowest advantage (wrong where others of its group were right). Answers that
-could not be scored come last. What an answer quotes of its document is marked: bold on a terminal, else «so». Long
-thinking is shown by its end, --full shows all of it.
+The worst answer has the lowest reward. Among equals it has the lowest advantage: others of its group were right.
+Unscorable answers come last. Quotes of the document are bold on a terminal, and «marked» elsewhere. Of long thinking
+only the end is shown. --full shows all of it.
 """
 
 import argparse
-import bisect
-import math
 import re
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tools import series
-from tools.terminal import clean, fits, say
+from tools.terminal import can_show, clean, run_tool, say
 
-STEP = re.compile(rb'\{"step": (\d+),')                          # how log.py begins a line: no need to read the rest
-TAIL, HEAD = 700, 1500                                           # characters of the thinking's end, of what follows it
+from nanoqwenlong.errors import ConfigError, DataError
+
+STEP = re.compile(rb'\{"step": (\d+),')                          # the start of a line as log.py writes it
+TAIL, HEAD = 700, 1500          # characters shown of the end of the thinking, and of the text after it
 BOLD, DIM, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
-SIGNS = ("«", "»"), ("<<", ">>")
 NUMBER = int | float | None
 FIELDS = {"step": int, "id": str, "text": str, "finish_reason": str | None, "reward": NUMBER, "advantage": NUMBER,
           "rule": NUMBER, "judge": NUMBER, "penalty": NUMBER}
 
 
-def read(path: Path, steps: set[int], wanted: Callable[[int], bool]) -> Iterator[dict]:
-    """The rows of the steps that are wanted, one after the other; all steps' numbers are put into `steps`."""
-    for number, line, whole in series.read_lines(path):
-        begins = STEP.match(line)
-        if begins and whole:
-            steps.add(int(begins[1]))
-            if not wanted(int(begins[1])):
-                continue
-        row = series.parse(path, number, line, whole)
-        if row is None:
-            continue
+def read(path: Path, step: int | None, id: str | None, task: str | None) -> tuple[list[dict], int]:
+    """Return the answers of a step, and the step. Default: the last step that has such answers.
+
+    Raises ConfigError if there are none. Lines of other steps are not parsed, and only one step is kept in memory.
+    """
+    steps: set[int] = set()
+    answers, at = [], step
+
+    def wanted(number: int) -> bool:
+        steps.add(number)
+        return number == step if step is not None else at is None or number >= at
+
+    def skip(line: bytes) -> bool:
+        start = STEP.match(line)
+        return start is not None and line.endswith(b"\n") and not wanted(int(start[1]))
+
+    for number, row in series.read_rows(path, skip):
         for name, kind in FIELDS.items():
             value = row.get(name)
             if isinstance(value, bool) or not isinstance(value, kind) or type(value) is int and abs(value) > 1e308:
-                raise series.PlotError(f"{path}:{number}: {name!r} is {str(row.get(name, 'not there'))[:60]!r}; "
-                                       "it should be a line of a run's rollouts.jsonl")
-        steps.add(row["step"])
-        if wanted(row["step"]):
-            yield row
-
-
-def pick(path: Path, step: int | None, key: str | None, task: str | None, order: str, num: int
-         ) -> tuple[list[dict], int, int]:
-    """The answers to show, in order, the step they are of, and how many there are to choose from. step None: the last
-    one that has any. LookupError where there are none. Only what will be shown is kept in memory."""
-    steps: set[int] = set()
-    found: list[tuple[tuple, dict]] = []
-    at, count = step, 0
-    for row in read(path, steps, lambda n: n == step if step is not None else at is None or n >= at):
-        if key not in (None, row["id"]) or task not in (None, row.get("task")):
+                raise DataError(f"{path}:{number}: {name!r} is {str(row.get(name, 'missing'))[:60]!r}; it should be a "
+                                "line of a run's rollouts.jsonl")
+            if value != value:                                   # NaN: unscorable
+                row[name] = None
+        if not wanted(row["step"]) or id not in (None, row["id"]) or task not in (None, row.get("task")):
             continue
-        if row["step"] != at:                                    # a later one: forget what came before
-            at, count, found = row["step"], 0, []
-        bisect.insort(found, (place(row, order, count), row), key=lambda pair: pair[0])
-        del found[num if order else len(found):]
-        count += 1
+        if row["step"] != at:
+            answers, at = [], row["step"]
+        answers.append(row)
     if step is not None and step not in steps:
-        raise LookupError(f"there is no step {step} in {path}; there are {ranges(steps)}")
-    if not count:
-        asked = " and ".join(f"{name} {value}" for name, value in (("id", key), ("task", task)) if value is not None)
+        raise ConfigError(f"there is no step {step} in {path}; there are {ranges(steps)}")
+    if not answers:
+        asked = " and ".join(f"{name} {value}" for name, value in (("id", id), ("task", task)) if value is not None)
         where = f"step {step} of {path}" if step is not None else f"{path}"
-        raise LookupError(f"no answer in {where}" + (f" has {asked}; leave that out to see what there is" if asked else
+        raise ConfigError(f"no answer in {where}" + (f" has {asked}; leave that out to see what there is" if asked else
                                                      ": it is empty; wait for the run's first step"))
-    return [row for _, row in found], at, count
-
-
-def place(row: dict, order: str, count: int) -> tuple:
-    """What answers are sorted by; "": as they stand in the file."""
-    reward, advantage = (known(row[name]) for name in ("reward", "advantage"))
-    if not order:
-        return (count,)
-    if reward is None:
-        return (1, 0.0, 0.0, count)
-    sign = 1 if order == "worst" else -1
-    return (0, sign * reward, sign * (advantage or 0.0), count)
-
-
-def known(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
+    return answers, at
 
 
 def ranges(numbers: set[int]) -> str:
     """{1, 2, 3, 7} -> 1-3, 7"""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts) or "none"
+    starts = [number for number in sorted(numbers) if number - 1 not in numbers]
+    ends = [number for number in sorted(numbers) if number + 1 not in numbers]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends)) or "none"
 
 
 def shown(row: dict, full: bool, style: str) -> str:
-    """One answer with all that is known of it. style: "terminal", "signs" or "ascii"."""
-    lines = [("question", short(row.get("question"), full)), ("gold", clean(" | ".join(golds(row)))),
-             ("extracted", "nothing" if row.get("answer") in (None, "") else clean(repr(row["answer"]))),
-             ("reward", earned(row)), ("ended", ended(row))]
-    if isinstance(row.get("patterns"), dict):
-        lines.append(("patterns", clean(", ".join(f"{k} {v}" for k, v in row["patterns"].items()))))
-    head = clean(f"{row['id']}, answer {row.get('sample', '?')}, task {row.get('task', '?')}")
-    told = "\n".join(f"  {name:10} {text}" for name, text in lines)
-    return f"{BOLD + head + PLAIN if style == 'terminal' else head}\n{told}\n\n{body(row, full, style)}\n"
-
-
-def short(text, full: bool) -> str:
-    """A question: if it is long, its end, where the question of a chat stands."""
-    text = clean(str(text or "not kept")).strip()
-    return text if full or len(text) <= 600 else f"[{len(text) - 600} characters] ... {text[-600:]}"
-
-
-def golds(row: dict) -> list[str]:
+    """Return one answer with everything known about it. style: "terminal", "signs" or "ascii"."""
+    question = clean(str(row.get("question") or "not kept")).strip()
+    if len(question) > 600 and not full:                         # the question of a chat is at its end
+        question = f"[{len(question) - 600} characters] ... {question[-600:]}"
     gold = row.get("gold")
-    return [str(one) for one in gold] if isinstance(gold, list) else [str(gold)]
+    golds = " | ".join(map(str, gold if isinstance(gold, list) else [gold]))
+    extracted = "nothing" if row.get("answer") in (None, "") else clean(repr(row["answer"]))
+    lines = {"question": question, "gold": clean(golds), "extracted": extracted, "reward": earned(row),
+             "ended": ended(row)}
+    if isinstance(row.get("patterns"), dict):
+        lines["patterns"] = clean(", ".join(f"{name} {count}" for name, count in row["patterns"].items()))
+    head = clean(f"{row['id']}, answer {row.get('sample', '?')}, task {row.get('task', '?')}")
+    if style == "terminal":
+        head = f"{BOLD}{head}{PLAIN}"
+    facts = "\n".join(f"  {name:10} {text}" for name, text in lines.items())
+    return f"{head}\n{facts}\n\n{body(row, full, style)}\n"
 
 
 def earned(row: dict) -> str:
-    """The reward and what it is made of."""
-    reward, advantage, rule, judge = (known(row.get(name)) for name in ("reward", "advantage", "rule", "judge"))
-    parts = [f"rule {number(rule)}", f"judge {number(judge)}" if judge is not None else
-             "judge left it open" if reward is None else "judge not asked"]
-    parts += [f"penalty {number(row['penalty'])}"] if row.get("penalty") else []
-    signed = "" if advantage is None else f"; advantage {advantage:+.2f}"
-    return f"{'none' if reward is None else number(reward)} ({', '.join(parts)}){signed}"
-
-
-def number(value: float | None) -> str:
-    return "?" if value is None else f"{value:.3g}"
+    """Return the reward and its parts."""
+    reward, advantage, rule, judge = (row.get(name) for name in ("reward", "advantage", "rule", "judge"))
+    judged = f"judge {judge:.3g}" if judge is not None else "no verdict" if reward is None else "judge not asked"
+    parts = ["rule ?" if rule is None else f"rule {rule:.3g}", judged]
+    if row.get("penalty"):
+        parts.append(f"penalty {row['penalty']:.3g}")
+    text = f"{'none' if reward is None else f'{reward:.3g}'} ({', '.join(parts)})"
+    return text if advantage is None else f"{text}; advantage {advantage:+.2f}"
 
 
 def ended(row: dict) -> str:
-    """By itself or cut, and after how many tokens."""
-    how = {"stop": "by itself", "length": "cut at --max-new-tokens"}.get(row.get("finish_reason"), "?")
+    """Return how the answer ended, and after how many tokens."""
+    how = {"stop": "by itself", "length": "truncated at --max-new-tokens"}.get(row.get("finish_reason"), "?")
     return f"{how}, {row['length']} tokens" if isinstance(row.get("length"), int) else how
 
 
 def body(row: dict, full: bool, style: str) -> str:
-    """The text: of long thinking the end, quotes of the document marked, thinking dimmed on a terminal."""
-    text = row["text"]
+    """Return the text, cleaned. Quotes are marked, and the thinking is dim on a terminal."""
+    text, marks = row["text"], quotes(row)
     turn = text.rfind("</think>")
-    turn = len(text) if turn < 0 else turn + len("</think>")     # what is no thinking begins here
+    turn = len(text) if turn < 0 else turn + len("</think>")     # the thinking ends here
     start = 0 if full or turn <= TAIL + 100 else turn - TAIL
     end = len(text) if full or len(text) - turn <= HEAD + 100 else turn + HEAD
-    edges = sorted({min(max(edge, start), end) for edge in (start, turn, end, *sum(quotes(row), ()))})
+    marks = [(max(low, start), min(high, end)) for low, high in marks if low < end and high > start]
+    edges = sorted({start, min(turn, end), end, *(edge for mark in marks for edge in mark)})
     parts = [f"[{start:,} characters of thinking before this; --full shows them] ..."] if start else []
+    left, right = ("<<", ">>") if style == "ascii" else ("«", "»")
     for a, b in zip(edges, edges[1:]):
-        quoted = any(low <= a and b <= high for low, high in quotes(row))
-        opens = any(low == a or low < a == start for low, _ in quotes(row))
-        closes = any(high == b or high > b == end for _, high in quotes(row))
-        parts.append(piece(text[a:b], quoted, opens, closes, b <= turn, style))
-    parts += [f"... [{len(text) - end:,} characters more; --full shows them]"] if end < len(text) else []
+        part, quoted = clean(text[a:b]), any(low <= a and b <= high for low, high in marks)
+        if style == "terminal":
+            look = BOLD if quoted else DIM if b <= turn else ""
+            parts.append(f"{look}{part}{PLAIN}" if look else part)
+        else:
+            opens, closes = any(low == a for low, _ in marks), any(high == b for _, high in marks)
+            parts.append(left * opens + part + right * closes)
+    if end < len(text):
+        parts.append(f"... [{len(text) - end:,} characters more; --full shows them]")
     return "".join(parts)
 
 
-def piece(text: str, quoted: bool, opens: bool, closes: bool, thinking: bool, style: str) -> str:
-    """A part of the text in one look."""
-    if style == "terminal":
-        looks = DIM * (thinking and not quoted) + BOLD * quoted
-        return f"{looks}{clean(text)}{PLAIN}" if looks else clean(text)
-    left, right = SIGNS[style == "ascii"]
-    return left * (quoted and opens) + clean(text) + right * (quoted and closes)
-
-
 def quotes(row: dict) -> list[tuple[int, int]]:
-    """Those that lie in the text; old runs have none."""
-    found = row.get("quotes")
-    return [(pair[0], pair[1]) for pair in found if isinstance(pair, list) and len(pair) == 2
-            and all(type(edge) is int for edge in pair) and 0 <= pair[0] < pair[1] <= len(row["text"])
-            ] if isinstance(found, list) else []
+    """Return the (start, end) of each valid quote. Old runs have none."""
+    pairs = row["quotes"] if isinstance(row.get("quotes"), list) else []
+    return [(pair[0], pair[1]) for pair in pairs if isinstance(pair, list) and len(pair) == 2
+            and all(type(edge) is int for edge in pair) and 0 <= pair[0] < pair[1] <= len(row["text"])]
+
+
+def show(run: Path, step: int | None, id: str | None, task: str | None, best: int | None, worst: int | None,
+         full: bool) -> None:
+    answers, step = read(run / "rollouts.jsonl", step, id, task)
+    if id is not None:
+        title = f"all {len(answers)} answers to {clean(id)}"
+    else:
+        unscorable = [row for row in answers if row["reward"] is None]
+        scored = [row for row in answers if row["reward"] is not None]
+        scored.sort(key=lambda row: (row["reward"], row["advantage"] or 0.0), reverse=bool(best))
+        title = f"{'best' if best else 'worst'} of {len(answers)} answers"
+        answers = (scored + unscorable)[:best or worst or 5]
+        title = f"the {len(answers)} {title}"
+    style = "terminal" if sys.stdout.isatty() else "signs" if can_show("«»") else "ascii"
+    texts = [f"step {step}: {title}", *(f"-- {shown(row, full, style)}" for row in answers)]
+    all(map(say, texts))                                         # stops if the reader, such as `head`, is gone
 
 
 def at_least_one(word: str) -> int:
@@ -189,36 +167,16 @@ def at_least_one(word: str) -> int:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.rollouts", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="DIR", help="of a training run")
+    parser.add_argument("run", type=Path, metavar="DIR", help="a training run")
     parser.add_argument("--step", type=int, help="default: the last")
     choice = parser.add_mutually_exclusive_group()
     for order in ("worst", "best"):
-        choice.add_argument(f"--{order}", type=at_least_one, metavar="N", help="so many answers")
-    choice.add_argument("--id", help="all answers to this example")
-    parser.add_argument("--task", help="answers to examples of this task only")
-    parser.add_argument("--full", action="store_true", help="nothing is shortened")
+        choice.add_argument(f"--{order}", type=at_least_one, metavar="N", help="show so many answers")
+    choice.add_argument("--id", help="show all answers to this example")
+    parser.add_argument("--task", help="only answers to examples of this task")
+    parser.add_argument("--full", action="store_true", help="do not shorten anything")
     args = parser.parse_args(argv)
-    order = "" if args.id is not None else "best" if args.best else "worst"
-    try:
-        rows, step, count = pick(args.run / "rollouts.jsonl", args.step, args.id, args.task, order,
-                                 args.best or args.worst or 5)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        print(f"{error.filename} is not there; give the directory of a run", file=sys.stderr)
-        return 66
-    except series.PlotError as error:
-        print(error, file=sys.stderr)
-        return 65
-    except LookupError as error:
-        print(error.args[0], file=sys.stderr)
-        return 78
-    except OSError as error:
-        print(f"{error.filename} cannot be read: {error.strerror}", file=sys.stderr)
-        return 74
-    style = "terminal" if sys.stdout.isatty() else "signs" if fits("«»", sys.stdout.encoding) else "ascii"
-    which = f"the {len(rows)} {order} of {count} answers" if order else f"all {count} answers to {clean(args.id)}"
-    texts = [f"step {step}: {which}", *(f"-- {shown(row, args.full, style)}" for row in rows)]
-    all(map(say, texts))                                                         # until nobody reads any more
-    return 0
+    return run_tool(lambda: show(**vars(args)))
 
 
 if __name__ == "__main__":

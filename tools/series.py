@@ -1,26 +1,26 @@
-"""What the files of runs hold, as series of numbers for pictures and for the terminal. Pure Python.
+"""Read the files of runs, and turn metrics into series of numbers.
 
-A run is its rows (dictionaries of metrics.jsonl); a group is the rows of several runs that differ in their seed.
+A run is a list of rows, the dictionaries of its metrics.jsonl. A group is a list of runs with different seeds.
 """
 
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-ROLL = 10                       # steps of the windows of `rolling_std`: the same for every run, to be compared
+from nanoqwenlong.errors import DataError
+
+Group = Sequence[Sequence[dict]]
+WINDOW = 10                     # steps that rolling_std looks at: the same for every run, so that runs compare
 BY_LENGTH = "reward_by_len/"
 PARTS = ("by_length", "by_task", "by_source")
 
 
-class PlotError(ValueError):
-    """A file that cannot be shown; the message names it and says what to do."""
-
-
 class Line(NamedTuple):
-    """A metric of a group: at each step the mean, the lowest and the highest of its runs."""
+    """A metric of a group. At each step: the mean, the lowest and the highest value of its runs."""
 
     steps: list[int]
     mean: list[float]
@@ -28,40 +28,38 @@ class Line(NamedTuple):
     high: list[float]
 
 
-def read_lines(path: Path) -> Iterable[tuple[int, bytes, bool]]:
-    """Number, bytes, and whether it is whole, of each line of a file that may still be written."""
+# Files
+
+def read_rows(path: Path, skip: Callable[[bytes], bool] = lambda line: False) -> Iterator[tuple[int, dict]]:
+    """Yield (line number, row) of a JSONL file. If a run is still writing the last line, that line is left out."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
-            yield number, line, line.endswith(b"\n")
-
-
-def parse(path: Path, number: int, line: bytes, whole: bool) -> dict | None:
-    """The JSON object of a line; None of half a last line, that a run is writing just now."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        if not whole:
-            return None
-        raise PlotError(f"{path}:{number}: this line is not JSON; take it out") from None
-    if not isinstance(row, dict):
-        raise PlotError(f"{path}:{number}: this line is no JSON object but a {type(row).__name__}; take it out")
-    return row
+            if skip(line):
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                if not line.endswith(b"\n"):
+                    return
+                raise DataError(f"{path}:{number}: this line is not JSON; remove it") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{path}:{number}: not a JSON object but a {type(row).__name__}; remove this line")
+            yield number, row
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The steps of a run, one dictionary each; PlotError where there is none, or one is not a step's."""
-    rows = [row for row in (parse(path, *line) for line in read_lines(path)) if row is not None]
+    """Return the rows of a run. Raises DataError if there are none, or if one has no step."""
+    rows = [row for _, row in read_rows(path)]
     for row in rows:
         if type(row.get("step")) is not int:
-            raise PlotError(f'{path} holds a line without a "step": {str(row)[:80]}; it should be the metrics.jsonl '
-                            "of a run")
+            raise DataError(f'{path}: a line has no "step": {str(row)[:80]}; it should be the metrics.jsonl of a run')
     if not rows:
-        raise PlotError(f"{path}: there is no step in it yet; wait for the first")
+        raise DataError(f"{path}: there is no step in it yet; wait for the first")
     return rows
 
 
 def read_results(path: Path) -> list[dict]:
-    """The models of an evaluation's results.json, as they stand there, each with the parts that are drawn."""
+    """Return the models of an evaluation's results.json. Raises DataError if the file cannot be drawn."""
     try:
         models = json.loads(path.read_text(encoding="utf-8"))["models"]
         for model in models:
@@ -73,132 +71,120 @@ def read_results(path: Path) -> list[dict]:
             if any(value is not None and not 0 <= value <= 1 for value in values):
                 raise ValueError("an accuracy that is not between 0 and 1")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise PlotError(f"{path} is not a results.json of eval.py --out ({type(error).__name__}: {error})") from None
+        raise DataError(f"{path} is not a results.json of eval.py --out ({type(error).__name__}: {error})") from None
     if not any(cells(model, part) for model in models for part in PARTS):
-        raise PlotError(f"{path} holds no model with an accuracy")
+        raise DataError(f"{path} holds no model with an accuracy")
     return models
 
 
 def cells(model: dict, part: str) -> dict[str, dict]:
-    """{name: CELL} of one of PARTS; of sources also their average."""
-    found = dict(model.get(part) or {})
-    if part == "by_source" and found and model.get("average"):
-        found["average"] = model["average"]
-    return found
+    """Return {name: cell} for one of PARTS. The sources end with their average."""
+    named = dict(model.get(part) or {})
+    if part == "by_source" and named and model.get("average"):
+        named["average"] = model["average"]
+    return named
 
 
 def passes(model: dict) -> list[tuple[int, float]]:
-    """(k, pass@k) of a model, over all questions."""
+    """Return (k, pass@k) of a model, over all questions."""
     return sorted((int(key[5:]), value) for key, value in model["all"].items()
                   if re.fullmatch(r"pass@[1-9]\d*", key) and value is not None)
 
 
 def labels(runs: Sequence[Path]) -> dict[Path, str]:
-    """A short name for each directory: its own, with those above it where two have the same.
-
-    >>> labels([Path("runs/a"), Path("demo-0/rl"), Path("demo-1/rl")])[Path("demo-1/rl")]
-    'demo-1/rl'
-    """
-    found = {}
-    for run in dict.fromkeys(runs):
-        parts = run.resolve().parts
-        others = [other.resolve().parts for other in runs if other.resolve() != run.resolve()]
-        count = next((n for n in range(1, len(parts)) if all(parts[-n:] != o[-n:] for o in others)), len(parts))
-        found[run] = "/".join(parts[-count:])
-    return found
+    """Return a short name for each directory: the end of its path, as long as needed to tell it from the others."""
+    paths = {run: run.resolve().parts for run in runs}
+    names = {}
+    for run, parts in paths.items():
+        others = [other for other in paths.values() if other != parts]
+        length = 1
+        while length < len(parts) and any(other[-length:] == parts[-length:] for other in others):
+            length += 1
+        names[run] = "/".join(parts[-length:])
+    return names
 
 
 def seeds(runs: Sequence[Path]) -> dict[str, list[Path]]:
-    """{name: runs}: those whose names differ only in a number at the end are seeds of one line.
-
-    >>> seeds([Path("runs/a-0"), Path("runs/b"), Path("runs/a-1"), Path("runs/c-7")])
-    {'a': [PosixPath('runs/a-0'), PosixPath('runs/a-1')], 'b': [PosixPath('runs/b')], 'c-7': [PosixPath('runs/c-7')]}
-    """
-    names, found = labels(runs), {}
+    """Return {name: runs}. Runs whose names differ only in a number at the end are seeds of one line."""
+    names, groups = labels(runs), {}
     for run, name in names.items():
         stem = re.sub(r"[-_]\d+(?=/|$)", "", name)
-        found.setdefault((stem, stem == name), []).append(run)           # "a" itself is no seed of "a-0", "a-1"
-    plain = {stem for stem, is_plain in found if is_plain}
-    return {names[some[0]] if len(some) == 1 else f"{stem}-*" if stem in plain else stem: some
-            for (stem, _), some in found.items()}
+        groups.setdefault((stem, stem == name), []).append(run)          # "a" itself is not a seed of "a-0" and "a-1"
+    result = {}
+    for (stem, _), members in groups.items():
+        name = f"{stem}-*" if (stem, True) in groups else stem
+        result[name if len(members) > 1 else names[members[0]]] = members
+    return result
 
+
+# Metrics
 
 def number(row: dict, key: str) -> float | None:
-    """The value of a metric in a row: None where it was not measured, infinity for all that is not finite."""
+    """Return the value of a metric: None if it was not measured, infinity if it is not finite."""
     value = row.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise PlotError(f"step {row['step']}: {key} is {str(value)[:60]!r}, which is no number")
+        raise DataError(f"step {row['step']}: {key} is {str(value)[:60]!r}, which is not a number")
     return float(value) if abs(value) < 1e308 else math.inf
 
 
 def points(rows: Sequence[dict], key: str) -> list[tuple[int, float]]:
-    """(step, value) where a value was measured and is finite."""
-    return [(row["step"], value) for row in rows
-            if (value := number(row, key)) is not None and math.isfinite(value)]
+    """Return (step, value) where the value is finite."""
+    values = [(row["step"], number(row, key)) for row in rows]
+    return [(step, value) for step, value in values if value is not None and math.isfinite(value)]
 
 
-def not_finite(rows: Sequence[dict], key: str) -> list[int]:
-    """The steps whose value is NaN or infinite."""
-    return [row["step"] for row in rows if (value := number(row, key)) is not None and not math.isfinite(value)]
+def not_finite(group: Group, key: str) -> list[int]:
+    """Return the steps where the value of some run is NaN or infinite."""
+    return sorted({row["step"] for rows in group for row in rows if number(row, key) == math.inf})
 
 
-def has(group: Sequence[Sequence[dict]], key: str) -> bool:
+def has(group: Group, key: str) -> bool:
     """Whether any run of a group measured this, at any step."""
     return any(number(row, key) is not None for rows in group for row in rows)
 
 
 def by_phase(rows: Sequence[dict]) -> list[list[dict]]:
-    """The rows cut where the phase changes."""
-    parts: list[list[dict]] = []
-    for row in rows:
-        if not parts or parts[-1][-1].get("phase") != row.get("phase"):
-            parts.append([])
-        parts[-1].append(row)
-    return parts
+    """Return the rows of each phase."""
+    return [list(part) for _, part in groupby(rows, key=lambda row: row.get("phase"))]
 
 
-def borders(rows: Sequence[dict]) -> dict[int, str]:
-    """{first step of a later phase: its name}."""
-    return {part[0]["step"]: f"phase {part[0].get('phase')}" for part in by_phase(rows)[1:]}
+def borders(group: Group) -> dict[int, str]:
+    """Return {first step of a later phase: its name}."""
+    return {part[0]["step"]: f"phase {part[0].get('phase')}" for rows in group for part in by_phase(rows)[1:]}
 
 
 def moving_average(values: Sequence[float], width: int) -> list[float]:
-    """Mean of the last `width` values at each place (fewer at the start).
+    """Return the mean of the last `width` values at each place. There are fewer at the start."""
+    windows = [values[max(0, end - width):end] for end in range(1, len(values) + 1)]
+    return [sum(window) / len(window) for window in windows]
 
-    >>> moving_average([1, 3, 5, 7], 2)
-    [1.0, 2.0, 4.0, 6.0]
+
+def line(group: Group, key: str, smooth: bool = True) -> Line:
+    """Return a metric of a group. After the end of a run, the others continue without it.
+
+    smooth: average over a tenth of the run, at most 15 steps. The average starts again with each phase.
     """
-    parts = [values[max(0, i - width + 1):i + 1] for i in range(len(values))]
-    return [sum(part) / len(part) for part in parts]
-
-
-def width_for(rows: Sequence[dict]) -> int:
-    """Of the moving average: a tenth of the run, 15 steps at most."""
-    return max(1, min(15, len(rows) // 10))
-
-
-def line(group: Sequence[Sequence[dict]], key: str, smooth: bool = True) -> Line:
-    """The mean over a group's runs, and how far they lie apart. smooth: of their moving averages, which begin anew with
-    each phase. Where some runs have ended, the others go on alone."""
     at_step: dict[int, list[float]] = {}
     for rows in group:
+        width = max(1, min(15, len(rows) // 10)) if smooth else 1
         for part in by_phase(rows):
-            found = points(part, key)
-            values = [value for _, value in found]
-            if smooth:
-                values = moving_average(values, width_for(rows))
-            for (step, _), value in zip(found, values):
+            measured = points(part, key)
+            averages = moving_average([value for _, value in measured], width)
+            for (step, _), value in zip(measured, averages):
                 at_step.setdefault(step, []).append(value)
     steps = sorted(at_step)
-    return Line(steps, [sum(at_step[s]) / len(at_step[s]) for s in steps], [min(at_step[s]) for s in steps],
-                [max(at_step[s]) for s in steps])
+    values = [at_step[step] for step in steps]
+    return Line(steps, [sum(some) / len(some) for some in values], list(map(min, values)), list(map(max, values)))
 
 
-def rolling_std(group: Sequence[Sequence[dict]], key: str, width: int = ROLL) -> float | None:
-    """How much a metric moves from step to step: the standard deviation within `width` consecutive steps (a whole phase
-    if that is shorter), averaged over all such windows of all runs. None where no phase has two values."""
+def rolling_std(group: Group, key: str, width: int = WINDOW) -> float | None:
+    """Return how much a metric moves from step to step, or None if no phase has two values.
+
+    This is the standard deviation within `width` consecutive steps, averaged over all such windows of all runs. A
+    window never crosses phases. If a phase is shorter than `width`, it is one window.
+    """
     spreads = []
     for rows in group:
         for part in by_phase(rows):
@@ -212,23 +198,24 @@ def rolling_std(group: Sequence[Sequence[dict]], key: str, width: int = ROLL) ->
 
 
 def cumulated(rows: Sequence[dict]) -> list[dict]:
-    """The rows with the time since the start, "minutes", and the tokens since then, "million tokens"."""
+    """Return the rows with two more keys: "minutes" and "million tokens" since the start."""
     seconds = tokens = 0.0
-    found = []
+    result = []
     for row in rows:
         took = number(row, "step_time") or 0.0
         speed = number(row, "tokens_per_s") or 0.0
         if math.isfinite(took) and math.isfinite(speed):
-            seconds, tokens = seconds + took, tokens + took * speed
-        found.append({**row, "minutes": seconds / 60, "million tokens": tokens / 1e6})
-    return found
+            seconds += took
+            tokens += took * speed
+        result.append({**row, "minutes": seconds / 60, "million tokens": tokens / 1e6})
+    return result
 
 
 def buckets(rows: Iterable[dict]) -> dict[str, int | None]:
-    """{length bucket: the phase in which it came first}, shortest first; what comes later is a retrospective one."""
-    found: dict[str, int | None] = {}
+    """Return {length bucket: the phase in which it came first}, shortest bucket first."""
+    first_phase: dict[str, int | None] = {}
     for row in rows:
         for key in row:
             if key.startswith(BY_LENGTH):
-                found.setdefault(key[len(BY_LENGTH):], row.get("phase"))
-    return dict(sorted(found.items(), key=lambda item: [int(n) for n in re.findall(r"\d+", item[0])]))
+                first_phase.setdefault(key[len(BY_LENGTH):], row.get("phase"))
+    return dict(sorted(first_phase.items(), key=lambda item: [int(n) for n in re.findall(r"\d+", item[0])]))
