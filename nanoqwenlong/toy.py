@@ -1,4 +1,4 @@
-"""A task that a tiny model can learn on a CPU and that needs the whole document: look-ups among plain records.
+"""A toy task for a CPU: look-ups among plain records. A tiny model can learn it, and it needs the whole document.
 
     Notes. We showed Tom Oslo. We sent Rome salt. We showed Ann Bern. We sent Oslo tea. ...
     Which town did we show Tom?     <think> We showed Tom Oslo.</think> Therefore, the answer is Oslo.
@@ -6,26 +6,25 @@
     What did we send the town that we showed Tom?
                                     <think> We showed Tom Oslo. We sent Oslo tea.</think> Therefore, the answer is tea.
 
-Everybody was shown another town and every town was sent another thing, so a question is a choice among all records of
-its kind (at least four), the others do not matter, and the third kind of question needs two look-ups. Everything is a
-function of the seed. A document belongs to the held-out split by a hash of its text, so training and held-out documents
-are disjoint for every seed.
+Each person was shown another town, and each town was sent another thing. So a question is a choice among all records
+of its kind (at least four), and the third kind of question needs two look-ups. Everything is a function of the seed.
+A hash of its text decides whether a document is held out, so training and held-out documents never overlap.
 
-Two more tasks have graded rewards: f1 asks for several things at once, pairwise for towns in the alphabet's order.
+Two more tasks have graded rewards. f1 asks for several things at once, pairwise for towns in alphabetical order:
 
     What did we send Rome, Oslo and Lima?                 ... Therefore, the answer is salt, tea, wool.
     Order the towns that we showed Tom, Ann and Bob.      ... Therefore, the answer is Bern, Lima, Oslo.
 
-And worked answers may be paraphrased (chai for tea), so that a judge has something to do that no rule can.
+Worked answers may be paraphrased (chai for tea). No rule accepts those, but a judge can.
 """
 
 import math
 import random
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -43,121 +42,110 @@ Kyoto""".split()
 GOODS = "tea salt wool corn silk rice fish milk wine rope coal iron gold clay soap wax oats figs nuts plums".split()
 OTHER_WORDS = dict(zip(GOODS, """chai brine fleece maize satin paddy haddock dairy claret cord coke steel bullion loam
 suds paraffin porridge sultanas almonds prunes""".split()))
-TASKS = ("qa", "f1", "pairwise")
-NUM_NAMED = 3                                                        # in a question of the last two
-SHORT, LONG = (8, 12), (24, 36)                                      # records in a document of either length
-LENGTHS = (80, 200)                                                  # tokens (document + question) that bound them
-PAGE, MENTIONS = (2, 10), 16                                         # different records of a page, and how many in all
+NUM_NAMED = 3                           # people or towns in a question of f1 and pairwise
+SHORT, LONG = (8, 12), (24, 36)         # records in a document of either length: fewest, most
+LENGTHS = (80, 200)                     # tokens (document + question) of the longest short and long ones
+SHOWED, SENT = " We showed {} {}.", " We sent {} {}."
+PAGE, MENTIONS = (2, 10), 16            # different records of a page, and how many sentences it has
+
+
+class Facts(NamedTuple):
+    shown: dict[str, str]               # {person: the town that we showed}
+    received: dict[str, str]            # {town: the thing that we sent there}
+
+
+def facts(rng: random.Random, num_records: int) -> Facts:
+    """Half of the records say what we showed, the other half what we sent."""
+    num_people = (num_records + 1) // 2
+    people, towns = rng.sample(PEOPLE, num_people), rng.sample(TOWNS, num_people)
+    receivers = rng.sample(towns, num_records - num_people)
+    return Facts(dict(zip(people, towns)), dict(zip(receivers, rng.sample(GOODS, len(receivers)))))
+
+
+def write_document(rng: random.Random, shown: dict[str, str], received: dict[str, str], mentions: int = 0) -> str:
+    """Each record once, in random order. With `mentions`: so many records, drawn with replacement."""
+    records = [SHOWED.format(*item) for item in shown.items()] + [SENT.format(*item) for item in received.items()]
+    chosen = rng.choices(records, k=mentions) if mentions else rng.sample(records, len(records))
+    return "Notes." + "".join(chosen)
+
+
+def split_of(document: str) -> str:
+    """"train", or "heldout" for one document in eight."""
+    digest = blake2b(document.encode(), digest_size=1).digest()
+    return "heldout" if digest[0] % 8 == 0 else "train"
+
+
+# Questions: each function returns the question, the records to quote, and the answer.
+
+def ask(rng: random.Random, known: Facts) -> tuple[str, str, str]:
+    """One of the three kinds of questions."""
+    kind = rng.choice(["shown", "received", "both"])
+    if kind == "shown":
+        person, town = rng.choice(list(known.shown.items()))
+        return f"Which town did we show {person}?", SHOWED.format(person, town), town
+    town, goods = rng.choice(list(known.received.items()))
+    if kind == "received":
+        return f"What did we send {town}?", SENT.format(town, goods), goods
+    person = next(person for person, place in known.shown.items() if place == town)
+    quotes = SHOWED.format(person, town) + SENT.format(town, goods)
+    return f"What did we send the town that we showed {person}?", quotes, goods
+
+
+def ask_several(rng: random.Random, known: Facts) -> tuple[str, str, list[str]]:
+    """What we sent to several towns."""
+    towns = rng.sample(list(known.received), NUM_NAMED)
+    quotes = "".join(SENT.format(town, known.received[town]) for town in towns)
+    answer = [known.received[town] for town in towns]
+    return f"What did we send {', '.join(towns[:-1])} and {towns[-1]}?", quotes, answer
+
+
+def ask_order(rng: random.Random, known: Facts) -> tuple[str, str, list[str]]:
+    """The towns that we showed several people, in alphabetical order."""
+    people = rng.sample(list(known.shown), NUM_NAMED)
+    quotes = "".join(SHOWED.format(person, known.shown[person]) for person in people)
+    answer = sorted(known.shown[person] for person in people)
+    return f"Order the towns that we showed {', '.join(people[:-1])} and {people[-1]}.", quotes, answer
+
+
+ASK = {"qa": ask, "f1": ask_several, "pairwise": ask_order}
 
 
 def examples(num: int, records: tuple[int, int], seed: int, split: str = "train", tasks: Sequence[str] = (),
              paraphrased: float = 0.0) -> list[Example]:
-    """`num` questions with worked responses, each about its own document of `records` = (fewest, most) records.
-    split: "train" or "heldout". tasks: each has the same chance; none: qa. paraphrased: the share of responses to `qa`
-    that name a thing by its other word; the gold answer does not."""
-    if unknown := sorted(set(tasks) - set(TASKS)):
-        raise ConfigError(f"--task {unknown[0]}: the toy task has {', '.join(TASKS)} only; give --data for others")
-    tasks = tasks or TASKS[:1]
-    rng, found, name = random.Random(f"{seed}/{records}/{split}"), [], f"{split}-{records[0]}-{records[1]}-{seed}"
-    while len(found) < num:
-        shown, received = facts(rng, rng.randint(*records))
-        document = write_document(rng, shown, received)
-        if split_of(document) == split:
-            task = rng.choice(tasks) if len(tasks) > 1 else tasks[0]
-            example = ASK[task](rng, f"{name}-{len(found):05d}", document, shown, received)
-            if paraphrased and rng.random() < paraphrased:
-                example = paraphrase(example)
-            found.append(example)
-    return found
+    """`num` questions with worked responses, each about its own document.
 
-
-def facts(rng: random.Random, num_records: int) -> tuple[dict[str, str], dict[str, str]]:
-    """Who was shown which town, and which of those towns was sent what: half of the records each."""
-    num_people = (num_records + 1) // 2
-    people, towns = rng.sample(PEOPLE, num_people), rng.sample(TOWNS, num_people)
-    receivers = rng.sample(towns, num_records - num_people)
-    return dict(zip(people, towns)), dict(zip(receivers, rng.sample(GOODS, len(receivers))))
-
-
-def showed(person: str, town: str) -> str:
-    return f" We showed {person} {town}."
-
-
-def sent(town: str, goods: str) -> str:
-    return f" We sent {town} {goods}."
-
-
-def write_document(rng: random.Random, shown: dict[str, str], received: dict[str, str], mentions: int = 0) -> str:
-    """The records in random order, each once; or `mentions` records drawn with replacement."""
-    records = [showed(*item) for item in shown.items()] + [sent(*item) for item in received.items()]
-    return "Notes." + "".join(rng.choices(records, k=mentions) if mentions else rng.sample(records, len(records)))
-
-
-def ask(rng: random.Random, id: str, document: str, shown: dict[str, str], received: dict[str, str]) -> Example:
-    """One question with its worked response; each kind of question has the same chance."""
-    kind = rng.choice(["shown", "received", "both"])
-    if kind == "shown":
-        person, town = rng.choice(list(shown.items()))
-        return worked(id, document, f"Which town did we show {person}?", showed(person, town), town)
-    town, goods = rng.choice(list(received.items()))
-    if kind == "received":
-        return worked(id, document, f"What did we send {town}?", sent(town, goods), goods)
-    person = next(someone for someone, place in shown.items() if place == town)
-    question = f"What did we send the town that we showed {person}?"
-    return worked(id, document, question, showed(person, town) + sent(town, goods), goods)
-
-
-def ask_several(rng: random.Random, id: str, document: str, shown: dict[str, str], received: dict[str, str]
-                ) -> Example:
-    """What several towns were sent."""
-    towns = rng.sample(list(received), NUM_NAMED)
-    question = f"What did we send {', '.join(towns[:-1])} and {towns[-1]}?"
-    return worked(id, document, question, "".join(sent(town, received[town]) for town in towns),
-                  [received[town] for town in towns], "f1")
-
-
-def ask_order(rng: random.Random, id: str, document: str, shown: dict[str, str], received: dict[str, str]) -> Example:
-    """The towns that several people were shown, in the order of the alphabet."""
-    people = rng.sample(list(shown), NUM_NAMED)
-    return worked(id, document, f"Order the towns that we showed {', '.join(people[:-1])} and {people[-1]}.",
-                  "".join(showed(person, shown[person]) for person in people), sorted(shown[p] for p in people),
-                  "pairwise")
-
-
-ASK = dict(zip(TASKS, (ask, ask_several, ask_order)))
-
-
-def worked(id: str, document: str, question: str, quotes: str, answer: str | list[str], task: str = "qa") -> Example:
-    said, gold = (answer, answer) if isinstance(answer, str) else (", ".join(answer), "\n".join(answer))
-    return Example(id, document, question, gold, task,
-                   response=f"<think>{quotes}</think> Therefore, the answer is {said}.")
-
-
-def paraphrase(example: Example) -> Example:
-    """The thing in the answer of a worked response called by its other word, if there is a thing."""
-    if example.task != "qa" or example.answer not in OTHER_WORDS:
-        return example
-    quotes, end = example.response.split("</think>")
-    return replace(example, response=f"{quotes}</think>{end.replace(example.answer, OTHER_WORDS[example.answer])}")
+    records: the fewest and the most records of a document. split: "train" or "heldout".
+    tasks: each has the same chance. Without any, all are qa. paraphrased: the share of responses to qa that call a
+    thing by its other word. The gold answer does not."""
+    if unknown := sorted(set(tasks) - set(ASK)):
+        raise ConfigError(f"--task {unknown[0]}: the toy task has {', '.join(ASK)} only; give --data for other tasks")
+    tasks = tasks or ["qa"]
+    rng = random.Random(f"{seed}/{records}/{split}")
+    made = []
+    while len(made) < num:
+        known = facts(rng, rng.randint(*records))
+        document = write_document(rng, *known)
+        if split_of(document) != split:
+            continue
+        task = rng.choice(tasks) if len(tasks) > 1 else tasks[0]
+        question, quotes, answer = ASK[task](rng, known)
+        said, gold = (answer, answer) if task == "qa" else (", ".join(answer), "\n".join(answer))
+        if paraphrased and rng.random() < paraphrased and task == "qa":
+            said = OTHER_WORDS.get(said, said)
+        made.append(Example(f"{split}-{records[0]}-{records[1]}-{seed}-{len(made):05d}", document, question, gold, task,
+                            response=f"<think>{quotes}</think> Therefore, the answer is {said}."))
+    return made
 
 
 def pages(num: int, seed: int) -> list[Example]:
-    """Plain text to pretrain on, never a question: few records, said again and again, so that most of what a page says
-    can be looked up further up on it."""
+    """Plain text to pretrain on, without questions. A page repeats few records, so most of what it says can be looked
+    up earlier on it."""
     rng = random.Random(f"{seed}/pages")
-    found = []
-    for number in range(num):
-        text = write_document(rng, *facts(rng, rng.randint(*PAGE)), mentions=MENTIONS)
-        found.append(Example(f"page-{seed}-{number:05d}", text, question="", answer="", task="text"))
-    return found
+    texts = [write_document(rng, *facts(rng, rng.randint(*PAGE)), mentions=MENTIONS) for _ in range(num)]
+    return [Example(f"page-{seed}-{i:05d}", text, question="", answer="", task="text") for i, text in enumerate(texts)]
 
 
-def split_of(document: str) -> str:
-    """One document in eight is held out, by a hash of its text."""
-    return "heldout" if blake2b(document.encode(), digest_size=1).digest()[0] % 8 == 0 else "train"
-
-
-# The tiny model: an ordinary Qwen2 directory.
+# The tiny model: an ordinary Qwen2 directory
 
 CONFIG = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 192,
           "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "rope_theta": 10000.0,
@@ -175,30 +163,31 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 
 def new_model(seed: int, texts: Sequence[str] = (), looks_back: Sequence[int] = (1,), **changes
               ) -> tuple[Qwen, Tokenizer]:
-    """A random tiny model and its tokenizer: bytes, and one token for each word of the toy task and of the prompt, or
-    of `texts` if it stands there often. The first heads start by looking so many tokens back. `changes` to CONFIG."""
+    """A random tiny model and its tokenizer, which has a token for each frequent word of `texts`.
+
+    looks_back: the first heads start by attending to the token at these distances. changes: to CONFIG."""
     with tempfile.TemporaryDirectory() as directory:
         vocab_size = save_tokenizer(Path(directory), texts)
         tokenizer = Tokenizer(directory)
-    config = ModelConfig.from_json({**CONFIG, **changes, "vocab_size": vocab_size, "eos_token_id": tokenizer.eos_id},
-                                   "toy.CONFIG")
+    settings = {**CONFIG, **changes, "vocab_size": vocab_size, "eos_token_id": tokenizer.eos_id}
+    config = ModelConfig.from_json(settings, "toy.CONFIG")
     model = Qwen.random(config, seed)
     with torch.no_grad():
-        model.model.embed_tokens.weight /= config.initializer_range      # std 1: a token outweighs what is added to it
+        model.model.embed_tokens.weight /= config.initializer_range    # std 1: a token outweighs what is added to it
         for head, distance in enumerate(looks_back):
             look_back(model.model.layers[0].self_attn, config, head, distance)
     return model, tokenizer
 
 
-def look_back(attention, config: ModelConfig, head: int, distance: int, strength: float = 4.0, num_pairs: int = 4
-              ) -> None:
-    """Start a head as one that attends to the token `distance` back, by biases alone: rope turns the query's bias by so
-    many positions against the key's in the fastest `num_pairs` planes, so their product peaks there.
+def look_back(attention, config: ModelConfig, head: int, distance: int) -> None:
+    """Make a head attend to the token `distance` back, by biases alone.
 
-    A look-up needs two layers to agree (write down what stood before, then search for it), and neither is of use
-    without the other: from random weights that stalemate outlasts the whole pretraining of a model this small."""
+    In the four fastest planes, rope turns the bias of the query by `distance` positions against that of the key, so
+    their product peaks there. Without this, a model this small does not learn look-ups in its whole pretraining: they
+    need two layers (note the token before, then search for it), and neither helps without the other."""
     half, first = config.head_dim // 2, head * config.head_dim
-    for plane in range(num_pairs):
+    strength = 4.0
+    for plane in range(4):
         angle = distance * config.rope_theta ** (-2 * plane / config.head_dim)
         attention.k_proj.bias[first + plane] = strength
         attention.q_proj.bias[first + plane] = strength * math.cos(angle)
@@ -206,7 +195,8 @@ def look_back(attention, config: ModelConfig, head: int, distance: int, strength
 
 
 def save_tokenizer(directory: Path, texts: Sequence[str] = ()) -> int:
-    """Writes a byte-level BPE tokenizer as Hugging Face saves them; returns its vocabulary size, rounded up to 16."""
+    """Write a byte-level BPE tokenizer, with the words of the toy task if there are no texts. Returns its vocabulary
+    size, rounded up to a multiple of 16."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as BPE
     from transformers import PreTrainedTokenizerFast
@@ -215,16 +205,17 @@ def save_tokenizer(directory: Path, texts: Sequence[str] = ()) -> int:
              "Which town did we show Tom? What did we send Rome? What did we send the town that we showed Tom?",
              "Therefore, the answer is Rome."]
     bpe = BPE(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(texts or words, trainers.BpeTrainer(
-        vocab_size=4096, min_frequency=1 + len(texts) // 64, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        vocab_size=4096, min_frequency=1 + len(texts) // 64, show_progress=False, initial_alphabet=alphabet))
     bpe.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    bpe.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
+    bpe.add_tokens([AddedToken(marker, normalized=False) for marker in ("<think>", "</think>")])
     hf = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>",
                                  model_max_length=16384)
     hf.chat_template = CHAT_TEMPLATE
     hf.save_pretrained(directory)
-    ends = [hf.convert_tokens_to_ids("<|im_end|>"), hf.convert_tokens_to_ids("<|endoftext|>")]
+    ends = hf.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     write_json(directory / "generation_config.json", {"eos_token_id": ends, "pad_token_id": ends[1]})
     return -(-len(hf) // 16) * 16
