@@ -15,7 +15,8 @@ from nanoqwenlong.ops import flags
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = {"train_sft.py": train_sft, "train_rl.py": train_rl, "eval.py": eval_script, "sample.py": sample}
-WRITTEN = [README, (ROOT / "docs/data.md").read_text(encoding="utf-8"), *(module.__doc__ for module in SCRIPTS.values())]
+WRITTEN = [README, (ROOT / "docs/data.md").read_text(encoding="utf-8"),
+           *(module.__doc__ for module in SCRIPTS.values())]
 COMMANDS = sorted({line.strip().split("   ")[0].split("#")[0] for text in WRITTEN
                    for line in text.replace("\\\n", " ").splitlines()
                    if re.match(r"\s*(python|torchrun( --\S+)+) (\w+\.py)", line)})

@@ -1,4 +1,4 @@
-"""Rows in the schemas of QwenLong-L1's, GoLongRL's and TRL's files: what each becomes, and that no bad one passes."""
+"""Rows in the formats of QwenLong-L1's, GoLongRL's and TRL's files: what each becomes, and that no bad one passes."""
 
 import copy
 import datetime
@@ -170,7 +170,7 @@ GOOD = {                                                       # the second row 
 
 @pytest.mark.parametrize("case", GOOD)
 def test_a_good_row(case, tmp_path):
-    """From JSONL, and from Parquet beside a row of another schema, so that both have null columns."""
+    """From JSONL, and from Parquet beside a row of another format, so that both have null columns."""
     row, expected = GOOD[case]
     first = {"id": "first", "text": "..."}
     expected = replace(expected, source=expected.source or (row["data_source"] if "reward_model" in row else "d"))
@@ -247,7 +247,7 @@ WRONG = {"missing": ..., "null": None, "number": 4, "fraction": 0.5, "true": Tru
          "list of blanks": [" "], "list of lists": [["x"]], "object": {"x": 1}, "empty object": {}}
 LISTS = "empty list, list of null, list of lists, list of numbers, list of blanks"
 GOLD = "reward_model.ground_truth"
-FIELDS = [                                                     # schema, field, what it may be
+FIELDS = [                                                     # row, field, what it may be
     (PLAIN, "id", "missing, number"), (PLAIN, "context", ""), (PLAIN, "question", ""), (PLAIN, "answer", ""),
     (PLAIN, "task", "missing"), (PLAIN, "response", "missing"),
     (at({**PLAIN, "document": "Tom."}, "context"), "document", ""),
@@ -279,7 +279,7 @@ FIELDS = [                                                     # schema, field, 
     (DOCMATH, "question_id", "missing, number"), (DOCMATH, "question", ""), (DOCMATH, "paragraphs", ""),
     (DOCMATH, "ground_truth", "number, fraction, true"), (at(DOCMATH, "paragraphs.1"), "paragraphs", "list of blanks"),
 ]
-ELSEWHERE = {                                                  # fields without which a row is of another schema
+ELSEWHERE = {                                                  # fields without which a row is of another format
     ("completion", "missing"): "answer", ("messages", "missing"): "context", ("document", "missing"): "context",
     ("text", "missing"): "context", **{("extra_info.reward_mode", gone): "ability" for gone in ("missing", "null")},
     **{("extra_info", gone): "ability" for gone in ("missing", "null", "object", "empty object")}}
@@ -546,3 +546,10 @@ def test_the_example_has_a_row_of_every_task():
 def test_an_item_may_stand_twice_in_a_list(task):
     """The measures say what that means; published data holds such lists."""
     assert formats.parse({**GOODS, "task": task, "answer": ["tea", "salt", "tea"]}).answer == "tea\nsalt\ntea"
+
+
+def test_every_row_on_the_page_about_data_can_be_read(tmp_path):
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    rows = [line for block in page.split("```json\n")[1:] for line in block.split("```")[0].splitlines()]
+    (tmp_path / "d.jsonl").write_text("\n".join(rows))
+    assert len(data.read([tmp_path / "d.jsonl"])) == len(rows) == 11
