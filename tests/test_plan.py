@@ -21,13 +21,13 @@ import torch
 import torch.distributed as dist
 from tiny_qwen import tiny_qwen
 from tools import plan as tool
+from tools.models import MODELS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_rl
 from nanoqwenlong import group_pass, optim, parallel
 from nanoqwenlong.analysis import plan
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.ops import presets
 from nanoqwenlong.pretrained.config import ModelConfig
 from nanoqwenlong.records import Completion, Group
 
@@ -35,25 +35,28 @@ SHAPE = dict(hidden_size=64, intermediate_size=160, num_hidden_layers=4, head_di
 WIDE = dict(num_key_value_heads=4, head_dim=32)                                # more keys and values than anything else
 WORDS = dict(vocab_size=5000)
 EXPERTS = dict(num_experts=8, num_experts_per_tok=3, moe_intermediate_size=48)
-STEP = dict(prompts_per_step=1, kv_blocks=64, max_tokens=256)
-LONG, SHORT = dict(prompt=300, answer=12, group_size=3), dict(prompt=20, answer=16, group_size=8)
+STEP = dict(prompts_per_step=1, kv_blocks=64, max_tokens=256, gpus=1, device="cpu", dtype="float32")
+LONG = dict(max_prompt_tokens=300, max_new_tokens=12, group_size=3)
+SHORT = dict(max_prompt_tokens=20, max_new_tokens=16, group_size=8)
 POINTS = {                                                                     # kind, shape, step
     "long prompt": ("qwen2", {}, LONG),
     "long prompt, checkpointing": ("qwen3", {}, LONG | dict(checkpointing=True)),
     "long answers": ("qwen3", {}, SHORT),
     "long answers, checkpointing": ("qwen2", {}, SHORT | dict(checkpointing=True, max_tokens=64)),
-    "vocabulary": ("qwen2", WORDS | dict(hidden_size=32), SHORT | dict(cut=True, reference=True)),
+    "vocabulary": ("qwen2", WORDS | dict(hidden_size=32), SHORT | dict(top_p=0.9, measure_kl=True)),
     "vocabulary, tied": ("qwen3", WORDS | dict(tie_word_embeddings=True), SHORT),
-    "keys and values": ("qwen2", WIDE, LONG | dict(prompt=600)),
-    "keys and values, micro-batches": ("qwen2", WIDE, LONG | dict(prompt=600, max_tokens=64, answer=40)),
+    "keys and values": ("qwen2", WIDE, LONG | dict(max_prompt_tokens=600)),
+    "keys and values, micro-batches": ("qwen2", WIDE, LONG | dict(
+        max_prompt_tokens=600, max_tokens=64, max_new_tokens=40)),
     "keys and values, checkpointing": ("qwen3", WIDE, LONG | dict(
-        prompt=600, checkpointing=True, max_tokens=640, kv_blocks=44)),
+        max_prompt_tokens=600, checkpointing=True, max_tokens=640, kv_blocks=44)),
     "mixture": ("qwen3_moe", EXPERTS, LONG),
     "mixture, checkpointing": ("qwen3_moe", EXPERTS, SHORT | dict(checkpointing=True)),
-    "many experts": ("qwen3_moe", EXPERTS | dict(num_experts=32, mlp_only_layers=[1]), LONG | dict(prompt=50)),
-    "8 ranks": ("qwen2", {}, LONG | dict(ranks=8, prompts_per_step=8, checkpointing=True)),
-    "8 ranks, mixture": ("qwen3_moe", EXPERTS, SHORT | dict(ranks=8, prompts_per_step=8)),
-    "8 ranks, vocabulary": ("qwen2", WORDS, SHORT | dict(ranks=8, prompts_per_step=8, checkpointing=True))}
+    "many experts": ("qwen3_moe", EXPERTS | dict(num_experts=32, mlp_only_layers=[1]), LONG | dict(
+        max_prompt_tokens=50)),
+    "8 ranks": ("qwen2", {}, LONG | dict(gpus=8, prompts_per_step=8, checkpointing=True)),
+    "8 ranks, mixture": ("qwen3_moe", EXPERTS, SHORT | dict(gpus=8, prompts_per_step=8)),
+    "8 ranks, vocabulary": ("qwen2", WORDS, SHORT | dict(gpus=8, prompts_per_step=8, checkpointing=True))}
 MORE = ("long prompt", "keys and values", "keys and values, micro-batches", "mixture, checkpointing", "8 ranks")
 PHASES = ("rollout", "update", "optimizer")
 
@@ -111,8 +114,8 @@ def point(name: str) -> tuple[plan.Job, dict[str, int]]:
     """The job, and {phase: peak of live bytes}."""
     kind, shape, step = POINTS[name]
     model = tiny_qwen(kind, torch.float32, **(SHAPE | shape))
-    job = plan.Job(model.config, **(STEP | step))
-    with world(job.ranks):
+    job = plan.Job(model=model.config, **(STEP | step))
+    with world(job.gpus):
         return job, measured(job, model)
 
 
@@ -121,11 +124,11 @@ def measured(job: plan.Job, model) -> dict[str, int]:
     V = job.model.vocab_size
     tiny, group = (Group(0, tuple(i % V for i in range(P)), tuple(
         Completion(tuple((7 * i + j) % V for i in range(R)), (0.0,) * R, "length") for j in range(G)))
-        for P, R, G in ((3, 1, 1), (job.prompt, job.answer, job.group_size)))
+        for P, R, G in ((3, 1, 1), (job.max_prompt_tokens, job.max_new_tokens, job.group_size)))
     model = parallel.shard(model, model.model.layers, torch.float32, replicas=1)
     model.checkpointing = job.checkpointing
     optimizer, parameters = optim.adamw(model, 1e-6, 0.0), list(model.parameters())
-    others = [torch.empty(job.size.total) for _ in range(job.reference)]
+    others = [torch.empty(job.numbers.total) for _ in range(job.measure_kl)]
 
     def backward(group):
         group_pass.backward(model, group.stem, group.branches, lambda rows, logprobs, entropy: logprobs.sum(),
@@ -133,7 +136,7 @@ def measured(job: plan.Job, model) -> dict[str, int]:
 
     def peak(call) -> int:
         state = [x for p in parameters for x in (p, p.grad, *optimizer.state[p].values()) if x is not None and x.ndim]
-        with Live(state + others, resized=job.ranks > 1) as live:
+        with Live(state + others, resized=job.gpus > 1) as live:
             call()
         return live.peak
 
@@ -142,10 +145,10 @@ def measured(job: plan.Job, model) -> dict[str, int]:
     backward(tiny)
     found = {"update": peak(lambda: backward(group)),
              "optimizer": peak(lambda: optim.step(optimizer, parameters, 1e-6, 1.0))}
-    generator = Generator(model, job.kv_blocks, job.block_size, prefill_tokens=job.max_tokens)
+    generator = Generator(model, job.kv_blocks, plan.BLOCK_SIZE, prefill_tokens=job.max_tokens)
     found["rollout"] = peak(lambda: generator.sample(
-        [group.prompt_ids] * job.prompts_per_step, n=job.group_size, max_new_tokens=job.answer,
-        top_p=0.9 if job.cut else 1.0))
+        [group.prompt_ids] * job.prompts_per_step, n=job.group_size, max_new_tokens=job.max_new_tokens,
+        top_p=job.top_p))
     return found
 
 
@@ -153,7 +156,7 @@ def measured(job: plan.Job, model) -> dict[str, int]:
 def test_predicted_peaks_are_those_measured(name):
     job, found = point(name)
     ratios = {phase: plan.peaks(job)[phase] / found[phase] for phase in PHASES}
-    assert all(abs(ratio - 1) < (0.06 if job.ranks > 1 else 0.01) for ratio in ratios.values()), ratios
+    assert all(abs(ratio - 1) < (0.1 if job.gpus > 1 else 0.03) for ratio in ratios.values()), ratios
 
 
 @pytest.mark.parametrize("item", plan.ITEMS)
@@ -171,12 +174,12 @@ def test_no_item_can_be_left_out(item):
 # By hand: the papers' models, bfloat16, 8 answers to a prompt
 
 def released(name: str, **step) -> plan.Job:
-    return plan.Job(model(name), **(dict(prompts_per_step=1, bytes=2, gpu=True, checkpointing=True) | step))
+    return plan.Job(model=model(name), **(dict(prompts_per_step=1, checkpointing=True, gpus=1) | step))
 
 
 @cache
 def model(name: str) -> ModelConfig:
-    return ModelConfig.from_json(presets.MODELS[name], name)
+    return ModelConfig.from_json(MODELS[name], name)
 
 
 @pytest.mark.parametrize("name, total, products, kv", [
@@ -186,8 +189,8 @@ def model(name: str) -> ModelConfig:
 def test_sizes_are_those_of_the_model_cards(name, total, products, kv):
     """Parameters, those that a token is multiplied by in the layers (3.35 billion of Qwen3-30B-A3B with embedding and
     head), KiB of keys and values of a token."""
-    job = released(name, kv_blocks=100, block_size=16)
-    assert (job.size.total, sum(job.size.products)) == pytest.approx((total, products), rel=3e-3)
+    job = released(name, kv_blocks=100)
+    assert (job.numbers.total, sum(job.numbers.products)) == pytest.approx((total, products), rel=3e-3)
     assert plan.moments(job)["decode"]["KV pool"] == 101 * 16 * kv * 1024
 
 
@@ -197,9 +200,9 @@ def test_sizes_are_those_of_the_model_cards(name, total, products, kv):
 def test_seconds_of_a_long_group(name, prefill, update):
     """60,000 tokens, 8 answers of 4,000: (8 A (P + G R) + 8 V C G R) / 790e12 + 18 H D L (P^2 / 2 + G P R + G R^2 / 2)
     / 400e12, here without a stem's last layer: a few per cent less."""
-    found = plan.seconds(released(name, prompt=60000, answer=4000))
+    found = plan.seconds(released(name, max_prompt_tokens=60000, max_new_tokens=4000))
     assert 0.95 * prefill < found["prefill"] < 1.01 * prefill and 0.95 * update < found["update"] < 1.01 * update
-    saved = plan.seconds(released(name, prompt=60000, answer=4000, checkpointing=False))["update"]
+    saved = plan.seconds(released(name, max_prompt_tokens=60000, max_new_tokens=4000, checkpointing=False))["update"]
     assert 0.7 < saved / found["update"] < 0.8                                 # 6 and 14 for 8 and 18
 
 
@@ -207,10 +210,10 @@ def test_seconds_of_a_long_group(name, prefill, update):
                                                 ("r1-distill-qwen-14b", 31), ("r1-distill-qwen-32b", 48)])
 def test_a_decoding_step_reads_weights_and_what_answers_share_once(name, milliseconds):
     """8 prompts of 60,000 tokens, 64 answers of 1,000 on average: (2 (A + V C) + 8 (P + 8 * 1000) k) / 4.3e12."""
-    job = released(name, prompts_per_step=8, prompt=60000, answer=2000, kv_blocks=50000)
+    job = released(name, prompts_per_step=8, max_prompt_tokens=60000, max_new_tokens=2000, kv_blocks=50000)
     assert 1e3 * plan.seconds(job)["decode"] / 2000 == pytest.approx(milliseconds, rel=0.02)
     few = replace(job, kv_blocks=25000)                                        # room for fewer: the weights more often
-    assert few.decoding < 64 and plan.work(few)["decode"].bytes > plan.work(job)["decode"].bytes
+    assert few.numbers.decoding < 64 and plan.work(few)["decode"].bytes > plan.work(job)["decode"].bytes
 
 
 def test_a_mixture_reads_the_experts_that_are_chosen():
@@ -221,7 +224,7 @@ def test_a_mixture_reads_the_experts_that_are_chosen():
 
 
 def test_old_logprobs_are_a_pass_over_all_but_the_first_minibatch():
-    job = released("qwen2.5-7b", prompts_per_step=32, updates_per_step=4, answer=4000, recompute=True)
+    job = released("qwen2.5-7b", prompts_per_step=32, updates_per_step=4, max_new_tokens=4000, old_logprobs="recompute")
     old, plain = plan.work(job)["old log-probs"], plan.work(replace(job, checkpointing=False))["update"]
     assert old.attention * 3.5 / 24 == pytest.approx(plain.attention / 32)
     assert old.products * 3 / 24 == pytest.approx(plain.products / 32, rel=0.01)           # the head apart
@@ -230,8 +233,8 @@ def test_old_logprobs_are_a_pass_over_all_but_the_first_minibatch():
 
 def test_state_is_that_of_docs_many_ranks():
     """12 W / n bytes at rest, 20 W / n while AdamW steps, 2 W gathered in a rollout; offloaded, nothing but those."""
-    job = released("r1-distill-qwen-14b", ranks=16, replicas=2)
-    W, at = job.size.total, plan.moments(job)
+    job = released("r1-distill-qwen-14b", gpus=8, nodes=2)
+    W, at = job.numbers.total, plan.moments(job)
     assert (plan.peaks(job)["at rest"], plan.peaks(job)["optimizer"]) == pytest.approx((12 * W / 8, 20 * W / 8))
     assert at["prefill"]["gathered weights"] == 2 * W
     assert at["head"]["stem activations"] == pytest.approx(2 * 48 * 5120 * 60000, rel=0.03)
@@ -248,15 +251,15 @@ def test_advice_fits():
     Where there is none, the strongest of all knobs together do not help either."""
     rng, seen = random.Random(0), set()
     for _ in range(30):
-        job = released(rng.choice(sorted(presets.MODELS)), prompt=rng.choice((2000, 20000, 60000, 120000)),
-                       answer=rng.choice((500, 4096, 10000)), max_tokens=rng.choice((4096, 16384, 65536)),
-                       kv_blocks=rng.choice((100, 8192, 40000)), ranks=rng.choice((1, 2, 8)),
+        job = released(rng.choice(sorted(MODELS)), max_prompt_tokens=rng.choice((2000, 20000, 60000, 120000)),
+                       max_new_tokens=rng.choice((500, 4096, 10000)), max_tokens=rng.choice((4096, 16384, 65536)),
+                       kv_blocks=rng.choice((100, 8192, 40000)), gpus=rng.choice((1, 2, 8)),
                        prompts_per_step=rng.choice((1, 32)), checkpointing=rng.random() < 0.5)
         memory = rng.choice((20e9, 40e9, 74e9, 135e9))
         advised = plan.advice(job, memory)
         turned = [{f for f in job.__dataclass_fields__ if getattr(job, f) != getattr(other, f)} for other in advised]
         assert all(plan.fits(other, memory) for other in advised) and len({len(names) for names in turned}) <= 1
-        assert all(1 <= len(names) and names <= plan.knobs(job).keys() for names in turned)
+        assert all(1 <= len(names) and names <= plan.options(job).keys() for names in turned)
         assert not (advised and plan.fits(job, memory))
         for names in turned:
             seen |= names
@@ -264,18 +267,18 @@ def test_advice_fits():
                      for other in advised for name in names]
             assert len(names) == 1 or not any(plan.fits(replace(job, **some), memory) for some in fewer)
         if not advised and not plan.fits(job, memory):
-            assert plan.turn(job, memory, *plan.knobs(job)) is None
+            assert plan.change(job, memory, tuple(plan.options(job))) is None
             seen.add("")
-    assert seen == {"", *plan.knobs(job)}
+    assert seen == {"", *plan.options(job)}
 
 
 def test_advice_is_the_least_change():
-    job = released("qwen2.5-7b", ranks=8, kv_blocks=60000)
+    job = released("qwen2.5-7b", gpus=8, kv_blocks=60000)
     (few, *_) = plan.advice(job, 74e9)
-    assert plan.changed(job, few) == f"--kv-blocks {few.kv_blocks}"
+    assert plan.flags(job, few) == f"--kv-blocks {few.kv_blocks}"
     assert not plan.fits(replace(job, kv_blocks=round(few.kv_blocks / 0.9)), 74e9)
     small = replace(job, kv_blocks=10)
-    assert plan.changed(small, plan.advice(small, 74e9)[-1]) == "--kv-blocks 4375"         # (59,999 + 10,000) / 16
+    assert plan.flags(small, plan.advice(small, 74e9)[-1]) == "--kv-blocks 4375"         # (59,999 + 10,000) / 16
 
 
 # What the scripts say
@@ -299,7 +302,7 @@ def test_settings_of_a_paper_want_a_model(tmp_path, capsys):
     assert tool.main(["--preset", "paper", "--model", str(tmp_path), "--max-new-tokens", "48", "--kv-blocks", "8192",
                       "--max-prompt-tokens", "246", "--prompts-per-step", "8"]) == 0
     shown = capsys.readouterr().out
-    assert "MB of a GPU" in shown and "a step has 8 prompts" in shown and "64 answers of at most 48" in shown
+    assert "MB on each GPU" in shown and "a step has 8 prompts" in shown and "64 answers of at most 48" in shown
 
 
 def test_a_table_is_of_all_presets(capsys):
@@ -309,11 +312,11 @@ def test_a_table_is_of_all_presets(capsys):
 def test_the_table_has_every_preset_at_both_lengths(capsys):
     assert tool.main(["--table", "--gpu-memory", "80"]) == 0
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [(row[0], row[1].split(",")[0]) for row in rows] == [(name, str(P)) for name in presets.MODELS
+    assert [(row[0], row[1].split(",")[0]) for row in rows] == [(name, str(P)) for name in MODELS
                                                                 for P in (20000, 60000)]
     job = tool.job_of(tool.parse(tool.Config, ["--preset", "qwen3-4b"], tool.PRESETS))
     (row,) = (row for row in rows if row[:2] == ["qwen3-4b", "60000, 16384"])
-    assert row[2:6] == [f"{value / 1e9:.0f} GB" for value in plan.peaks(replace(job, prompt=60000)).values()]
+    assert row[2:6] == [f"{value / 1e9:.0f} GB" for value in plan.peaks(replace(job, max_prompt_tokens=60000)).values()]
     assert "--kv-blocks" in row[7]
 
 
@@ -338,10 +341,14 @@ def test_train_rl_says_its_plan_before_the_first_step():
     cfg = train_rl.Config(max_new_tokens=500, group_size=4, top_p=0.9, measure_kl=True, old_logprobs="recompute",
                           checkpointing=True, max_tokens=1000, kv_blocks=300, updates_per_step=2)
     job = plan.of_run(cfg, model("qwen2.5-7b"), prompts=16, prompt=2000, bytes=4, ranks=4, replicas=2)
-    assert job == plan.Job(model("qwen2.5-7b"), 16, 4, 2000, 500, 2, 1000, 300, 16, True, False, True, True, True, 4, 2)
+    assert job == plan.Job(
+        model=model("qwen2.5-7b"), prompts_per_step=16, group_size=4, max_prompt_tokens=2000, max_new_tokens=500,
+        updates_per_step=2, max_tokens=1000, kv_blocks=300, checkpointing=True, offload=False, old_logprobs="recompute",
+        measure_kl=True, top_p=0.9, gpus=2, nodes=2, device="cpu", dtype="float32")
     said = plan.words(job)
-    for words in ("7.62 billion", "16 prompts", "64 answers", "32,000 and 32,000 tokens", "8 prompts on 4 processes",
-                  "2 micro-batches of 2 answers, 1,000 tokens", "300 blocks, 4,800 tokens, 552.3 MB",
+    for words in ("7.62 billion", "4 processes", "16 prompts", "64 answers", "32,000 and 32,000 tokens",
+                  "prompts per update: 8", "micro-batches per prompt: 2", "answers per micro-batch: 2, 1,000 tokens",
+                  "300 blocks, 4,800 tokens, 552.3 MB",
                   f"{plan.peaks(job)['update'] / 1e9:.1f} GB in an update"):
         assert words in said, words
 
@@ -354,7 +361,8 @@ def table() -> str:
         job, found = point(name)
         cells = [f"{plan.peaks(job)[phase] / 1e6:.2f}, {found[phase] / 1e6:.2f} "
                  f"({plan.peaks(job)[phase] / found[phase] - 1:+.1%})" for phase in PHASES]
-        lines.append(f"| {name} | {job.prompt}, {job.answer}, {job.group_size} | " + " | ".join(cells) + " |")
+        sizes = f"{job.max_prompt_tokens}, {job.max_new_tokens}, {job.group_size}"
+        lines.append(f"| {name} | {sizes} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from ranks import ranks
+from tools.models import MODELS as RELEASED
 
 import eval as eval_script
 import train_rl
@@ -20,7 +21,7 @@ from nanoqwenlong.pretrained.config import ModelConfig
 
 SCRIPTS = {"train_rl": train_rl, "train_sft": train_sft, "eval": eval_script}
 EVERY = [(script, preset) for script, module in SCRIPTS.items() for preset in module.PRESETS]
-MODELS = sorted(presets.MODELS)
+MODELS = sorted(RELEASED)
 PARAMETERS = {"r1-distill-qwen-14b": 14_770_033_664, "r1-distill-qwen-32b": 32_763_876_352, "qwen2.5-7b": 7_615_616_512,
               "qwen2.5-1.5b": 1_543_714_304, "qwen3-4b": 4_022_468_096, "qwen3-30b-a3b": 30_532_122_624}
 STRETCHED = {"qwen2.5-1.5b", "qwen2.5-7b"}                      # windows of 32,768 that need YaRN
@@ -109,7 +110,7 @@ def test_the_figures_of_golongrl(preset):
 def test_a_rollout_fits_on_the_machine_that_a_preset_is_for(name, gpus, limit, gigabytes):
     """The cache holds the longest prompt with an answer, and lies beside the whole weights in bfloat16 and, unless they
     are offloaded, this GPU's share of float32 weights and the optimizer's two moments."""
-    c, rl, asked = presets.MODELS[name], read("train_rl", "--preset", name), read("eval", "--preset", name)
+    c, rl, asked = RELEASED[name], read("train_rl", "--preset", name), read("eval", "--preset", name)
     head_dim = c.get("head_dim", c["hidden_size"] // c["num_attention_heads"])
     per_token = 2 * 2 * c["num_hidden_layers"] * c["num_key_value_heads"] * head_dim
     share = 0 if rl.offload else 12 * PARAMETERS[name] / gpus
@@ -121,7 +122,7 @@ def test_a_rollout_fits_on_the_machine_that_a_preset_is_for(name, gpus, limit, g
 
 
 def test_every_model_has_its_presets():
-    assert set(presets.MODELS) == set(presets.SOURCES) == set(presets.RL) - {"paper", "golongrl"} == set(
+    assert set(RELEASED) == set(presets.SOURCES) == set(presets.RL) - {"paper", "golongrl"} == set(
         presets.EVAL) - {"paper", "golongrl"}
     assert set(presets.SFT) == {"nano-base", *(name for name in MODELS if not name.startswith("qwen3"))}
 
@@ -131,7 +132,7 @@ def test_every_model_has_its_presets():
 def released(name: str, yarn: bool = False, spelling: int = 4) -> dict:
     """config.json of a released model, as transformers 4 writes it or as 5 does."""
     from transformers import AutoConfig
-    source = {**presets.MODELS[name], "rope_scaling": dict(presets.YARN) if yarn else None}
+    source = {**RELEASED[name], "rope_scaling": dict(presets.YARN) if yarn else None}
     return source if spelling == 4 else json.loads(AutoConfig.for_model(**source).to_json_string())
 
 
@@ -182,7 +183,7 @@ def test_a_config_comes_back_as_it_was_in_either_spelling(name, yarn, tmp_path):
     for found in theirs:
         found.pop("_name_or_path", None)
     assert theirs[0] == theirs[1] == theirs[2]
-    rope = {"rope_type": "default", **(presets.YARN if yarn else {}), "rope_theta": presets.MODELS[name]["rope_theta"]}
+    rope = {"rope_type": "default", **(presets.YARN if yarn else {}), "rope_theta": RELEASED[name]["rope_theta"]}
     assert theirs[0]["rope_parameters"] == rope and configs[0].rope_theta == rope["rope_theta"]
 
 
@@ -198,7 +199,7 @@ def test_the_presets_lengths_fit_into_the_window(name):
             assert tokens <= stretched.window == 131072
             with pytest.raises(ModelError, match='"rope_scaling": {"rope_type": "yarn", "factor": '):
                 plain.require_window(tokens)
-    assert name in STRETCHED or plain.window == presets.MODELS[name]["max_position_embeddings"]
+    assert name in STRETCHED or plain.window == RELEASED[name]["max_position_embeddings"]
 
 
 def sharded(name: str, num_layers: int, rank: int, size: int) -> dict[str, list]:
@@ -227,7 +228,7 @@ def child(tmp_path_factory):
 @pytest.mark.parametrize("num_layers", [1, pytest.param(0, marks=pytest.mark.full)])          # 0: all of them
 def test_a_model_is_sharded_by_rows_over_eight_ranks(name, num_layers, child):
     """Every tensor: the ranks' rows are all rows, none twice, as torch.chunk cuts them; a fused one by expert."""
-    num_layers = num_layers or presets.MODELS[name]["num_hidden_layers"]
+    num_layers = num_layers or RELEASED[name]["num_hidden_layers"]
     whole = {key: p.shape for key, p in on_meta({**released(name), "num_hidden_layers": num_layers}).named_parameters()}
     shares = [child.call(sharded, name=name, num_layers=num_layers, rank=rank, size=8)[0] for rank in range(8)]
     for key, shape in whole.items():
@@ -241,7 +242,7 @@ def test_a_model_is_sharded_by_rows_over_eight_ranks(name, num_layers, child):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_rank_holds_an_eighth_of_the_whole_model(name, child):
-    share, = child.call(sharded, name=name, num_layers=presets.MODELS[name]["num_hidden_layers"], rank=5, size=8)
+    share, = child.call(sharded, name=name, num_layers=RELEASED[name]["num_hidden_layers"], rank=5, size=8)
     held = sum(torch.Size(shape).numel() for shape in share.values())
     assert held == pytest.approx(PARAMETERS[name] / 8, rel=1e-4)
 
@@ -257,5 +258,5 @@ def test_the_manual_tells_every_preset_in_lines_that_fit(script):
 
 def test_presets_are_data():
     """What JSON can say, but for tuples."""
-    for table in (presets.MODELS, presets.RL, presets.SFT, presets.EVAL, presets.SOURCES, presets.YARN):
+    for table in (RELEASED, presets.RL, presets.SFT, presets.EVAL, presets.SOURCES, presets.YARN):
         json.dumps(table)
