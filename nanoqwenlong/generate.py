@@ -4,8 +4,6 @@ The stem is the prompt without its last token. It is prefilled once per group an
 answers. Then the last prompt token is fed G times, so the first decoding step is like all others. engine/schedule.py
 decides who runs. Each answer has its own random numbers, a function of (seed, key, sample index). So its tokens do not
 depend on the rest of the batch, the block size, the pool, or preemption.
-
-Legend: S answers decoding together, V vocabulary.
 """
 
 import math
@@ -19,7 +17,7 @@ from . import parallel
 from .attention import pack
 from .engine.cuda_step import CudaDecoder
 from .engine.kvcache import BlockPool
-from .engine.paged import KVCache, TorchDecoder
+from .engine.paged import KVCache, PastKeysValues, TorchDecoder
 from .engine.sampling import draw, exchange, uniforms
 from .engine.schedule import Answer, Schedule
 from .errors import NaNLogits, OutOfBlocks, SamplingError
@@ -61,7 +59,8 @@ class Generator:
         A completion ends with the first id in `eos_ids` ("stop") or after `max_new_tokens` ("length"). Its log-probs
         are of the full vocabulary at `temperature` (1 if greedy), whatever `top_p` cuts off.
         Raises OutOfBlocks if the pool cannot hold a single answer, SamplingError for invalid settings."""
-        if n < 1 or max_new_tokens < 0 or temperature < 0 or not 0 < top_p <= 1 or not all(map(len, prompts)):
+        is_valid = n >= 1 and max_new_tokens >= 0 and temperature >= 0 and 0 < top_p <= 1
+        if not is_valid or not all(map(len, prompts)):
             raise SamplingError(f"sampling needs n >= 1 (got {n}), max_new_tokens >= 0 ({max_new_tokens}), temperature "
                                 f">= 0 ({temperature}), 0 < top_p <= 1 ({top_p}) and no empty prompt")
         keys = list(range(len(prompts)) if keys is None else keys)
@@ -88,12 +87,12 @@ class Generator:
             finish_reason = a.finish_reason or "length"        # max_new_tokens is 0
             completions.append(Completion(tuple(a.ids), tuple(a.logprobs), finish_reason))
         completions = iter(exchange(completions))
-        groups = {}
+        groups = [None] * len(prompts)
         for share in shares:
             for p in share:
                 group = tuple(islice(completions, n))
                 groups[p] = Group(keys[p], tuple(prompts[p]), group)
-        return [groups[p] for p in range(len(prompts))]
+        return groups
 
     def require(self, prompt_tokens: int, max_new_tokens: int) -> None:
         """Raises OutOfBlocks if even the empty pool cannot hold one answer to a prompt of so many tokens, ModelError if
@@ -106,8 +105,7 @@ class Generator:
                               f"blocks of {self.pool.block_size}, the pool has {self.pool.num_blocks}: give the cache "
                               "more blocks (--kv-blocks)")
 
-    def _answer(self, answers: Sequence[Answer], temperature: float, top_p: float, max_new_tokens: int, end_ids,
-                on_token: Callable | None) -> None:
+    def _answer(self, answers: Sequence[Answer], temperature, top_p, max_new_tokens, end_ids, on_token) -> None:
         """Samples every answer to its end: fills its ids, logprobs and finish_reason."""
         if not answers or not max_new_tokens:
             return
@@ -164,7 +162,7 @@ class Generator:
         """Computes the keys and values of each span's tokens from `start` on, and writes them to its blocks."""
         for batch in chunks(spans, self.prefill_tokens):
             _, table, start = batch[0]                         # a span with a cached past is alone in its batch
-            past = self.cache.past(table, start) if start else None
+            past = PastKeysValues(self.cache, table, start) if start else None
             ids, positions, attend = pack([chunk for chunk, _, _ in batch], self.model.device, past)
             _, keys_values = self.model(ids, positions, attend)
             slots = []
@@ -176,14 +174,16 @@ class Generator:
                 self.cache.write(layer, slots, k, v)
             del keys_values, k, v                              # or they stay in memory during the next pass
 
-    def _decode(self, running: Sequence[Answer], temperature: float, top_p: float) -> tuple[list[int], list[float]]:
-        """Feeds each answer its last token. Returns the next tokens and their log-probs."""
-        logits = self.decoder.logits(running)                  # (S, V)
+    def _decode(
+        self, running: Sequence[Answer], temperature: float, top_p: float,
+    ) -> tuple[list[int], list[float]]:
+        """Feeds each of the S running answers its last token. Returns the next tokens and their log-probs."""
+        logits = self.decoder.logits(running)                  # (S, vocabulary)
         u = [next(answer.uniforms) for answer in running]
         u = torch.tensor(u, dtype=torch.float64, device=logits.device)
-        ids, logprobs = draw(logits, u, temperature, top_p)    # (S,), (S,)
-        both = torch.stack([ids.double(), logprobs.double()])
-        ids, logprobs = both.tolist()                          # one transfer to the CPU
+        drawn = draw(logits, u, temperature, top_p)            # ids (S,), log-probs (S,)
+        drawn = torch.stack([x.double() for x in drawn])
+        ids, logprobs = drawn.tolist()                         # one transfer to the CPU
         if any(map(math.isnan, logprobs)):
             raise NaNLogits("the model's logits are NaN: its weights are damaged (--check-finite names the tensor), or "
                             "a training step broke them")

@@ -12,7 +12,7 @@ from kernels import linear_logits
 from kernels.flash import attention
 
 from nanoqwenlong.attention import pack
-from nanoqwenlong.engine.paged import KVCache, TorchDecoder
+from nanoqwenlong.engine.paged import KVCache, PastKeysValues, TorchDecoder
 from nanoqwenlong.generate import Generator, chunks
 
 Tensor = torch.Tensor
@@ -62,7 +62,7 @@ class PlainGenerator(Generator):
         for batch in chunks(spans, self.prefill_tokens):
             _, table, start = batch[0]
             ids, positions, _ = pack([chunk for chunk, _, _ in batch], self.model.device,
-                                     self.cache.past(table, start) if start else None)
+                                     PastKeysValues(self.cache, table, start) if start else None)
             tables = [table for chunk, table, _ in batch for _ in chunk]
             attend = Paged(self.cache, tables, (positions + 1).tolist())
             _, keys_values = self.model(ids, positions, attend)

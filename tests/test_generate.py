@@ -22,7 +22,7 @@ from nanoqwenlong.attention import Packed
 from nanoqwenlong.engine import paged
 from nanoqwenlong.engine.cuda_step import Capacity, KernelPaged
 from nanoqwenlong.engine.kvcache import BlockPool, blocks_for
-from nanoqwenlong.engine.paged import KVCache, SharedPaged
+from nanoqwenlong.engine.paged import KVCache, PastKeysValues, SharedPaged
 from nanoqwenlong.engine.sampling import draw, uniforms
 from nanoqwenlong.engine.schedule import Schedule
 from nanoqwenlong.errors import OutOfBlocks, SamplingError
@@ -234,7 +234,7 @@ def test_a_scattered_past_is_copied_a_layer_at_a_time(blocks, copied, monkeypatc
     cache, read, reads = KVCache(3, 5, 4, 2, 8, torch.float32, torch.device("cpu")), KVCache.read, []
     cache.keys.normal_(), cache.values.normal_()
     monkeypatch.setattr(KVCache, "read", lambda self, layer, slots: (reads.append(layer), read(self, layer, slots))[1])
-    past = cache.past([*blocks, 1], 10)
+    past = PastKeysValues(cache, [*blocks, 1], 10)
     assert reads == [] and len(past) == 3
     slots = [4 * blocks[place // 4] + place % 4 for place in range(10)]
     for layer in (1, 2):
@@ -273,7 +273,7 @@ def test_shared_decoding_equals_the_slow_reference_and_whole_sequences(kind, dty
         if stem:
             write(stem_table, stem, 0)
         whole_blocks = stem_length // block_size * block_size
-        stems.append((cache.past(stem_table, whole_blocks) if whole_blocks else (), len(tails)))
+        stems.append((PastKeysValues(cache, stem_table, whole_blocks) if whole_blocks else (), len(tails)))
         for tail_length in tails:
             tables.append(pool.fork(stem_table))
             sequences.append(stem + random_ids(tail_length, seed=100 + len(tables)))

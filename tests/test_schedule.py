@@ -90,7 +90,9 @@ class Rollout:
         schedule = self.schedule
         order = [(answer.prompt, answer.sample) for answer in (*schedule.running, *schedule.waiting)]
         assert order == sorted(order)
-        tables = [answer.table for answer in schedule.running] + ([schedule.cached_stem.table] if schedule.cached_stem else [])
+        tables = [answer.table for answer in schedule.running]
+        if schedule.cached_stem:
+            tables.append(schedule.cached_stem.table)
         owners = Counter(block for table in tables for block in table)
         assert self.pool.owners == [owners[block] for block in range(self.pool.num_blocks)]
         assert sorted(self.pool.free_blocks) == [b for b in range(self.pool.num_blocks) if not owners[b]]

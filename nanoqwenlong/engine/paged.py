@@ -19,7 +19,7 @@ from .kvcache import blocks_for
 from .schedule import Answer, Stem
 
 Tensor = torch.Tensor
-SHORT_TAIL = 64                 # tokens. All shorter tails are padded to one size
+SHORT_TAIL = 64                 # tokens. Shorter tails share a call
 WORTH_SHARING = 512             # answers x stem tokens. Below it, a stem is read as a part of each tail: fewer calls
 
 
@@ -56,10 +56,6 @@ class KVCache:
         values = self.values[layer].index_select(1, flat).transpose(0, 1)
         return keys.unflatten(0, slots.shape), values.unflatten(0, slots.shape)
 
-    def past(self, block_table: Sequence[int], length: int) -> "PastKeysValues":
-        """The first `length` keys and values of a sequence, per layer (length, K, D)."""
-        return PastKeysValues(self, block_table[:blocks_for(length, self.block_size)], length)
-
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies whole blocks, each (from, to). This completes the copy-on-write of BlockPool.append."""
         if not pairs:
@@ -76,8 +72,9 @@ class PastKeysValues(Sequence):
     They are views of the cache if the blocks are consecutive, valid while these are owned. If not, each access copies
     one layer. All layers at once would be as large as the cached prompt: 10 GB for 49,152 tokens of a 14B model."""
 
-    def __init__(self, cache: KVCache, blocks: Sequence[int], length: int):
-        self.cache, first = cache, blocks[0] * cache.block_size
+    def __init__(self, cache: KVCache, block_table: Sequence[int], length: int):
+        self.cache, first = cache, block_table[0] * cache.block_size
+        blocks = block_table[:blocks_for(length, cache.block_size)]
         consecutive = list(blocks) == list(range(blocks[0], blocks[0] + len(blocks)))
         self.slots = slice(first, first + length) if consecutive else cache.slots([blocks], length)[0]
 
@@ -180,5 +177,5 @@ class TorchDecoder:
         """Keys and values of the stem's full blocks. If they are copies, the stem keeps them while its answers run."""
         full_blocks = len(stem.ids) // self.cache.block_size
         if full_blocks and not stem.keys_values:
-            stem.keys_values = list(self.cache.past(stem.table, full_blocks * self.cache.block_size))
+            stem.keys_values = list(PastKeysValues(self.cache, stem.table, full_blocks * self.cache.block_size))
         return stem.keys_values

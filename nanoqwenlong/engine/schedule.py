@@ -1,12 +1,12 @@
 """Which answers run: admit them while the pool has free blocks, retire them when they end, preempt them if it is full.
 
-Pure Python, like the pool: no tensors here. Answers are served in the order of their prompts, so every running answer
-is older than every waiting one. The blocks of a stem are allocated once and forked for each of its answers. The stem
-of the first waiting answer stays cached until its last waiting answer is admitted.
+Pure Python, like the pool: no tensors. Answers are served in the order of their prompts, so every running answer is
+older than every waiting one. The blocks of a stem are allocated once and forked for each of its answers. It stays
+cached until its last waiting answer is admitted.
 
 If a running answer needs a block and none is free, a cached stem that no running answer uses is evicted. Otherwise the
-youngest answer is preempted: it gives up its blocks but keeps its tokens, whose keys and values are computed again
-later. The oldest answer is never preempted. It fits alone (Generator.require), so it always advances.
+youngest answer is preempted: its blocks are freed, and its keys and values are computed again later. The oldest answer
+is never preempted. It fits alone (Generator.require), so it always advances.
 """
 
 from collections import deque
@@ -45,7 +45,6 @@ class Answer:
 
     @property
     def context_len(self) -> int:
-        """Tokens of prompt and answer so far. All but the last are cached when the next one is sampled."""
         return len(self.prompt_ids) + len(self.ids)
 
     @property
@@ -71,7 +70,6 @@ class Schedule:
 
     def admit(self) -> list[Stem]:
         """Admits waiting answers while there is room. Returns the new stems, to be prefilled before anything else.
-
         Stem already cached: admit if each running answer can still get one block. New stem or preempted answer: admit
         only if the expected growth of all running answers and their siblings fits too."""
         new_stems = []
@@ -79,12 +77,11 @@ class Schedule:
             answer = self.waiting[0]
             stem_len = len(answer.prompt_ids) - 1
             needed = self.pool.blocks_for(answer.context_len) - stem_len // self.pool.block_size
-            if not self.cached_stem:
-                needed += self.pool.blocks_for(stem_len)
+            needed += 0 if self.cached_stem else self.pool.blocks_for(stem_len)
             if self.cached_stem and not answer.ids:
                 reserve = len(self.running)
             else:
-                first, *siblings = takewhile(lambda other: other.prompt == answer.prompt, self.waiting)
+                _, *siblings = takewhile(lambda other: other.prompt == answer.prompt, self.waiting)
                 reserve = sum(map(self._expected_growth, [*self.running, *siblings]))
             if self.running and needed + reserve > self.pool.num_free:
                 break
@@ -114,7 +111,7 @@ class Schedule:
         return [pair for pair in copies if pair]
 
     def retire(self) -> None:
-        """After a token for each running answer: removes those that have ended and frees their blocks."""
+        """After each turn's tokens: removes the answers that have ended and frees their blocks."""
         for answer in self.running:
             answer.num_cached = answer.context_len - 1
             if answer.finish_reason:
@@ -131,15 +128,13 @@ class Schedule:
         self._evict_stem()
 
     def _expected_growth(self, answer: Answer) -> int:
-        """Blocks that an answer will still take if it gets as long as the average retired one, at least one. A waiting
-        answer already has the full blocks of its stem."""
+        """Blocks that an answer will still take if it gets as long as the average retired one, at least one."""
         expected = self.tokens_retired // self.num_retired if self.num_retired else self.max_new_tokens
         stem_len = len(answer.prompt_ids) - 1
-        num_blocks = len(answer.table) or stem_len // self.pool.block_size
+        num_blocks = len(answer.table) or stem_len // self.pool.block_size     # waiting: the full blocks of its stem
         return max(1, self.pool.blocks_for(stem_len + expected) - num_blocks)
 
     def _make_room(self) -> None:
-        """Frees at least one block, or raises OutOfBlocks."""
         youngest, is_alone = self.running[-1], len(self.running) == 1
         if self.cached_stem and (is_alone or youngest.prompt != self.cached_stem.prompt):
             self._evict_stem()
