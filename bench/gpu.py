@@ -59,18 +59,19 @@ from bench.gpu_tools import (
     watch,
 )
 from kernels import grouped_linear, linear_logprob, logprob, paged_attention
+from kernels.flash import attention, part, part_backward
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanoqwenlong import group_pass
-from kernels.flash import attention, part, part_backward
 from nanoqwenlong.engine import cuda_step
 from nanoqwenlong.engine.kvcache import blocks_for
 from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.model import Mixture, Qwen
+from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import exits
 from nanoqwenlong.pretrained.config import ModelConfig
+from nanoqwenlong.pretrained.mixture import Mixture
 
 BACK_ENDS = {"FLASH_ATTENTION": True, "CUDNN_ATTENTION": True, "EFFICIENT_ATTENTION": False}  # knows shared key heads
 

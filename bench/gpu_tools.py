@@ -17,6 +17,7 @@ from nanoqwenlong.engine.cuda_step import Capacity, KernelPaged
 from nanoqwenlong.engine.kvcache import blocks_for
 from nanoqwenlong.engine.paged import KVCache
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.pretrained import weights
 from nanoqwenlong.pretrained.config import ModelConfig
 
 GPU = torch.cuda.is_available()
@@ -126,7 +127,7 @@ def normal(*size: int, dtype: torch.dtype = DTYPE, std: float = 1.0) -> Tensor:
 
 def random_model(c: ModelConfig, dtype: torch.dtype, std: float = 0.02) -> Qwen:
     """Norms of 1, all else from N(0, std^2)."""
-    model = Qwen.empty(c, dtype, DEVICE)
+    model = weights.allocate(Qwen(c), dtype, DEVICE)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.fill_(1.0) if "norm" in name else parameter.normal_(std=std)

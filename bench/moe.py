@@ -1,6 +1,6 @@
 """A mixture of experts, forward and backward: ours against transformers' three ways, each fed alike.
 
-    ours             model.Mixture: pairs of token and expert sorted by expert, kernels.grouped_linear
+    ours             mixture.Mixture: pairs of token and expert sorted by expert, kernels.grouped_linear
     eager            a loop over the experts, each with the tokens that chose it
     grouped_mm       pairs sorted by expert, torch's grouped_mm
     batched_mm       every pair gets its own copy of its expert's weights, one batched product

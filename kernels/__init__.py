@@ -1,4 +1,4 @@
-"""Log-probs, losses and attention over long sequences, for torch and Triton. Nothing here knows the rest of the project.
+"""Log-probs, losses and attention over long sequences. Nothing here knows the rest of the project.
 
     linear_logprob    log-prob and entropy of target tokens from hidden states, without a whole tensor of logits
     linear_logits     the logits themselves, for the sampler

@@ -2,9 +2,8 @@
 
 from types import SimpleNamespace
 
-import torch
-
 import kernels
+import torch
 
 try:
     import triton

@@ -18,10 +18,9 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 
+import kernels
 import torch
 import torch.nn.functional as F
-
-import kernels
 
 from .backend import wide
 
@@ -110,7 +109,7 @@ def part_plain(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tens
 
 def part_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool = False
                   ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v. grad is the gradient of the merged out (B, Tq, H, D), lse (B, Tq, H, 1) is merged too."""
+    """Gradients of q, k and v. out and lse are merged, as in `merge`, and grad is the gradient of that out."""
     backend = flash_backend(q.device, q.dtype)
     if not backend:
         return part_backward_plain(grad, q, k, v, out, lse, causal)

@@ -11,11 +11,10 @@ a loop that fetches `ends` (pytorch issue 169970), in C++: what a CPU takes in f
 that are not a multiple of 16 bytes; there the loop is our own.
 """
 
+import kernels
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
-
-import kernels
 
 Tensor = torch.Tensor
 

@@ -42,8 +42,7 @@ class Packed:
             return stem_attention_plain(q, k, v, stem_k, stem_v, self.lengths)
         rows = []
         for bucket in self.buckets:
-            out = attention(bucket.pad(q), bucket.pad(k), bucket.pad(v), causal=True)
-            rows.append(bucket.unpad(out))
+            rows.append(bucket.unpad(attention(bucket.pad(q), bucket.pad(k), bucket.pad(v), causal=True)))
         return torch.cat(rows)
 
 

@@ -4,14 +4,14 @@ import itertools
 import random
 
 import hypothesis.strategies as st
+import kernels
 import pytest
 import torch
 from hypothesis import given, settings
-
-import kernels
-import nanoqwenlong.attention as attention_module
 from kernels import flash
 from kernels.flash import attention, merge, part, part_backward, part_backward_plain, part_plain
+
+import nanoqwenlong.attention as attention_module
 from nanoqwenlong.attention import Packed, StemAttention, buckets, stem_attention_plain
 
 HEADS = [(4, 4), (4, 2), (6, 1)]                                               # H, K

@@ -11,7 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nanoqwenlong.attention import Packed
-from nanoqwenlong.model import Qwen, rope_tables
+from nanoqwenlong.model import Qwen
+from nanoqwenlong.pretrained import weights
+from nanoqwenlong.pretrained.rope import rope_tables
 from nanoqwenlong.pretrained.weights import read_config
 
 MHA, MQA = {"num_key_value_heads": 4}, {"num_key_value_heads": 1}
@@ -221,7 +223,7 @@ def test_no_token_sees_its_future(tmp_path):
 
 def test_a_tied_model_has_one_matrix(tmp_path):
     _, ours, _ = pair("qwen2-mha-tied", tmp_path)
-    for model in (ours, Qwen.random(ours.config, 0), Qwen.empty(ours.config, torch.float32, "cpu")):
+    for model in (ours, Qwen.random(ours.config, 0), weights.allocate(Qwen(ours.config), torch.float32, "cpu")):
         assert model.lm_head.weight is model.model.embed_tokens.weight
         assert "lm_head.weight" not in dict(model.named_parameters())
 

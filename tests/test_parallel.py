@@ -830,8 +830,7 @@ def export(source: str, directory: str, max_shard_bytes: int) -> dict[str, list[
         model = Qwen.from_pretrained(source, prepare=lambda model: parallel.shard(model, model.model.layers,
                                                                                   torch.float32))
     model.save_pretrained(Path(directory) / "one")
-    weights.write(Path(directory) / "many", dict(model.named_parameters()), model.config, max_shard_bytes,
-                  fetch=parallel.full, writes=parallel.rank() == 0)
+    weights.write(Path(directory) / "many", dict(model.named_parameters()), model.config, max_shard_bytes)
     return shapes
 
 

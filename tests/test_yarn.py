@@ -18,9 +18,10 @@ import train_sft
 from nanoqwenlong import errors
 from nanoqwenlong.errors import ModelError
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.model import Qwen, rope_tables, stretched
+from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import exits
 from nanoqwenlong.pretrained.config import ModelConfig, Yarn
+from nanoqwenlong.pretrained.rope import rope_tables, yarn_frequencies
 
 POSITIONS = torch.tensor([0, 1, 2, 4095, 32767, 32768, 65535, 65536, 131071])
 PERIODS = [1e6 ** (2 * i / 128) for i in range(64)]
@@ -75,7 +76,7 @@ def test_frequencies_and_tables_at_real_size_equal_transformers(case):
     expected, attention_factor = ROPE_INIT_FUNCTIONS["yarn"](hf, torch.device("cpu"))
     c = big_config(rope)
     periods = c.rope_theta ** (torch.arange(0, 128, 2) / 128)
-    found = stretched(periods, c.rope_theta, c.yarn)
+    found = yarn_frequencies(periods, c.rope_theta, c.yarn)
     assert torch.equal(found, expected)
     assert c.yarn.attention_factor == attention_factor
     theirs = Qwen3RotaryEmbedding(hf)(torch.zeros(1), POSITIONS[None])
@@ -122,7 +123,7 @@ def test_tables_in_float64_are_the_formula_and_rounded_once(D, theta, settings):
 def test_the_ramp_of_the_released_models():
     """Frequencies 0 to 23 stay, from 40 on they are a quarter: theta 1e6, heads of 128, a window of 32,768."""
     periods = torch.tensor(PERIODS, dtype=torch.float64)
-    share = stretched(periods, 1e6, big_config(rope_of()).yarn) * periods
+    share = yarn_frequencies(periods, 1e6, big_config(rope_of()).yarn) * periods
     assert (share[:24] - 1).abs().max() <= 1e-15 and (share[40:] - 0.25).abs().max() <= 1e-15
     assert (share[23:41].diff() < -0.01).all()
 

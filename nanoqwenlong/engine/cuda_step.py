@@ -130,7 +130,7 @@ class Step:
     def __call__(self) -> Tensor:
         """Logits (capacity.answers, V). Rows of padding are meaningless."""
         self.calls += 1
-        can_record = use_triton(self.attend.buffer.device) and not self.model.waits
+        can_record = use_triton(self.attend.buffer.device) and self.model.capturable
         if self.graph is None and (self.calls == 1 or not can_record):
             self.logits = self._forward()
         elif self.graph is None:

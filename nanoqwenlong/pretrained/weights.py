@@ -1,23 +1,25 @@
-"""Hugging Face model directories, in and out: config.json, safetensors, and the sentences that refuse them.
+"""Hugging Face model directories: config.json and safetensors, read, checked and written.
 
-Nothing is ever read through pickle and no code of a model directory is ever run.
+Nothing is ever read through pickle, and no code of a model directory is ever run.
 
-The experts of a mixture lie in files one by one, as they are released (`experts.7.gate_proj.weight`, ...), or fused, as
-transformers 5 and this project hold them: `experts.gate_up_proj` (E, 2 I, C) and `experts.down_proj` (E, C, I). Both
-are read, and written.
+Files hold the experts of a mixture in one of two layouts. Releases have them one by one (`experts.7.gate_proj.weight`,
+...). transformers 5 and this project fuse them: `experts.gate_up_proj` (E, 2 I, C), `experts.down_proj` (E, C, I). Both
+layouts are read and written.
 """
 
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
+from .. import parallel
 from ..errors import ModelError
 from .config import ModelConfig
 
@@ -27,14 +29,15 @@ INDEX = "model.safetensors.index.json"
 def read_config(directory: str | Path) -> ModelConfig:
     """The directory's config.json. Raises ModelError, or FileNotFoundError if there is no such file."""
     path = Path(directory) / "config.json"
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"model directory {directory} is not there")
     if not path.is_file():
-        raise FileNotFoundError(f"{directory} is not a model directory: it has no config.json" if path.parent.is_dir()
-                                else f"model directory {directory} is not there")
+        raise FileNotFoundError(f"{directory} is not a model directory: it has no config.json")
     return ModelConfig.from_json(read_json(path), str(path))
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object, or a ModelError that names the file."""
+    """The JSON object in this file. Raises ModelError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -44,13 +47,55 @@ def read_json(path: Path) -> dict:
     return content
 
 
-class Found(NamedTuple):
-    """Tensors of a model directory that are what its config.json asks for, and have not been read yet."""
+# Models in memory
+
+def read_into(model: nn.Module, directory: str | Path, dtype: torch.dtype, device: str | torch.device,
+              prepare: Callable | None, check_finite: bool) -> None:
+    """Reads the directory's tensors into a model without memory. All checks come before memory is taken."""
+    parallel.require_device(device)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}           # tied weights once
+    optional = ("lm_head.weight",) if model.config.tie_word_embeddings else ()
+    stored = find_tensors(directory, shapes, optional)
+    model.fused_experts = stored.fused_experts
+    allocate(model, dtype, device, prepare)
+    parameters = dict(model.named_parameters())
+    rows = {name: parallel.rows(parameter) for name, parameter in parameters.items() if parallel.is_sharded(parameter)}
+    with torch.no_grad():
+        for name, tensor in read_tensors(stored, rows, check_finite):
+            parallel.local(parameters[name]).copy_(tensor)
+
+
+def allocate(model: nn.Module, dtype: torch.dtype, device: str | torch.device, prepare: Callable | None = None
+             ) -> nn.Module:
+    """The same model with memory for its weights, in `dtype` and unfilled. The memory is taken where it is used, so
+    there is never a second copy. `prepare(model)` comes first: parallel.shard, say."""
+    model.to(dtype)
+    if prepare:
+        prepare(model)
+    model.to_empty(device="cpu" if model.compute_device else device)
+    model.tie()                                                                # to_empty made two tensors of one
+    return model
+
+
+def fill_random(model: nn.Module, std: float, seed: int) -> None:
+    """Matrices from N(0, std^2), norms 1, biases 0, as transformers does it."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=std, generator=generator)
+        else:
+            nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+
+
+# Reading
+
+class Stored(NamedTuple):
+    """The tensors of a model directory, checked against config.json and not read yet."""
 
     directory: Path
     shapes: dict[str, torch.Size]               # under the names of a model's parameters
     files: dict                                 # {name in the files: its open file}
-    apart: dict[str, tuple[str, ...]]           # of fused experts that lie one by one, the names of their parts
+    apart: dict[str, tuple[str, ...]]           # for fused experts that are stored one by one: names of their parts
 
     @property
     def fused_experts(self) -> bool:
@@ -58,101 +103,91 @@ class Found(NamedTuple):
         return any(map(experts_apart, self.files))
 
 
-def read_tensors(found: Found, rows: dict[str, slice] | None = None, check_finite: bool = False):
-    """Yields (name, tensor) for all that was found; of a tensor that is named in `rows`, these rows only. Experts that
-    lie in the files one by one come fused. check_finite: raises ModelError for one that holds NaN or infinity."""
-    for name, shape in found.shapes.items():
-        if parts := found.apart.get(name):
-            experts = range(shape[0])[rows[name]] if rows and name in rows else range(shape[0])
-            pieces = [torch.cat([found.files[part.format(e)].get_tensor(part.format(e)) for part in parts])
-                      for e in experts]
-            tensor = torch.stack(pieces) if pieces else torch.empty(0, *shape[1:])             # more ranks than experts
+def read_tensors(stored: Stored, rows: dict[str, slice] | None = None, check_finite: bool = False
+                 ) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of all that is stored, experts fused. For a name in `rows` only those rows are read. Raises
+    ModelError for NaN and infinity with check_finite."""
+    for name, shape in stored.shapes.items():
+        wanted = (rows or {}).get(name, slice(None))
+        if parts := stored.apart.get(name):
+            experts = []
+            for e in range(shape[0])[wanted]:
+                pieces = [stored.files[part.format(e)].get_tensor(part.format(e)) for part in parts]
+                experts.append(torch.cat(pieces))
+            tensor = torch.stack(experts) if experts else torch.empty(0, *shape[1:])           # more ranks than experts
+        elif wanted == slice(None):
+            tensor = stored.files[name].get_tensor(name)
         else:
-            file = found.files[name]
-            tensor = file.get_slice(name)[rows[name]] if rows and name in rows else file.get_tensor(name)
+            tensor = stored.files[name].get_slice(name)[wanted]
         if check_finite and not tensor.isfinite().all():
-            raise ModelError(f"{found.directory}: {name} holds NaN or infinity; the weights are damaged")
+            raise ModelError(f"{stored.directory}: {name} holds NaN or infinity; the weights are damaged")
         yield name, tensor
 
 
-def find_tensors(directory: str | Path, expected: dict[str, torch.Size], optional: tuple[str, ...] = ()) -> Found:
-    """Where the tensors of these names and shapes lie, once all have been checked.
+def find_tensors(directory: str | Path, expected: dict[str, torch.Size], optional: tuple[str, ...] = ()) -> Stored:
+    """Where the tensors of these names and shapes are, after all checks. Names in `optional` may also be there.
 
     Raises ModelError for a missing, extra, misshapen or non-float tensor, for a name in two shards, for an index that
-    points outside the directory, and for a directory that holds only pickle files. Names in `optional` may be there."""
-    directory, found = Path(directory), {}
+    points outside the directory, and for a directory that holds only pickle files."""
+    directory = Path(directory)
+    files = open_files(directory)
+    apart = {name: parts for name in expected if name not in files and (parts := experts_apart(name))}
+    shapes = {name: shape for name, shape in expected.items() if name not in apart}            # in the files
+    for name, parts in apart.items():
+        E, N, *C = expected[name]
+        if E > len(files):                                                     # before so many names are made
+            raise ModelError(f"{directory} lacks the tensor {parts[0].format(E - 1)}, though config.json speaks of {E} "
+                             "experts")
+        shapes |= {part.format(e): torch.Size([N // len(parts), *C]) for e in range(E) for part in parts}
+
+    for name in sorted(shapes.keys() - files.keys()):
+        raise ModelError(f"{directory} lacks the tensor {name} (shape {tuple(shapes[name])}) that config.json needs")
+    of_fused = {part for name in shapes for part in experts_apart(name)}
+    for name in sorted(files.keys() - shapes.keys() - set(optional)):
+        if re.sub(r"(?<=\.experts\.)\d+", "{}", name) in of_fused:
+            raise ModelError(f"{directory} holds {name} beside fused experts; a layer's experts should be there once")
+        raise ModelError(f"{directory} holds the tensor {name}, for which config.json has no place")
+    for name, shape in shapes.items():
+        tensor = files[name].get_slice(name)
+        if tuple(tensor.get_shape()) != tuple(shape):
+            raise ModelError(f"{directory}: {name} has shape {tuple(tensor.get_shape())}, config.json asks for "
+                             f"{tuple(shape)}")
+        if tensor.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+            raise ModelError(f"{directory}: {name} is stored as {tensor.get_dtype()}; weights must be floating point")
+    return Stored(directory, expected, files, apart)
+
+
+def open_files(directory: Path) -> dict:
+    """{tensor name: its open safetensors file} of the whole directory. Raises ModelError if a file and the index
+    contradict each other."""
+    files = {}
     for path, names in shards(directory).items():
         try:
             file = safe_open(path, framework="pt")
         except SafetensorError as error:
             raise ModelError(f"{path} is not a readable safetensors file: {error}") from None
-        for name in file.keys():
+        present = file.keys()
+        for name in present:
             if names is not None and name not in names:
                 raise ModelError(f"{path} holds {name}, which {INDEX} does not list there")
-            found[name] = file
-        for name in sorted((names or set()) - set(file.keys())):
+        for name in sorted((names or set()) - set(present)):
             raise ModelError(f"{INDEX} says that {path.name} holds {name}, but it does not")
-    apart = {name: parts for name in expected if name not in found and (parts := experts_apart(name))}
-    stored = {name: shape for name, shape in expected.items() if name not in apart}
-    for name, parts in apart.items():
-        E, N, *C = expected[name]
-        if E > len(found):                                                     # before so many names are made
-            raise ModelError(f"{directory} lacks the tensor {parts[0].format(E - 1)}, though config.json speaks of {E} "
-                             "experts")
-        stored |= {part.format(e): torch.Size([N // len(parts), *C]) for e in range(E) for part in parts}
-    for name in sorted(stored.keys() - found.keys()):
-        raise ModelError(f"{directory} lacks the tensor {name} (shape {tuple(stored[name])}) that config.json needs")
-    twice = {part for name in stored for part in experts_apart(name)}          # of experts that are there fused
-    for name in sorted(found.keys() - stored.keys() - set(optional)):
-        if re.sub(r"(?<=\.experts\.)\d+", "{}", name) in twice:
-            raise ModelError(f"{directory} holds {name} beside fused experts; a layer's experts should be there once")
-        raise ModelError(f"{directory} holds the tensor {name}, for which config.json has no place")
-    for name, shape in stored.items():
-        piece = found[name].get_slice(name)
-        if tuple(piece.get_shape()) != tuple(shape):
-            raise ModelError(f"{directory}: {name} has shape {tuple(piece.get_shape())}, config.json asks for "
-                             f"{tuple(shape)}")
-        if piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-            raise ModelError(f"{directory}: {name} is stored as {piece.get_dtype()}; weights must be floating point")
-    return Found(directory, expected, found, apart)
-
-
-def experts_apart(name: str) -> tuple[str, ...]:
-    """The names of one expert's parts of a fused tensor, top to bottom, with {} for its number; none for other names.
-
-    >>> experts_apart("model.layers.3.mlp.experts.gate_up_proj")
-    ('model.layers.3.mlp.experts.{}.gate_proj.weight', 'model.layers.3.mlp.experts.{}.up_proj.weight')
-    >>> experts_apart("model.layers.3.mlp.gate.weight")
-    ()
-    """
-    found = re.fullmatch(r"(.+\.experts)\.(gate_up|down)_proj", name)
-    return tuple(f"{found[1]}.{{}}.{part}_proj.weight" for part in found[2].split("_")) if found else ()
-
-
-def take_apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same tensors, fused experts one by one."""
-    found = {}
-    for name, tensor in tensors.items():
-        if parts := experts_apart(name):
-            found |= {part.format(e): piece for e, expert in enumerate(tensor)
-                      for part, piece in zip(parts, expert.chunk(len(parts)))}
-        else:
-            found[name] = tensor
-    return found
+        files |= dict.fromkeys(present, file)
+    return files
 
 
 def shards(directory: Path) -> dict[Path, set[str] | None]:
-    """The safetensors files to read, each with the names the index puts there (None: a single file, no index)."""
+    """The safetensors files, each with the names the index lists for it (None: a single file without an index)."""
     if (directory / "model.safetensors").is_file():
         return {directory / "model.safetensors": None}
     if not (directory / INDEX).is_file():
-        pickles = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for p in directory.glob(pattern)]
-        if pickles:
-            raise ModelError(f"{directory} holds only pickled weights ({sorted(pickles)[0]}); reading a pickle can run "
-                             "code, so it is refused: convert it with transformers' save_pretrained")
+        for path in sorted(directory.iterdir()):
+            if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"):
+                raise ModelError(f"{directory} holds only pickled weights ({path.name}). A pickle can run code: "
+                                 "convert it with transformers' save_pretrained")
         raise FileNotFoundError(f"{directory} holds neither model.safetensors nor {INDEX}")
     entries = read_json(directory / INDEX).get("weight_map")
-    if not isinstance(entries, dict) or not all(isinstance(v, str) for v in entries.values()):
+    if not isinstance(entries, dict) or not all(isinstance(entry, str) for entry in entries.values()):
         raise ModelError(f"{directory / INDEX}: weight_map should map tensor names to file names")
     files: dict[Path, set[str]] = {}
     for name, entry in entries.items():
@@ -167,50 +202,80 @@ def shards(directory: Path) -> dict[Path, set[str] | None]:
     return files
 
 
-def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: ModelConfig,
-          max_shard_bytes: int = 5 * 10**9, fetch: Callable = lambda tensor: tensor, writes: bool = True,
-          fused_experts: bool = False) -> None:
-    """config.json and the tensors, in one file or (beyond `max_shard_bytes`) in shards with an index; experts one by
-    one unless `fused_experts`.
+def experts_apart(name: str) -> tuple[str, ...]:
+    """The names of one expert's parts of a fused tensor, top to bottom, with {} for its number. () for other names.
 
-    `fetch(tensor)` gives what is to be written of it, a file's worth at a time. With several processes it may need all
-    of them: each then calls this, one of them `writes`. An error of writing is kept until all is fetched, so that no
-    process waits for another's in vain."""
-    directory, error = Path(directory), None
-    parts: list[dict[str, torch.Tensor]] = [{}]
+    >>> experts_apart("model.layers.3.mlp.experts.gate_up_proj")
+    ('model.layers.3.mlp.experts.{}.gate_proj.weight', 'model.layers.3.mlp.experts.{}.up_proj.weight')
+    >>> experts_apart("model.layers.3.mlp.gate.weight")
+    ()
+    """
+    match = re.fullmatch(r"(.+\.experts)\.(gate_up|down)_proj", name)
+    return tuple(f"{match[1]}.{{}}.{part}_proj.weight" for part in match[2].split("_")) if match else ()
+
+
+# Writing
+
+def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: ModelConfig,
+          max_shard_bytes: int = 5 * 10**9, fused_experts: bool = False) -> None:
+    """Writes config.json and the tensors, in one file, or beyond `max_shard_bytes` in shards with an index. Experts are
+    written one by one unless fused_experts.
+
+    All ranks call this and fetch the tensors together, a file's worth at a time. Rank 0 writes. It raises its OSError
+    only after all has been fetched, or the other ranks would wait for it forever."""
+    directory = Path(directory)
+    files: list[dict[str, torch.Tensor]] = [{}]
     for name, tensor in tensors.items():
-        if parts[-1] and sum(t.nbytes for t in parts[-1].values()) + tensor.nbytes > max_shard_bytes:
-            parts.append({})
-        parts[-1][name] = tensor
-    names = [f"model-{number:05d}-of-{len(parts):05d}.safetensors" if len(parts) > 1 else "model.safetensors"
-             for number in range(1, len(parts) + 1)]
-    weight_map = {}
-    for file_name, part in zip(names, parts):
-        fetched = {name: fetch(tensor.detach()) for name, tensor in part.items()}
-        if writes and error is None:
-            fetched = fetched if fused_experts else take_apart(fetched)
-            weight_map |= dict.fromkeys(fetched, file_name)
-            try:
-                directory.mkdir(parents=True, exist_ok=True)
-                for stale in (directory / "model.safetensors", directory / INDEX) if part is parts[0] else ():
-                    stale.unlink(missing_ok=True)                              # of an earlier save in another form
-                write_file(directory / file_name, {name: tensor.contiguous() for name, tensor in fetched.items()})
-            except OSError as problem:
-                error = problem
-    if error:
-        raise error
-    if writes:
-        dtype_key = "torch_dtype" if "torch_dtype" in config.source else "dtype"        # transformers 4, 5
-        dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-        write_json(directory / "config.json", {**config.source, dtype_key: dtype})
-    if writes and len(parts) > 1:
-        write_json(directory / INDEX, {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
-                                       "weight_map": weight_map})
+        if files[-1] and sum(t.nbytes for t in files[-1].values()) + tensor.nbytes > max_shard_bytes:
+            files.append({})
+        files[-1][name] = tensor
+    weight_map, problem = {}, None
+    for number, shard in enumerate(files, start=1):
+        file_name = f"model-{number:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
+        whole = {name: parallel.full(tensor.detach()) for name, tensor in shard.items()}
+        if parallel.rank() > 0 or problem:
+            continue
+        whole = whole if fused_experts else take_apart(whole)
+        weight_map |= dict.fromkeys(whole, file_name)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if number == 1:                                                    # an earlier save may have another form
+                (directory / "model.safetensors").unlink(missing_ok=True)
+                (directory / INDEX).unlink(missing_ok=True)
+            write_file(directory / file_name, {name: tensor.contiguous() for name, tensor in whole.items()})
+        except OSError as error:
+            problem = error
+    if problem:
+        raise problem
+    if parallel.rank() > 0:
+        return
+    dtype_key = "torch_dtype" if "torch_dtype" in config.source else "dtype"   # transformers 4, 5
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    write_json(directory / "config.json", {**config.source, dtype_key: dtype})
+    if len(files) > 1:
+        total_size = sum(tensor.nbytes for tensor in tensors.values())
+        write_json(directory / INDEX, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
+
+
+def take_apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors, with fused experts one by one."""
+    result = {}
+    for name, tensor in tensors.items():
+        parts = experts_apart(name)
+        if not parts:
+            result[name] = tensor
+            continue
+        for e, expert in enumerate(tensor):
+            for part, piece in zip(parts, expert.chunk(len(parts))):
+                result[part.format(e)] = piece
+    return result
 
 
 def write_file(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """One safetensors file, readable by whom the umask allows (safetensors itself keeps it to its owner). Of metadata
-    one entry: safetensors writes several in any order, and the same tensors should be the same bytes."""
+    """Writes one safetensors file, readable by whom the umask allows (safetensors lets only its owner read it).
+
+    Give one entry of metadata at most: safetensors orders several at random, and equal tensors should be equal
+    bytes."""
     try:
         save_file(tensors, path, metadata=metadata or {"format": "pt"})
     except SafetensorError as error:
@@ -221,5 +286,5 @@ def write_file(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str,
 
 
 def write_json(path: Path, content: dict) -> None:
-    """In the form transformers writes: sorted keys, two spaces, a last newline."""
+    """Writes JSON in transformers' form: sorted keys, two spaces, a last newline."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

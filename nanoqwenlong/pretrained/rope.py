@@ -1,0 +1,57 @@
+"""Rotary position embedding, and YaRN, which stretches it to longer inputs.
+
+Legend: T tokens, D head width. Angles are computed in at least float32, as in transformers.
+"""
+
+import math
+
+import torch
+
+from .config import Yarn
+
+Tensor = torch.Tensor
+
+
+def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype, yarn: Yarn | None = None
+                ) -> tuple[Tensor, Tensor]:
+    """cos and sin (T, 1, D) of each position times each frequency, the same for both halves of a head.
+
+    Frequency i is theta^(-2i / D). YaRN lowers some of them, and multiplies both tables by its attention factor."""
+    steps = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.int64)
+    wide = torch.promote_types(dtype, torch.float32)
+    periods = theta ** (steps.to(wide) / head_dim)                             # (D / 2,), in tokens, over 2 pi
+    frequencies = yarn_frequencies(periods, theta, yarn) if yarn else 1.0 / periods
+    angles = torch.outer(positions.to(wide), frequencies)                      # (T, D / 2)
+    angles = torch.cat([angles, angles], dim=-1)[:, None]                      # (T, 1, D)
+    scale = yarn.attention_factor if yarn else 1.0
+    cos = angles.cos() * scale
+    sin = angles.sin() * scale
+    return cos.to(dtype), sin.to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (T, heads, D), turned by the angles of its positions. Halves of a head form the pairs, as in Hugging Face."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-b, a], dim=-1) * sin
+
+
+def yarn_frequencies(periods: Tensor, theta: float, yarn: Yarn) -> Tensor:
+    """Frequencies (D / 2,) from the periods (D / 2,) of plain rope (YaRN, arXiv 2309.00071, section 3.2).
+
+    A frequency stays if it turns more than beta_fast times within the original window. It is divided by the factor if
+    it turns less than beta_slow times. Between the two a linear ramp mixes both."""
+    def index_of(turns: float) -> float:
+        """Index, as a real number, of the frequency that turns so often."""
+        period = yarn.original_max_position_embeddings / (turns * 2 * math.pi)
+        return len(periods) * math.log(period) / math.log(theta)
+
+    low = index_of(yarn.beta_fast)
+    high = index_of(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low = max(low, 0)
+    high = min(high, 2 * len(periods) - 1)
+    width = high - low or 0.001
+    indices = torch.arange(len(periods), device=periods.device, dtype=periods.dtype)
+    unchanged = 1 - ((indices - low) / width).clamp(0, 1)                      # 1: stays, 0: divided by the factor
+    return 1.0 / (yarn.factor * periods) * (1 - unchanged) + 1.0 / periods * unchanged
