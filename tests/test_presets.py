@@ -8,6 +8,7 @@ import pytest
 import torch
 from ranks import ranks
 from tools.models import MODELS as RELEASED
+from tools.models import YARN
 
 import eval as eval_script
 import train_rl
@@ -132,7 +133,7 @@ def test_every_model_has_its_presets():
 def released(name: str, yarn: bool = False, spelling: int = 4) -> dict:
     """config.json of a released model, as transformers 4 writes it or as 5 does."""
     from transformers import AutoConfig
-    source = {**RELEASED[name], "rope_scaling": dict(presets.YARN) if yarn else None}
+    source = {**RELEASED[name], "rope_scaling": dict(YARN) if yarn else None}
     return source if spelling == 4 else json.loads(AutoConfig.for_model(**source).to_json_string())
 
 
@@ -183,13 +184,13 @@ def test_a_config_comes_back_as_it_was_in_either_spelling(name, yarn, tmp_path):
     for found in theirs:
         found.pop("_name_or_path", None)
     assert theirs[0] == theirs[1] == theirs[2]
-    rope = {"rope_type": "default", **(presets.YARN if yarn else {}), "rope_theta": RELEASED[name]["rope_theta"]}
+    rope = {"rope_type": "default", **(YARN if yarn else {}), "rope_theta": RELEASED[name]["rope_theta"]}
     assert theirs[0]["rope_parameters"] == rope and configs[0].rope_theta == rope["rope_theta"]
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_presets_lengths_fit_into_the_window(name):
-    """As released, or with the line that presets.py, README and the sentence of refusal give."""
+    """As released, or with the line that docs/models.md and the refusal give."""
     plain, stretched = (ModelConfig.from_json(released(name, yarn), "config.json") for yarn in (False, True))
     for script in ("train_rl", "eval"):
         cfg = read(script, "--preset", name)
@@ -258,5 +259,5 @@ def test_the_manual_tells_every_preset_in_lines_that_fit(script):
 
 def test_presets_are_data():
     """What JSON can say, but for tuples."""
-    for table in (RELEASED, presets.RL, presets.SFT, presets.EVAL, presets.SOURCES, presets.YARN):
+    for table in (RELEASED, presets.RL, presets.SFT, presets.EVAL, presets.SOURCES, YARN):
         json.dumps(table)

@@ -30,3 +30,7 @@ MODELS = {
         norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], router_aux_loss_coef=0.001,
         output_router_logits=False, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4, head_dim=128,
         rms_norm_eps=1e-6, tie_word_embeddings=False, rope_theta=10000000, max_position_embeddings=262144)}
+
+# For inputs of 32,769 to 4 x 32,768 = 131,072 tokens, the READMEs of QwenLong-L1 ("Processing Long Documents") and of
+# Qwen2.5 add this to config.json as "rope_scaling".
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
