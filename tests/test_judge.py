@@ -246,8 +246,8 @@ def test_a_canary_judged_wrongly_spoils_the_call(reply):
     found = judge.ask([OSLO, *questions(101)])
     assert found[0] == 1.0 and all(map(math.isnan, found[1:])) and len(judge.state_dict()) == 1
     assert judge.take() == Counter(asked=101, cached=1, yes=1, unscorable=101, canaries=4, canaries_wrong=2)
-    assert judge.trouble() == ("2 of 4 questions with a known answer judged wrongly, so no verdict that they were to "
-                               "vouch for counts")
+    assert judge.trouble() == ("2 of 4 questions with a known answer judged wrongly, so the verdicts they "
+                               "vouch for do not count")
     judge.complete = honest
     assert judge.ask(questions(101))[:2] == [1.0, 0.0] and judge.take()["asked"] == 101 and judge.trouble() == ""
 
