@@ -1,10 +1,9 @@
-"""Are two mathematical expressions the same? math-verify says so, in a process of its own. No torch.
+"""Are two mathematical expressions the same? math-verify decides, in a process of its own. No torch.
 
-    Worker().ask(["\\\\frac{1}{2}", "0.5"])  --a line of JSON-->  this file run as a program  --a line of JSON-->  True
+    Worker().ask(["\\\\frac{1}{2}", "0.5"])  --a line of JSON-->  this file, run as a program  --a line of JSON-->  True
 
-A short text ("100000000!") keeps sympy busy for hours or fills the memory, and math-verify's own guard is an alarm
-signal, which only a main thread may use. A process can simply be killed. One is kept for the life of the program: to
-start it takes about a second, a comparison mostly some hundredths.
+A short text ("100000000!") can keep sympy busy for hours or fill the memory. math-verify guards itself by an alarm
+signal, which works only in a main thread. A process can simply be killed. To start it takes about a second, once.
 """
 
 import atexit
@@ -20,7 +19,7 @@ from importlib.util import find_spec
 
 DEADLINE = 5.0                          # seconds for a comparison
 START = 120.0                           # seconds for the worker's imports, which may come from a slow disk
-MEMORY = 4 << 30                        # bytes the worker may have, where the system can hold it to that
+MEMORY = 4 << 30                        # bytes of memory for the worker, on Linux
 
 
 def installed() -> bool:
@@ -28,8 +27,8 @@ def installed() -> bool:
 
 
 class Worker:
-    """A process that replies to questions: started when first asked, killed when it takes too long, and started again
-    when next asked. Threads take turns; a forked child starts one of its own."""
+    """A process that answers questions. A question starts it if it does not run, and kills it if it takes too long.
+    Threads take turns. A forked child starts its own process."""
 
     def __init__(self, command=(sys.executable, __file__), deadline: float = DEADLINE):
         self.command, self.deadline = command, deadline
@@ -38,8 +37,8 @@ class Worker:
         os.register_at_fork(after_in_child=self.leave)
 
     def ask(self, question):
-        """The reply; None if the worker died or took too long, or if the question takes more than PIPE_BUF bytes (4,096
-        on Linux): shorter ones pass through a pipe in one piece, so that nobody waits in the middle of a line."""
+        """The reply. None if the process died or took too long, or if the question is too long: only PIPE_BUF bytes
+        (4,096 on Linux) pass through a pipe in one piece."""
         line = json.dumps(question).encode() + b"\n"
         if len(line) > select.PIPE_BUF:
             return None
@@ -51,13 +50,13 @@ class Worker:
                 reply = self.read(self.deadline)
             except BrokenPipeError:
                 pass
-            finally:                                           # on Ctrl-C too: a late reply is not the next one's
+            finally:                                           # also on Ctrl-C: a late reply would answer the next one
                 if not reply:
                     self.stop()
         return json.loads(reply) if reply else None
 
     def start(self) -> None:
-        """See to it that it runs."""
+        """Start the process if it does not run. Raises RuntimeError if it does not start."""
         if self.process is None or self.process.poll() is not None:
             self.stop()
             self.process = subprocess.Popen(self.command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -66,7 +65,7 @@ class Worker:
                 raise RuntimeError(f"`{' '.join(self.command)}`, which compares expressions, does not start")
 
     def read(self, seconds: float) -> bytes:
-        """The line it writes next; b"" if it is gone or has not written one in time."""
+        """The next line that the process writes, b"" if it died or did not write one in time."""
         line, end, arrivals = b"", time.monotonic() + seconds, select.poll()
         arrivals.register(self.process.stdout, select.POLLIN)
         while not line.endswith(b"\n"):
@@ -78,17 +77,17 @@ class Worker:
         return line
 
     def stop(self) -> None:
-        """Kill it, if there is one."""
+        """Kill the process, if there is one."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
             self.forget()
 
     def leave(self) -> None:
-        """What a forked child does: the process is its parent's, and so is the thread that may be asking."""
+        """In a forked child: leave the parent's process and lock alone."""
         self.lock = threading.Lock()
         if self.process is not None:
-            self.process.returncode = 0                        # or Popen would wait for it
+            self.process.returncode = 0                        # otherwise Popen would wait for it
             self.forget()
 
     def forget(self) -> None:
@@ -97,23 +96,22 @@ class Worker:
         process.stdout.close()
 
 
-# The other side
-
 def serve() -> None:
-    """Reply to what comes in until there is no more. What is meant for the main program (Ctrl-C, a scheduler's SIGTERM)
-    is not for this one, and it outlives nobody by more than a comparison: its alarm clock ends it."""
+    """The program of the process. It ignores signals for the main program (Ctrl-C, a scheduler's SIGTERM). If the main
+    program dies, an alarm ends it after one comparison at most."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         import resource
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most), most))
-    sys.path[:] = [folder for folder in sys.path if folder != os.path.dirname(os.path.abspath(__file__))]
-    sys.stdout = sys.stderr                                    # what the other side reads is ours alone
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [folder for folder in sys.path if folder != here]            # our numbers.py would hide Python's
+    sys.stdout = sys.stderr                                    # what others print must not reach the main program
     from math_verify import LatexExtractionConfig, parse, verify
 
     def expression(text: str) -> list:
-        """What math-verify makes of it in a box; nothing, if it does not understand it."""
+        """What math-verify reads in a box with this text, [] if it does not understand it."""
         return parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
 
     def reply(value) -> None:
