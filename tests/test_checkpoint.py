@@ -579,7 +579,7 @@ def test_a_run_passes_over_a_spoilt_checkpoint_says_so_and_keeps_it(in_tmp, two_
     assert start(train_sft, *flags) == 0 and outcome(directory) == expected
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"passed over {bad.relative_to(in_tmp)}: {name} ")
-    assert f"going on from {directory.relative_to(in_tmp)}/checkpoints/step_000001" in said
+    assert f"resuming from {directory.relative_to(in_tmp)}/checkpoints/step_000001" in said
     assert contents(directory / "checkpoints/spoilt_step_000002") == kept
 
 

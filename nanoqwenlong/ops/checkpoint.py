@@ -1,22 +1,21 @@
-"""Training state in and out, so that no moment of a run is one in which it can be lost.
+"""Training state in and out, so that a run can never be lost.
 
 A checkpoint is a directory step_000020 with
 
     config.json, model.safetensors, tokenizer files    a Hugging Face directory: the master weights
     optimizer-00000-of-00002.safetensors, ...          AdamW's state, each rank's own rows
-    state.json                                         what else the run is made of: see run.py
-    manifest.json                                      size and sha256 of every file above, and of itself
+    state.json                                         the rest of the run's state: see run.py
+    manifest.json                                      size and SHA-256 of every file above, and of itself
 
-It is written as .partial-step_000020, every file is synced to the disk, the manifest last, then the directory; only
-then does it get its name, and only when the name is on the disk too is an older checkpoint removed. So a directory
-with that name is whole, and if a disk spoils it later the manifest tells. Nothing is read through pickle.
+It is written as .partial-step_000020. Every file is synced to the disk, the manifest last, then the directory. Only
+then it gets its name. Only when the name is on the disk, too, an older checkpoint is removed. So a directory with that
+name is complete. If a disk damages it later, the manifest shows it. Nothing is read through pickle.
 
-Random numbers are no part of it: every draw of this project is a function of names (seed, step, example, sample).
+No random state is saved: every draw of this project is a function of names (seed, step, example, sample).
 """
 
 import errno
 import json
-import os
 import re
 import shutil
 from collections.abc import Collection, Iterator
@@ -27,14 +26,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .. import parallel
-from ..errors import ModelError
+from ..errors import CheckpointError, ModelError
 from ..pretrained import weights
 from ..pretrained.digest import file_digest
+from .files import sync
 
-FORMAT = 1                              # raised when a reader of the old one would go wrong
+FORMAT = 1                              # raise it if older readers would misread a checkpoint
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-from ..errors import CheckpointError
 
 
 def name_of(step: int) -> str:
@@ -53,18 +51,25 @@ def all_of(directory: Path) -> list[Path]:
 # Writing
 
 def save(final: Path, model, tokenizer, optimizer, state: dict) -> None:
-    """All ranks call it. On return the checkpoint is on the disk, under its name. An OSError comes to all ranks; then
-    older checkpoints are as they were, and this one is there whole (the very last sync failed) or not at all."""
+    """Write a checkpoint. On return it is on the disk, under its name. All ranks call it.
+
+    An OSError is raised on all ranks. Then older checkpoints are unchanged, and this one is complete (if only the very
+    last sync failed) or not there."""
     partial, first = final.with_name(f".partial-{final.name}"), parallel.rank() == 0
+    # 1. An empty directory
     parallel.on_all_ranks(lambda: first and _begin(partial, model), "cannot begin a checkpoint")
-    failed = None
+    # 2. The weights. All ranks gather them, so an error has to wait until the others are done
+    weights_error = None
     try:
-        model.save_pretrained(partial)                                         # in company: all ranks talk
+        model.save_pretrained(partial)
     except OSError as error:
-        failed = error
-    lists = parallel.on_all_ranks(lambda: _write_own(partial, failed, tokenizer, model, optimizer, state, first),
-                                  "cannot write a checkpoint")
-    files = {name: entry for own in lists for name, entry in own.items()}
+        weights_error = error
+    # 3. The other files of each rank
+    lists = parallel.on_all_ranks(
+        lambda: _write_files(partial, weights_error, tokenizer, model, optimizer, state if first else None),
+        "cannot write a checkpoint")
+    files = {name: entry for entries in lists for name, entry in entries.items()}
+    # 4. The manifest and the name
     parallel.on_all_ranks(lambda: first and _seal(partial, final, files), "cannot finish a checkpoint")
 
 
@@ -78,39 +83,41 @@ def _begin(partial: Path, model) -> None:
                                     "make room, older checkpoints are untouched", str(partial))
 
 
-def _write_own(partial: Path, failed: OSError | None, tokenizer, model, optimizer, state: dict, first: bool) -> dict:
-    """What this rank writes, on the disk -> {file name: its entry in the manifest}."""
-    if failed:
-        raise failed
-    tensors, rows = optimizer_tensors(model, optimizer)
+def _write_files(partial: Path, weights_error: OSError | None, tokenizer, model, optimizer, state: dict | None) -> dict:
+    """Write and sync this rank's files. Returns their entries in the manifest. state: only on the first rank."""
+    if weights_error:
+        raise weights_error
+    tensors, first_rows = optimizer_tensors(model, optimizer)
     name = f"optimizer-{parallel.rank():05d}-of-{parallel.size():05d}.safetensors"
-    weights.write_file(partial / name, tensors, {"rows": json.dumps(rows, sort_keys=True)})
+    weights.write_file(partial / name, tensors, {"rows": json.dumps(first_rows, sort_keys=True)})
     names = [name]
-    if first:
+    if state is not None:
         tokenizer.save_pretrained(partial)
         state = {"format": FORMAT, "world_size": parallel.size(), "torch": torch.__version__, **state}
         weights.write_json(partial / "state.json", state)
-        own = [path.name for path in partial.iterdir() if not path.name.startswith(("optimizer-", "."))]
-        names = [name, *own]                                                  # .tmp...: another rank is writing
-    found = {}
-    for name in sorted(names):
+        names += [path.name for path in partial.iterdir()      # .tmp...: another rank is writing
+                  if not path.name.startswith(("optimizer-", "."))]
+    for name in names:
         sync(partial / name)
-        found[name] = {"bytes": (partial / name).stat().st_size, "sha256": file_digest(partial / name)}
-    return found
+    return {name: _entry(partial / name) for name in sorted(names)}
+
+
+def _entry(path: Path) -> dict:
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def _seal(partial: Path, final: Path, files: dict) -> None:
     (partial / "manifest.json").write_text(manifest_text(files), encoding="utf-8")
     sync(partial / "manifest.json")
     sync(partial)
-    _remove(final)                                                             # a spoilt one that was passed over
+    _remove(final)                                             # a damaged one that was passed over
     partial.rename(final)
     sync(final.parent)
-    sync(final.parent.parent)                                                 # where checkpoints/ itself is named
+    sync(final.parent.parent)                                  # this has the name of checkpoints/ itself
 
 
 def set_aside(directory: Path, newer_than: Path | None) -> None:
-    """Checkpoints that are not what was written get another name, so that they count as none any more."""
+    """Rename checkpoints that were passed over to spoilt_step_..., so that they no longer count."""
     if parallel.rank() == 0:
         for path in all_of(directory):
             if newer_than is None or step_of(path) > step_of(newer_than):
@@ -119,8 +126,7 @@ def set_aside(directory: Path, newer_than: Path | None) -> None:
 
 
 def prune(directory: Path, keep: int, ends: Collection[int] = ()) -> None:
-    """Remove all but the `keep` newest checkpoints and those of the steps in `ends`, and what was never quite
-    written or removed."""
+    """Remove all checkpoints but the `keep` newest and those of the steps in `ends`, and unfinished directories."""
     if parallel.rank() == 0:
         for path in all_of(directory)[:-keep]:
             if step_of(path) not in ends:
@@ -130,7 +136,7 @@ def prune(directory: Path, keep: int, ends: Collection[int] = ()) -> None:
 
 
 def _remove(directory: Path) -> None:
-    """A directory that is being removed does not keep its name: half of it is no checkpoint."""
+    """Remove a directory. It loses its name first, because half a checkpoint must not look like one."""
     if directory.exists():
         doomed = directory.with_name(f".removed-{directory.name}")
         shutil.rmtree(doomed, ignore_errors=True)
@@ -138,28 +144,19 @@ def _remove(directory: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def sync(path: Path) -> None:
-    """A file's bytes, or a directory's names, are on the disk when this returns."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def manifest_text(files: dict) -> str:
-    """The manifest; its last line is the sha256 of the lines before it."""
+    """The manifest. Its last line is the SHA-256 of the lines before it."""
     text = json.dumps({"format": FORMAT, "files": files}, indent=1, sort_keys=True) + "\n"
     return text + sha256(text.encode()).hexdigest() + "\n"
 
 
 def optimizer_tensors(model, optimizer) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-    """This rank's rows of the state of every parameter that has one, and the number of each tensor's first row. What
-    another rank holds as well is left to it."""
+    """This rank's rows of the optimizer state: {"parameter/key": rows}, and the number of each tensor's first row.
+
+    Parameters that were never updated have no state. Rows that a replica on an earlier rank writes are left out."""
     tensors, first_rows = {}, {}
     for name, parameter in model.named_parameters():
-        state = optimizer.state.get(parameter, {})
-        for key, value in state.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
             if not parallel.is_replica(value) and (value.ndim == 0 or len(parallel.local(value))):
                 tensors[f"{name}/{key}"] = parallel.local(value).contiguous()
                 first_rows[f"{name}/{key}"] = parallel.rows(value).start or 0
@@ -169,11 +166,11 @@ def optimizer_tensors(model, optimizer) -> tuple[dict[str, torch.Tensor], dict[s
 # Reading
 
 def newest(directory: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is what was written, and a sentence about each newer one that is not. All ranks call
-    it, each checks a part of the files."""
+    """The newest checkpoint that is intact (None: there is none), and a sentence about each newer one that is damaged.
+    All ranks call it, and each checks a part of the files."""
     complaints = []
     for path in reversed(parallel.gather([str(path) for path in all_of(directory)])[0]):
-        problems = verify(Path(path)) or _misnamed(Path(path))
+        problems = verify(Path(path)) or _step_problems(Path(path))
         if not problems:
             return Path(path), complaints
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -181,7 +178,8 @@ def newest(directory: Path) -> tuple[Path | None, list[str]]:
     return None, complaints
 
 
-def _misnamed(directory: Path) -> list[str]:
+def _step_problems(directory: Path) -> list[str]:
+    """Whether state.json belongs to another step than the directory's name says."""
     try:
         step = weights.read_json(directory / "state.json").get("step")
     except (ModelError, OSError) as error:
@@ -190,57 +188,53 @@ def _misnamed(directory: Path) -> list[str]:
 
 
 def verify(directory: Path) -> list[str]:
-    """What is wrong with a checkpoint, a sentence each; nothing: []. All ranks call it."""
-    return list(dict.fromkeys(problem for found in parallel.gather(_problems(directory)) for problem in found))
+    """The problems of a checkpoint, a sentence each. [] if it is intact. All ranks call it."""
+    return list(dict.fromkeys(problem for problems in parallel.gather(_problems(directory)) for problem in problems))
 
 
 def _problems(directory: Path) -> list[str]:
-    """Of the manifest, and of this rank's share of the files."""
+    """The problems of the manifest and of this rank's share of the files."""
     try:
         content = (directory / "manifest.json").read_text(encoding="utf-8")
-        text, own = content[:-65], content[-65:-1]
-        if content != f"{text}{sha256(text.encode()).hexdigest()}\n":
-            return [f"manifest.json is damaged: its last line, {own[:12]}..., is not the sha256 of the others"]
     except FileNotFoundError:
         return ["manifest.json is missing"]
     except (ValueError, OSError) as error:
         return [f"manifest.json cannot be read: {error}"]
+    text, digest = content[:-65], content[-65:-1]
+    if content != f"{text}{sha256(text.encode()).hexdigest()}\n":
+        return [f"manifest.json is damaged: its last line, {digest[:12]}..., is not the sha256 of the others"]
     files = json.loads(text).get("files")
     if not isinstance(files, dict):
         return ["manifest.json lists no files"]
-    extra = sorted(path.name for path in directory.glob("*.safetensors*") if path.name not in files)
-    share = sorted(files)[parallel.rank()::parallel.size()]
-    return [f"{name} is not in the manifest" for name in extra] + [
-        problem for name in share if (problem := _compare(directory / name, files[name]))]
-
-
-def _compare(path: Path, entry: dict) -> str | None:
-    try:
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            return f"{path.name} has {size} bytes, the manifest says {entry['bytes']}"
-        found = file_digest(path)
-    except FileNotFoundError:
-        return f"{path.name} is missing"
-    except OSError as error:
-        return f"{path.name} cannot be read: {error.strerror}"
-    return None if found == entry["sha256"] else (
-        f"{path.name} has sha256 {found[:12]}..., the manifest says {entry['sha256'][:12]}...")
+    problems = [f"{path.name} is not in the manifest" for path in sorted(directory.glob("*.safetensors*"))
+                if path.name not in files]
+    for name in sorted(files)[parallel.rank()::parallel.size()]:
+        try:
+            entry, expected = _entry(directory / name), files[name]
+            if entry["bytes"] != expected["bytes"]:
+                problems.append(f"{name} has {entry['bytes']} bytes, the manifest says {expected['bytes']}")
+            elif entry != expected:
+                problems.append(f"{name} has sha256 {entry['sha256'][:12]}..., the manifest says "
+                                f"{expected['sha256'][:12]}...")
+        except FileNotFoundError:
+            problems.append(f"{name} is missing")
+        except OSError as error:
+            problems.append(f"{name} cannot be read: {error.strerror}")
+    return problems
 
 
 def read_state(directory: Path) -> dict:
-    """state.json of a verified checkpoint."""
+    """state.json of an intact checkpoint."""
     state = weights.read_json(directory / "state.json")
     if state.get("format") != FORMAT:
-        raise CheckpointError(f"{directory} has format {state.get('format')}, this code reads {FORMAT}: go on with the "
-                              "version that wrote it, or start anew from it with --model")
+        raise CheckpointError(f"{directory} has format {state.get('format')}, this code reads {FORMAT}: resume it with "
+                              "the version that wrote it, or start again from its weights with --model")
     return state
 
 
 def load_optimizer(directory: Path, model, optimizer) -> None:
-    """Fill in the optimizer's state, on any number of ranks: each reads its own rows of all files. A parameter that was
-    never updated has none."""
-    missing = {}                                                               # tensor name -> rows yet to be read
+    """Load the optimizer's state, written by any number of ranks: each rank reads its own rows of all files."""
+    rows_left = {}                                             # {"parameter/key": rows yet to be read}
     parameters = dict(model.named_parameters())
     for name, key, first, piece in _pieces(directory):
         if name not in parameters:
@@ -248,19 +242,20 @@ def load_optimizer(directory: Path, model, optimizer) -> None:
         parameter, state = parameters[name], optimizer.state[parameters[name]]
         if key not in state:
             state[key] = torch.zeros_like(parameter) if key in MOMENTS else torch.zeros((), dtype=torch.float32)
-            missing[f"{name}/{key}"] = parallel.local(state[key]).shape[0] if state[key].ndim else 1
+            rows_left[f"{name}/{key}"] = parallel.local(state[key]).shape[0] if state[key].ndim else 1
         target = parallel.local(state[key]).detach()
         if target.ndim == 0:
             target.copy_(piece[...])
-            missing[f"{name}/{key}"] = 0
+            rows_left[f"{name}/{key}"] = 0
             continue
         start, (count, *_) = parallel.rows(state[key]).start, piece.get_shape()
         low, high = max(start, first), min(start + len(target), first + count)
         if low < high:
             target[low - start:high - start].copy_(piece[low - first:high - first])
-            missing[f"{name}/{key}"] -= high - low
-    if lacking := [name for name, rows in missing.items() if rows]:
-        raise CheckpointError(f"{directory}: rows of {lacking[0]} are in none of its optimizer files")
+            rows_left[f"{name}/{key}"] -= high - low
+    for name, rows in rows_left.items():
+        if rows:
+            raise CheckpointError(f"{directory}: rows of {name} are in none of its optimizer files")
 
 
 def _pieces(directory: Path) -> Iterator[tuple]:
@@ -273,8 +268,6 @@ def _pieces(directory: Path) -> Iterator[tuple]:
             file = safe_open(path, framework="pt")
         except SafetensorError as error:
             raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
-        if "rows" not in (file.metadata() or {}):
-            raise CheckpointError(f"{path} does not say which rows it holds")
         first_rows = json.loads(file.metadata()["rows"])
         for name in sorted(file.keys()):
             yield *name.rsplit("/", 1), first_rows[name], file.get_slice(name)
