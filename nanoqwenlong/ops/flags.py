@@ -20,6 +20,11 @@ from ..errors import ConfigError
 from .settings import REMOVED
 
 
+def flag_of(name: str) -> str:
+    """The flag that sets a field: "--learning-rate" of "learning_rate"."""
+    return "--" + name.replace("_", "-")
+
+
 def parse(config_class, argv: list[str], presets: dict[str, dict] | None = None):
     """An instance of `config_class` from command-line words. `--help` prints the manual and exits.
 
@@ -43,7 +48,7 @@ def parse(config_class, argv: list[str], presets: dict[str, dict] | None = None)
 
 def split_flags(argv: list[str], known) -> dict[str, list[str]]:
     """{"data": ["a.jsonl", "b.jsonl"]} from ["--data", "a.jsonl", "b.jsonl"]."""
-    flags, name = {}, None
+    words_of, name = {}, None
     for word in argv:
         if word.startswith("--"):
             flag, has_value, value = word[2:].partition("=")
@@ -51,36 +56,37 @@ def split_flags(argv: list[str], known) -> dict[str, list[str]]:
             if name not in known and name in REMOVED:
                 raise ConfigError(f"--{flag} is no longer a flag; change the constant {REMOVED[name]} instead")
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-                raise ConfigError(f"unknown flag {word.split('=')[0]}; did you mean --{near[0].replace('_', '-')}?")
-            if name in flags:
+                nearest, = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+                raise ConfigError(f"unknown flag --{flag}; did you mean {flag_of(nearest)}?")
+            if name in words_of:
                 raise ConfigError(f"--{flag} is given twice; keep one")
-            flags[name] = [value] if has_value else []
+            words_of[name] = [value] if has_value else []
         elif name is None:
             raise ConfigError(f"{word!r} stands before any flag; flags look like --name value (see --help)")
         else:
-            flags[name].append(word)
-    return flags
+            words_of[name].append(word)
+    return words_of
 
 
 def read_value(name: str, hint, words: list[str]):
-    """The words behind one flag, as a value of the field's type."""
-    flag, type_name = "--" + name.replace("_", "-"), getattr(hint, "__name__", str(hint))
+    """The words after one flag, as a value of the field's type."""
+    flag, given = flag_of(name), " ".join(words) or "nothing"
+    type_name = getattr(hint, "__name__", str(hint))
     try:
         if typing.get_origin(hint) is tuple:
-            type_name = f"{typing.get_args(hint)[0].__name__} (one or more)"
+            item = typing.get_args(hint)[0]
+            type_name = f"{item.__name__} (one or more)"
             if not words:
                 raise ConfigError(f"{flag} takes one or more values, got nothing")
-            return tuple(typing.get_args(hint)[0](word) for word in words)
-        if hint is bool and not words:
-            return True
+            return tuple(item(word) for word in words)
         if typing.get_origin(hint) is typing.Literal:
             if words not in [[word] for word in typing.get_args(hint)]:
-                raise ConfigError(f"{flag} takes one of {', '.join(typing.get_args(hint))}, got "
-                                  f"{' '.join(words) or 'nothing'}")
+                raise ConfigError(f"{flag} takes one of {', '.join(typing.get_args(hint))}, got {given}")
             return words[0]
+        if hint is bool and not words:
+            return True
         if len(words) != 1:
-            raise ConfigError(f"{flag} takes one value ({type_name}), got {len(words)}: {' '.join(words) or 'nothing'}")
+            raise ConfigError(f"{flag} takes one value ({type_name}), got {len(words)}: {given}")
         if hint is bool:
             return {"true": True, "false": False}[words[0].lower()]
         return hint(words[0])
@@ -99,14 +105,14 @@ def at_least(config, **minimums: float) -> None:
     nanoqwenlong.errors.ConfigError: --group-size must be at least 2, got 1
     """
     for name, minimum in minimums.items():
-        if not minimum <= getattr(config, name) < float("inf"):
-            finite = "a finite number of " * (getattr(config, name) == float("inf"))
-            raise ConfigError(f"--{name.replace('_', '-')} must be {finite}at least {minimum}, got "
-                              f"{getattr(config, name)}")
+        value = getattr(config, name)
+        if not minimum <= value < float("inf"):
+            finite = "a finite number of " if value == float("inf") else ""
+            raise ConfigError(f"{flag_of(name)} must be {finite}at least {minimum}, got {value}")
 
 
 def rising(config, name: str) -> None:
-    """Raises ConfigError unless the numbers of a setting rise from 1 or more; there may be none.
+    """Raises ConfigError unless the numbers of a setting rise and the first is at least 1. It may have no numbers.
 
     >>> from types import SimpleNamespace
     >>> rising(SimpleNamespace(lengths=(80, 80)), "lengths")
@@ -115,7 +121,7 @@ def rising(config, name: str) -> None:
     """
     numbers = getattr(config, name)
     if list(numbers) != sorted(set(numbers)) or min(numbers, default=1) < 1:
-        raise ConfigError(f"--{name.replace('_', '-')} should rise from 1 or more, got {numbers}")
+        raise ConfigError(f"{flag_of(name)} should rise from 1 or more, got {numbers}")
 
 
 def manual(config_class, presets: dict[str, dict]) -> str:
@@ -126,13 +132,14 @@ def manual(config_class, presets: dict[str, dict]) -> str:
     for base in filter(is_dataclass, config_class.__mro__):
         lines += ["", *source_without(base, shown)]
         shown |= base.__annotations__.keys()
-    for place, (name, settings) in enumerate(presets.items()):
-        base = next((other for other in list(presets)[:place] if presets[other].keys() <= settings.keys()), None)
-        told = {key: value for key, value in settings.items() if base is None or presets[base].get(key) != value}
-        text = "  ".join(" ".join(flag_words(key, value)).replace(" ", "\0") for key, value in told.items())
-        text = textwrap.fill(f"--preset {name}:  {f'as {base}, and  ' if base else ''}{text}", 120,
-                             subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-        lines += ["", text.replace("\0", " ")]                  # a flag and its value stay on one line
+    for place, (name, values) in enumerate(presets.items()):
+        base = next((other for other in list(presets)[:place] if presets[other].keys() <= values.keys()), None)
+        text = f"--preset {name}:  {f'as {base}, and  ' if base else ''}"
+        for key, value in values.items():
+            if base is None or presets[base].get(key) != value:
+                text += "\0".join(flag_words(key, value)) + "  "     # \0: a flag and its value stay on one line
+        text = textwrap.fill(text, 120, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        lines += ["", text.replace("\0", " ")]
     return "\n".join(lines)
 
 
@@ -151,19 +158,9 @@ def source_without(config_class, names: set[str]) -> list[str]:
 
 
 def flags(config) -> list[str]:
-    """The words that give this configuration again: what differs from the defaults, a preset spelled out.
-
-    >>> from dataclasses import dataclass
-    >>> @dataclass(frozen=True)
-    ... class Config:
-    ...     name: str = "a"
-    ...     data: tuple[str, ...] = ()
-    ...     fast: bool = False
-    >>> flags(Config(data=("x", "y"), fast=True))
-    ['--data', 'x', 'y', '--fast']
-    """
-    given = [field.name for field in fields(config) if getattr(config, field.name) != field.default]
-    return [word for name in given if name != "preset" for word in flag_words(name, getattr(config, name))]
+    """The words that give this configuration again: what differs from the defaults, without naming a preset."""
+    names = [field.name for field in fields(config) if getattr(config, field.name) != field.default]
+    return [word for name in names if name != "preset" for word in flag_words(name, getattr(config, name))]
 
 
 def flag_words(name: str, value) -> list[str]:
@@ -172,10 +169,11 @@ def flag_words(name: str, value) -> list[str]:
     >>> flag_words("phase_lengths", (20000, 60000))
     ['--phase-lengths', '20000', '60000']
     """
-    return ["--" + name.replace("_", "-"),
-            *(map(str, value) if isinstance(value, tuple) else [] if value is True else [str(value)])]
+    if value is True:
+        return [flag_of(name)]
+    return [flag_of(name), *(map(str, value) if isinstance(value, tuple) else [str(value)])]
 
 
 def as_json(config) -> dict:
-    """The resolved configuration as JSON gives it back: what ran, not what was asked for."""
+    """The configuration as JSON would return it: what runs, presets and defaults included."""
     return json.loads(json.dumps(asdict(config)))
