@@ -1,10 +1,10 @@
-"""The tables and the picture of recipes/ablations.sh, from the files that its runs left behind:
+"""The tables and the picture of recipes/ablations.sh, from the files of its runs.
 
-    python -m recipes.ablations runs/ablations                 writes table.md and ablations.png there
-    python -m recipes.ablations runs/ablations --models lookups 0      the checkpoints of a study that are evaluated
+    python -m recipes.ablations runs/ablations                         writes table.md and ablations.png there
+    python -m recipes.ablations runs/ablations --models lookups 0      prints the checkpoints of a study to evaluate
 
-A run is named KIND-SEED; what is compared with what stands in STUDIES. A cell is the mean over the seeds and their
-standard deviation. A seed that a kind lacks while others have it is an error, not a smaller sample.
+A run is named KIND-SEED. STUDIES says what is compared with what. A cell is the mean over the seeds and their standard
+deviation. If a seed is there for one kind and missing for another, that is an error, not a smaller sample.
 """
 
 import argparse
@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 from statistics import mean, median, stdev
 
+from nanoqwenlong.errors import DataError
 from tools import figures, series
 
-# {study: {name of a row: (kind of run, which of its checkpoints)}}: the last, or the one at which the run had used as
-# many tokens or seconds as the phased run beside it.
+# {study: {name of a row: (kind of run, which of its checkpoints)}}: the last checkpoint, or the one at which the run
+# had used as many tokens or as much time as the phased run from the same model.
 STUDIES = {
     "lookups": {"base": ("base", "last"), "short SFT": ("short", "last"), "long SFT": ("long", "last"),
                 "RL from base": ("rl_base", "last"), "RL from short SFT": ("rl_short", "last"),
@@ -51,64 +52,65 @@ DYNAMICS = {"RL from base": "rl_base", "RL from short SFT": "rl_short", "RL from
 
 def models(directory: Path, study: str, seed: str) -> dict[str, Path]:
     """{name of a row: checkpoint} for one seed."""
-    found = {}
+    checkpoints = {}
     for name, (kind, which) in STUDIES[study].items():
         run = directory / f"{kind}-{seed}"
-        saved = {int(path.name[5:]): path for path in sorted((run / "checkpoints").glob("step_*[0-9]"))}
-        if not saved:
-            raise FileNotFoundError(f"{run} has no checkpoint; let recipes/ablations.sh come to its end")
-        step = max(saved) if which == "last" else equal(directory, run, seed, which)
-        found[name] = saved[min(saved, key=lambda other: abs(other - step))]
-    return found
+        by_step = {int(path.name[5:]): path for path in sorted((run / "checkpoints").glob("step_*[0-9]"))}
+        if not by_step:
+            raise FileNotFoundError(f"{run} has no checkpoint: let recipes/ablations.sh finish")
+        step = max(by_step) if which == "last" else equal(directory, run, seed, which)
+        nearest = min(by_step, key=lambda other: abs(other - step))
+        checkpoints[name] = by_step[nearest]
+    return checkpoints
 
 
 def equal(directory: Path, run: Path, seed: str, unit: str) -> int:
-    """The step at which a run had used as much as the phased run from the same model did in all."""
+    """The step at which a run had used as many units as the phased run from the same model used in all."""
     spent = series.cumulated(series.read_metrics(directory / f"rl_base-{seed}" / "metrics.jsonl"))[-1][unit]
     rows = series.cumulated(series.read_metrics(run / "metrics.jsonl"))
     if rows[-1][unit] < spent:
-        raise series.PlotError(f"{run} ended before it had used the {spent:.3g} {unit} of the phased run; give it more "
-                               "steps")
+        raise DataError(f"{run} ended before it had used the {spent:.3g} {unit} of the phased run: give it more steps")
     return min(rows, key=lambda row: abs(row[unit] - spent))["step"]
 
 
 def seeds_of(directory: Path) -> list[str]:
-    """Of all runs; the same for every kind."""
-    found = {}
+    """The seeds of all runs. Every kind must have the same ones."""
+    seeds = {}                                                         # {kind: its seeds}
     for path in directory.glob("*-*/metrics.jsonl"):
         kind, _, seed = path.parent.name.rpartition("-")
-        found.setdefault(kind, set()).add(seed)
+        seeds.setdefault(kind, set()).add(seed)
+    all_seeds = set().union(*seeds.values())
     kinds = {kind for study in STUDIES.values() for kind, _ in study.values()}
-    everywhere = set().union(*found.values())
     for kind in sorted(kinds):
-        if missing := sorted(everywhere - found.get(kind, set())):
+        missing = sorted(all_seeds - seeds.get(kind, set()))
+        if missing:
             raise FileNotFoundError(f"{directory}/{kind}-{missing[0]} is not there, though other runs of this seed "
-                                    "are; let recipes/ablations.sh come to its end")
-    return sorted(everywhere, key=int)
+                                    "are: let recipes/ablations.sh finish")
+    return sorted(all_seeds, key=int)
 
 
 def cell(directory: Path, seed: str, study: str, row: str, column: tuple[str, str, str, str]) -> float:
-    """One figure of a row's model, in %."""
+    """One figure of a model, in %."""
     evaluation, part, name, figure = column
     path = directory / f"eval_{evaluation}-{seed}" / "results.json"
     results = {Path(model["model"]): model for model in series.read_results(path)}
     model = models(directory, study, seed)[row]
     if model not in results:
-        raise series.PlotError(f"{path} knows nothing of {model}; remove {path.parent} and evaluate again")
-    found = results[model][part] if not name else results[model][part][name]
-    return 100 * found[figure]
+        raise DataError(f"{path} has no results for {model}: remove {path.parent} and evaluate again")
+    figures_of = results[model][part]
+    return 100 * (figures_of[name] if name else figures_of)[figure]
 
 
 def spread(values: list[float], digits: int = 1) -> str:
-    """Mean and standard deviation; "" where a seed has no value.
+    """Mean and standard deviation, or "" if a seed has no value.
 
     >>> spread([1.0, 2.0, 3.0])
     '2.0 ± 1.0'
     """
     if any(value is None or math.isnan(value) for value in values):
         return ""
-    told = f"{mean(values):.{digits}f}"
-    return f"{told} ± {stdev(values):.{digits}f}" if len(values) > 1 else told
+    center = f"{mean(values):.{digits}f}"
+    return f"{center} ± {stdev(values):.{digits}f}" if len(values) > 1 else center
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -116,37 +118,40 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def tables(directory: Path, seeds: list[str]) -> str:
-    """All of it as Markdown."""
-    parts = []
+    """All tables as Markdown."""
+    parts = [f"{len(seeds)} seeds; mean ± standard deviation."]
     for title, (study, columns) in TABLES.items():
-        rows = [[row, *(spread([cell(directory, seed, study, row, column) for seed in seeds])
-                        for column in columns.values())] for row in STUDIES[study]]
+        rows = []
+        for name in STUDIES[study]:
+            cells = [[cell(directory, seed, study, name, column) for seed in seeds] for column in columns.values()]
+            rows.append([name, *map(spread, cells)])
         parts.append(f"### {title}\n\n{markdown(['accuracy, %', *columns], rows)}")
     runs = {name: [trained(directory, kind, seed) for seed in seeds] for name, kind in DYNAMICS.items()}
-    rows = [[name, *(spread([of(rows) for rows in group], digits) for group in runs.values())]
-            for name, (of, digits) in WHILE_TRAINING.items()]
+    rows = []
+    for name, (measure, digits) in WHILE_TRAINING.items():
+        rows.append([name, *(spread([measure(run) for run in group], digits) for group in runs.values())])
     parts.append(f"### While training\n\n{markdown(['', *runs], rows)}")
-    return "\n\n".join([f"{len(seeds)} seeds; mean ± standard deviation.", *parts]) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def trained(directory: Path, kind: str, seed: str) -> list[dict]:
-    """The steps of a run; of one stage those with as many tokens as the phased run had."""
+    """The steps of a run. A run in one stage is cut where it has used as many tokens as the phased run."""
     run = directory / f"{kind}-{seed}"
     rows = series.cumulated(series.read_metrics(run / "metrics.jsonl"))
     return [row for row in rows if kind != "single" or row["step"] <= equal(directory, run, seed, "million tokens")]
 
 
 def values(rows: list[dict], key: str) -> list[float]:
-    """All that were measured; NaN alone if none were."""
+    """The measured values, or one NaN if there are none."""
     return [value for _, value in series.points(rows, key)] or [math.nan]
 
 
 def beginning(rows: list[dict], key: str) -> float:
-    """The mean over the first 50 steps of phase II; NaN where there is none."""
+    """The mean over the first 50 steps of phase II. NaN without a phase II."""
     return mean(values([row for row in rows if row["phase"] == 2][:50], key))
 
 
-# {name: (of the rows of a run, digits)}
+# {name: (figure from the rows of a run, digits)}
 WHILE_TRAINING = {
     "steps": (lambda rows: rows[-1]["step"], 0),
     "minutes": (lambda rows: rows[-1]["minutes"], 2),
@@ -167,7 +172,7 @@ WHILE_TRAINING = {
 
 
 def picture(directory: Path, seeds: list[str], path: Path) -> Path:
-    """What RL adds to each warm-up, what phases do for it, and what is forgotten meanwhile."""
+    """What RL adds to each warm-up, what phases change, and what is forgotten meanwhile."""
     figure, ((before_after, by_tokens, facts),) = figures.canvas(1, 3, (12, 3.9), width_ratios=(3, 3.4, 3))
     columns = TABLES[LOOKUPS][1]
     for axes, column, title in ((before_after, "long documents", "long documents: what RL adds"),
@@ -188,7 +193,7 @@ def picture(directory: Path, seeds: list[str], path: Path) -> Path:
 
 
 def pairs(axes, rates: dict[str, list[float]]) -> None:
-    """For each warm-up a bar, and one for RL from there; a dot for each seed."""
+    """Two bars for each warm-up, before and after RL, and a dot for each seed."""
     for place, start in enumerate(STARTS):
         for side, name in enumerate((start, f"RL from {start}")):
             x = place + 0.36 * side - 0.18
@@ -204,8 +209,8 @@ def pairs(axes, rates: dict[str, list[float]]) -> None:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m recipes.ablations", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="where the runs of recipes/ablations.sh are")
-    parser.add_argument("--models", nargs=2, metavar=("STUDY", "SEED"), help="print these and do nothing else")
+    parser.add_argument("directory", type=Path, help="the directory with the runs of recipes/ablations.sh")
+    parser.add_argument("--models", nargs=2, metavar=("STUDY", "SEED"), help="only print these checkpoints")
     args = parser.parse_args(argv)
     try:
         if args.models:
@@ -221,7 +226,7 @@ def main(argv: list[str]) -> int:
     except FileNotFoundError as error:
         print(error.filename and f"{error.filename} is not there" or error, file=sys.stderr)
         return 66
-    except series.PlotError as error:
+    except DataError as error:
         print(error, file=sys.stderr)
         return 65
     return 0

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The claims of the papers at toy scale: 3 seeds of every run, two runs at a time, about an hour on two CPU cores. Begun
-# again after whatever stopped it, it goes on where it was. Then: runs/ablations/table.md and ablations.png.
+# The claims of the papers at toy scale: 3 seeds of every run, two runs at a time, about an hour on two CPU cores. If it
+# is stopped, the same command resumes it. The results are runs/ablations/table.md and ablations.png.
 #
 #     bash recipes/ablations.sh                                      SEEDS="0 1 2 3 4" for more of them
 set -euo pipefail
@@ -9,7 +9,7 @@ export python=${PYTHON:-python} runs=runs/ablations
 seeds=${SEEDS:-0 1 2}
 mkdir -p "$runs"
 
-run() {   # run NAME SCRIPT FLAGS...: one run; of what it says the end, if it fails
+run() {   # run NAME SCRIPT FLAGS...: one run. If it fails, the end of its output is shown
     local name=$1 script=$2 && shift 2
     "$python" "$script" --runs-dir "$runs" --name "$name" --seed "${name##*-}" "$@" > "$runs/$name.log" 2>&1 ||
         { echo "$name failed:" && tail -n 5 "$runs/$name.log"; exit 255; }
@@ -35,7 +35,7 @@ both() { xargs -d '\n' -P 2 -I{} bash -euo pipefail -c '{}'; }                # 
 for_seeds() { for seed in $seeds; do printf "%s\n" "${1//SEED/$seed}"; done; }
 export -f run sft rl phased judge_model judged tasks mixed evaluate last
 
-echo "== 1. A judge for later. Warm-ups: facts that stand in no document; then base: some look-ups in short documents"
+echo "== 1. A judge for later. Warm-ups: first facts that are in no document, then some look-ups in short documents"
 for_seeds '$python -m recipes.toy_files $runs/data-SEED --seed SEED' | both
 $python -m recipes.toy_judge "$runs/judge-0" 8000
 { echo 'judge_model'
@@ -44,7 +44,7 @@ for_seeds 'sft base-SEED $(last facts-SEED) base 200' | both
 for_seeds 'sft short-SEED $(last base-SEED) sft_short 60
            sft long-SEED $(last base-SEED) sft_long 60' | both
 
-echo "== 2. RL from each; with dynamic sampling; without the retrospective sampler; all lengths at once"
+echo "== 2. RL from each warm-up, with dynamic sampling, without the retrospective sampler, and in one stage"
 for_seeds 'phased rl_base-SEED $(last base-SEED)
            phased rl_short-SEED $(last short-SEED)
            phased rl_long-SEED $(last long-SEED)
@@ -52,17 +52,17 @@ for_seeds 'phased rl_base-SEED $(last base-SEED)
            phased no_retro-SEED $(last base-SEED) --retro-fraction 0
            rl single-SEED $(last base-SEED) --phase-lengths 200 --lengths 80 200 --phase-steps 240 --keep 100' | both
 
-echo "== 3. Rule, or rule and judge: answers of which half name a thing by its other word"
+echo "== 3. Rule, or rule and judge: half of the worked answers name a thing by its other word"
 for_seeds 'run other_words-SEED train_sft.py --toy-paraphrased 0.5 --steps 400 --eval-every 0' | both
 for_seeds 'judged rule-SEED
            judged hybrid-SEED --judge $(last judge_model-0)' | both
 
-echo "== 4. Three tasks, two of them with graded rewards: GRPO or TMN-Reweight"
+echo "== 4. Three tasks, two of them with graded rewards: GRPO against TMN-Reweight"
 for_seeds 'tasks three_tasks-SEED train_sft.py --toy-examples 6000 --steps 400 --eval-every 0' | both
 for_seeds 'mixed grpo-SEED
            mixed tmn-SEED --advantages tmn_reweight' | both
 
-echo "== 5. Held-out accuracy of them all, and the tables"
+echo "== 5. Held-out accuracy of all checkpoints, and the tables"
 for_seeds 'evaluate lookups-SEED lookups --samples 8
            evaluate closed_book-SEED lookups --samples 4 --data $runs/data-SEED/closed_book.jsonl
            evaluate by_rule-SEED judge

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the tiny models of assets/ anew, with train_sft.py itself: the base from random weights, then its warm-up.
-# Beside each: the resolved config (seed included); in assets/README.md the commands, the times and what came out.
+# Trains the tiny models of assets/ again, with train_sft.py: the base from random weights, then its warm-up.
+# Each gets its config (made_by.json, seed included). assets/README.md gets the commands, the times and the results.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} runs=runs/assets
@@ -25,8 +25,8 @@ Made by \`make assets\` ([recipes/assets.sh](../recipes/assets.sh)) on one CPU c
 seed 0; toy scale, 0.18M parameters.
 
 * \`nano-base\`: \`train_sft.py --preset nano-base\`, $(seconds base) seconds: language modelling on short pages,
-  from random weights but for one head that starts by looking one token back (\`toy.look_back\`).
-  It has never seen a question. Look-ups right when a key is said again, in documents of 8, 12, 24 and
+  from random weights, except for one head that starts by looking one token back (\`toy.look_back\`).
+  It has never seen a question. Share of right look-ups after a repeated key, in documents of 8, 12, 24 and
   36 records: $($python -m recipes.look_ups assets/nano-base 8 12 24 36).
 * \`nano-sft\`: \`train_sft.py\` on the base, $(seconds sft) seconds: worked answers on short documents.
 

@@ -6,14 +6,14 @@
 #     RANKS=8 JUDGE=http://localhost:8000/v1 JUDGE_MODEL=NAME SAMPLES=16 ... bash recipes/benchmarks.sh DIR
 #
 # LONGBENCH  the folder of https://huggingface.co/datasets/THUDM/LongBench's data.zip, unpacked; five of its files
-# FRAMES     google/frames-benchmark with the texts of its pages, which it only links to: rows of Prompt, Answer and
+# FRAMES     google/frames-benchmark with the texts of its pages, because it only has links: rows of Prompt, Answer and
 #            wiki_items [{title, text}, ...] (JSONL, a JSON array or Parquet)
-# DOCMATH    yale-nlp/DocMath-Eval's testmini, a JSON array. For a model trained on DocQA-RL-1.6K only the 200 questions
-#            that are not in it (docs/evaluation.md)
+# DOCMATH    yale-nlp/DocMath-Eval's testmini, a JSON array. For a model trained on DocQA-RL-1.6K, give only the 200
+#            questions that are not in its training data (docs/evaluation.md)
 #
-# Each may be left out. Answers are kept in OUT (runs/benchmarks) as they come; the same command goes on after a stop,
-# and with another JUDGE scores them again without sampling. Models with a window of 32,768 need YaRN in their
-# config.json for longer prompts (README.md). Not run yet with models of that size: no GPU has been at hand.
+# Each may be left out. Answers are saved in OUT (runs/benchmarks) as they come. After a stop, the same command resumes.
+# With another JUDGE it scores the saved answers again, without sampling. Models with a window of 32,768 need YaRN in
+# their config.json for longer prompts (docs/models.md). Not run yet with models of this size: no GPU was available.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} ranks=${RANKS:-1}

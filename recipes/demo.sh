@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole method in miniature on a laptop CPU: base -> SFT -> RL phase I -> RL phase II -> table.
 # It starts from assets/nano-base, which `make assets` trains from random weights with the same train_sft.py.
-# SEED=1 bash recipes/demo.sh repeats it with other randomness. Everything is kept in runs/demo-SEED/.
+# SEED=1 bash recipes/demo.sh repeats it with other random numbers. All results are in runs/demo-SEED/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} seed=${SEED:-0}
@@ -25,4 +25,4 @@ $python train_sft.py --name control --model "$(last sft)" "${flags[@]}" --minute
 echo "== 4. Held-out accuracy, sampled at the training temperature, by document length"
 $python eval.py --toy-examples 400 --out "$runs/eval" --model assets/nano-base "$(last sft)" \
     "$runs"/rl/checkpoints/step_000030 "$(last rl)" "$(last control)"
-echo "a picture of it: $python -m tools.plot $runs"
+echo "to draw it: $python -m tools.plot $runs"

@@ -5,14 +5,14 @@
 #     PRESET=qwen2.5-7b SFT=... TRAIN=... TEST=... bash recipes/eight_gpus.sh            a smaller one, on GPUs of 80 GB
 #
 # `--preset r1-distill-qwen-14b` (nanoqwenlong/ops/presets.py has the source of each setting): 128 prompts x 8 answers
-# of up to 10,000 tokens, 4 updates a step, learning rate 2e-6, phases of 50 steps on (0, 20K] and (20K, 60K] tokens, where
-# examples that nobody answered come back. MODEL=DIR takes another model than the preset's. Departures, marked (*):
-# (*) The steps of each phase, and the share of hard examples in a batch, are ours: the paper does not tell them.
+# of up to 10,000 tokens, 4 updates a step, learning rate 2e-6, phases of 50 steps on (0, 20K] and (20K, 60K] tokens.
+# In the second phase, examples without a right answer come back. MODEL=DIR replaces the preset's model. Departures (*):
+# (*) The steps of each phase and the share of hard examples in a batch are ours: the paper does not say.
 # (*) top_p 1 instead of 0.95 in training: the loss scores what was sampled (docs/departures.md).
-# (*) No sequence parallelism: a document runs on one GPU. A GPU holds, of 14B: 28 GB of weights, gradients and
-#     optimizer; in rollouts the whole weights (28 GB) and the cache; in updates the layers' inputs of one document of
-#     60K tokens (29 GB), its keys and values and their gradients (24 GB).
-# Not run yet: no GPU has been at hand. Figures in comments are calculated.
+# (*) No sequence parallelism: a document runs on one GPU. For 14B, a GPU holds 28 GB of weights, gradients and
+#     optimizer. In rollouts it also holds the whole weights (28 GB) and the cache. In updates it holds the layers'
+#     inputs for one document of 60K tokens (29 GB), and its keys and values with their gradients (24 GB).
+# Not run yet: no GPU was available. Figures in comments are calculated.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} runs=runs/${NAME:-eight_gpus} ranks=${RANKS:-8}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Three tasks at once at toy scale, two of them with graded rewards: GRPO, which divides by the spread of each group,
-# against TMN-Reweight, which divides by that of the task. About ten minutes on one CPU core.
+# Three tasks at once at toy scale, two of them with graded rewards: GRPO divides by the standard deviation of each
+# group, TMN-Reweight by that of the task. About ten minutes on one CPU core.
 #
 #     bash recipes/mixed.sh                                 then look at runs/mixed/curve.png
 set -euo pipefail
@@ -12,7 +12,7 @@ last() { printf '%s\n' "$runs/$1"/checkpoints/step_* | tail -n 1; }
 echo "== 1. Warm-up on the three tasks, short documents"
 $python train_sft.py "${flags[@]}" --name sft --toy-examples 6000 --steps 500 --patience 0 --eval-every 100
 
-echo "== 2. RL on long documents, from there on, with either"
+echo "== 2. RL on long documents from this warm-up, once with each"
 for advantages in grpo tmn_reweight; do
     $python train_rl.py "${flags[@]}" --name "$advantages" --model "$(last sft)" --advantages "$advantages" \
         --phase-lengths 80 200 --phase-steps 1 120

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# QwenLong-L1 on one GPU, for a model of up to 1.5B parameters on 80 GB (its weights, gradients and optimizer take 16
-# bytes a parameter, or nothing of the GPU with OFFLOAD=1).
+# QwenLong-L1 on one GPU of 80 GB, for a model of up to 1.5B parameters. Weights, gradients and optimizer take 16 bytes
+# a parameter. With OFFLOAD=1 they are in CPU memory.
 #
 #     SFT=sft.jsonl TRAIN=train.jsonl TEST=heldout.jsonl bash recipes/one_gpu.sh
 #
-# `--preset qwen2.5-1.5b` (nanoqwenlong/ops/presets.py has the source of each setting): as the paper and its released
-# script, but for
-# (*) 32 prompts a step and one update, a quarter of the paper's, so that a step ends within the hour;
-# (*) answers of 4,096 tokens: most of a step is decoding.
-# MODEL=DIR takes another model than models/Qwen2.5-1.5B-Instruct. That one needs YaRN in its config.json (README.md).
-# Not run yet: no GPU has been at hand. Figures in comments are calculated.
+# `--preset qwen2.5-1.5b` (nanoqwenlong/ops/presets.py has the source of each setting) is as the paper and its released
+# script, with two differences:
+# (*) 32 prompts a step and one update, a quarter of the paper's, so that a step takes less than an hour.
+# (*) answers of 4,096 tokens, because most of a step is decoding.
+# MODEL=DIR replaces models/Qwen2.5-1.5B-Instruct, which needs YaRN in its config.json (docs/models.md).
+# Not run yet: no GPU was available. Figures in comments are calculated.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} runs=runs/${NAME:-one_gpu} preset=(--preset qwen2.5-1.5b)

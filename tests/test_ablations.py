@@ -88,7 +88,7 @@ def test_what_is_missing_is_named(directory, capsys):
 def test_another_model_than_was_evaluated_is_refused(directory, capsys):
     (directory / "hybrid-0/checkpoints/step_000099").mkdir()
     assert ablations.main([str(directory)]) == 65
-    assert "step_000099; remove" in capsys.readouterr().err
+    assert "step_000099: remove" in capsys.readouterr().err
 
 
 def test_too_short_a_run_cannot_be_compared(directory, capsys):
