@@ -1,4 +1,4 @@
-"""Ask a question about a document; the answer streams to the terminal.
+"""Ask a question about a document. The answer streams to the terminal.
 
     python sample.py --document examples/notes.txt --question "Which town did we show Tom?"
     python sample.py --model DIR --document FILE --question "..." --json
@@ -34,29 +34,32 @@ class Config(Machine):
     json: bool = False                  # print one JSON object: prompt_ids, completion_ids, text, answer, finish_reason
 
 
+BLOCK_SIZE = 16                         # tokens per block of the KV cache
+
+
 def main(cfg: Config) -> None:
     torch.set_num_threads(cfg.threads)
     if not cfg.document or not cfg.question.strip():
         raise ConfigError("sample.py needs --document FILE and --question \"...\"")
-    model, tokenizer = Qwen.from_pretrained(cfg.model, computing_dtype(cfg), cfg.device), Tokenizer(cfg.model)
+    tokenizer = Tokenizer(cfg.model)
+    model = Qwen.from_pretrained(cfg.model, computing_dtype(cfg), cfg.device)
     document = read_text(Path(cfg.document))
     if not document.strip():
-        raise DataError(f"{cfg.document} is empty; there is nothing to ask about")
-    asked = Example("0", document, cfg.question.encode(errors="replace").decode(), answer="")
-    (example,), _ = data.tokenize([asked], tokenizer, max_prompt_tokens=sys.maxsize)
-    block_size = 16
-    num_blocks = blocks_for(len(example.prompt_ids) + cfg.max_new_tokens, block_size)
-    stream = Stream(tokenizer)
-    (group,) = Generator(model, num_blocks, block_size).sample(
+        raise DataError(f"{cfg.document} is empty: there is nothing to ask about")
+    question = cfg.question.encode(errors="replace").decode()                  # the terminal may give broken characters
+    (example,), _ = data.tokenize([Example("0", document, question, answer="")], tokenizer,
+                                  max_prompt_tokens=sys.maxsize)
+    num_blocks = blocks_for(len(example.prompt_ids) + cfg.max_new_tokens, BLOCK_SIZE)
+    (group,) = Generator(model, num_blocks, BLOCK_SIZE).sample(
         [example.prompt_ids], temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens,
-        seed=cfg.seed, eos_ids=tokenizer.eos_ids, on_token=None if cfg.json else stream)
+        seed=cfg.seed, eos_ids=tokenizer.eos_ids, on_token=None if cfg.json else Stream(tokenizer))
     (completion,) = group.completions
     if cfg.json:
         text = tokenizer.decode(completion.ids)
         print(json.dumps({"prompt_ids": group.prompt_ids, "completion_ids": completion.ids, "text": text,
                           "answer": rewards.extract(text), "finish_reason": completion.finish_reason}))
     else:
-        print("" if completion.finish_reason == "stop" else f" [cut after {cfg.max_new_tokens} tokens]")
+        print("" if completion.finish_reason == "stop" else f" [cut off after {cfg.max_new_tokens} tokens]")
 
 
 def read_text(path: Path) -> str:
@@ -67,7 +70,7 @@ def read_text(path: Path) -> str:
 
 
 class Stream:
-    """Prints each token's text as it falls; bytes of an unfinished character wait for the rest."""
+    """Prints the text of each token as it is sampled. Bytes of an unfinished character wait for the rest."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer, self.ids, self.shown = tokenizer, [], ""
