@@ -15,7 +15,7 @@ import torch
 from .. import group_pass, parallel
 from ..advantages import MIN_STD, GroupStats
 from ..curriculum import bucket
-from ..records import Completion, Rollout
+from ..records import Rollout
 from . import patterns
 
 Tensor = torch.Tensor
@@ -23,16 +23,17 @@ PATTERNS = ("grounding", *patterns.CUES)
 
 
 def slices_of(rollouts: Sequence[Rollout], ends: Sequence[int]) -> list[tuple[str, ...]]:
-    """The slices that each rollout belongs to, as suffixes of metric names. `ends`: where the length buckets end.
+    """The slices of each rollout, as suffixes of metric names. `ends`: where the length buckets end.
 
-    A rollout is in the slice of its length bucket, and in that of its task if the step has several tasks."""
-    several_tasks = len({rollout.example.task for rollout in rollouts}) > 1
-    slices = []
-    for rollout in rollouts:
-        by_length = f"_by_len/{bucket(rollout.example.length, ends)}"
-        by_task = f"_by_task/{rollout.example.task}"
-        slices.append((by_length, by_task) if several_tasks else (by_length,))
-    return slices
+    >>> group = Group("a", (), ())
+    >>> short, long = Example("a", "", "", "", length=70), Example("b", "", "", "", "f1", length=90)
+    >>> slices_of([Rollout(example, group, (), (), ()) for example in (short, long)], (80, 200))
+    [('_by_len/0-80', '_by_task/qa'), ('_by_len/80-200', '_by_task/f1')]
+    """
+    examples = [rollout.example for rollout in rollouts]
+    several_tasks = len({example.task for example in examples}) > 1
+    return [(f"_by_len/{bucket(example.length, ends)}", *[f"_by_task/{example.task}"] * several_tasks)
+            for example in examples]
 
 
 # What was sampled and rewarded
@@ -41,12 +42,12 @@ def rollout_values(rollouts: Sequence[Rollout], slices: Sequence[tuple[str, ...]
     """Numbers about all answers of the step. Unscorable answers count in no reward.
 
     `reward` is what is trained on, length penalties included. Everything else called a reward is without them."""
-    answers = completions_of(rollouts)
     scores = [score for rollout in rollouts for score in rollout.scores]
-    lengths = [len(answer.ids) for answer in answers]
+    lengths = [len(answer.ids) for rollout in rollouts for answer in rollout.group.completions]
     shaped = torch.tensor([rollout.shaped_rewards for rollout in rollouts], dtype=torch.float64)       # (P, G)
     rewards = torch.tensor([rollout.rewards for rollout in rollouts], dtype=torch.float64)             # (P, G)
     stats = GroupStats.of(shaped, MIN_STD)
+    whole = slice_values(rollouts)
     values = {
         "reward": number(shaped.nanmean()),
         "reward_std": float(stats.std.mean()),
@@ -54,40 +55,28 @@ def rollout_values(rollouts: Sequence[Rollout], slices: Sequence[tuple[str, ...]
         "accuracy": number(rewards.nanmean()),
         "rewards/rule/mean": mean(score.rule for score in scores),
         "rewards/overlong/mean": number((shaped - rewards).nanmean()),
-        "entropy": sampled_entropy(answers),
+        "entropy": whole["entropy"],
         "answers/extracted": mean(bool(score.answer) for score in scores),
-        "completions/mean_length": mean(lengths),
+        "completions/mean_length": whole["mean_length"],
         "completions/min_length": min(lengths),
         "completions/max_length": max(lengths),
-        "completions/clipped_ratio": clipped_ratio(answers),
+        "completions/clipped_ratio": whole["clipped_ratio"],
         "prompts/mean_length": mean(len(rollout.group.prompt_ids) for rollout in rollouts),
     }
-    members: dict[str, list[Rollout]] = {}
-    for rollout, suffixes in zip(rollouts, slices):
-        for suffix in suffixes:
-            members.setdefault(suffix, []).append(rollout)
-    for suffix, part in members.items():
-        answers = completions_of(part)
-        values["reward" + suffix] = mean_of([rollout.mean_reward for rollout in part])
-        values["entropy" + suffix] = sampled_entropy(answers)
-        values["mean_length" + suffix] = mean(len(answer.ids) for answer in answers)
-        values["clipped_ratio" + suffix] = clipped_ratio(answers)
+    for suffix in dict.fromkeys(suffix for suffixes in slices for suffix in suffixes):
+        members = [rollout for rollout, suffixes in zip(rollouts, slices) if suffix in suffixes]
+        values |= {name + suffix: value for name, value in slice_values(members).items()}
     return values
 
 
-def completions_of(rollouts: Sequence[Rollout]) -> list[Completion]:
-    return [completion for rollout in rollouts for completion in rollout.group.completions]
-
-
-def sampled_entropy(answers: Sequence[Completion]) -> float:
-    """An estimate of the entropy over all sampled tokens: the mean of -log-prob."""
+def slice_values(rollouts: Sequence[Rollout]) -> dict:
+    """Numbers for a part of the step. entropy: estimated by the mean of -log-prob over all sampled tokens."""
+    answers = [answer for rollout in rollouts for answer in rollout.group.completions]
     num_tokens = sum(len(answer.ids) for answer in answers)
-    return -sum(sum(answer.logprobs) for answer in answers) / max(1, num_tokens)
-
-
-def clipped_ratio(answers: Sequence[Completion]) -> float:
-    """The share of answers that were cut off by the length limit."""
-    return mean(answer.finish_reason == "length" for answer in answers)
+    return {"reward": mean_of([rollout.mean_reward for rollout in rollouts]),
+            "entropy": -sum(sum(answer.logprobs) for answer in answers) / max(1, num_tokens),
+            "mean_length": mean(len(answer.ids) for answer in answers),
+            "clipped_ratio": mean(answer.finish_reason == "length" for answer in answers)}
 
 
 def mean_of(values: Sequence[float]) -> float | None:
