@@ -1,9 +1,9 @@
 """How often is the model right, for documents of each length? Also pass@k, and scores for the training scripts.
 
-Every question is answered --samples times; an answer is right if the rule that rewards training, or the judge, says so.
-No question is left out: what is too long is cut in its middle, what the judge leaves open counts as wrong; both are
-told. The tables have one row per model and a column per length bucket, task and source, with 95 % intervals over
-questions (docs/evaluation.md).
+Every question is answered --samples times. An answer is right if the rule that rewards training says so, or the judge.
+Every question counts: a document that is too long is cut in the middle, and an answer without a verdict counts as
+wrong. Both are reported. The tables have one row per model, a column per length bucket, task and source, and 95 %
+intervals over questions (docs/evaluation.md).
 
     python eval.py                                                       the tiny models, on held-out toy documents
     python eval.py --model DIR --data heldout.jsonl --max-new-tokens 10000 --lengths 20000 60000
@@ -13,9 +13,8 @@ questions (docs/evaluation.md).
     python eval.py --model DIR --data train.jsonl --max-new-tokens 10000 --samples 8 --difficulty difficulty.json
     python eval.py --model DIR --data train.jsonl --max-new-tokens 10000 --samples 8 --keep-correct sft.jsonl
 
-The last two write what train_rl.py --difficulty and train_sft.py --data read. With --out, DIR keeps every answer as it
-is given: an evaluation that was stopped goes on where it was when it is started again, and one that is complete can be
-scored again, by another judge or in other length buckets, without a token sampled.
+The last two write what train_rl.py --difficulty and train_sft.py --data read. With --out, the same command resumes a
+stopped evaluation. A complete one can be scored again, with another judge or other length buckets, without sampling.
 """
 
 import json
@@ -28,9 +27,10 @@ from pathlib import Path
 
 import torch
 
-from nanoqwenlong import build, data, errors, parallel, toy
+from nanoqwenlong import build, data, parallel, toy
 from nanoqwenlong.analysis import evaluate, tables
-from nanoqwenlong.errors import ConfigError, ModelError
+from nanoqwenlong.analysis.doctor import MAX_UNSCORABLE
+from nanoqwenlong.errors import ConfigError, JudgeUnavailable, ModelError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import exits, files, presets
@@ -80,131 +80,149 @@ class Config(Machine):
 PRESETS = presets.EVAL
 SETTINGS = ("task", "samples", "temperature", "top_p", "max_new_tokens", "max_prompt_tokens", "seed")
 OUTPUTS = ("settings.json", "answers.jsonl", "results.json", "table.md")       # in --out
-MAX_UNSCORABLE = 0.25                   # of all answers; above it a judge's accuracy is none
 
 
 def main(cfg: Config) -> None:
+    # 1. Check the settings before any work
     torch.set_num_threads(cfg.threads)
     rising(cfg, "lengths")
     if len(cfg.model) > 1 and (cfg.difficulty or cfg.keep_correct):
-        raise ConfigError("--difficulty and --keep-correct are about one model; give one --model")
+        raise ConfigError("--difficulty and --keep-correct are about one model: give one --model")
     build.check_judge(cfg)
     check_outputs(cfg)
-    cfg = replace(cfg, model=tuple(map(str, map(Path, cfg.model))))            # DIR/ is DIR
-    device, first = parallel.start(cfg.device, cfg.timeout_minutes), parallel.rank() == 0
+    cfg = replace(cfg, model=tuple(str(Path(directory)) for directory in cfg.model))       # DIR/ is DIR
+    device = parallel.start(cfg.device, cfg.timeout_minutes)
+    first = parallel.rank() == 0
+
+    # 2. Questions, judge, and the answers that --out holds already
     examples = build.questions(cfg, print if first else lambda text: None, "heldout")
-    lengths = cfg.lengths or (() if cfg.data else toy.LENGTHS)
     judge = build.judge_of(cfg, os.environ.get("JUDGE_API_KEY", ""), device, computing_dtype(cfg))
-    settings = take_out(cfg) if cfg.out else settings_of(cfg)
+    settings = open_out(cfg) if cfg.out else settings_of(cfg)
     saved = evaluate.SavedAnswers(Path(cfg.out) / "answers.jsonl") if cfg.out else None
+    lengths = cfg.lengths or (() if cfg.data else toy.LENGTHS)
+
+    # 3. One model after another: answer, score, write what was asked for
     models, failures = [], []
     for directory in cfg.model:
         tokenizer = Tokenizer(directory)
         asked, _ = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens, cut=True)
-        read_config(directory).require_window(max(len(e.prompt_ids) for e in asked) + cfg.max_new_tokens - 1)
+        longest_prompt = max(len(example.prompt_ids) for example in asked)
+        read_config(directory).require_window(longest_prompt + cfg.max_new_tokens - 1)
         answers = evaluate.answer_examples(sampler(cfg, directory, device), tokenizer, asked, cfg.samples, saved,
                                            directory, seed=cfg.seed, temperature=cfg.temperature, top_p=cfg.top_p,
                                            max_new_tokens=cfg.max_new_tokens)
         scores = evaluate.score_answers(asked, answers, judge)
-        open_answers = [math.isnan(s.reward) for question in scores for s in question]
-        if sum(open_answers) > MAX_UNSCORABLE * len(open_answers):
-            failures.append(f"{directory}: the judge left {sum(open_answers)} of {len(open_answers)} answers open: "
-                            f"{judge.trouble()}")
         models.append(tables.summarise(directory, asked, answers, scores, lengths))
+        unscorable = [math.isnan(score.reward) for question in scores for score in question]
+        if sum(unscorable) > MAX_UNSCORABLE * len(unscorable):
+            failures.append(f"{directory}: the judge left {sum(unscorable)} of {len(unscorable)} answers open: "
+                            f"{judge.trouble()}")
         if cfg.difficulty and first and not failures:
-            means = {e.id: mean for e, mean in zip(asked, evaluate.mean_rewards(scores)) if not math.isnan(mean)}
-            files.put(Path(cfg.difficulty), {"mean_rewards": means})
+            means = zip(asked, evaluate.mean_rewards(scores))
+            files.put(Path(cfg.difficulty), {"mean_rewards": {e.id: mean for e, mean in means if not math.isnan(mean)}})
         if cfg.keep_correct and first:
             num_right = write_correct(Path(cfg.keep_correct), asked, answers, scores)
             print(f"{num_right} of {len(asked)} questions have a right answer that ended by itself: "
                   f"{cfg.keep_correct}")
+
+    # 4. Report
     results = {"settings": {**settings, "judge": cfg.judge_model or cfg.judge}, "models": models}
-    text = tables.markdown(results)
+    table = tables.markdown(results)
     if first:
-        print(text)
+        print(table)
     if cfg.out and first:
         files.put(Path(cfg.out) / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-        files.put(Path(cfg.out) / "table.md", text + "\n")
+        files.put(Path(cfg.out) / "table.md", table + "\n")
     if failures:
-        again = "; the same command asks again, and samples nothing" * bool(cfg.out)
-        raise errors.JudgeUnavailable(f"{'; '.join(failures)}; difficulties are not written, and open answers count as "
-                                   f"wrong{again}")
+        again = "; the same command asks again, and samples nothing" if cfg.out else ""
+        raise JudgeUnavailable(f"{'; '.join(failures)}; difficulties are not written, and open answers count as "
+                               f"wrong{again}")
 
 
 def sampler(cfg: Config, directory: str, device: torch.device):
-    """Generator.sample of a model that is read when it is first asked, and gone when this function is."""
-    generator = cache(lambda: Generator(
-        Qwen.from_pretrained(directory, computing_dtype(cfg), device, check_finite=cfg.check_finite),
-        cfg.kv_blocks))
+    """Generator.sample of a model that is loaded at the first call, and freed together with this function."""
+    @cache
+    def generator() -> Generator:
+        model = Qwen.from_pretrained(directory, computing_dtype(cfg), device, check_finite=cfg.check_finite)
+        return Generator(model, cfg.kv_blocks)
     return lambda *args, **options: generator().sample(*args, **options)
 
 
 def settings_of(cfg: Config) -> dict:
-    """What decides the answers, up to rounding; not how they are scored."""
-    chosen = {name: value for name, value in as_json(cfg).items() if name in SETTINGS}
+    """The settings that decide the answers up to rounding. How they are scored is not among them."""
+    settings = {name: value for name, value in as_json(cfg).items() if name in SETTINGS}
     dtype = str(computing_dtype(cfg)).removeprefix("torch.")
-    return {**chosen, "dtype": dtype, "toy_examples": None if cfg.data else cfg.toy_examples}
+    return {**settings, "dtype": dtype, "toy_examples": None if cfg.data else cfg.toy_examples}
 
 
-def take_out(cfg: Config) -> dict:
-    """The settings with the sha256 of every file that decides the answers. Answers that --out holds already have to be
-    of the same settings: ConfigError if not. All ranks do as the first one found."""
-    out, settings = Path(cfg.out), settings_of(cfg)
+def open_out(cfg: Config) -> dict:
+    """The settings, with the SHA-256 of every file that decides the answers. A new --out records them.
 
-    def compare():
-        settings["data"] = {path: file_digest(Path(path)) for path in cfg.data}
-        settings["model"] = {directory: model_digests(Path(directory)) for directory in cfg.model}
+    Raises ConfigError if --out holds answers of other settings. All ranks follow the first one."""
+    out = Path(cfg.out)
+
+    def open_on_first_rank() -> tuple[dict, str]:
+        settings = {**settings_of(cfg), "data": {path: file_digest(Path(path)) for path in cfg.data},
+                    "model": {directory: model_digests(Path(directory)) for directory in cfg.model}}
         out.mkdir(parents=True, exist_ok=True)
-        answers, path = out / "answers.jsonl", out / "settings.json"
-        if not answers.exists() or not answers.stat().st_size:
-            files.put(path, json.dumps(settings, indent=1) + "\n")
-            return settings, ""
-        try:
-            before = read_json(path) if path.exists() else None
-        except ModelError as error:
-            return settings, str(error)
-        if before is None:
-            return settings, f"{out} holds answers, but no settings.json that says of what: take another --out"
-        changed = [name for name in settings if name not in before
-                   or json.dumps(before[name]) != json.dumps(settings[name])]          # the order of files as well
-        if not changed:
-            return settings, ""
-        flag, (old, new) = f"--{changed[0].replace('_', '-')}", (side.get(changed[0]) for side in (before, settings))
-        same = isinstance(old, dict) and list(old) == list(new)
-        how = "the files have changed since" if same else f"now it is {brief(new)}, then it was {brief(old)}"
-        return settings, f"{out} holds answers of another {flag} ({how}): take another --out, or what was"
+        answers, record = out / "answers.jsonl", out / "settings.json"
+        if answers.exists() and answers.stat().st_size:
+            return settings, difference(record, settings)
+        files.put(record, json.dumps(settings, indent=1) + "\n")
+        return settings, ""
 
-    settings, problem = parallel.on_all_ranks(lambda: parallel.rank() == 0 and compare(), f"cannot use {out}")[0]
+    shares = parallel.on_all_ranks(lambda: open_on_first_rank() if parallel.rank() == 0 else None, f"cannot use {out}")
+    settings, problem = shares[0]
     if problem:
         raise ConfigError(problem)
     return settings
 
 
+def difference(record: Path, settings: dict) -> str:
+    """Why answers that belong to the settings in `record` cannot be used with these settings, or ""."""
+    if not record.exists():
+        return f"{record.parent} holds answers, but no settings.json that says how they were made: take another --out"
+    try:
+        before = read_json(record)
+    except ModelError as error:
+        return str(error)
+    for name, now in settings.items():
+        then = before.get(name)
+        if name in before and json.dumps(then) == json.dumps(now):             # the order of files counts as well
+            continue
+        how = f"now it is {brief(now)}, then it was {brief(then)}"
+        if isinstance(then, dict) and list(then) == list(now):
+            how = "the files have changed since"
+        return (f"{record.parent} holds answers of another --{name.replace('_', '-')} ({how}): take another --out, or "
+                "restore what was")
+    return ""
+
+
 def brief(value) -> str:
-    """A setting as it is shown: of files their names."""
-    value = list(value) if isinstance(value, dict) else value
-    return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    """A setting as a message shows it. Files are shown by name, without their digests."""
+    if isinstance(value, dict | list):
+        return " ".join(map(str, value)) or "none"
+    return str(value)
 
 
 def check_outputs(cfg: Config) -> None:
-    """Before any work: every output can be written, and none of them is another one or an input."""
-    out = Path(cfg.out)
-    names = [name for name in (cfg.difficulty, cfg.keep_correct) if name] + [
-        str(out / name) for name in OUTPUTS if cfg.out]
-    places = [Path(name).resolve() for name in (*names, *cfg.data)]
-    for place in places[:len(names)]:
-        if places.count(place) > 1:
-            raise ConfigError(f"{place} would be written over; give every output a file of its own")
-        above = place.parent
-        while cfg.out and place.name in OUTPUTS and not above.exists():        # --out may be made
-            above = above.parent
-        if place.exists() and not place.is_file() or not above.is_dir() or (
-                not os.access(place if place.exists() else above, os.W_OK)):
-            raise ConfigError(f"{place} cannot be written; name a file in a directory that is there")
+    """Raises ConfigError unless every output can be written, and none is the same as another one or as an input."""
+    outputs = [Path(name).resolve() for name in (cfg.difficulty, cfg.keep_correct) if name]
+    in_out = [(Path(cfg.out) / name).resolve() for name in OUTPUTS if cfg.out]
+    used = [*outputs, *in_out, *(Path(name).resolve() for name in cfg.data)]
+    for path in (*outputs, *in_out):
+        if used.count(path) > 1:
+            raise ConfigError(f"{path} would be written over: give every output a file of its own")
+        parent = path.parent
+        while path in in_out and not parent.exists():                          # --out may be made
+            parent = parent.parent
+        writable = os.access(path if path.exists() else parent, os.W_OK)
+        if path.exists() and not path.is_file() or not parent.is_dir() or not writable:
+            raise ConfigError(f"{path} cannot be written: name a file in a directory that exists")
 
 
 def write_correct(path: Path, examples, answers, scores) -> int:
-    """The first right and finished answer to each question, as a row of SFT data. Returns how many there are."""
+    """Write one SFT row per question: its first right answer that ended by itself. Returns the number of rows."""
     rows = []
     for example, sampled, rewarded in zip(examples, answers, scores):
         right = [answer.text for answer, score in zip(sampled, rewarded)
