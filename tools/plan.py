@@ -101,9 +101,16 @@ def room_of(cfg: Config) -> float:
     return cfg.gpu_memory * 2**30 - cfg.reserve * 1e9
 
 
+def flags(job: plan.Job, other: plan.Job) -> str:
+    """The flags that lead from one job to the other."""
+    changes = [(field.name, getattr(other, field.name)) for field in fields(job)
+               if getattr(other, field.name) != getattr(job, field.name)]
+    return ", ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in changes)
+
+
 def remedies(job: plan.Job, cfg: Config, rates: plan.Rates) -> list[str]:
     """Flags that make a step fit, with the memory and the time that it takes then."""
-    return [f"{plan.flags(job, other)} ({max(plan.peaks(other).values()) / 1e9:.1f} GB, "
+    return [f"{flags(job, other)} ({max(plan.peaks(other).values()) / 1e9:.1f} GB, "
             f"{sum(plan.seconds(other, rates).values()):.0f} s)"
             for other in plan.advice(job, room_of(cfg))] or ["no change of these settings"]
 

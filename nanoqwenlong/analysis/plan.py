@@ -165,12 +165,8 @@ def prefill(job: Job) -> dict[str, float]:
 
 
 def decode(job: Job) -> dict[str, float]:
-    """Logits and log-probs in float32, probabilities and sums in float64, twice as many if they are sorted. On a CPU
-    the answers' own keys and values of one layer may be more."""
-    n = job.numbers
-    head = n.decoding * n.V * (40 if job.top_p < 1 else 24)
-    tails = 0 if n.on_gpu else n.decoding * n.R * 2 * n.KV * n.b
-    return {"head": head} if head > tails else {"layer at work": tails}
+    """Logits and log-probs in float32, probabilities and sums in float64, twice as many if they are sorted."""
+    return {"head": job.numbers.decoding * job.numbers.V * (40 if job.top_p < 1 else 24)}
 
 
 def backward(job: Job) -> dict[str, dict[str, float]]:
@@ -214,16 +210,12 @@ def peaks(job: Job) -> dict[str, float]:
 # Time
 
 class Work(NamedTuple):
-    """What one GPU does in a phase: operations of matrix products and of attention, and bytes that it must read."""
-
-    products: float
-    attention: float
-    bytes: float = 0
+    products: float                     # operations of matrix products on one GPU
+    attention: float                    # operations of attention
+    bytes: float = 0                    # read from memory
 
 
-class Rates(NamedTuple):
-    """Of one GPU, per second. An H200: bfloat16 products and copies as measured on one, attention assumed."""
-
+class Rates(NamedTuple):                # the same per second. An H200: attention is assumed, the others are measured
     products: float = 790e12
     attention: float = 400e12
     bytes: float = 4.3e12
@@ -310,13 +302,6 @@ def change(job: Job, room: float, names: tuple[str, ...]) -> Job | None:
         if fits(strongest, room):
             return change(other, room, names[1:])
     return None
-
-
-def flags(job: Job, other: Job) -> str:
-    """The flags that lead from one job to the other."""
-    changes = [(field.name, getattr(other, field.name)) for field in fields(job)
-               if getattr(other, field.name) != getattr(job, field.name)]
-    return ", ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in changes)
 
 
 # What train_rl.py prints before its first step
