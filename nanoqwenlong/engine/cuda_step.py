@@ -1,11 +1,10 @@
 """Decoding on a GPU: kernels.paged_attention over buffers that never move, so that a CUDA graph can replay a step.
 
-    CudaDecoder(model, cache)      logits for the running answers, by one Step per Capacity
-    Step(model, attend)            one decoding step of the model, recorded as a CUDA graph
-    KernelPaged(cache, capacity)   the step's inputs and its attention
+    CudaDecoder    logits of a decoding step, by one Step per Capacity
+    Step           one decoding step of the model, recorded as a CUDA graph
+    KernelPaged    the step's inputs and its attention
 
-Without a GPU the same code runs without graphs, with the torch reference of paged_attention. Tests use that.
-
+Without a GPU it runs without graphs and with the torch reference of paged_attention, which the tests use.
 Legend: S answers, M groups (one per prompt), V vocabulary.
 """
 
@@ -167,6 +166,6 @@ class CudaDecoder:
         if capacity not in self.steps:
             self.steps[capacity] = Step(self.model, KernelPaged(self.cache, capacity), self.graph_pool)
         step = self.steps[capacity]
-        step.attend.load([a.last_id for a in running], [a.table for a in running], [a.context_len for a in running],
-                         stems)
+        ids, tables, context_lens = zip(*((a.last_id, a.table, a.context_len) for a in running))
+        step.attend.load(ids, tables, context_lens, stems)
         return step()[:len(running)]

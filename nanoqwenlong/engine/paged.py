@@ -16,7 +16,7 @@ from kernels import linear_logits
 from kernels.flash import KeysValues, merge, part
 
 from .kvcache import blocks_for
-from .schedule import Answer, Stem
+from .schedule import Answer
 
 Tensor = torch.Tensor
 SHORT_TAIL = 64                 # tokens. Shorter tails share a call
@@ -162,20 +162,16 @@ class TorchDecoder:
 
     def logits(self, running: Sequence[Answer]) -> Tensor:
         """Next-token logits (S, V), after the last token of each running answer."""
-        stems = []
+        block_size, stems = self.cache.block_size, []
         for group in by_prompt(running):
             stem = group[0].stem
-            is_shared = len(group) * len(stem.ids) >= WORTH_SHARING
-            stems.append((self._keys_values(stem) if is_shared else (), len(group)))
+            full_tokens = len(stem.ids) // block_size * block_size
+            is_shared = full_tokens > 0 and len(group) * len(stem.ids) >= WORTH_SHARING
+            if is_shared and not stem.keys_values:             # views, or copies that live while its answers run
+                stem.keys_values = list(PastKeysValues(self.cache, stem.table, full_tokens))
+            stems.append((stem.keys_values if is_shared else (), len(group)))
         context_lens = [answer.context_len for answer in running]
         attend = SharedPaged(self.cache, [answer.table for answer in running], context_lens, stems)
         ids = torch.tensor([answer.last_id for answer in running], device=self.cache.device)
         positions = torch.tensor(context_lens, device=self.cache.device) - 1
         return self.model(ids, positions, attend, head=linear_logits)[0]
-
-    def _keys_values(self, stem: Stem) -> KeysValues:
-        """Keys and values of the stem's full blocks. If they are copies, the stem keeps them while its answers run."""
-        full_blocks = len(stem.ids) // self.cache.block_size
-        if full_blocks and not stem.keys_values:
-            stem.keys_values = list(PastKeysValues(self.cache, stem.table, full_blocks * self.cache.block_size))
-        return stem.keys_values

@@ -1,7 +1,4 @@
-"""Drawing tokens: random numbers that depend on names only, inverse-CDF sampling, and the exchange between ranks.
-
-Legend: S answers that decode together, V vocabulary.
-"""
+"""Drawing tokens: random numbers that depend on names only, inverse-CDF sampling, and the exchange between ranks."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -18,8 +15,7 @@ Tensor = torch.Tensor
 
 def uniforms(seed: int | Sequence[int], key: str | int, sample: int) -> Iterator[float]:
     """An endless stream of numbers in [0, 1). It depends on the three arguments and on nothing else."""
-    seeds = seed if isinstance(seed, Sequence) else [seed]
-    seeds = [int(part) for part in seeds]
+    seeds = [int(part) for part in (seed if isinstance(seed, Sequence) else [seed])]
     digest = blake2b(repr((seeds, key, sample)).encode(), digest_size=16).digest()
     rng = random.Random(int.from_bytes(digest, "big"))
     while True:
@@ -27,13 +23,12 @@ def uniforms(seed: int | Sequence[int], key: str | int, sample: int) -> Iterator
 
 
 def draw(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """Token ids (S,) and their log-probs (S,), one per row of logits (S, V).
+    """Token ids (S,) and their log-probs (S,) for S answers, from logits (S, V) over the vocabulary.
 
     Inverse CDF: the first token whose cumulative probability exceeds u (S,), with u in [0, 1). Temperature 0 is greedy.
     The log-probs are of the full vocabulary, whatever top_p cuts off. A row with NaN logits gives a NaN log-prob."""
-    at_least_float32 = torch.promote_types(logits.dtype, torch.float32)
-    logits = logits.to(at_least_float32) / (temperature or 1.0)
-    logprobs = logits.log_softmax(-1)                                          # (S, V)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    logprobs = (logits.to(wide) / (temperature or 1.0)).log_softmax(-1)        # (S, V)
     if temperature == 0:
         ids = logprobs.argmax(-1, keepdim=True)                                # (S, 1)
     else:
