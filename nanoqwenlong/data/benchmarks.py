@@ -29,7 +29,7 @@ def longbench(row: dict) -> Example:
     if not usable:
         raise DataError('"answers" ' + (f"cannot be used: {problems[0]}" if problems else "is an empty list"))
     return Example(fields.id_of(row, "_id"), fields.text(row, "context"), fields.text(row, "input"), tuple(usable),
-                   source=fields.optional_text(row, "dataset"))
+                   source=fields.text(row, "dataset", ""))
 
 
 def frames(row: dict) -> Example:
@@ -39,7 +39,7 @@ def frames(row: dict) -> Example:
         raise DataError('"wiki_items" is an empty list')
     lines = []
     for i, page in enumerate(pages):
-        lines += [fields.text(page, name, f"wiki_items[{i}].") for name in ("title", "text")]
+        lines += [fields.text(page, name, under=f"wiki_items[{i}].") for name in ("title", "text")]
     gold = " ".join(fields.text(row, "Answer").split())
     return Example(fields.id_of(row), "\n".join(lines), fields.text(row, "Prompt"), fields.golds(gold, "Answer", "qa"),
                    source="frames")

@@ -29,25 +29,20 @@ def without_nulls(value):
 
 def at(fields, path: str, *default, under: str = ""):
     """The value at a path such as "extra_info.index", or the default. `under` is the path of `fields` in its row."""
-    names = path.split(".")
-    for depth, name in enumerate(names):
-        if not isinstance(fields, dict):
-            place = (under + ".".join(names[:depth])).rstrip(".")
-            raise DataError(f'"{place}" should be an object, it is {kind(fields)}')
-        if name not in fields:
-            if default:
-                return default[0]
-            raise DataError(f'the field "{under}{".".join(names[:depth + 1])}" is missing')
-        fields = fields[name]
-    return fields
+    if not isinstance(fields, dict):
+        raise DataError(f'"{under[:-1]}" should be an object, it is {kind(fields)}')
+    name, _, rest = path.partition(".")
+    if name in fields:
+        return at(fields[name], rest, *default, under=f"{under}{name}.") if rest else fields[name]
+    if not default:
+        raise DataError(f'the field "{under}{name}" is missing')
+    return default[0]
 
 
-def text(fields, path: str, under: str = "") -> str:
-    return string(at(fields, path, under=under), under + path)
-
-
-def optional_text(row: dict, name: str, default: str = "") -> str:
-    return text(row, name) if name in row else default
+def text(fields, path: str, *default: str, under: str = "") -> str:
+    """A string that is not empty, or the default if there is no such field."""
+    value = at(fields, path, ..., under=under) if default else at(fields, path, under=under)
+    return default[0] if value is ... else string(value, under + path)
 
 
 def string(value, name: str) -> str:
@@ -80,7 +75,7 @@ def id_of(row: dict, path: str = "id") -> str:
 
 
 def task_of(row: dict) -> str:
-    task = optional_text(row, "task", "qa")
+    task = text(row, "task", "qa")
     if task not in TASKS:
         raise DataError(f'"task" is {task[:40]!r}; known tasks are {", ".join(TASKS)}')
     return task
@@ -95,7 +90,7 @@ def chat(row: dict, name: str, speaker: str = "user") -> tuple[tuple[str, str], 
         raise DataError(f'"{name}" is an empty list')
     messages = []
     for i, turn in enumerate(turns):
-        role, content = text(turn, "role", f"{name}[{i}]."), text(turn, "content", f"{name}[{i}].")
+        role, content = text(turn, "role", under=f"{name}[{i}]."), text(turn, "content", under=f"{name}[{i}].")
         if role not in ROLES:
             raise DataError(f'"{name}[{i}].role" is {role[:40]!r}; known roles are {", ".join(ROLES)}')
         messages.append((role, content))

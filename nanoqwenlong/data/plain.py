@@ -38,7 +38,7 @@ def conversation(row: dict) -> Example:
 
 def page(row: dict) -> Example:
     document = fields.text(row, "text")
-    return Example(fields.id_of(row), document, "", "", "text", source=fields.optional_text(row, "source"))
+    return Example(fields.id_of(row), document, "", "", "text", source=fields.text(row, "source", ""))
 
 
 def _example(row: dict, document: str = "", question: str = "", messages=(), response: str = "") -> Example:
@@ -48,8 +48,8 @@ def _example(row: dict, document: str = "", question: str = "", messages=(), res
     if "answer" in row or not response:
         answer = fields.golds(fields.at(row, "answer"), "answer", task)
     return Example(fields.id_of(row), document, question or fields.question_of(row, messages, "question"), answer, task,
-                   messages, response or fields.optional_text(row, "response"),
-                   source=fields.optional_text(row, "source"))
+                   messages, response or fields.text(row, "response", ""),
+                   source=fields.text(row, "source", ""))
 
 
 def as_row(example: Example) -> dict:
