@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import torch
+
 from kernels import use_triton
 
 from . import parallel

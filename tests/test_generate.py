@@ -8,21 +8,22 @@ from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import hypothesis.strategies as st
+import plain_paged
 import pytest
 import torch
 import torch.nn.functional as F
-import plain_paged
 from hypothesis import given, settings
-from kernels.flash import attention, part, part_plain
 from plain_paged import Paged, PlainGenerator
 from tiny_qwen import VOCAB, random_ids, tiny_qwen
 
-from nanoqwenlong import group_pass
+import kernels
+from kernels.flash import attention, part, part_plain
+from nanoqwenlong import generate, group_pass
 from nanoqwenlong.attention import Packed
 from nanoqwenlong.engine import paged
-from nanoqwenlong.engine.cuda_step import Capacity, KernelPaged
+from nanoqwenlong.engine.cuda_step import Capacity, CudaDecoder, KernelPaged
 from nanoqwenlong.engine.kvcache import BlockPool, blocks_for
-from nanoqwenlong.engine.paged import KVCache, PastKeysValues, SharedPaged
+from nanoqwenlong.engine.paged import KVCache, PastKeysValues, SharedPaged, TorchDecoder
 from nanoqwenlong.engine.sampling import draw, uniforms
 from nanoqwenlong.engine.schedule import Schedule
 from nanoqwenlong.errors import OutOfBlocks, SamplingError
@@ -326,6 +327,21 @@ def test_the_kernel_itself_decodes_the_same_tokens(monkeypatch):
         monkeypatch.setattr(paged_attention, name, lambda *args: calls.append(1) or launch(*args))
     Form(model, shared=True).check(Generator(model, 40, 4, kernels=True).sample(prompts, **settings), plain, 1e-5)
     assert len(calls) == 2 * model.config.num_hidden_layers
+
+
+def test_each_rollout_chooses_whether_to_decode_with_kernels(model, monkeypatch):
+    """As if a GPU were there. PLAIN may change between two rollouts of one Generator; float64 has no kernels."""
+    decoders = []
+    for kind in (CudaDecoder, TorchDecoder):
+        monkeypatch.setattr(kind, "logits", lambda self, running, logits=kind.logits: (
+            decoders.append(type(self)), logits(self, running))[1])
+    monkeypatch.setattr(generate, "use_triton", lambda device: not kernels.PLAIN)
+    generator = Generator(tiny_qwen(dtype=torch.float32), 40, 4)
+    for plain in (False, True, False):
+        monkeypatch.setattr(kernels, "PLAIN", plain)
+        generator.sample(PROMPTS[:1], max_new_tokens=1)
+    Generator(model, 40, 4).sample(PROMPTS[:1], max_new_tokens=1)
+    assert decoders == [CudaDecoder, TorchDecoder, CudaDecoder, TorchDecoder]
 
 
 # Slots that were never written

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 import torch
+
 from kernels import linear_logits
 from kernels.flash import KeysValues, merge, part
 
