@@ -31,7 +31,7 @@ import train_sft
 from nanoqwenlong import errors, generate, group_pass, optim, parallel, rewards, toy
 from nanoqwenlong.analysis import evaluate, step_metrics
 from nanoqwenlong.model import Qwen
-from nanoqwenlong.ops import checkpoint
+from nanoqwenlong.ops import checkpoint, files
 from nanoqwenlong.pretrained import weights
 from nanoqwenlong.pretrained.config import ModelConfig
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
@@ -219,6 +219,13 @@ def killed(patch, event: str, number: int, rank: int = 0) -> None:
                 os.kill(pid, signal.SIGKILL)
         return function(*args, **options)
     patch.setattr(module, name, deadly)
+
+
+def edited(patch, rank: int) -> None:
+    """The source looks edited, on this rank only."""
+    code = files.code
+    if parallel.rank() == rank:
+        patch.setattr(files, "code", lambda script: {**code(script), "nanoqwenlong/grpo.py": "0" * 64})
 
 
 def dying(patch) -> None:
@@ -764,6 +771,19 @@ def test_a_run_goes_on_with_any_number_of_ranks(world, tied, rl_alone, rl_pair, 
             found = world(size).call(train, script="rl", argv=flags, change=change)
             assert [x for x, _ in found] == [code] * size
     assert_same_run(tmp_path / "a", rl_alone)
+
+
+def test_the_first_rank_decides_whether_the_code_has_changed(world, untied, rows, sft_pair, tmp_path):
+    flags = argv("sft", untied, tmp_path, "a", "--dtype", "float64", "--save-every", 4, data=rows)
+    assert [code for code, _ in world(2).call(train, script="sft", argv=flags, change="signalled")] == [75, 75]
+    found = world(2).call(train, script="sft", argv=flags, change="edited", rank=0)
+    assert [code for code, _ in found] == [errors.BAD_CONFIG] * 2 and found[1][1] == ""
+    assert "made its 2 steps: nanoqwenlong/grpo.py; " in found[0][1] and found[0][1].count("\n") == 1
+    assert world(2).call(train, script="sft", argv=flags, change="edited", rank=1) == [[0, ""]] * 2
+    assert_same_bits(tmp_path / "a", sft_pair)
+    assert world(2).call(train, script="sft", argv=[*flags, "--resume", "restart"]) == [[0, ""]] * 2
+    assert_same_bits(tmp_path / "a", sft_pair)
+    assert_same_bits(tmp_path / "a.1", sft_pair)
 
 
 # Deaths
