@@ -8,6 +8,7 @@ deviation. If a seed is there for one kind and missing for another, that is an e
 """
 
 import argparse
+import json
 import math
 import sys
 from pathlib import Path
@@ -93,7 +94,7 @@ def cell(directory: Path, seed: str, study: str, row: str, column: tuple[str, st
     """One figure of a model, in %."""
     evaluation, part, name, figure = column
     path = directory / f"eval_{evaluation}-{seed}" / "results.json"
-    results = {Path(model["model"]): model for model in series.read_results(path)}
+    results = {Path(model["model"]): model for model in json.loads(path.read_text(encoding="utf-8"))["models"]}
     model = models(directory, study, seed)[row]
     if model not in results:
         raise DataError(f"{path} has no results for {model}: remove {path.parent} and evaluate again")

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import pytest
 from tools import bars, figures, plot, series, terminal
@@ -34,6 +35,11 @@ def results(**parts):
              "by_source": {}, "average": None, **parts}
     return {"settings": {}, "models": [{"model": "assets/nano-sft", **model},
                                        {"model": "runs/x/rl/checkpoints/step_000030", **model}]}
+
+
+def evaluated(directory, **parts) -> list:
+    """These results, written and read."""
+    return series.read_results(Path(write(directory, [results(**parts)], "results.json")) / "results.json")
 
 
 @pytest.fixture
@@ -119,10 +125,10 @@ def test_what_is_drawn_are_the_numbers_of_the_runs(tmp_path, monkeypatch, matplo
     one[2]["kl"], one[3]["kl"] = 0.0, 0.5
     (figure,) = drawn(monkeypatch, lambda f: f.dynamics({"a": [one], "b": [two]}, tmp_path))
     assert [list(line.get_ydata()) for line in figure.axes[2].lines if len(line.get_ydata())][0] == [0.0, 0.5]
-    (figure,) = drawn(monkeypatch, lambda f: bars.evaluation(results()["models"], tmp_path))
+    (figure,) = drawn(monkeypatch, lambda f: bars.evaluation(evaluated(tmp_path), tmp_path))
     assert [bar.get_height() for bar in figure.axes[0].patches] == [50, 50]
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0-80 tokens", "80-200 tokens"]
-    undivided = results(by_length={"all": cell(0.5)}, all=cell(0.5, **{"pass@0": 0.5, "pass@2": 0.5}))["models"]
+    undivided = evaluated(tmp_path, by_length={"all": cell(0.5)}, all=cell(0.5, **{"pass@0": 0.5, "pass@2": 0.5}))
     (figure,) = drawn(monkeypatch, lambda f: bars.evaluation(undivided, tmp_path))
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["all"]
     assert list(figure.axes[1].lines[0].get_xdata()) == [2]
@@ -259,10 +265,11 @@ def test_without_matplotlib_it_is_text(tmp_path, capsys, monkeypatch):
     assert "not measured" in out and out.splitlines()[-1].split()[:4:3] == ["rl", "pass@2"] and out.endswith(" 75.0\n")
 
 
-def test_a_bar_is_one_line_whatever_its_name(monkeypatch):
+def test_a_bar_is_one_line_whatever_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(terminal, "can_show", lambda text: True)
-    one, two = terminal.table([("m", "a\n\x1b[2J", cell(0.5)), ("m", "b", cell(1.0))], 60).split("\n")
-    assert one.split()[:2] == ["m", "a\\n\\x1b[2J"] and one.index("█") == two.index("█")
+    models = evaluated(tmp_path, by_length={"a\n\x1b[2J": cell(0.5), "b": cell(1.0)})
+    one, two = terminal.table(models[:1], 60).split("\n")
+    assert one.split()[:2] == ["nano-sft", "a\\n\\x1b[2J"] and one.index("█") == two.index("█")
 
 
 @pytest.mark.parametrize("content, told", [
@@ -297,8 +304,8 @@ def test_a_directory_without_a_run_gets_one_sentence(tmp_path, capsys):
 
 
 def test_labels():
-    assert bars.label("runs/demo-0/rl/checkpoints/step_000030") == "rl step 30"
-    assert bars.label("assets/nano-base") == "nano-base"
+    assert series.label(Path("runs/demo-0/rl/checkpoints/step_000030")) == "rl step 30"
+    assert series.label(Path("assets/nano-base")) == "nano-base"
 
 
 def test_no_two_of_many_lines_or_bars_look_alike():

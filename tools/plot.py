@@ -19,13 +19,13 @@ import sys
 from pathlib import Path
 
 from tools import bars, figures, series
-from tools.series import Group
+from tools.series import Evaluated, Group
 from tools.terminal import charts, run_tool, say, table
 
 from nanoqwenlong.errors import ConfigError, DataError
 
 
-def read(directories: list[Path], keys: list[str]) -> tuple[dict[str, Group], list[dict]]:
+def read(directories: list[Path], keys: list[str]) -> tuple[dict[str, Group], list[Evaluated]]:
     """Return the groups of runs and the evaluated models. An evaluation has no runs. A demo has both."""
     first = directories[0]
     if len(directories) == 1 and not keys and not (first / "metrics.jsonl").exists():
@@ -53,7 +53,7 @@ def numbers(groups: dict[str, Group]) -> list[str]:
     return names
 
 
-def draw(groups: dict[str, Group], models: list[dict], keys: list[str], out: Path) -> list[Path]:
+def draw(groups: dict[str, Group], models: list[Evaluated], keys: list[str], out: Path) -> list[Path]:
     """Draw pictures and return their paths. `out` is a directory. If there is one picture, it can be a PNG file."""
     one_file = out.suffix == ".png"
     if models and groups:
@@ -83,18 +83,14 @@ def default_keys(groups: dict[str, Group]) -> list[str]:
     return [key for key in keys if any(series.has(group, key) for group in groups.values())] or numbers(groups)
 
 
-def as_text(groups: dict[str, Group], models: list[dict], keys: list[str]) -> str:
+def as_text(groups: dict[str, Group], models: list[Evaluated], keys: list[str]) -> str:
     """Return the same as text: panels of the runs' metrics, and bars of the evaluation."""
     width = shutil.get_terminal_size((100, 24)).columns
     parts = []
     if groups:
         parts.append(charts(groups, keys or default_keys(groups), width))
     if models:
-        cells = [(model["model"], name, cell) for part in series.PARTS for model in models
-                 for name, cell in series.cells(model, part).items()]
-        cells += [(model["model"], f"pass@{k}", {"accuracy": rate, "low": None, "high": None})
-                  for model in models for k, rate in series.passes(model)]
-        parts.append(table([(bars.label(model), name, cell) for model, name, cell in cells], width))
+        parts.append(table(models, width))
     return "\n\n".join(parts)
 
 

@@ -5,6 +5,7 @@ A run is a list of rows, the dictionaries of its metrics.jsonl. A group is a lis
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
@@ -58,55 +59,53 @@ def read_metrics(path: Path) -> list[dict]:
     return rows
 
 
-def read_results(path: Path) -> list[dict]:
+class Evaluated(NamedTuple):
+    """The results of one model. Rates are (accuracy, low, high) in percent. None: not measured."""
+
+    name: str
+    parts: dict[str, dict[str, tuple]]          # for each of PARTS, the rates of its length buckets, tasks or sources
+    passes: dict[int, tuple]                    # the rates of pass@k for each k
+
+
+def read_results(path: Path) -> list[Evaluated]:
     """Return the models of an evaluation's results.json. Raises DataError if the file cannot be drawn."""
+    def rates(*values: float | None) -> tuple:
+        if any(value is not None and not 0 <= value <= 1 for value in values):
+            raise ValueError("an accuracy that is not between 0 and 1")
+        return tuple(None if value is None else 100 * value for value in values)
+
+    models = []
     try:
-        models = json.loads(path.read_text(encoding="utf-8"))["models"]
-        for model in models:
-            Path(model["model"])
-            values = [value for _, value in passes(model)]
-            for part in PARTS:
-                for cell in cells(model, part).values():
-                    values += [cell["accuracy"], cell["low"], cell["high"]]
-            if any(value is not None and not 0 <= value <= 1 for value in values):
-                raise ValueError("an accuracy that is not between 0 and 1")
+        for model in json.loads(path.read_text(encoding="utf-8"))["models"]:
+            parts = {part: dict(model.get(part) or {}) for part in PARTS}
+            if parts["by_source"] and model.get("average"):
+                parts["by_source"]["average"] = model["average"]
+            for cells in parts.values():
+                for name, cell in cells.items():
+                    cells[name] = rates(cell["accuracy"], cell["low"], cell["high"])
+            passes = {int(key[5:]): rates(rate, None, None) for key, rate in model["all"].items()
+                      if re.fullmatch(r"pass@[1-9]\d*", key) and rate is not None}
+            models.append(Evaluated(label(Path(model["model"])), parts, dict(sorted(passes.items()))))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is not a results.json of eval.py --out ({type(error).__name__}: {error})") from None
-    if not any(cells(model, part) for model in models for part in PARTS):
+    if not any(cells for model in models for cells in model.parts.values()):
         raise DataError(f"{path} holds no model with an accuracy")
     return models
 
 
-def cells(model: dict, part: str) -> dict[str, dict]:
-    """Return {name: cell} for one of PARTS. The sources end with their average."""
-    named = dict(model.get(part) or {})
-    if part == "by_source" and named and model.get("average"):
-        named["average"] = model["average"]
-    return named
-
-
-def passes(model: dict) -> list[tuple[int, float]]:
-    """Return (k, pass@k) of a model, over all questions."""
-    return sorted((int(key[5:]), value) for key, value in model["all"].items()
-                  if re.fullmatch(r"pass@[1-9]\d*", key) and value is not None)
-
-
-def labels(runs: Sequence[Path]) -> dict[Path, str]:
-    """Return a short name for each directory: the end of its path, as long as needed to tell it from the others."""
-    paths = {run: run.resolve().parts for run in runs}
-    names = {}
-    for run, parts in paths.items():
-        others = [other for other in paths.values() if other != parts]
-        length = 1
-        while length < len(parts) and any(other[-length:] == parts[-length:] for other in others):
-            length += 1
-        names[run] = "/".join(parts[-length:])
-    return names
+def label(model: Path) -> str:
+    """Return a short name for a model directory: its run and step, or its last part."""
+    if model.parent.name != "checkpoints":
+        return model.name
+    return f"{model.parents[1].name} {re.sub('^step_0*', 'step ', model.name)}"
 
 
 def seeds(runs: Sequence[Path]) -> dict[str, list[Path]]:
     """Return {name: runs}. Runs whose names differ only in a number at the end are seeds of one line."""
-    names, groups = labels(runs), {}
+    paths = {run: run.resolve() for run in runs}
+    above = os.path.commonpath([path.parent for path in paths.values()])
+    names = {run: str(path.relative_to(above)) for run, path in paths.items()}
+    groups = {}
     for run, name in names.items():
         stem = re.sub(r"[-_]\d+(?=/|$)", "", name)
         groups.setdefault((stem, stem == name), []).append(run)          # "a" itself is not a seed of "a-0" and "a-1"

@@ -3,7 +3,7 @@
 import math
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from textwrap import wrap
 
@@ -24,7 +24,8 @@ def run_tool(tool: Callable[[], int | None]) -> int:
     try:
         return tool() or 0
     except (FileNotFoundError, NotADirectoryError) as error:
-        code, sentence = 66, f"{error.filename} is not there; give the directory of a run, an evaluation or a demo"
+        advice = "is not there; give the directory of a run or an evaluation"
+        code, sentence = 66, f"{error.filename} {advice}" if error.filename else error
     except (UserError, OSError) as error:
         code, sentence = exit_code(error), reason(error) if isinstance(error, OSError) else error
     print(sentence, file=sys.stderr)
@@ -115,19 +116,21 @@ def panel(key: str, lines: dict[str, series.Line], groups: dict[str, Group], spa
     return (text if can_show(text) else text.translate(TO_ASCII)).splitlines()
 
 
-def table(models: Iterable[tuple[str, str, dict]], width: int) -> str:
-    """Return a bar for each (model, part, cell) of an evaluation: its accuracy in percent, and its interval."""
-    rows = [(*(clean(text).replace("\n", "\\n") for text in names), cell) for *names, cell in models]
-    room = max(10, min(50, width - sum(max(len(row[column]) for row in rows) for column in (0, 1)) - 32))
+def table(models: Sequence[series.Evaluated], width: int) -> str:
+    """Return a bar for each accuracy and pass@k of an evaluation, in percent, with its interval."""
+    rates = [(model.name, name, rates) for part in series.PARTS for model in models
+             for name, rates in model.parts[part].items()]
+    rates += [(model.name, f"pass@{k}", rates) for model in models for k, rates in model.passes.items()]
     block = "█" if can_show("█") else "#"
-    lines = []
-    for name, part, cell in rows:
-        rate, low, high = (cell[key] for key in ("accuracy", "low", "high"))
-        text = "not measured" if rate is None else f"{100 * rate:5.1f}"
+    room = max(10, min(50, width - max(len(clean(model + name)) for model, name, _ in rates) - 32))
+    rows = []
+    for model, name, (rate, low, high) in rates:
+        text = "not measured" if rate is None else f"{rate:5.1f}"
         if None not in (rate, low, high):
-            text += f" [{100 * low:.1f}, {100 * high:.1f}]"
-        lines.append((name, part, (block * round((rate or 0) * room)).ljust(room), text))
-    return "\n".join(aligned(lines))
+            text += f" [{low:.1f}, {high:.1f}]"
+        bar = block * round((rate or 0) / 100 * room)
+        rows.append([clean(model).replace("\n", "\\n"), clean(name).replace("\n", "\\n"), bar.ljust(room), text])
+    return "\n".join(aligned(rows))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
