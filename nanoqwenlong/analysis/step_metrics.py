@@ -25,9 +25,9 @@ PATTERNS = ("grounding", *patterns.CUES)
 def slices_of(rollouts: Sequence[Rollout], ends: Sequence[int]) -> list[tuple[str, ...]]:
     """The slices of each rollout, as suffixes of metric names. `ends`: where the length buckets end.
 
-    >>> group = Group("a", (), ())
+    >>> from nanoqwenlong.records import Example
     >>> short, long = Example("a", "", "", "", length=70), Example("b", "", "", "", "f1", length=90)
-    >>> slices_of([Rollout(example, group, (), (), ()) for example in (short, long)], (80, 200))
+    >>> slices_of([Rollout(example, None, (), (), ()) for example in (short, long)], (80, 200))
     [('_by_len/0-80', '_by_task/qa'), ('_by_len/80-200', '_by_task/f1')]
     """
     examples = [rollout.example for rollout in rollouts]
