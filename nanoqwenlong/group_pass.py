@@ -1,21 +1,22 @@
-"""One prompt, one pass: log-probs and gradients of a stem and its branches, the stem run once.
+"""One prompt, one pass: log-probs and gradients of a stem and its branches, where the stem runs only once.
 
-A stem is what all sequences of a family begin with, a branch is what one of them adds (records.Branch); only keys and
-values join them. So the gradient is computed in two phases:
+A stem is what all sequences of a family begin with, a branch is what one of them adds (records.Branch). Branches depend
+on the stem only through its keys and values. So the chain rule splits the gradient into phases, exactly:
 
-    1. The stem runs forward. Its keys and values, detached, become leaves.
-    2. The branches run against the leaves, a micro-batch at a time, each backpropagated at once; the leaves collect
-       their gradient. Then one backward pass through the stem, from its keys and values with the leaves' gradients.
+    1. The stem runs forward. Its keys and values, detached from its graph, become leaves.
+    2. The branches run against the leaves, one micro-batch at a time. The leaves collect gradient.
+    3. The stem runs backward, from its keys and values with the leaves' gradients.
 
-That is the chain rule, and exact: docs/one_prompt_one_pass.md. In memory are one stem, its keys and values with their
-gradients, and one micro-batch. The plain twin is the same without a stem, after `repeat_stem` gave every branch a copy.
+Memory holds one stem and one micro-batch. See docs/one_prompt_one_pass.md.
+
+FSDP needs equally many forward calls on every rank. Missing ones are dummy calls: one token, weight zero.
 
 Legend: N weighted targets of a micro-batch, P tokens of the stem, K key-value heads, D head width.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import accumulate, zip_longest
+from itertools import compress, zip_longest
+from os.path import commonprefix
 from typing import NamedTuple
 
 import torch
@@ -28,13 +29,13 @@ from .attention import pack
 from .records import Branch, Family
 
 Tensor = torch.Tensor
-IDLE, IDLE_BRANCH = (0,), Branch((0,), (0,), (1.0,))           # of a rank that only keeps the others company
-NOBODY = Family((), ())
+DUMMY_STEM = (0,)
+DUMMY_BRANCH = Branch((0,), (0,), (1.0,))
+NO_FAMILY = Family((), ())
 
 
 class Calls(NamedTuple):
-    """Calls of the model that a family takes: one for its stem or none, and one for each micro-batch of branches. When
-    weights are sharded over ranks, every rank must make the same ones in the same order (see `deal`)."""
+    """How often a family calls the model: with its stem once or never, with branches once per micro-batch."""
 
     stem: bool
     branches: int
@@ -42,114 +43,121 @@ class Calls(NamedTuple):
 
 def backward(model, stem: Sequence[int], branches: Sequence[Branch], loss: Callable, temperature: float = 1.0,
              max_tokens: int = 16384, calls: Calls | None = None) -> None:
-    """Adds the gradient of the loss to the parameters, one micro-batch of at most `max_tokens` branch tokens at a time.
+    """Adds the gradient of the loss to the parameters, in micro-batches of at most `max_tokens` branch tokens.
 
-    `loss(rows, logprobs, entropy)` is called once per micro-batch with the indices of its branches and the (N,) values
-    of their weighted targets, one branch after the other; it returns a scalar. The scalars add up to the loss, so its
-    normaliser must have been counted before, over everything that goes into one optimizer step. What is missing to
-    `calls` is made up for by calls with one token and no weight."""
-    own, calls = bool(stem and branches), calls or calls_of(stem, branches, max_tokens)
-    stem_kv = _run_stem(model, stem if own else IDLE) if calls.stem else []
-    edges = [get_gradient_edge(x) for pair in stem_kv for x in pair if x.requires_grad]
-    leaves = [tuple(x.detach().requires_grad_(x.requires_grad) for x in pair) for pair in stem_kv]     # (P, K, D) each
-    del stem_kv                                                                # only the edges into its graph are kept
-    made = 0
-    for made, rows in enumerate(microbatches(branches, max_tokens), start=1):
-        values = _run_branches(model, leaves if own else (), [branches[row] for row in rows], temperature)
-        loss(rows, *values).backward()
-        del values
-    for _ in range(calls.branches - made):
-        (0 * _run_branches(model, (), [IDLE_BRANCH], temperature)[0].sum()).backward()
-    grads = [torch.zeros_like(x) if x.grad is None else x.grad for pair in leaves for x in pair if x.requires_grad]
-    del leaves
+    loss(rows, logprobs (N,), entropy (N,)) returns a scalar for one micro-batch. `rows` are the indices of its
+    branches. The values belong to their weighted targets, one branch after the other. The scalars are added up, so
+    their normaliser must be counted before, over all of an optimizer step. `calls`: how many to fill up to."""
+    # 1. The stem runs forward.
+    edges, leaves = [], []
+    for k, v in _run_stem(model, stem, branches, calls):
+        edges += [get_gradient_edge(x) for x in (k, v) if x.requires_grad]
+        leaves.append([x.detach().requires_grad_(x.requires_grad) for x in (k, v)])            # (P, K, D) each
+        del k, v                                                               # only edges keep the stem's graph
+
+    # 2. The branches run, forward and backward.
+    for rows, logprobs, entropy in _run_branches(model, leaves, stem, branches, temperature, max_tokens, calls):
+        scalar = loss(rows, logprobs, entropy) if rows else 0 * logprobs.sum()
+        scalar.backward()
+        del logprobs, entropy, scalar                                          # before the next take memory
+
+    # 3. The stem runs backward.
+    gradients = []
+    for pair in leaves:
+        for x in pair:
+            if x.requires_grad:
+                gradients.append(torch.zeros_like(x) if x.grad is None else x.grad)
+    leaves.clear()
     if edges:
-        torch.autograd.backward(edges, grads)
+        torch.autograd.backward(edges, gradients)
 
 
 @torch.no_grad()
 def logprobs(model, stem: Sequence[int], branches: Sequence[Branch], temperature: float = 1.0,
              max_tokens: int = 16384, calls: Calls | None = None) -> list[Tensor]:
-    """For each branch the log-probs (num_targets,) of its weighted targets, without gradient. For `calls` see
-    `backward`."""
-    own, calls, found, made = bool(stem and branches), calls or calls_of(stem, branches, max_tokens), [], 0
-    stem_kv = _run_stem(model, stem if own else IDLE) if calls.stem else []
-    for made, rows in enumerate(microbatches(branches, max_tokens), start=1):
-        values, _ = _run_branches(model, stem_kv if own else (), [branches[row] for row in rows], temperature)
-        found += values.split([branches[row].num_targets for row in rows])
-    for _ in range(calls.branches - made):
-        _run_branches(model, (), [IDLE_BRANCH], temperature)
-    return found
+    """For each branch the log-probs (num_targets,) of its weighted targets, without gradient. See `backward`."""
+    result = []
+    stem_kv = _run_stem(model, stem, branches, calls)
+    for rows, values, _ in _run_branches(model, stem_kv, stem, branches, temperature, max_tokens, calls):
+        if rows:
+            result += values.split([branches[row].num_targets for row in rows])
+    return result
 
 
 def backward_all(model, families: Mapping, loss_of: Callable, temperature: float = 1.0, max_tokens: int = 16384
                  ) -> None:
-    """`backward` of many families (named; each with .stem and .branches), every rank its share: `loss_of(name)` gives
-    the loss of one, and is asked for this rank's own. All ranks must pass the same families."""
+    """`backward` for many families, {name: object with .stem and .branches}, each rank its share. All ranks must pass
+    the same families. loss_of(name) gives the loss of one, and is only called for this rank's."""
     for name, calls in deal(model, families, max_tokens):
-        family = families.get(name, NOBODY)
-        backward(model, family.stem, family.branches, None if family is NOBODY else loss_of(name), temperature,
-                 max_tokens, calls)
+        family = families.get(name, NO_FAMILY)
+        loss = loss_of(name) if name in families else None
+        backward(model, family.stem, family.branches, loss, temperature, max_tokens, calls)
 
 
 def logprobs_all(model, families: Mapping, temperature: float = 1.0, max_tokens: int = 16384) -> dict:
-    """`logprobs` of this rank's share of them, by name: the share that backward_all gives it."""
-    found = {}
+    """{name: logprobs} of this rank's share of the families, which is the share that backward_all gives it."""
+    result = {}
     for name, calls in deal(model, families, max_tokens):
-        family = families.get(name, NOBODY)
-        found[name] = logprobs(model, family.stem, family.branches, temperature, max_tokens, calls)
+        family = families.get(name, NO_FAMILY)
+        result[name] = logprobs(model, family.stem, family.branches, temperature, max_tokens, calls)
     parallel.at_rest(model)
-    return found
+    return result
 
 
 def deal(model, families: Mapping, max_tokens: int) -> list[tuple]:
-    """The names of the families that this rank computes, balanced by cost, the dearest first, each with the calls of
-    the model that the ranks need for their n-th one together. Every rank gets as many, None filling up."""
+    """[(name, calls)]: this rank's families, balanced by cost, the most expensive first. `calls` is what the ranks need
+    for their n-th families together. All ranks get equally long lists, filled up with the name None."""
     names = list(families)
-    parts = parallel.balance([cost(families[name], model.config.hidden_size) for name in names], parallel.size())
+    costs = [cost(family, model.config.hidden_size) for family in families.values()]
+    parts = parallel.balance(costs, parallel.size())
     dealt = []
-    for places in zip_longest(*parts):
-        slot = [None if place is None else names[place] for place in places]
-        needed = [calls_of(family.stem, family.branches, max_tokens)
-                  for family in (families[name] for name in slot if name is not None)]
-        dealt.append((slot[parallel.rank()], Calls(any(n.stem for n in needed), max(n.branches for n in needed))))
+    for indices in zip_longest(*parts):                                        # the n-th family of each rank
+        turn = [None if index is None else names[index] for index in indices]
+        stem, num_branches = False, 0
+        for name in turn:
+            family = families.get(name, NO_FAMILY)
+            needed = calls_of(family.stem, family.branches, max_tokens)
+            stem = stem or needed.stem
+            num_branches = max(num_branches, needed.branches)
+        dealt.append((turn[parallel.rank()], Calls(stem, num_branches)))
     return dealt
 
 
 def cost(family, hidden_size: int) -> int:
-    """What a family costs, in pairs of tokens that attend to each other: a layer of a Qwen multiplies about 12 C^2
-    numbers per token, and 2 C per pair (C the hidden size)."""
-    P, lengths = len(family.stem), [len(branch.input_ids) for branch in family.branches]
-    pairs = P * (P + 1) // 2 + sum(n * P + n * (n + 1) // 2 for n in lengths)
-    return pairs + 6 * hidden_size * (P + sum(lengths))
+    """The cost of a family in pairs of tokens that attend to each other. A layer multiplies about 12 C^2 numbers per
+    token and 2 C per pair (C the hidden size)."""
+    P = tokens = len(family.stem)
+    pairs = P * (P + 1) // 2
+    for branch in family.branches:
+        n = len(branch.input_ids)
+        pairs += n * P + n * (n + 1) // 2
+        tokens += n
+    return pairs + 6 * hidden_size * tokens
 
 
 def calls_of(stem: Sequence[int], branches: Sequence[Branch], max_tokens: int) -> Calls:
-    return Calls(bool(stem and branches), sum(1 for _ in microbatches(branches, max_tokens)))
-
-
-def repeat_stem(stem: Sequence[int], branches: Sequence[Branch]) -> list[Branch]:
-    """The same family without a stem: every branch begins with a copy of it, as context."""
-    return [Branch((*stem, *b.input_ids), (*stem, *b.target_ids), (*[0.0] * len(stem), *b.weights)) for b in branches]
+    return Calls(bool(stem and branches), len(list(microbatches(branches, max_tokens))))
 
 
 def split_stem(branches: Sequence[Branch]) -> Family:
-    """The reverse: the longest context that all branches begin with becomes their stem. A branch keeps its first
-    weighted target and one input at least.
+    """The longest context that all branches begin with becomes their stem. Each branch keeps its first weighted target
+    and at least one input.
 
     >>> split_stem([Branch((5, 6, 7), (6, 7, 8), (0, 0, 1)), Branch((5, 6, 9), (6, 9, 8), (0, 1, 1))])
     Family(stem=(5,), branches=(Branch(input_ids=(6, 7), target_ids=(7, 8), weights=(0, 1)), \
 Branch(input_ids=(6, 9), target_ids=(9, 8), weights=(1, 1))))
     """
-    length = 0
-    for tokens, weights in zip(zip(*(b.input_ids[:-1] for b in branches)), zip(*(b.weights for b in branches))):
-        if len(set(tokens)) > 1 or any(weights):
-            break
-        length += 1
-    return Family(branches[0].input_ids[:length], tuple(Branch(*(part[length:] for part in b)) for b in branches))
+    stem = commonprefix([branch.input_ids[:-1] for branch in branches])
+    for branch in branches:
+        context = next((i for i, weight in enumerate(branch.weights) if weight), len(stem))
+        stem = stem[:context]
+    P = len(stem)
+    rest = [Branch(b.input_ids[P:], b.target_ids[P:], b.weights[P:]) for b in branches]
+    return Family(stem, tuple(rest))
 
 
 def microbatches(branches: Sequence[Branch], max_tokens: int) -> Iterator[range]:
-    """Consecutive branches that stay within `max_tokens` inputs together; a longer one goes alone."""
+    """Indices of consecutive branches with at most `max_tokens` inputs together. A longer branch goes alone."""
     start, tokens = 0, 0
     for row, branch in enumerate(branches):
         tokens += len(branch.input_ids)
@@ -160,20 +168,37 @@ def microbatches(branches: Sequence[Branch], max_tokens: int) -> Iterator[range]
         yield range(start, len(branches))
 
 
-def _run_stem(model, stem: Sequence[int]) -> KeysValues:
-    """Keys and values of each layer, (P, K, D); nothing for an empty stem."""
-    return model(*pack([stem], model.device))[1] if stem else []
+def _run_stem(model, stem, branches, calls) -> KeysValues:
+    """Keys and values of each layer, (P, K, D). If there is nothing to run: a dummy call if `calls` needs one."""
+    if stem and branches:
+        return model(*pack([stem], model.device))[1]
+    if calls and calls.stem:
+        return model(*pack([DUMMY_STEM], model.device))[1]
+    return []
 
 
-def _run_branches(model, stem_kv: KeysValues, branches: Sequence[Branch], temperature: float) -> tuple[Tensor, Tensor]:
-    """logprobs (N,), entropy (N,) of all weighted targets."""
-    ends = accumulate(len(b.input_ids) for b in branches)
-    wanted = [(end - len(b.weights) + i, b.target_ids[i]) for b, end in zip(branches, ends)
-              for i, weight in enumerate(b.weights) if weight]
-    rows, targets = torch.tensor(wanted, dtype=torch.long, device=model.device).view(-1, 2).T
-    head = partial(_score, rows=rows, targets=targets, temperature=temperature)
-    return model(*pack([b.input_ids for b in branches], model.device, stem_kv), head)[0]
+def _run_branches(model, stem_kv, stem, branches, temperature, max_tokens, calls):
+    """Yields (rows, logprobs (N,), entropy (N,)) for each micro-batch, then for dummy calls, whose rows are empty."""
+    batches = list(microbatches(branches, max_tokens))
+    for rows in batches:
+        yield rows, *_score(model, stem_kv if stem else (), branches[rows.start:rows.stop], temperature)
+    missing = calls.branches - len(batches) if calls else 0
+    for _ in range(missing):
+        yield range(0), *_score(model, (), [DUMMY_BRANCH], temperature)
 
 
-def _score(hidden, weight, rows, targets, temperature):
-    return linear_logprob(hidden[rows], weight, targets, temperature)
+def _score(model, stem_kv, branches, temperature) -> tuple[Tensor, Tensor]:
+    """logprobs (N,) and entropy (N,) of all weighted targets."""
+    rows, targets, start = [], [], 0
+    for branch in branches:
+        end = start + len(branch.input_ids)
+        rows += compress(range(start, end), branch.weights)
+        targets += compress(branch.target_ids, branch.weights)
+        start = end
+    rows, targets = torch.tensor([rows, targets], dtype=torch.long, device=model.device)
+
+    def head(hidden, weight):
+        return linear_logprob(hidden[rows], weight, targets, temperature)
+
+    ids, positions, attend = pack([branch.input_ids for branch in branches], model.device, stem_kv)
+    return model(ids, positions, attend, head)[0]

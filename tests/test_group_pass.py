@@ -32,6 +32,11 @@ STEM = random_ids(11, seed=40)
 BRANCHES = [branch(5, 1), branch(1, 2), branch(9, 3), branch(4, 4, (0.0, 1.0, 0.0, 1.0)), branch(9, 5)]
 
 
+def repeat_stem(stem, branches) -> list[Branch]:
+    """The same family without a stem: every branch begins with a copy of it, as context."""
+    return [Branch((*stem, *b.input_ids), (*stem, *b.target_ids), (*[0.0] * len(stem), *b.weights)) for b in branches]
+
+
 def plain(model, stem, branches, temperature):
     """For each branch (logprobs, entropy) of its weighted targets, one whole sequence at a time."""
     found = []
@@ -140,7 +145,7 @@ def test_a_family_of_any_size_equals_its_twin_that_repeats_the_stem():
             branches = [branch(rng.choice((1, 1, 2, 5, 12)), rng.randrange(10**6)) for _ in range(G)]
             stem = random_ids(rng.randint(1, 20), seed=G)
             model.checkpointing = False
-            twin = ours(model, [], group_pass.repeat_stem(stem, branches), max_tokens=EVERYTHING)
+            twin = ours(model, [], repeat_stem(stem, branches), max_tokens=EVERYTHING)
             for model.checkpointing, max_tokens in ((False, 7), (True, EVERYTHING)):
                 assert_equal_gradients(ours(model, stem, branches, max_tokens=max_tokens), twin)
 
@@ -163,7 +168,7 @@ def test_frozen_parameters(trained, checkpointing):
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained in name)
     found = []
-    for stem, branches in ((STEM, BRANCHES), ([], group_pass.repeat_stem(STEM, BRANCHES))):
+    for stem, branches in ((STEM, BRANCHES), ([], repeat_stem(STEM, BRANCHES))):
         model.zero_grad()
         model.checkpointing = checkpointing
         group_pass.backward(model, stem, branches, lambda rows, logprobs, entropy: logprobs.sum(), max_tokens=10)
@@ -252,7 +257,7 @@ def test_supervised_loss_equals_transformers_cross_entropy(kind, tmp_path):
 
 def test_split_stem_is_the_longest_context_that_all_share(model):
     questions = [branch(3, 1, (0.0, 1.0, 1.0)), branch(4, 2, (0.0, 0.0, 1.0, 1.0)), branch(2, 3, (0.0, 1.0))]
-    whole = group_pass.repeat_stem(STEM, questions)
+    whole = repeat_stem(STEM, questions)
     stem, rest = group_pass.split_stem(whole)
     assert list(stem) == STEM and list(rest) == questions
     assert_equal_gradients(ours(model, stem, rest), ours(model, [], whole))
