@@ -33,9 +33,6 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
 from bench import common
 from bench.gpu_right import correctness
 from bench.gpu_tools import (
@@ -63,6 +60,9 @@ from bench.gpu_tools import (
 )
 from kernels import grouped_linear, linear_logprob, logprob, paged_attention
 from kernels.flash import attention, part, part_backward
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
 from nanoqwenlong import group_pass
 from nanoqwenlong.engine import cuda_step
 from nanoqwenlong.engine.kvcache import blocks_for

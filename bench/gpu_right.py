@@ -5,8 +5,6 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
-from torch import Tensor
-
 from bench import common
 from bench.gpu_tools import (
     BLOCK_SIZE,
@@ -24,6 +22,8 @@ from bench.gpu_tools import (
 from kernels import grouped_linear, linear_logprob, paged_attention
 from kernels.flash import attention
 from kernels.paged_attention import paged_attention_plain
+from torch import Tensor
+
 from nanoqwenlong.attention import StemAttention, buckets, stem_attention_plain
 from nanoqwenlong.engine import cuda_step
 from nanoqwenlong.engine.kvcache import blocks_for

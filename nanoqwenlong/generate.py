@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import torch
-
 from kernels import use_triton
 
 from . import parallel

@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
-
 from kernels import linear_logits
 from kernels.flash import attention
+
 from nanoqwenlong.attention import pack
 from nanoqwenlong.engine.paged import KVCache, PastKeysValues, TorchDecoder
 from nanoqwenlong.generate import Generator, chunks

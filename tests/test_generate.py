@@ -8,16 +8,16 @@ from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import hypothesis.strategies as st
+import kernels
 import plain_paged
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
+from kernels.flash import attention, part, part_plain
 from plain_paged import Paged, PlainGenerator
 from tiny_qwen import VOCAB, random_ids, tiny_qwen
 
-import kernels
-from kernels.flash import attention, part, part_plain
 from nanoqwenlong import generate, group_pass
 from nanoqwenlong.attention import Packed
 from nanoqwenlong.engine import paged

@@ -387,8 +387,10 @@ def toy_mixture(toy_directory, tmp_path_factory) -> Path:
     return directory
 
 
-SFT = ["--toy-examples", "8", "--steps", "2", "--batch-size", "4", "--learning-rate", "1e-2", "--warmup-steps", "0", "--eval-questions", "1", "--eval-every", "9", "--max-new-tokens", "2"]
-RL = ["--toy-examples", "8", "--prompts-per-step", "2", "--group-size", "2", "--max-new-tokens", "4", "--steps", "2", "--kl-coef", "0.1", "--kv-blocks", "256", "--updates-per-step", "2"]
+SFT = ("--toy-examples 8 --steps 2 --batch-size 4 --learning-rate 1e-2 --warmup-steps 0 --eval-questions 1 "
+       "--eval-every 9 --max-new-tokens 2").split()
+RL = ("--toy-examples 8 --prompts-per-step 2 --group-size 2 --max-new-tokens 4 --steps 2 --kl-coef 0.1 "
+      "--kv-blocks 256 --updates-per-step 2").split()
 SCRIPTS = {"sft": (train_sft, SFT), "rl": (train_rl, RL)}
 
 

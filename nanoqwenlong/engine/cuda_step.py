@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-
 from kernels import Segments, linear_logits, paged_attention, use_triton
 
 from .kvcache import blocks_for

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from itertools import groupby
 
 import torch
-
 from kernels import linear_logits
 from kernels.flash import KeysValues, merge, part
 
