@@ -1,21 +1,19 @@
 """A toy task for a CPU: look-ups among plain records. A tiny model can learn it, and it needs the whole document.
 
     Notes. We showed Tom Oslo. We sent Rome salt. We showed Ann Bern. We sent Oslo tea. ...
-    Which town did we show Tom?     <think> We showed Tom Oslo.</think> Therefore, the answer is Oslo.
-    What did we send Rome?          <think> We sent Rome salt.</think> Therefore, the answer is salt.
-    What did we send the town that we showed Tom?
-                                    <think> We showed Tom Oslo. We sent Oslo tea.</think> Therefore, the answer is tea.
+
+    qa        Which town did we show Tom?                        Oslo
+              What did we send Rome?                             salt
+              What did we send the town that we showed Tom?      tea
+    f1        What did we send Rome, Oslo and Lima?              salt, tea, wool          (in any order)
+    pairwise  Order the towns that we showed Tom, Ann and Bob.   Bern, Lima, Oslo         (alphabetical)
+
+    <think> We showed Tom Oslo. We sent Oslo tea.</think> Therefore, the answer is tea.   (a worked response)
 
 Each person was shown another town, and each town was sent another thing. So a question is a choice among all records
-of its kind (at least four), and the third kind of question needs two look-ups. Everything is a function of the seed.
-A hash of its text decides whether a document is held out, so training and held-out documents never overlap.
-
-Two more tasks have graded rewards. f1 asks for several things at once, pairwise for towns in alphabetical order:
-
-    What did we send Rome, Oslo and Lima?                 ... Therefore, the answer is salt, tea, wool.
-    Order the towns that we showed Tom, Ann and Bob.      ... Therefore, the answer is Bern, Lima, Oslo.
-
-Worked answers may be paraphrased (chai for tea). No rule accepts those, but a judge can.
+of its kind (at least four), and the third question needs two look-ups. Everything is a function of the seed. A hash of
+its text decides whether a document is held out, so training and held-out documents never overlap. Worked answers may
+be paraphrased (chai for tea). No rule accepts those, but a judge can.
 """
 
 import math
@@ -24,7 +22,6 @@ import tempfile
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -49,17 +46,12 @@ SHOWED, SENT = " We showed {} {}.", " We sent {} {}."
 PAGE, MENTIONS = (2, 10), 16            # different records of a page, and how many sentences it has
 
 
-class Facts(NamedTuple):
-    shown: dict[str, str]               # {person: the town that we showed}
-    received: dict[str, str]            # {town: the thing that we sent there}
-
-
-def facts(rng: random.Random, num_records: int) -> Facts:
-    """Half of the records say what we showed, the other half what we sent."""
+def facts(rng: random.Random, num_records: int) -> tuple[dict[str, str], dict[str, str]]:
+    """{person: the town that we showed} and {town: the thing that we sent there}, half of the records each."""
     num_people = (num_records + 1) // 2
     people, towns = rng.sample(PEOPLE, num_people), rng.sample(TOWNS, num_people)
     receivers = rng.sample(towns, num_records - num_people)
-    return Facts(dict(zip(people, towns)), dict(zip(receivers, rng.sample(GOODS, len(receivers)))))
+    return dict(zip(people, towns)), dict(zip(receivers, rng.sample(GOODS, len(receivers))))
 
 
 def write_document(rng: random.Random, shown: dict[str, str], received: dict[str, str], mentions: int = 0) -> str:
@@ -69,41 +61,35 @@ def write_document(rng: random.Random, shown: dict[str, str], received: dict[str
     return "Notes." + "".join(chosen)
 
 
-def split_of(document: str) -> str:
-    """"train", or "heldout" for one document in eight."""
-    digest = blake2b(document.encode(), digest_size=1).digest()
-    return "heldout" if digest[0] % 8 == 0 else "train"
-
-
 # Questions: each function returns the question, the records to quote, and the answer.
 
-def ask(rng: random.Random, known: Facts) -> tuple[str, str, str]:
+def ask(rng: random.Random, shown: dict, received: dict) -> tuple[str, str, str]:
     """One of the three kinds of questions."""
     kind = rng.choice(["shown", "received", "both"])
     if kind == "shown":
-        person, town = rng.choice(list(known.shown.items()))
+        person, town = rng.choice(list(shown.items()))
         return f"Which town did we show {person}?", SHOWED.format(person, town), town
-    town, goods = rng.choice(list(known.received.items()))
+    town, goods = rng.choice(list(received.items()))
     if kind == "received":
         return f"What did we send {town}?", SENT.format(town, goods), goods
-    person = next(person for person, place in known.shown.items() if place == town)
+    person = next(person for person, place in shown.items() if place == town)
     quotes = SHOWED.format(person, town) + SENT.format(town, goods)
     return f"What did we send the town that we showed {person}?", quotes, goods
 
 
-def ask_several(rng: random.Random, known: Facts) -> tuple[str, str, list[str]]:
+def ask_several(rng: random.Random, shown: dict, received: dict) -> tuple[str, str, list[str]]:
     """What we sent to several towns."""
-    towns = rng.sample(list(known.received), NUM_NAMED)
-    quotes = "".join(SENT.format(town, known.received[town]) for town in towns)
-    answer = [known.received[town] for town in towns]
+    towns = rng.sample(list(received), NUM_NAMED)
+    quotes = "".join(SENT.format(town, received[town]) for town in towns)
+    answer = [received[town] for town in towns]
     return f"What did we send {', '.join(towns[:-1])} and {towns[-1]}?", quotes, answer
 
 
-def ask_order(rng: random.Random, known: Facts) -> tuple[str, str, list[str]]:
+def ask_order(rng: random.Random, shown: dict, received: dict) -> tuple[str, str, list[str]]:
     """The towns that we showed several people, in alphabetical order."""
-    people = rng.sample(list(known.shown), NUM_NAMED)
-    quotes = "".join(SHOWED.format(person, known.shown[person]) for person in people)
-    answer = sorted(known.shown[person] for person in people)
+    people = rng.sample(list(shown), NUM_NAMED)
+    quotes = "".join(SHOWED.format(person, shown[person]) for person in people)
+    answer = sorted(shown[person] for person in people)
     return f"Order the towns that we showed {', '.join(people[:-1])} and {people[-1]}.", quotes, answer
 
 
@@ -123,12 +109,13 @@ def examples(num: int, records: tuple[int, int], seed: int, split: str = "train"
     rng = random.Random(f"{seed}/{records}/{split}")
     made = []
     while len(made) < num:
-        known = facts(rng, rng.randint(*records))
-        document = write_document(rng, *known)
-        if split_of(document) != split:
+        shown, received = facts(rng, rng.randint(*records))
+        document = write_document(rng, shown, received)
+        digest = blake2b(document.encode(), digest_size=1).digest()
+        if (digest[0] % 8 == 0) != (split == "heldout"):               # one document in eight is held out
             continue
         task = rng.choice(tasks) if len(tasks) > 1 else tasks[0]
-        question, quotes, answer = ASK[task](rng, known)
+        question, quotes, answer = ASK[task](rng, shown, received)
         said, gold = (answer, answer) if task == "qa" else (", ".join(answer), "\n".join(answer))
         if paraphrased and rng.random() < paraphrased and task == "qa":
             said = OTHER_WORDS.get(said, said)

@@ -82,7 +82,7 @@ def task_of(row: dict) -> str:
 
 
 def chat(row: dict, name: str, speaker: str = "user") -> tuple[tuple[str, str], ...]:
-    """(role, content) of each turn. A string is one turn of the speaker."""
+    """(role, content) of each turn. A string is one turn of the speaker. A prompt has to end with a user's turn."""
     turns = at(row, name)
     if not isinstance(turns, list):
         return ((speaker, string(turns, name)),)
@@ -94,14 +94,9 @@ def chat(row: dict, name: str, speaker: str = "user") -> tuple[tuple[str, str], 
         if role not in ROLES:
             raise DataError(f'"{name}[{i}].role" is {role[:40]!r}; known roles are {", ".join(ROLES)}')
         messages.append((role, content))
+    if name == "prompt" and role != "user":
+        raise DataError(f'"prompt" should end with a turn of the user, not of the {role}')
     return tuple(messages)
-
-
-def prompt_chat(row: dict) -> tuple[tuple[str, str], ...]:
-    messages = chat(row, "prompt")
-    if messages[-1][0] != "user":
-        raise DataError(f'"prompt" should end with a turn of the user, not of the {messages[-1][0]}')
-    return messages
 
 
 def question_of(row: dict, messages, *paths: str) -> str:

@@ -153,8 +153,8 @@ def _parquet(path: Path) -> Rows:
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise DataError(f"{path}: Parquet needs pyarrow (pip install pyarrow). Or, on a machine that has it, turn it into "
-                        "JSONL: pandas.read_parquet(OLD).to_json(NEW, orient='records', lines=True)") from None
+        raise DataError(f"{path}: Parquet needs pyarrow (pip install pyarrow). Or, on a machine that has it, turn it "
+                        "into JSONL: pandas.read_parquet(OLD).to_json(NEW, orient='records', lines=True)") from None
     number = 0
     try:
         with ParquetFile(path) as file:

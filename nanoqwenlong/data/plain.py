@@ -17,12 +17,12 @@ def question(row: dict) -> Example:
 
 
 def prompt(row: dict) -> Example:
-    return _example(row, messages=fields.prompt_chat(row))
+    return _example(row, messages=fields.chat(row, "prompt"))
 
 
 def completion(row: dict) -> Example:
     """TRL's prompt and completion. With an answer it can be rewarded as well."""
-    messages, turns = fields.prompt_chat(row), fields.chat(row, "completion", "assistant")
+    messages, turns = fields.chat(row, "prompt"), fields.chat(row, "completion", "assistant")
     if len(turns) != 1 or turns[0][0] != "assistant":
         raise DataError('"completion" should be a string, or one turn of the assistant')
     return _example(row, messages=messages, response=turns[0][1])

@@ -66,11 +66,13 @@ def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int, cut
         if num_cut:
             turns = range(1, len(parts), 2)
             place = max(turns, key=lambda turn: len(parts[turn])) if example.messages else 1
-            room = len(parts[place]) - num_cut
+            whole = parts[place]
+            room = len(whole) - num_cut
             if room <= 0:
                 no_room.append(example.id)
                 continue
-            parts[place] = without_middle(parts[place], room)
+            tail = room // 2
+            parts[place] = whole[:room - tail] + whole[len(whole) - tail:]
         ids = tuple(token for part in parts for token in part)
         kept.append(replace(example, prompt_ids=ids, length=length, num_cut=num_cut))
     if no_room:
@@ -97,15 +99,6 @@ def _parts(example: Example, tokenizer, documents: dict[str, list[int]]) -> list
         return [[], document, []]
     before, between, after = prompt_pieces(tokenizer)
     return [before, document, between, tokenizer.encode(example.question.strip()), after]
-
-
-def without_middle(ids: Sequence[int], length: int) -> list[int]:
-    """The first and the last half of `length` ids. If `length` is odd, the first half has one more.
-
-    >>> without_middle([1, 2, 3, 4, 5, 6], 3), without_middle([1, 2], 1)
-    ([1, 2, 6], [1])
-    """
-    return [*ids[:length - length // 2], *ids[len(ids) - length // 2:]]
 
 
 def sft_branch(example: Example, tokenizer) -> Branch:

@@ -40,7 +40,7 @@ def read(row: dict) -> Example:
     is an object, or a list that ends with one. Its field `doc_ids` holds the items of a list, the references of a
     summary, or the one answer of longbench_pro. Otherwise `golden_label` holds the answer."""
     row = fields.without_nulls(row)
-    source, messages = fields.text(row, "data_source"), fields.prompt_chat(row)
+    source, messages = fields.text(row, "data_source"), fields.chat(row, "prompt")
     task = _task(row, source)
     name = "reward_model.ground_truth"
     gold = fields.at(row, name)
