@@ -184,25 +184,19 @@ def dynamics(groups: dict[str, Group], path: Path) -> Path:
     """Draw the four panels of QwenLong-L1's Figure 2. The legends of KL and length say how much they move."""
     figure, grid = canvas(2, 2, (10, 6.4))
     for axes, (title, unit, key) in zip(grid.flat, DYNAMICS):
-        # Old runs log a KL of 0 if there was no reference model.
-        measured = {name: group if key != "kl" or measured_kl(group) else [] for name, group in groups.items()}
         drawn = False
-        for place, (name, group) in enumerate(measured.items()):
+        for place, (name, group) in enumerate(groups.items()):
             std = series.rolling_std(group, key) if key in ("kl", "completions/mean_length") else None
             label = None if std is None else f"{name}: {std:.2g}" if len(groups) > 1 else f"{std:.2g}"
             drawn |= curve(axes, group, key, place, label)
         axes.set(title=title, ylabel=unit)
-        finish(axes, measured, key, drawn, why="not measured:\nno reference model (--measure-kl keeps one)"
-               if key == "kl" else "not measured")
+        why = "not measured:\nno reference model (--measure-kl keeps one)" if key == "kl" else "not measured"
+        finish(axes, groups, key, drawn, why=why)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(edgecolor="none", framealpha=0.85, fontsize=8, title_fontsize=8,
                         title=f"mean std within {series.WINDOW} steps")
     name_groups(figure, groups)
     return save(figure, path)
-
-
-def measured_kl(group: Group) -> bool:
-    return any(series.not_finite(group, "kl")) or any(value for rows in group for _, value in series.points(rows, "kl"))
 
 
 def draw_lengths(axes, group: Group) -> None:

@@ -16,6 +16,7 @@ import argparse
 import difflib
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from tools import bars, figures, series
@@ -60,16 +61,17 @@ def draw(groups: dict[str, Group], models: list[Evaluated], keys: list[str], out
         return [bars.demo(groups["rl"][0], models, out if one_file else out / "curve.png")]
     if models:
         return [bars.evaluation(models, out if one_file else out / "evaluation.png")]
-    has = {key for group in groups.values() for key in numbers({"": group}) if series.has(group, key)}
-    if keys or "reward" not in has:                               # the warm-up has other metrics than RL
-        keys, name = (keys, "curve.png") if keys else (numbers(groups), "metrics.png")
-        return [figures.panels(groups, [(key, "", key) for key in keys], out if one_file else out / name, columns=3)]
+    measured = numbers(groups)
+    if keys or "reward" not in measured:                          # the warm-up has other metrics than RL
+        specs = [(key, "", key) for key in keys or measured]
+        path = out if one_file else out / ("curve.png" if keys else "metrics.png")
+        return [figures.panels(groups, specs, path, columns=3)]
     if one_file:
         raise ConfigError(f"--out {out}: a run gives several pictures; name a directory, or choose with --metric")
-    health = [spec for spec in figures.HEALTH if spec[2] not in figures.OPTIONAL or spec[2] in has]
+    health = [spec for spec in figures.HEALTH if spec[2] not in figures.OPTIONAL or spec[2] in measured]
     made = [figures.dynamics(groups, out / "dynamics.png"), figures.lengths(groups, out / "length.png"),
             figures.panels(groups, health, out / "health.png"), figures.time(groups, out / "time.png")]
-    if any(key in has for _, _, key in figures.PATTERNS):
+    if any(key in measured for _, _, key in figures.PATTERNS):
         made.append(figures.panels(groups, figures.PATTERNS, out / "patterns.png"))
     return made
 
@@ -97,12 +99,10 @@ def as_text(groups: dict[str, Group], models: list[Evaluated], keys: list[str]) 
 def show(directories: list[Path], keys: list[str], out: Path | None, text: bool) -> None:
     """Draw, or print, what the directories hold."""
     groups, models = read(directories, keys)
-    if not text:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            print('matplotlib is not installed (pip install ".[plots]"), so it is drawn in text', file=sys.stderr)
-            text = True
+    if not text and not find_spec("matplotlib"):
+        text = True
+        if find_spec("plotext"):                                 # if not, charts says what to install
+            print('matplotlib is not installed (pip install ".[plots]"), so this is drawn as text', file=sys.stderr)
     try:
         say(as_text(groups, models, keys) if text else
             f"wrote {', '.join(map(str, draw(groups, models, keys, out or directories[0])))}")
