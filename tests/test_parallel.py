@@ -955,7 +955,7 @@ def test_torchrun(script, tied, untied, rows, tmp_path):
             found = json.loads(left.read_text())
             assert found["code"] == errors.STOPPED and found["step"] < 12, (found, said)
             assert checkpoint.verify(Path(found["checkpoint"])) == []
-            assert f"go on with: {found['resume_command']}" in said and "--nproc_per_node=2" in said
+            assert f"resume with: {found['resume_command']}" in said and "--nproc_per_node=2" in said
         step = int(newest(tmp_path / "b").name[5:])
     last = torchrun(script, flags)
     said = last.communicate(timeout=100)[0]
