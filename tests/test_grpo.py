@@ -400,7 +400,7 @@ def test_every_row_of_the_table_of_advantages_is_the_function_it_names(groups):
 
 def test_an_unknown_name_is_an_error_that_lists_the_valid_ones(groups):
     rollouts = [rollout(group, [0.0, 1.0, 0.0, 1.0]) for group in groups]
-    with pytest.raises(ConfigError, match="--advantages 'rloo' is unknown: choose one of grpo, dr_grpo, tmn"):
-        with_advantages(rollouts, "rloo")
-    with pytest.raises(ConfigError, match="--loss 'gspo' is unknown: choose one of dapo, grpo, dr_grpo"):
-        token_weights(dict(enumerate(rollouts)), "gspo", 8)
+    with pytest.raises(ConfigError, match="--advantages 'no_such' is unknown: choose one of grpo, dr_grpo, tmn"):
+        with_advantages(rollouts, "no_such")
+    with pytest.raises(ConfigError, match="--loss 'no_such' is unknown: choose one of dapo, grpo, dr_grpo"):
+        token_weights(dict(enumerate(rollouts)), "no_such", 8)

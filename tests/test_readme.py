@@ -6,10 +6,12 @@ A command that cannot be checked says "needs a GPU" in its comment or in the lin
 
 import ast
 import importlib
+import io
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
 
@@ -69,6 +71,15 @@ def check_flags(config_owner, argv: list[str]) -> None:
         flags.parse(config_owner.Config, argv, getattr(config_owner, "PRESETS", {}))
 
 
+@cache
+def help_of(module: str) -> str:
+    """What a tool prints for --help."""
+    shown = io.StringIO()
+    with redirect_stdout(shown), suppress(SystemExit):
+        importlib.import_module(module).main(["--help"])
+    return shown.getvalue()
+
+
 def check_module(name: str, argv: list[str]) -> None:
     """`python -m tools.x` or `python -m bench.x`: the module exists, and so do its flags."""
     path = ROOT / (name.replace(".", "/") + ".py")
@@ -77,7 +88,7 @@ def check_module(name: str, argv: list[str]) -> None:
         check_flags(importlib.import_module(name), argv)
         return
     for flag in re.findall(r"--[\w-]+", " ".join(argv)):
-        assert f'"{flag}"' in source(path), f"{name} has no {flag}"
+        assert re.search(rf"{flag}\b", help_of(name)), f"{name} has no {flag}"
 
 
 def check_pytest(words: list[str]) -> None:
@@ -95,7 +106,8 @@ def check_pytest(words: list[str]) -> None:
 
 
 def check_install(words: list[str]) -> None:
-    extras = re.findall(r"^(\w+) = \[", source(ROOT / "pyproject.toml").split("optional-dependencies]")[1], re.MULTILINE)
+    optional = source(ROOT / "pyproject.toml").split("optional-dependencies]")[1]
+    extras = re.findall(r"^(\w+) = \[", optional, re.MULTILINE)
     for group in re.findall(r"\[([\w,]+)\]", " ".join(words)):
         assert set(group.split(",")) <= set(extras), group
 
