@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from nanoqwenlong import data, rewards
-from nanoqwenlong.data import formats, plain, verl
+from nanoqwenlong.data import fields, formats, plain, verl
 from nanoqwenlong.errors import DataError
 from nanoqwenlong.records import Example
 from nanoqwenlong.reward import tasks
@@ -553,3 +553,15 @@ def test_every_row_on_the_page_about_data_can_be_read(tmp_path):
     rows = [line for block in page.split("```json\n")[1:] for line in block.split("```")[0].splitlines()]
     (tmp_path / "d.jsonl").write_text("\n".join(rows))
     assert len(data.read([tmp_path / "d.jsonl"])) == len(rows) == 11
+
+
+def test_a_new_format_is_a_function_and_a_line_of_the_table(tmp_path, monkeypatch):
+    def quiz(row: dict) -> Example:
+        return Example("", fields.text(row, "story"), fields.text(row, "ask"), fields.text(row, "key"))
+    path = jsonl(tmp_path / "d.jsonl", {"story": "Tom lives in Oslo.", "ask": "Where?", "key": "Oslo"}, PLAIN)
+    line = formats.Format("quiz", lambda row: "story" in row, quiz)
+    monkeypatch.setattr(formats, "FORMATS", [line, *formats.FORMATS])
+    assert [(e.id, e.document, e.answer) for e in data.read([path])] == [
+        (name, "Tom lives in Oslo.", "Oslo") for name in ("1", "p")]
+    with pytest.raises(DataError, match='"context" is missing; the forms of a row are: quiz, verl, .*docs/data.md'):
+        formats.parse({"tale": "Tom lives in Oslo."})
