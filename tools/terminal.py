@@ -112,7 +112,7 @@ def panel(key: str, lines: dict[str, series.Line], groups: dict[str, Group], spa
             figure.draw(figure.signal([step], [lowest], marker="!"))
         for step in series.borders(group):
             figure.line(step - 0.5, "vertical", style="dotted")
-    text = figure.build().string(colorless=not sys.stdout.isatty())
+    text = figure.build().string(colorless=True)                 # plotext's colours assume a white background
     return (text if can_show(text) else text.translate(TO_ASCII)).splitlines()
 
 

@@ -160,9 +160,10 @@ def average(rates: Sequence[tuple[float, float, float]]) -> tuple[float, float, 
     >>> [round(x, 3) for x in average([(0.5, 0.4, 0.6), (0.7, 0.6, 0.8)])]
     [0.6, 0.529, 0.671]
     """
-    rate = sum(rate for rate, _, _ in rates) / len(rates)
-    below, above = (sqrt(sum((ends[0] - ends[side]) ** 2 for ends in rates)) / len(rates) for side in (1, 2))
-    return rate, max(0.0, rate - below), min(1.0, rate + above)
+    mean = sum(rate for rate, _, _ in rates) / len(rates)
+    below = sqrt(sum((rate - low) ** 2 for rate, low, _ in rates)) / len(rates)
+    above = sqrt(sum((rate - high) ** 2 for rate, _, high in rates)) / len(rates)
+    return mean, max(0.0, mean - below), min(1.0, mean + above)
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:

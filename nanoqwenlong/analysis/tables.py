@@ -51,9 +51,9 @@ def cell(rows: Sequence[Row]) -> dict:
     scores = [question for _, _, question in rows]
     sampled = [answer for _, answers, _ in rows for answer in answers]
     accuracy = evaluate.accuracy(scores)
-    low, _ = evaluate.interval(accuracy, len(rows))
-    _, high = evaluate.interval(evaluate.accuracy(scores, unscorable=1.0), len(rows))
-    result = {"accuracy": accuracy, "low": low, "high": high, "questions": len(rows),
+    lowest, _ = evaluate.interval(accuracy, len(rows))
+    _, highest = evaluate.interval(evaluate.accuracy(scores, unscorable=1.0), len(rows))
+    result = {"accuracy": accuracy, "low": lowest, "high": highest, "questions": len(rows),
               "mean_length": sum(answer.length for answer in sampled) / len(sampled),
               "clipped_ratio": sum(answer.finish_reason == "length" for answer in sampled) / len(sampled)}
     if unscorable := sum(isnan(score.reward) for question in scores for score in question):
@@ -81,16 +81,15 @@ def markdown(results: dict) -> str:
             if kind == "by_source":
                 columns["average"] = [model["average"] for model in models]
             parts.append(table(title, models, columns))
-    if passes := [name for name in models[0]["all"] if name.startswith("pass@")]:
-        parts.append(table("at least one of k right, %", models,
-                           {name: [pass_cell(model["all"], name) for model in models] for name in passes}))
+    passes: dict[str, list[dict]] = {}
+    for cell in [model["all"] for model in models]:
+        for name in [name for name in cell if name.startswith("pass@")]:
+            low, high = evaluate.interval(cell[name], cell["questions"])
+            passes.setdefault(name, []).append({**cell, "accuracy": cell[name], "low": low, "high": high})
+    if passes:
+        parts.append(table("at least one of k right, %", models, passes))
     remarks = [remark(model, results.get("settings", {})) for model in models]
     return "\n\n".join(filter(None, [*parts, "\n".join(filter(None, remarks))]))
-
-
-def pass_cell(cell: dict, name: str) -> dict:
-    low, high = evaluate.interval(cell[name], cell["questions"])
-    return {"accuracy": cell[name], "low": low, "high": high, "questions": cell["questions"]}
 
 
 def table(title: str, models: Sequence[dict], columns: dict[str, list[dict | None]]) -> str:
@@ -104,8 +103,9 @@ def table(title: str, models: Sequence[dict], columns: dict[str, list[dict | Non
     for place, model in enumerate(models):
         lines.append([plain(model["model"]), *(shown(column[place]) for column in columns.values())])
     widths = [max(map(len, column)) for column in zip(*lines)]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     text = ["| " + " | ".join(part.ljust(width) for part, width in zip(line, widths)) + " |" for line in lines]
-    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+    return "\n".join([text[0], rule, *text[1:]])
 
 
 def plain(name: str) -> str:
