@@ -1,5 +1,5 @@
-"""What the tests share: a watch for pickles, one thread, Triton's interpreter where there is no GPU, small random
-models of transformers, the toy model and its tokenizer."""
+"""What the tests share: a watch for pickles, one thread, Triton's interpreter if there is no GPU, small random models
+of transformers, the toy model and its tokenizer."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ os.environ["UNPICKLED"] = UNPICKLED.name                        # write into it 
 
 
 def note_unpickling(event: str, args: tuple) -> None:
-    """Writes down what is unpickled while a function of this project is running, the tests' own apart."""
+    """Record what is unpickled while a function of this project is on the stack. Those of the tests do not count."""
     if event != "pickle.find_class":
         return
     frame = sys._getframe()
@@ -45,8 +45,8 @@ def pytest_sessionfinish(session, exitstatus) -> None:
 
 
 def repair_interpreter() -> None:
-    """Triton 3.9's interpreter multiplies the bit patterns of bfloat16 numbers, cuts where it should round, and spends
-    half of its time on preparing each call of a function in a kernel anew."""
+    """Repair three faults of Triton 3.9's interpreter. It multiplies the bit patterns of bfloat16 numbers. It truncates
+    where it should round. It spends half of its time on preparing each call of a function in a kernel again."""
     try:
         import triton.language as tl
         from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle

@@ -1,8 +1,8 @@
-"""A training run in a forked child, which dies by SIGKILL at one of the points it passes; and what it left on the disk.
+"""A training run in a forked child that dies by SIGKILL at one of the points it passes, and what it left on the disk.
 
-A point lies between two things that a run does: before every part of a step, around every optimizer step, before every
-operation that changes the disk, and in the middle of every write. Nobody lists them: Python's audit events tell of what
-is opened to be written, renamed or removed; fsync, write and safetensors' own writer are wrapped.
+A point lies between two actions of a run: before every part of a step, around every optimizer step, before every
+operation that changes the disk, and in the middle of every write. No list of them is needed. Python's audit events
+report what is opened for writing, renamed or removed. fsync, write and safetensors' own writer are wrapped.
 """
 
 import builtins
@@ -39,7 +39,7 @@ KILLED, FAULTY, SECONDS = -signal.SIGKILL, 99, 60
 
 @dataclass(frozen=True)
 class Case:
-    """One run: a script and its settings, the steps whose loss is not finite, and the exit code it ends with."""
+    """One run: a script, its settings, the steps whose loss is not finite, and the exit code it should end with."""
 
     script: ModuleType
     config: object
@@ -48,8 +48,8 @@ class Case:
 
     def start(self, directory: Path, die_at: int = 0, tamper: Callable = lambda: None,
               victims: Mapping[int, Sequence[int]] = {}) -> int:
-        """Run it in a child that works in `directory` and dies at its `die_at`-th point -> how it ended. `tamper` is
-        called in the child, before the run; for `victims` see Points."""
+        """The exit code of a child that runs it in `directory` and dies at its `die_at`-th point. The child calls
+        `tamper` before the run. For `victims` see Points."""
         directory.mkdir(parents=True, exist_ok=True)
         child = os.fork()
         if child == 0:
@@ -84,16 +84,17 @@ class Case:
 
 
 class Points:
-    """Counts the points a run passes, each with its name, and dies at the `die_at`-th.
+    """Counts the points that a run passes, each with its name, and dies at the `die_at`-th.
 
-    victims: {point: later points}. There the run forks a copy of itself for each of the later ones, which goes on in a
-    copy of its directory, ../NUMBER, and dies at that point: many die, but the way to where they die is gone once."""
+    victims: {point: later points}. At that point the run forks a copy of itself for each later point. The copy
+    continues in a copy of the directory, ../NUMBER, and dies at its later point. So many die, but the way there is run
+    only once."""
 
     def __init__(self, die_at: int, victims: Mapping[int, Sequence[int]]):
         self.names, self.die_at, self.victims, self.where, self.muted = [], die_at, victims, "start", False
 
     def reach(self, name: str, last_words: Callable = lambda: None) -> None:
-        """`last_words` is what is still done if this is the point to die at."""
+        """`last_words` is called before dying, if this is the point to die at."""
         if not self.muted:
             self.names.append(f"{self.where}: {name}")
             for place in self.victims.get(len(self.names), ()):
@@ -105,7 +106,7 @@ class Points:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def _fork(self, place: int) -> bool:
-        """Whether this is the copy, which dies at that place; the run itself waits for its end."""
+        """Fork a copy that dies at that place. Returns True in the copy. The run itself waits for the copy's end."""
         self.muted = True
         directory = shutil.copytree(".", f"../{place}")
         self.muted, child = False, os.fork()
@@ -119,7 +120,7 @@ class Points:
         return False
 
     def watch(self, bad_steps: frozenset[int]) -> None:
-        """Put a point wherever one belongs. There is no way back, so this is for a process that ends soon."""
+        """Put a point wherever one belongs. This cannot be undone, so it is for a process that ends soon."""
         part, save, step, save_file = (run.Run.part, run.Run.save, optim.step,
                                                 weights.save_file)
 
@@ -158,7 +159,7 @@ class Points:
             self.reach(f"{event} {Path(str(args[0])).name}")
 
     def _half_writes(self, real_open: Callable) -> Callable:
-        """`open`, of which every file may be left half written."""
+        """An `open` whose files may be left half written."""
         def opened(path, *args, **kwargs):
             file = real_open(path, *args, **kwargs)
             if file.writable():
@@ -174,7 +175,7 @@ class Points:
 
 
 def score_by_text(texts, examples, judge=None):
-    """Stands in for the rule: a function of the text under which answers to one question disagree."""
+    """Replaces the rule: a function of the text, so that answers to one question disagree."""
     return [[rewards.Score(float(sum(map(ord, text)) % 2), 0.0, None, text) for text in group] for group in texts]
 
 
@@ -185,7 +186,7 @@ def generators() -> str:
 
 
 def contents(directory: Path) -> dict:
-    """Everything that a run left, by path: files byte for byte, but for when it was and how long it took."""
+    """Everything that a run left, by path: files byte for byte, without dates and durations."""
     found = {}
     for path in (directory / "runs").rglob("*"):
         if path.name != ".lock":
@@ -197,7 +198,7 @@ def contents(directory: Path) -> dict:
 
 
 def timeless(path: Path):
-    """A file without the times in it, and without what depends on those."""
+    """A file without times, and without what depends on them."""
     content = path.read_bytes()
     try:
         if path.name == "state.json":
@@ -211,7 +212,7 @@ def timeless(path: Path):
             del manifest["files"]["state.json"]
             return manifest
     except (ValueError, KeyError):
-        pass                                                   # half a file: as it is
+        pass                                                   # half a file: compared as it is
     return without_elapsed(content) if path.name in FILES else content
 
 
@@ -220,7 +221,7 @@ def without_elapsed(lines: bytes) -> bytes:
 
 
 class Reference:
-    """A run that nobody disturbed: the names of the points it passed, and what it left."""
+    """An undisturbed run: the names of the points it passed, and what it left."""
 
     def __init__(self, case: Case, directory: Path):
         assert case.start(directory) == case.code, (directory / "console").read_text()
@@ -232,19 +233,19 @@ class Reference:
         return [place for place, name in enumerate(self.points, start=1) if name.startswith(kinds)]
 
     def kill(self, directory: Path, place: int) -> Path:
-        """Start it in `directory`, and kill it at a point."""
+        """Start it in `directory` and kill it at a point."""
         assert self.case.start(directory, place) == KILLED, f"it passed fewer than {place} points"
         return directory
 
     def missed(self, directory: Path, tamper: Callable = lambda: None) -> list[str]:
-        """Let the run in `directory` finish -> what it leaves that the undisturbed one did not, or the other way."""
+        """Finish the run in `directory`. Returns the paths in which it differs from the undisturbed run."""
         ended, left = self.case.start(directory, tamper=tamper), contents(directory)
         return [f"exit code {ended}"] * (ended != self.case.code) + sorted(
             path for path in {*left, *self.left} if left.get(path, "") != self.left.get(path, ""))
 
     def all_missed(self, scratch: Path, places: Sequence[int], again: Mapping[int, int] = {}) -> dict:
-        """{point: what was missed} of a run that was killed at each of these points; and, where `again` says so, once
-        more at that point of those it passed the second time."""
+        """{point: paths that differ} for runs killed at each of these points. `again` maps a point to one at which the
+        next start is killed, too."""
         begins = [place for place, name in enumerate(self.points, start=1)
                   if place == 1 or name.split(":")[0] != self.points[place - 2].split(":")[0]]
         victims = {begin: [place for place in places if begin <= place < end]

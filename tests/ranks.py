@@ -1,6 +1,7 @@
-"""Many ranks for the tests: forked from this process, so that torch is imported once, and joined by gloo over a file.
+"""Many ranks for the tests. They are forked from this process, so torch is imported once. gloo joins them over a file.
 
-A `Ranks` stays: it does one function after the other, by name, so most tests share one. Arguments and results are JSON.
+A `Ranks` stays alive and runs one function after the other, by name, so most tests share one. Arguments and results are
+JSON.
 """
 
 import contextlib
@@ -25,8 +26,8 @@ from nanoqwenlong.ops import exits
 
 
 class Ranks:
-    """`size` processes. wait: seconds that they wait for each other; joined=False: they have not met yet. Without
-    company (size 1) there is no process group at all."""
+    """`size` processes. wait: seconds that they wait for each other. joined=False: they have not met yet. With size 1
+    there is no process group at all."""
 
     open: list["Ranks"] = []
 
@@ -64,10 +65,10 @@ class Ranks:
             for line in lines:
                 module, name, args = json.loads(line)
                 try:
-                    told = {"value": getattr(sys.modules[module], name)(**args)}
+                    answer = {"value": getattr(sys.modules[module], name)(**args)}
                 except BaseException:                           # also what pytest raises
-                    told = {"error": traceback.format_exc()}
-                lines.write(json.dumps(told) + "\n")
+                    answer = {"error": traceback.format_exc()}
+                lines.write(json.dumps(answer) + "\n")
                 lines.flush()
         except BaseException:
             traceback.print_exc()
@@ -79,8 +80,8 @@ class Ranks:
                                              world_size=self.size, timeout=timedelta(seconds=self.wait))
 
     def call(self, function, seconds: float = 60, mortal: bool = False, **args) -> list:
-        """What `function(**args)`, which must stand in a module, returns on each rank. A rank that fails, or does not
-        come back in time, fails the test with all that the ranks said; mortal: one that died is told as None."""
+        """What `function(**args)`, a function of a module, returns on each rank. If a rank fails or does not return in
+        time, the test fails with all output of the ranks. mortal: a rank that died returns None."""
         for end in self.ends:
             end.sendall((json.dumps([function.__module__, function.__name__, args]) + "\n").encode())
         told, waiting, end = [b""] * self.size, set(range(self.size)), time.monotonic() + seconds
@@ -104,7 +105,7 @@ class Ranks:
         return [x.get("value") for x in found]
 
     def kill(self, ask=()) -> str:
-        """The end of all of them, and what they said; those in `ask` say first where they are."""
+        """End all of them. Returns their output. Those in `ask` print their stacks first."""
         for rank in ask:
             os.kill(self.pids[rank], signal.SIGUSR2)
             time.sleep(0.2)
@@ -120,7 +121,7 @@ class Ranks:
 
 @contextlib.contextmanager
 def ranks(size: int, directory: Path, **settings):
-    """Ranks for once."""
+    """Ranks for one test."""
     found = Ranks(size, directory, **settings)
     try:
         yield found
@@ -129,7 +130,7 @@ def ranks(size: int, directory: Path, **settings):
 
 
 def start(script, argv: list[str]) -> tuple[int, str]:
-    """A script as the shell would start it, in this process -> exit code, and what it said on stderr."""
+    """Start a script in this process as the shell would. Returns its exit code and its stderr."""
     with contextlib.redirect_stderr(io.StringIO()) as said:
         code = exits.start(script.main, script.Config, script.PRESETS, argv)
     print(said.getvalue(), file=sys.stderr)

@@ -100,7 +100,7 @@ def outcome(directory: Path) -> tuple:
 # Power loss
 
 class Disk:
-    """Stands between a writer and the tree below `root` and writes down what it does to it, so that afterwards every
+    """Stands between a writer and the tree below `root` and records what it does to it, so that afterwards every
     state can be made in which a power loss could leave the disk.
 
     ops: ("data", file, bytes), ("names", folder, [(name, node before, node after)]), ("sync", node), ("told", step)."""
@@ -204,7 +204,7 @@ class Disk:
 
     def tree(self, names, pending, kept, data) -> frozenset:
         views = {}
-        for folder in sorted(self.folders, reverse=True):                      # what is inside has higher numbers
+        for folder in sorted(self.folders, reverse=True):                      # inner folders have higher numbers
             views[folder] = dict(names.get(folder, {}))
             there = [change for i, change in enumerate(pending.get(folder, [])) if (folder, i) in kept]
             self.apply(views[folder], there, views)
@@ -321,7 +321,7 @@ def test_a_power_loss_leaves_a_whole_run_its_checkpoints(in_tmp, small, monkeypa
 # A disk that is full, or fails
 
 def failing(patch, root: Path, at: int | None = None, code: int = errno.ENOSPC) -> list[str]:
-    """From now on a list of what is done to files below `root`; operation `at` fails, a write when half is written."""
+    """A list that grows by every operation on files below `root`. Operation `at` fails, a write after half of it."""
     done = []
 
     def hit(what, path) -> bool:
@@ -544,7 +544,7 @@ def test_every_flipped_bit_cut_and_stray_file_is_noticed_and_named(tmp_path):
                  "model.safetensors.index.json"):
         (bad / name).write_bytes(b"")
         judged(f"stray {name}", name)
-    (bad / ".DS_Store").write_bytes(b"")                              # what is never read does no harm
+    (bad / ".DS_Store").write_bytes(b"")                              # a file that is never read does no harm
     assert checkpoint.newest(tmp_path / "checkpoints") == (bad, [])
     (bad / ".DS_Store").unlink()
     text = files["manifest.json"].decode()

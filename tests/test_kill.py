@@ -1,5 +1,5 @@
-"""A run that is killed, at any moment, goes on to the very end it would have had: the same weights to the last bit, the
-same lines, no step twice. And the comparison that says so notices every item of the state that is lost."""
+"""A run that is killed at any moment resumes to the end it would have had: the same weights to the last bit, the same
+lines, no step twice. And the comparison that shows it notices every item of the state that is lost."""
 
 import gc
 import json
@@ -32,7 +32,7 @@ IN_RL, IN_SFT, AFTER_SFT, IN_BAD = (("rl", "step 4: over"), ("sft", "step 5: ove
 
 @pytest.fixture(scope="module")
 def model(toy_pair, tmp_path_factory) -> str:
-    """A model smaller than tiny; and whatever scripts import late is imported, so that children need not."""
+    """A model smaller than tiny. It also imports what scripts import late, so that the children need not."""
     directory = tmp_path_factory.mktemp("model")
     toy_model, tokenizer = toy_pair
     small = toy_model.config.source | dict(num_hidden_layers=1, hidden_size=16, intermediate_size=16)

@@ -1,7 +1,7 @@
 """Many ranks are one: the same numbers on any number of them, whatever each has to do, and one end for all.
 
-A test's work stands in a function of this file that the ranks run by its name (tests/ranks.py); `world(n)` are n ranks
-that stay. The model is as uneven as can be: 4 ranks hold 2, 2, 2 and 0 rows of its keys.
+A test's work is a function of this file that the ranks run by its name (tests/ranks.py). `world(n)` are n ranks that
+stay alive. The model is as uneven as possible: 4 ranks hold 2, 2, 2 and 0 rows of its keys.
 """
 
 import json
@@ -50,7 +50,7 @@ SFT = ("--steps 5 --batch-size 6 --eval-every 2 --eval-questions 3 --max-new-tok
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """world(n): n ranks. Those that a failed test has killed are made anew."""
+    """world(n): n ranks. If a failed test has killed them, they are made again."""
     kept = {}
 
     def of(size: int) -> Ranks:
@@ -401,7 +401,8 @@ def test_two_and_four_ranks_fine_tune_a_mixture_as_one(world, mixture, rows, tmp
         assert world(size).call(train, script="sft", argv=argv(
             "sft", mixture, tmp_path, str(size), "--dtype", "float64", data=rows)) == [[0, ""]] * size
     flags = argv("sft", mixture, tmp_path, "moved", "--dtype", "float64", data=rows)
-    assert [code for code, _ in world(2).call(train, script="sft", argv=flags, change="signalled")] == [errors.STOPPED] * 2
+    found = world(2).call(train, script="sft", argv=flags, change="signalled")
+    assert [code for code, _ in found] == [errors.STOPPED] * 2
     assert world(4).call(train, script="sft", argv=flags) == [[0, ""]] * 4    # one of which has no expert
     for name in ("2", "4", "moved"):
         assert_same_run(tmp_path / name, tmp_path / "1")
@@ -736,12 +737,13 @@ def test_a_disk_that_is_full_for_one_rank_stops_all(world, untied, rows, sft_pai
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(world, untied, rows, sft_pair, tmp_path):
-    """And the run goes on, to the same bits."""
+    """And the run resumes to the same bits."""
     flags = argv("sft", untied, tmp_path, "a", "--dtype", "float64", "--save-every", 4, data=rows)
     found = world(2).call(train, script="sft", argv=flags, change="signalled")
     assert [code for code, _ in found] == [errors.STOPPED] * 2 and found[0][1].count("\n") == 1
     left = json.loads((tmp_path / "a/exit.json").read_text())
-    assert (left["code"], left["step"]) == (errors.STOPPED, 2) and left["checkpoint"].endswith("checkpoints/step_000002")
+    assert (left["code"], left["step"]) == (errors.STOPPED, 2)
+    assert left["checkpoint"].endswith("checkpoints/step_000002")
     assert left["resume_command"].startswith("torchrun --standalone --nproc_per_node=2 train_sft.py --")
     assert left["reason"].endswith(left["resume_command"]) and checkpoint.verify(Path(left["checkpoint"])) == []
     assert [path.name for path in checkpoint.all_of(tmp_path / "a/checkpoints")] == ["step_000002"]
@@ -754,7 +756,8 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(world, untied, rows,
 def test_a_run_goes_on_with_any_number_of_ranks(world, tied, rl_alone, rl_pair, tmp_path):
     """With the same number to the same bits; with others, two nodes among them, to the same numbers."""
     flags = argv("rl", tied, tmp_path, "b", *HARD, "--save-every", 4)
-    assert [code for code, _ in world(2).call(train, script="rl", argv=flags, change="signalled")] == [errors.STOPPED] * 2
+    found = world(2).call(train, script="rl", argv=flags, change="signalled")
+    assert [code for code, _ in found] == [errors.STOPPED] * 2
     for size in (2, 1, 4):
         runs = tmp_path / str(size)
         shutil.copytree(tmp_path / "b", runs / "b")
@@ -762,8 +765,8 @@ def test_a_run_goes_on_with_any_number_of_ranks(world, tied, rl_alone, rl_pair, 
         assert_same_run(runs / "b", rl_alone)
     assert_same_bits(tmp_path / "2/b", rl_pair)
     flags = argv("rl", tied, tmp_path, "a", *HARD)
-    for size, change, code in ((2, "signalled", errors.STOPPED), (4, "signalled", errors.STOPPED), (4, "two_hosts", None),
-                               (1, "", 0)):
+    for size, change, code in ((2, "signalled", errors.STOPPED), (4, "signalled", errors.STOPPED),
+                               (4, "two_hosts", None), (1, "", 0)):
         if code is None:
             found = world(size).call(train, script="rl", argv=[*flags, "--steps", "3"], change=change)
             assert found == [[0, ""]] * size
@@ -928,8 +931,8 @@ def wait_for(agent: subprocess.Popen, path: Path, seconds: float = 60) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("script", ["sft", "rl"])
 def test_torchrun(script, tied, untied, rows, tmp_path):
-    """Two ranks from start to end; then stopped by a signal (to one of them, to all), killed (all, one of them), and
-    gone on with each time, to the same bits."""
+    """Two ranks from start to end. Then a run that is stopped by a signal (to one rank, to all) and killed (all, one
+    rank), and resumed each time: it ends in the same bits."""
     model, data = (untied, rows) if script == "sft" else (tied, None)
     steps = ["--steps", 12] if script == "sft" else ["--phase-steps", 4, 8]
     flags = argv(script, model, tmp_path, "a", "--dtype", "float64", *steps, data=data)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from test_checkpoint import end, in_tmp, outcome, small
-from test_run import DIRECTORY, at_step, checkpoints_of, everything, exit_word, in_use, send, sft, steps_of
+from test_run import DIRECTORY, at_step, checkpoints_of, everything, exit_json, in_use, send, sft, steps_of
 
 import train_sft
 from nanoqwenlong import errors, parallel
@@ -84,7 +84,7 @@ def test_resume_changed_continues_and_records_the_new_code(in_tmp, small, monkey
         at_step(patch, 1, send("SIGTERM"))
         assert sft(small, "--steps", 4, "--resume", "changed") == errors.STOPPED
     assert f"resuming with changed code: {EDITED}\n" in capsys.readouterr().out
-    assert "--resume" not in exit_word()["resume_command"]
+    assert "--resume" not in exit_json()["resume_command"]
     assert code_in(DIRECTORY / "config.json")[EDITED] == "0" * 64
     assert sft(small, "--steps", 4) == 0                       # the same code as last time
     assert code_in(DIRECTORY / "checkpoints/step_000004/state.json")[EDITED] == "0" * 64
@@ -182,7 +182,7 @@ def test_a_restarted_run_is_resumed_without_restarting_it(in_tmp, small, monkeyp
     with monkeypatch.context() as patch:
         at_step(patch, 2, send("SIGTERM"))
         assert sft(small, "--steps", 4, "--resume", "restart") == errors.STOPPED
-    command = exit_word()["resume_command"]
+    command = exit_json()["resume_command"]
     assert "--resume" not in command and steps_of() == [1, 2]
     assert sft([], *shlex.split(command)[2:]) == 0
     assert outcome(DIRECTORY) == outcome(Path("runs/undisturbed")) and not Path("runs/sft.2").exists()
@@ -229,7 +229,8 @@ def test_edits_of_a_copied_tree(in_tmp, small):
     formula = in_tmp / "nanoqwenlong/optim.py"
 
     def start(*more) -> tuple[int, str]:
-        done = subprocess.run([sys.executable, "train_sft.py", *small, *more], cwd=in_tmp, capture_output=True, text=True,
+        words = [sys.executable, "train_sft.py", *small, *more]
+        done = subprocess.run(words, cwd=in_tmp, capture_output=True, text=True,
                               env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
         return done.returncode, done.stderr
     assert start("--steps", "1") == (0, "")
