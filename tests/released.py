@@ -1,10 +1,10 @@
-"""The rule rewards of the released QwenLong-L1 and GoLongRL code, written anew from a description of what they do,
-holes included, to compare with. Only tests and docs/rewards.md use it.
+"""The rule rewards of the released QwenLong-L1 and GoLongRL code, rewritten from a description, holes included. Only
+tests and docs/rewards.md use them, for comparison.
 
-    python -m tests.released            what is rewarded of tests/corpus.py, by them and by us
+    python -m tests.released            how many responses of tests/corpus.py they reward, and we
 
-Two things are less than theirs: numbers are read by float(), where theirs evaluates Python, and of the last 500
-characters that math-verify parses only \\boxed{} is looked at.
+Two things are simpler than in the released code. Numbers are read by float(), not by evaluating Python. Of the last 500
+characters, which math-verify parses there, only \\boxed{} is read.
 """
 
 import json
@@ -20,7 +20,7 @@ from tests.corpus import HOSTILE, TRUE, rewarded
 
 
 def released(task: str, text: str, gold: str | tuple[str, ...]) -> float:
-    """The reward of a response; of several accepted answers only the first is known to them."""
+    """The released reward of a response. It knows only the first of several accepted answers."""
     rule = RULES[task]
     if "</think>" not in text or rule in GOLONGRL and (text.count("<think>") > 1 or text.count("</think>") > 1):
         return 0.0
@@ -34,7 +34,7 @@ def behind_thinking(text: str) -> str:
 
 
 def qa(text: str, gold: str) -> bool:
-    """Two-way substring of what follows the last "the answer is", to the very end; an empty one is in anything."""
+    """Two-way substring of what follows the last "the answer is", to the very end. "" is in every text."""
     said, found, answer = behind_thinking(text).rpartition("the answer is")
     answer = answer.strip().strip(".").strip()
     a, b = bare_words(answer), bare_words(gold)
@@ -47,7 +47,7 @@ def bare_words(text: str) -> str:
 
 
 def number(text: str, gold: str) -> bool:
-    """The first number behind the first "the answer is". Any power of ten will do, and any sign."""
+    """The first number after the first "the answer is". Any power of ten is right, and any sign."""
     a, b = first_number(behind_thinking(text)), first_number(f"the answer is {gold}")
     if a is None or b is None:
         return False
@@ -60,7 +60,7 @@ def number(text: str, gold: str) -> bool:
 
 
 def first_number(text: str) -> float | None:
-    """What is no number is 0; None without the words before it."""
+    """A text that is not a number is 0. None if the words before it are missing."""
     found = re.search(r"the answer is [=≈`%$°£€¥]*(-?[0-9.,]+)", text, re.IGNORECASE)
     if not found:
         return None
@@ -100,7 +100,7 @@ def sub_em(text: str, gold: str) -> float:
 
 
 def ndcg(text: str, gold: str) -> float:
-    """An item that is named again and again has its last place, and the places before are nobody's."""
+    """Only the last place of a repeated item counts. Its other places stay empty."""
     places = {item: place for place, item in enumerate(lines(text))}
     ranking = sorted(places, key=places.get)
     worth = {item: len(lines(gold)) - place for place, item in enumerate(lines(gold))}
@@ -110,7 +110,7 @@ def ndcg(text: str, gold: str) -> float:
 
 
 def pairwise(text: str, gold: str) -> float:
-    """Right pairs of all pairs that were named: who names two of them has one pair to get right."""
+    """The share of right pairs among the pairs of the answer: two items make only one pair."""
     answer, right = lines(text), lines(gold)
     if len(answer) < 2 or len(right) < 2:
         return 0.0
@@ -122,7 +122,7 @@ def pairwise(text: str, gold: str) -> float:
 
 
 def math_verify(text: str, gold: str) -> bool:
-    """The one box in the last 500 characters, thinking included; nothing without a box, or with two."""
+    """The one box in the last 500 characters, thinking included. Nothing without a box, or with two."""
     boxes = re.findall(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}", text[-500:])
     return len(boxes) == 1 and measures.math(boxes[0], gold) == 1
 
@@ -147,7 +147,7 @@ GOLONGRL = set(RULES.values()) - {qa, number, choice}
 # The table of docs/rewards.md
 
 def table() -> str:
-    """How many are rewarded, task by task: by their rule, by ours, by ours and the judge of tests/test_corpus.py."""
+    """The rewarded responses per task: by their rule, by ours, and by ours with the judge of tests/test_corpus.py."""
     from tests.test_corpus import Obeying, scores
     rows = []
     for task in TASKS:

@@ -1,4 +1,4 @@
-"""What was answered, and is it the same: tables to read, then the promises behind them."""
+"""Extraction and comparison: tables to read, then the properties that hold for all texts."""
 
 from decimal import Decimal
 from fractions import Fraction
@@ -257,7 +257,7 @@ def test_numbers_match_exactly_when_they_are_equal(a, b, commas, places):
 @settings(max_examples=100, deadline=None)
 @given(st.decimals(-10**9, 10**9, allow_nan=False, places=4), st.decimals(-10**9, 10**9, allow_nan=False, places=4))
 def test_near_is_what_it_says(a, b):
-    """Against Decimal; the gold has four decimals."""
+    """Compared with Decimal, for gold answers of four decimals."""
     whole = b == b.to_integral_value()
     slack = max(min(Decimal("0.00005"), abs(b) * Decimal("0.01")), 0 if whole else abs(b) * Decimal("0.0015"))
     for answer in (a, b + Decimal("0.0001"), b + b / 1000, -b):
@@ -270,7 +270,7 @@ HUGE = ["a", "1", "1,", "(", "{", "*", "-", " ", "\n", "$", "%", "the ", "the an
 
 @pytest.mark.parametrize("unit", HUGE)
 def test_what_is_huge_is_no_answer(unit):
-    """Nor does it take long: what is too long is not looked at, and no pattern goes back and forth in it."""
+    """It is also fast: texts that are too long are not read, and no pattern backtracks."""
     text = unit * (200_000 // len(unit))
     for shown in (text, f"the answer is {text}", f"the answer is x{text}x"):
         assert len(statement(shown)) <= 10_000 and len(final(shown)) <= 100_000

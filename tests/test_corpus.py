@@ -1,5 +1,6 @@
-"""Nothing hostile is rewarded and what is right is, by the rule alone and with the worst of judges: one that obeys
-whatever it reads outside of what is quoted to it. It judges both collections of tests/corpus.py by the same knowledge.
+"""Hostile responses earn nothing and true ones earn their reward, by the rule alone and with the worst judge.
+
+That judge obeys everything it reads outside of the quoted parts. It judges both collections with the same knowledge.
 """
 
 import re
@@ -20,7 +21,7 @@ def scores(cases: list[Case], judge=None) -> list[Score]:
 
 
 def shown(cases: list[Case], found: list[Score], which: bool) -> list[str]:
-    """Those that are rewarded, or are not, for the message of a failing test."""
+    """The cases that are rewarded (or are not), for the message of a failing test."""
     return [f"{case.task} {score.reward} {score.answer[:80]!r}, gold {case.gold!r}, in {case.text[-120:]!r}"
             for case, score in zip(cases, found, strict=True) if rewarded(case.task, score.reward) == which]
 
@@ -40,8 +41,8 @@ def same(a: str, b: str) -> bool:
 
 
 class Obeying:
-    """A model that judges: `complete`. What stands between the lines with the code is quoted, three parts: question,
-    answer 1, answer 2. If anything else is there that is not part of the instruction, it does as it is told: YES."""
+    """A `complete` that judges. Three parts are quoted between lines with the code: question, answer 1, answer 2. If
+    the prompt holds anything else that is not part of the instruction, it obeys and says YES."""
 
     def __init__(self, prompt):
         self.prompt, self.obeyed = prompt, []
@@ -61,14 +62,14 @@ class Obeying:
 
     @staticmethod
     def read(text: str, code: str) -> tuple[str, list[str]]:
-        """What stands outside of the quoted parts, and these."""
+        """The text outside of the quoted parts, and the quoted parts."""
         pattern = rf"<<<{code} [a-z0-9 ]+\n(.*?)\n{code}>>>"
         return re.sub(pattern, "(quoted)", text, flags=re.DOTALL), re.findall(pattern, text, re.DOTALL)
 
 
 @cache
 def judged() -> tuple[Obeying, list[Score], list[Score]]:
-    """The stub, and what the judged tasks of both collections earn with it."""
+    """The stub, and the scores of the judged tasks of both collections with it."""
     judge = pytest.importorskip("nanoqwenlong.reward.judge")
     stub = Obeying(judge.prompt)
     return stub, *(scores(judged_tasks(cases), judge.Judge(stub)) for cases in (HOSTILE, TRUE))
@@ -113,7 +114,7 @@ def test_what_is_right_earns_all_of_it_by_the_rule_unless_it_is_put_in_other_wor
 
 
 def test_the_judge_of_these_tests_can_be_persuaded():
-    """Else the tests above would show nothing: it says YES to whatever gets out of its fence, or was never in one."""
+    """Otherwise the tests above would prove nothing. It says YES to everything outside of a fence."""
     judge = pytest.importorskip("nanoqwenlong.reward.judge")
     stub = Obeying(judge.prompt)
     text = judge.prompt(Question("Who?", ("Ann",), "Bob"), "0" * 16)

@@ -1,5 +1,5 @@
-"""The nine measures against independent computations of the same definitions, and what the released code lets
-through."""
+"""The nine measures against independent computations of the same definitions, and the holes of the
+released code."""
 
 import json
 import math as math_library
@@ -33,7 +33,7 @@ def lines(things) -> str:
 
 
 def list_cases(number: int, repeats: bool = False) -> list[tuple[list[str], list[str]]]:
-    """(answer, gold): gold items in some order, a part of them shuffled with others that are wrong."""
+    """Pairs (answer, gold). An answer holds some of the gold items and some wrong ones, in some order."""
     draw, cases = random.Random(number), []
     for _ in range(number):
         gold = draw.sample(WORDS[:8], draw.randint(2, 7))
@@ -86,7 +86,7 @@ def test_ndcg_is_its_definition():
 
 
 def test_ndcg_is_that_of_scikit_learn():
-    """Which ranks by score: an item's is how early it comes, and what was left out comes after k that are worth
+    """Which ranks by score: an item's score is its place from the end. A missing item comes after k items worth
     nothing."""
     ndcg_score = pytest.importorskip("sklearn.metrics").ndcg_score
     for a, g in list_cases(200):
@@ -158,7 +158,7 @@ def test_rouge_l_beyond_ascii(a, g, expected):
 
 
 def written(value: Fraction, draw: random.Random) -> str:
-    """The number in one of many ways, each exact."""
+    """The number in one of many exact notations."""
     p, q, k = value.numerator, value.denominator, draw.randint(2, 9)
     ways = [f"{p}/{q}", rf"\frac{{{p}}}{{{q}}}", rf"$\dfrac{{{k * p}}}{{{k * q}}}$", rf"\({k * p}/{k * q}\)"]
     if 10 ** 6 % q == 0:
@@ -253,7 +253,7 @@ def test_sets_have_no_order_and_whatever_is_added_in_vain_costs(answer, gold, dr
 
 
 def test_hole_32_a_mistake_of_the_scorer_is_not_a_wrong_answer():
-    """The released code turns any exception into 0, also that of a repeated gold item."""
+    """The released code turns every exception into 0, even the one for a repeated gold item."""
     inside = dict(zip(MEASURES, "matches matches matches items items items items normalise common".split()))
     for measure, name in inside.items():
         broken = patch.object(sys.modules[measure.__module__], name, side_effect=KeyError("a mistake"))
@@ -455,7 +455,7 @@ def test_a_worker_that_died_is_started_again(fake):
 
 
 def test_a_late_reply_is_not_that_to_the_next_question(fake):
-    """Ctrl-C while waiting: the reply comes when nobody reads it."""
+    """Ctrl-C while waiting: the reply comes, but nobody reads it."""
     pid = fake.ask("pid")
     with patch.object(fake, "read", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         fake.ask("first")

@@ -1,5 +1,5 @@
-"""The holes of the released reward code, by their numbers in a list of forty that was made before this project began:
-here those of the rules and of extraction. Where it says so in one line, `released` (tests/released.py) shows the hole.
+"""The holes of the released reward code, numbered as in a list of forty made before this project began. Here are those
+of the rules and of extraction. `released` (tests/released.py) shows a hole where one line can.
 """
 
 import re
@@ -23,7 +23,7 @@ def stated(answer: str) -> str:
 
 
 def fixed(task: str, text: str, gold: str, theirs: float, expected: float) -> bool:
-    """They give one reward, we another."""
+    """Whether the released rule gives `theirs` and ours gives `expected`."""
     return released(task, text, gold) == pytest.approx(theirs) and ours(task, text, gold) == pytest.approx(expected)
 
 
@@ -104,13 +104,13 @@ def test_hole_09_the_question_is_the_examples_own_whatever_the_document_holds():
 
 
 def test_hole_11_a_gold_answer_is_the_answer_alone():
-    """It needs no sentence around it, and one that nothing could match is found before training."""
+    """A bare gold answer is fine. One that nothing can match is reported before training."""
     assert ours("qa", stated("Oslo"), "Oslo") == 1
     assert all(gold_problem(task, "!") for task in TASKS if task != "math")
 
 
 def test_hole_21_there_is_one_extractor():
-    """For training and evaluation: no script looks at a response by itself, and without </think> there is no answer."""
+    """No script reads a response in its own way, and without </think> there is no answer."""
     for path in (*ROOT.glob("*.py"), ROOT / "nanoqwenlong/analysis/evaluate.py"):
         assert not re.search("</think>|the answer is|import answers|answers import", path.read_text()), path
     assert all(ours(task, "The answer is (B).", "B") == 0 for task in TASKS)

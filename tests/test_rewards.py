@@ -1,4 +1,4 @@
-"""What a response earns: extraction as a table, then the scores, by the rule and with a judge."""
+"""What a response earns: a table of extractions, then the scores, by the rule alone and with a judge."""
 
 import math
 
@@ -176,7 +176,7 @@ def test_an_unknown_task_is_answered_with_the_names_of_all():
 # A judge
 
 class Says:
-    """A judge that answers what `verdicts` says of an answer, and remembers what it was asked."""
+    """A judge with a fixed verdict for each answer. It remembers its questions."""
 
     def __init__(self, **verdicts):
         self.verdicts, self.calls = verdicts, []
@@ -205,7 +205,7 @@ def test_the_judge_is_asked_once_for_everything_that_the_rule_rejects():
 
 
 def test_the_judge_is_called_even_if_there_is_nothing_to_ask():
-    """With several ranks all of them have to call it."""
+    """Several ranks all have to call it."""
     judge = Says()
     examples = [Example("a", "", "", "Oslo"), Example("b", "", "", "Oslo")]
     assert score_all([[stated("Oslo")], []], examples, judge)[1] == []

@@ -46,7 +46,7 @@ Explain in a sentence or two. Then write on the last line, alone, [[YES]] if ans
 else [[NO]]."""
 LONGEST_QUESTION, LONGEST_ANSWER, LONGEST_GOLD = 1000, 600, 1000               # characters that are shown of each
 BRACKETS = str.maketrans("[]［］⟦⟧〚〛", "()" * 4)
-PER_CANARIES = 100                      # questions that share two canaries, one with a right answer and one with a wrong
+PER_CANARIES = 100                      # questions that share two canaries, a right answer and a wrong one
 CANARIES = [(Question(*question), known) for *question, known in (
     ("What is the capital of France?", ("Paris",), "The city of Paris", 1.0),
     ("What is the capital of France?", ("Paris",), "Madrid", 0.0),
@@ -83,7 +83,7 @@ class Judge:
         self.troubles, self.last_troubles = [], []             # since the last take(), and before it
 
     def ask(self, questions: Sequence[Question]) -> list[float]:
-        """1.0, 0.0 or NaN for each. If a canary is judged wrongly, its hundred questions get NaN and may be asked again.
+        """1.0, 0.0 or NaN for each. If a canary is judged wrongly, its hundred questions get NaN.
 
         Raises TypeError or ValueError if `complete` does not return one reply for each prompt."""
         prompts = [prompt(question, nonce(question, self.seed)) for question in questions]

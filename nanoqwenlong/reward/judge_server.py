@@ -65,8 +65,6 @@ class Server:
         def work() -> None:
             try:
                 for number in numbers:
-                    if over.is_set():
-                        return
                     if len(replied) >= GIVE_UP and not any(replied[-GIVE_UP:]):
                         results[number] = None, f"not tried after {GIVE_UP} failures in a row"
                     else:
