@@ -1,27 +1,28 @@
 """A linear map per group of rows: the experts of a mixture, each over the tokens that chose it.
 
-Legend: S rows sorted by group, E groups, N outputs, C inputs. Group e is rows ends[e - 1] to ends[e] (from 0 for the
+Legend: S rows sorted by group, E groups, N outputs, C inputs. Group e is the rows ends[e - 1] to ends[e] (from 0 for the
 first), and may be empty:
 
     out[s] = x[s] W[e]^T,      dx[s] = dout[s] W[e],      dW[e] = dout[rows of e]^T x[rows of e]
 
-On a Hopper or Blackwell GPU in bfloat16 each of the three is one call of torch's grouped_mm, which reads `ends` where
-it lies, so that nothing waits for the GPU and a CUDA graph can record it. For other GPUs and types grouped_mm is itself
-a loop that fetches `ends` (pytorch issue 169970), in C++: what a CPU takes in float32. It knows no float64, and no rows
-that are not a multiple of 16 bytes; there the loop is our own.
+On a Hopper or Blackwell GPU in bfloat16, each of the three is one call of torch's grouped_mm. It reads `ends` on the
+GPU, so nothing waits and a CUDA graph can capture it. For other GPUs and types grouped_mm is a loop that fetches `ends`
+(pytorch issue 169970). On a CPU in float32 that loop is faster than ours. grouped_mm does not take float64, or rows that
+are no multiple of 16 bytes.
 """
 
-import kernels
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+
+import kernels
 
 Tensor = torch.Tensor
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor, grouped: bool | None = None) -> Tensor:
-    """x (S, C), weight (E, N, C), ends (E,) integers that do not fall and end with S -> (S, N), differentiable in x and
-    weight. grouped: whether by torch's grouped_mm (None: where that is faster)."""
+    """x (S, C), weight (E, N, C), ends (E,) non-decreasing integers up to S -> (S, N), differentiable in x and weight.
+    grouped: whether torch's grouped_mm computes it (None: where it is faster)."""
     if grouped is None:
         widths = weight.shape[1:]
         fast_on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and are_aligned(x.dtype, *widths)
@@ -41,7 +42,7 @@ def are_aligned(dtype: torch.dtype, *widths: int) -> bool:
 
 
 class GroupedLinear(torch.autograd.Function):
-    """Of its own, because torch keeps a gradient as large as `weight` for every group that a loop selects of it."""
+    """An autograd function because torch would keep a gradient as large as `weight` for every group of a loop."""
 
     @staticmethod
     def forward(ctx, x, weight, ends, grouped):
@@ -55,30 +56,30 @@ class GroupedLinear(torch.autograd.Function):
         x, weight, ends = ctx.saved_tensors
         grad = grad.contiguous()
         rows, weights = (rows_grouped, weights_grouped) if ctx.grouped else (rows_plain, weights_plain)
-        return (rows(grad, weight, ends) if ctx.needs_input_grad[0] else None,
-                weights(grad, x, ends) if ctx.needs_input_grad[1] else None, None, None)
+        dx = rows(grad, weight, ends) if ctx.needs_input_grad[0] else None
+        dw = weights(grad, x, ends) if ctx.needs_input_grad[1] else None
+        return dx, dw, None, None
 
 
 def rows_plain(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """x (S, C), weight (E, C, N) -> (S, N)"""
-    out, sizes = x.new_empty(len(x), weight.shape[2]), lengths(ends).tolist()
-    chosen, sizes = [group for group, size in enumerate(sizes) if size], [size for size in sizes if size]
-    for group, rows, into in zip(chosen, x.split(sizes), out.split(sizes)):
-        torch.mm(rows, weight[group], out=into)
+    out = x.new_empty(len(x), weight.shape[2])
+    start = 0
+    for group, end in enumerate(ends.tolist()):
+        if end > start:
+            torch.mm(x[start:end], weight[group], out=out[start:end])
+        start = end
     return out
 
 
 def weights_plain(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
     """grad (S, N), x (S, C) -> (E, N, C), zero for an empty group"""
-    out, sizes = x.new_empty(len(ends), grad.shape[1], x.shape[1]), lengths(ends).tolist()
-    for columns, rows, into in zip(grad.T.split(sizes, dim=1), x.split(sizes), out):
-        torch.mm(columns, rows, out=into)
+    out = x.new_empty(len(ends), grad.shape[1], x.shape[1])
+    start = 0
+    for group, end in enumerate(ends.tolist()):
+        torch.mm(grad[start:end].T, x[start:end], out=out[group])
+        start = end
     return out
-
-
-def lengths(ends: Tensor) -> Tensor:
-    """(E,): how many rows each group has."""
-    return torch.diff(ends, prepend=ends.new_zeros(1))
 
 
 def rows_grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -87,6 +88,9 @@ def rows_grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 
 def weights_grouped(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
-    """weights_plain in one call. What its kernel leaves for an empty group is left to chance (pytorch issue 172439)."""
+    """weights_plain in one call. torch's kernel leaves anything in an empty group on a GPU (pytorch issue 172439)."""
     out = F.grouped_mm(grad.T, x, offs=ends.int())
-    return out.masked_fill_((lengths(ends) == 0)[:, None, None], 0) if x.is_cuda else out
+    if not x.is_cuda:
+        return out
+    sizes = torch.diff(ends, prepend=ends.new_zeros(1))
+    return out.masked_fill_((sizes == 0)[:, None, None], 0)

@@ -120,7 +120,7 @@ MUTANTS = {
     "loads never reset": (MIXTURE, "            module.load = None\n", "            pass\n", C),
     "loads of nothing": (MIXTURE, "return loads if any(map(any, loads)) else []", "return loads", C),
     "experts in every layer": (MODEL, "Mixture(c) if c.is_mixture(number)", "Mixture(c) if c.num_experts", A),
-    "layouts not told apart": (WEIGHTS, "model.fused_experts = stored.fused_experts", "pass", A),
+    "layouts not told apart": (WEIGHTS, "model.fused_experts = any(", "any(", A),
     "experts without first values": (WEIGHTS, "if parameter.ndim > 1:", "if parameter.ndim == 2:", A + C),
     "graphs of what waits": (MODEL, "if c.num_experts == 0:", "if True:", C),
     "what does not wait waits": (MODEL, "if c.num_experts == 0:", "if False:", C),
@@ -145,18 +145,18 @@ MUTANTS = {
     "heads always share the width": (ARCHITECTURE, 'getattr(hf, "head_dim", None) or hf.hidden_size // H',
                                      "hf.hidden_size // H", A),
     "eps fixed": (ARCHITECTURE, "rms_norm_eps=hf.rms_norm_eps", "rms_norm_eps=1e-6", A),
-    "theta fixed in the config": (ARCHITECTURE, 'rope_theta=float(rope["rope_theta"])', "rope_theta=1e4", A),
+    "theta fixed in the config": (ARCHITECTURE, 'rope_theta=float(theta)', "rope_theta=1e4", A),
     "yarn not read": (ARCHITECTURE, 'if rope.get("rope_type") == "yarn" else None', "if 0 else None", A),
     "mscale left out": (ARCHITECTURE, "0.1 * m * math.log", "0.1 * math.log", B),
     "mscales swapped": (ARCHITECTURE, "mscale(m) / mscale(m_all)", "mscale(m_all) / mscale(m)", B),
     "mscale alone": (ARCHITECTURE, "if m and m_all else", "if m else", B),
     "attention factor not read": (ARCHITECTURE, 'attention_factor = rope.get("attention_factor")',
                                   "attention_factor = None", B),
-    "truncate not read": (ARCHITECTURE, 'rope.get("truncate", True))', "True)", B),
+    "truncate not read": (ARCHITECTURE, 'truncate = rope.get("truncate", True)', "truncate = True", B),
     "another default of beta_fast": (ARCHITECTURE, 'rope.get("beta_fast") or 32', 'rope.get("beta_fast") or 30', B),
     "another default of beta_slow": (ARCHITECTURE, 'rope.get("beta_slow") or 1', 'rope.get("beta_slow") or 2', B),
-    "fast may be slower than slow": (ARCHITECTURE, "if beta_fast < beta_slow:", "if False:", B),
-    "the source edited": (ARCHITECTURE, "**copy.deepcopy({", "**dict({", B),
+    "fast may be slower than slow": (ARCHITECTURE, "require(beta_fast >= beta_slow,", "require(True,", B),
+    "the source edited": (ARCHITECTURE, "copy.deepcopy({", "dict({", B),
     "window without yarn": (ARCHITECTURE, "return max(self.max_position_embeddings, stretched)",
                             "return self.max_position_embeddings", B),
     "window of yarn only": (ARCHITECTURE, "return max(self.max_position_embeddings, stretched)",
@@ -165,15 +165,14 @@ MUTANTS = {
     "too small a factor": (ARCHITECTURE, "float(-(-tokens // original))", "float(tokens // original)", B),
     "the room for answers stretched too": (ARCHITECTURE, "else 2 ** int(\n", "else 1 * int(2 **\n", B),
     "always the new spelling": (ARCHITECTURE, 'new = "rope_parameters" in self.source', "new = True", B),
-    "more experts than there are": (ARCHITECTURE, "if mixture and hf.num_experts_per_tok > hf.num_experts:",
-                                    "if False:", C),
+    "more experts than there are": (ARCHITECTURE, "(k <= num_experts,", "(True,", C),
     # Files
     "gate and up swapped in the file": (WEIGHTS, 'match[2].split("_")', 'match[2].split("_")[::-1]', A),
     "each rank reads all experts": (WEIGHTS, "range(shape[0])[wanted]", "range(shape[0])", C),
     "a rank without experts": (WEIGHTS, " if experts else torch.empty(0, *shape[1:])", "", C),
     "always one by one": (WEIGHTS, "whole if fused_experts else take_apart(whole)", "take_apart(whole)", C),
     "never one by one": (WEIGHTS, "whole if fused_experts else take_apart(whole)", "whole", C),
-    "always told to be fused": (WEIGHTS, "any(map(experts_apart, self.files))", "True", A),
+    "always told to be fused": (WEIGHTS, "any(map(experts_apart, stored.files))", "True", A),
     # Loads
     "one mean over all layers": (DYNAMICS, "(loads.amax(-1) / loads.mean(-1))", "(loads.amax() / loads.mean())", C),
     "unused if rarely used": (DYNAMICS, "(loads == 0)", "(loads <= 2)", C),
@@ -181,7 +180,10 @@ MUTANTS = {
     # grouped_linear
     "a gradient as it lies": (GROUPED, "grad = grad.contiguous()", "pass", D),
     "the other path backward": (GROUPED, "if ctx.grouped else (rows_plain", "if not ctx.grouped else (rows_plain", D),
-    "groups counted from the first end": (GROUPED, "prepend=ends.new_zeros(1)", "prepend=ends[:1]", D),
+    "rows counted from the first end": (GROUPED, "weight.shape[2])\n    start = 0",
+                                        "weight.shape[2])\n    start = ends[0]", D),
+    "weights counted from the first end": (GROUPED, "x.shape[1])\n    start = 0", "x.shape[1])\n    start = ends[0]",
+                                           D),
     "rows of 8 bytes": (GROUPED, "width * dtype.itemsize % 16", "width * dtype.itemsize % 8", D),
     "grouped_mm everywhere": (GROUPED, "if grouped is None:", "grouped = True\n    if False:", D),
     "a gradient nobody wants": (GROUPED, "if ctx.needs_input_grad[0] else None", "if True else None", D),
@@ -192,7 +194,7 @@ EQUIVALENT = {
     "an order within an expert": (MIXTURE, "sort(stable=True)", "sort()"),       # each row is put back where it belongs
     "mscale of a factor of 1": (ARCHITECTURE, ' if rope["factor"] > 1 else 1.0', ""),           # ln 1 is 0
     # a defect of some GPUs
-    "empty groups masked": (GROUPED, ".masked_fill_((lengths(ends) == 0)[:, None, None], 0)", ""),
+    "empty groups masked": (GROUPED, ".masked_fill_((sizes == 0)[:, None, None], 0)", ""),
     "another small width of a ramp without one": (ROPE, "or 0.001", "or 0.002"),     # steeper than 1 per frequency
 }
 TESTS = {A: "test_model.py", B: "test_yarn.py", C: "test_mixture.py", D: "test_grouped_linear.py"}

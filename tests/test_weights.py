@@ -398,3 +398,25 @@ def test_training_refuses_a_hostile_directory_in_one_sentence(script, how, words
     error = capsys.readouterr().err
     assert code == errors.BAD_DATA and error.count("\n") == 1 and words in error and str(directory) in error, error
     assert not (tmp_path / "runs").exists() and not (tmp_path / "marker").exists()
+
+
+def test_transformers_does_not_log_while_a_directory_is_read(toy_directory, tmp_path):
+    """Its handler holds the stderr of its first import. If that was a captured one, logging fails once it is closed."""
+    import logging
+
+    from transformers.utils import logging as hf_logging
+
+    from nanoqwenlong.pretrained.tokenizer import Tokenizer
+    records, handler, logger = [], logging.Handler(), hf_logging.get_logger("transformers")
+    handler.emit = records.append
+    directory, verbosity = tmp_path / "m", hf_logging.get_verbosity()
+    shutil.copytree(toy_directory, directory)
+    spoil(directory, "code")
+    logger.addHandler(handler)
+    try:
+        for read in (Qwen.from_pretrained, Tokenizer):
+            with pytest.raises(ModelError):
+                read(directory)
+    finally:
+        logger.removeHandler(handler)
+    assert records == [] and hf_logging.get_verbosity() == verbosity

@@ -1,24 +1,30 @@
-"""What a config.json says of a model: its sizes, its rope, its experts; and what is refused.
+"""What a config.json says about a model: its sizes, its rope, its experts. Other models are refused.
 
-It is read as JSON, refused if it is not of a model we know, and only then normalised by transformers (the old and new
-spellings of rope, dtype, ...). Legend: C hidden size, H query heads, K key-value heads, D head width, E experts.
+The JSON is checked first, and then normalised by transformers (old and new spellings of rope, dtype, ...).
+
+Legend: C hidden size, H query heads, K key-value heads, D head width, E experts.
 """
 
 import copy
 import json
 import math
 import reprlib
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
-
 from ..errors import ModelError
+
+ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+         "num_key_value_heads", "max_position_embeddings")
+MIXTURE_SIZES = ("num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step")
+YARN_LOWEST = {"factor": 1, "original_max_position_embeddings": 1, "attention_factor": 0, "beta_fast": 0,
+               "beta_slow": 0, "mscale": 0, "mscale_all_dim": 0}
 
 
 @dataclass(frozen=True)
 class Yarn:
-    """How RoPE is stretched beyond the window that a model was trained with, the same for inputs of any length (YaRN,
-    arXiv 2309.00071; model.stretched).
+    """How YaRN stretches rope beyond the window a model was trained with (arXiv 2309.00071, rope.yarn_frequencies).
 
     >>> Yarn.from_json({"factor": 4.0, "original_max_position_embeddings": 32768}, "config.json")
     Yarn(factor=4.0, original_max_position_embeddings=32768, attention_factor=1.138629436111989, beta_fast=32, \
@@ -27,37 +33,34 @@ beta_slow=1, truncate=True)
 
     factor: float
     original_max_position_embeddings: int
-    attention_factor: float             # on cos and sin; 0.1 ln(factor) + 1 unless it is given
+    attention_factor: float             # on cos and sin, 0.1 ln(factor) + 1 unless it is given
     beta_fast: float                    # turns within the original window from which a frequency stays as it is
     beta_slow: float                    # turns below which it is divided by the factor
     truncate: bool                      # whether the ramp between the two begins and ends at whole frequencies
 
     @staticmethod
     def from_json(rope: dict, where: str) -> "Yarn":
-        """Of rope_parameters or rope_scaling; what is missing or null there as transformers takes it. Raises
-        ModelError."""
+        """Reads rope_parameters or rope_scaling, with transformers' defaults. Raises ModelError."""
         def mscale(m: float) -> float:
             return 0.1 * m * math.log(rope["factor"]) + 1 if rope["factor"] > 1 else 1.0
 
-        for name, lowest in (("factor", 1), ("original_max_position_embeddings", 1), ("attention_factor", 0),
-                             ("beta_fast", 0), ("beta_slow", 0), ("mscale", 0), ("mscale_all_dim", 0)):
+        for name, lowest in YARN_LOWEST.items():
             value = rope.get(name)
             if value is None and name not in ("factor", "original_max_position_embeddings"):
                 continue
-            if not is_number(value) or not value >= lowest:
-                raise ModelError(f"{where}: YaRN's {name} is {reprlib.repr(value)}; it must be a number of at least "
-                                 f"{lowest}")
+            require(is_number(value) and value >= lowest,
+                    f"{where}: YaRN's {name} is {reprlib.repr(value)}; it must be a number of at least {lowest}")
         beta_fast, beta_slow = rope.get("beta_fast") or 32, rope.get("beta_slow") or 1
-        if beta_fast < beta_slow:
-            raise ModelError(f"{where}: YaRN's beta_fast ({beta_fast}) is less than its beta_slow ({beta_slow})")
-        if not isinstance(rope.get("truncate", True), bool):
-            raise ModelError(f"{where}: YaRN's truncate is {rope['truncate']!r}; it must be true or false")
+        require(beta_fast >= beta_slow,
+                f"{where}: YaRN's beta_fast ({beta_fast}) is less than its beta_slow ({beta_slow})")
+        truncate = rope.get("truncate", True)
+        require(isinstance(truncate, bool), f"{where}: YaRN's truncate is {truncate!r}; it must be true or false")
         m, m_all = rope.get("mscale"), rope.get("mscale_all_dim")
         attention_factor = rope.get("attention_factor")
         if attention_factor is None:
             attention_factor = mscale(m) / mscale(m_all) if m and m_all else mscale(1)
         return Yarn(rope["factor"], rope["original_max_position_embeddings"], attention_factor, beta_fast, beta_slow,
-                    rope.get("truncate", True))
+                    truncate)
 
 
 @dataclass(frozen=True)
@@ -95,62 +98,47 @@ class ModelConfig:
 
     @staticmethod
     def from_json(source: dict, where: str) -> "ModelConfig":
-        """Raises ModelError (prefixed with `where`) for a model that our forward would not compute exactly."""
+        """Raises ModelError, which begins with `where`, for a model that our forward would not compute exactly."""
         require_known(source, where)
         kind = source["model_type"]
-        from transformers import AutoConfig  # imported here: it takes seconds, and --help should not
-        from transformers.utils import logging
-        told = logging.get_verbosity()
-        logging.set_verbosity_error()            # what it has to say of YaRN's factor is said of Qwen's own advice too
-        try:
-            hf = AutoConfig.for_model(**copy.deepcopy({k: v for k, v in source.items() if k != "auto_map"}))    # edited
-        except Exception as error:               # transformers validates with many exception types
-            raise ModelError(f"{where}: transformers refuses it: {' '.join(str(error).split())}") from None
-        finally:
-            logging.set_verbosity(told)
+        hf = normalised(source, where)
         rope = hf.rope_parameters or {}
-        if rope.get("rope_type", "default") not in ("default", "yarn"):
-            raise ModelError(f"{where}: rope type {rope['rope_type']!r} is not supported; 'default' and 'yarn' are")
-        if rope.get("partial_rotary_factor", 1) != 1:
-            raise ModelError(f"{where}: partial_rotary_factor is {rope['partial_rotary_factor']!r}; only 1 works")
-        for name, value in (("rope_theta", rope.get("rope_theta")), ("rms_norm_eps", hf.rms_norm_eps)):
-            if not is_number(value) or value <= 0:
-                raise ModelError(f"{where}: {name} is {value!r}; it must be a positive number")
-        if source.get("quantization_config"):
-            raise ModelError(f"{where}: the weights are quantised (quantization_config); give plain ones")
-        if getattr(hf, "use_sliding_window", False):
-            raise ModelError(f"{where}: use_sliding_window is true; only full attention is supported")
-        if hf.hidden_act != "silu":
-            raise ModelError(f"{where}: hidden_act is {hf.hidden_act!r}; only 'silu' is supported")
         num_experts = hf.num_experts if kind == "qwen3_moe" else 0
-        if not isinstance(num_experts, int) or num_experts < 0:                # of it transformers checks nothing
-            raise ModelError(f"{where}: num_experts is {num_experts!r}; it must be a whole number, 0 for a dense model")
+        require(isinstance(num_experts, int) and num_experts >= 0,             # transformers does not check it
+                f"{where}: num_experts is {num_experts!r}; it must be a whole number, 0 for a dense model")
         mixture = num_experts > 0
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                     "num_key_value_heads", "max_position_embeddings",
-                     *("num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step") * mixture):
-            if getattr(hf, name) < 1:
-                raise ModelError(f"{where}: {name} is {getattr(hf, name)}; it must be at least 1")
         H, K = hf.num_attention_heads, hf.num_key_value_heads
-        if H % K:
-            raise ModelError(f"{where}: num_attention_heads ({H}) is not a multiple of num_key_value_heads ({K})")
-        if mixture and hf.num_experts_per_tok > hf.num_experts:
-            raise ModelError(f"{where}: num_experts_per_tok ({hf.num_experts_per_tok}) is more than num_experts "
-                             f"({hf.num_experts})")
+        for name in SIZES + MIXTURE_SIZES * mixture:
+            require(getattr(hf, name) >= 1, f"{where}: {name} is {getattr(hf, name)}; it must be at least 1")
         head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // H
-        if not isinstance(head_dim, int) or head_dim < 2 or head_dim % 2:      # rope turns pairs
-            raise ModelError(f"{where}: head_dim is {head_dim!r}; it must be an even whole number of at least 2")
+        k = hf.num_experts_per_tok if mixture else 0
+        theta, eps = rope.get("rope_theta"), hf.rms_norm_eps
+        rope_type, rotary_share = rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1)
+        for supported, sentence in (
+            (rope_type in ("default", "yarn"), f"rope type {rope_type!r} is not supported; 'default' and 'yarn' are"),
+            (rotary_share == 1, f"partial_rotary_factor is {rotary_share!r}; only 1 works"),
+            (is_number(theta) and theta > 0, f"rope_theta is {theta!r}; it must be a positive number"),
+            (is_number(eps) and eps > 0, f"rms_norm_eps is {eps!r}; it must be a positive number"),
+            (not source.get("quantization_config"), "the weights are quantised (quantization_config); give plain ones"),
+            (not getattr(hf, "use_sliding_window", False), "use_sliding_window is true; only full attention works"),
+            (hf.hidden_act == "silu", f"hidden_act is {hf.hidden_act!r}; only 'silu' is supported"),
+            (H % K == 0, f"num_attention_heads ({H}) is not a multiple of num_key_value_heads ({K})"),
+            (k <= num_experts, f"num_experts_per_tok ({k}) is more than num_experts ({num_experts})"),
+            (isinstance(head_dim, int) and head_dim >= 2 and head_dim % 2 == 0,        # rope turns pairs
+             f"head_dim is {head_dim!r}; it must be an even whole number of at least 2"),
+        ):
+            require(supported, f"{where}: {sentence}")
         attention_bias = bool(getattr(hf, "attention_bias", False))
         return ModelConfig(
             vocab_size=hf.vocab_size, hidden_size=hf.hidden_size, intermediate_size=hf.intermediate_size,
             num_hidden_layers=hf.num_hidden_layers, num_attention_heads=H, num_key_value_heads=K,
             head_dim=head_dim, rms_norm_eps=hf.rms_norm_eps,
-            rope_theta=float(rope["rope_theta"]), tie_word_embeddings=bool(hf.tie_word_embeddings),
+            rope_theta=float(theta), tie_word_embeddings=bool(hf.tie_word_embeddings),
             yarn=Yarn.from_json(rope, where) if rope.get("rope_type") == "yarn" else None,
             max_position_embeddings=hf.max_position_embeddings,
             initializer_range=hf.initializer_range, qkv_bias=kind == "qwen2" or attention_bias,
             o_bias=kind != "qwen2" and attention_bias, qk_norm=kind != "qwen2",
-            num_experts=num_experts, num_experts_per_tok=hf.num_experts_per_tok if mixture else 0,
+            num_experts=num_experts, num_experts_per_tok=k,
             moe_intermediate_size=hf.moe_intermediate_size if mixture else 0,
             norm_topk_prob=mixture and bool(hf.norm_topk_prob),
             dense_layers=tuple(i for i in range(hf.num_hidden_layers)
@@ -168,8 +156,9 @@ class ModelConfig:
         return max(self.max_position_embeddings, stretched)
 
     def require_window(self, tokens: int) -> None:
-        """Raises ModelError for inputs of more tokens than the window, with the line of config.json that would let
-        them in. Of windows like 40,960 YaRN's own is the power of two below: Qwen adds room for answers to it."""
+        """Raises ModelError for inputs longer than the window. It names the line of config.json that admits them.
+
+        The original window in that line is a power of two: to windows like 40,960 Qwen has added room for answers."""
         if tokens <= self.window:
             return
         original = self.yarn.original_max_position_embeddings if self.yarn else 2 ** int(
@@ -183,28 +172,58 @@ class ModelConfig:
                          f"config.json, {json.dumps(line)[1:-1]}")
 
 
+def require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ModelError(sentence)
+
+
 def require_known(source: dict, where: str) -> None:
-    """What can be refused before transformers sees it, and what it would stumble over. Raises ModelError."""
+    """Raises ModelError for what transformers would not refuse, or would stumble over."""
     kind = source.get("model_type")
-    if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        raise ModelError(f"{where}: model_type is {kind!r}; this project runs {', '.join(ARCHITECTURES)}")
+    require(isinstance(kind, str) and kind in ARCHITECTURES,
+            f"{where}: model_type is {kind!r}; this project runs {', '.join(ARCHITECTURES)}")
     named = source.get("architectures") or [ARCHITECTURES[kind]]
-    if named != [ARCHITECTURES[kind]]:
-        raise ModelError(f"{where}: architectures is {named}; only {ARCHITECTURES[kind]} can be trained here")
+    require(named == [ARCHITECTURES[kind]],
+            f"{where}: architectures is {named}; only {ARCHITECTURES[kind]} can be trained here")
     for names in (("rope_parameters", "rope_scaling"), ("num_local_experts", "num_experts")):
-        if contradict(*map(source.get, names)):
-            raise ModelError(f"{where}: {' and '.join(names)} are two spellings of one setting, and differ; keep one")
+        require(not contradict(*map(source.get, names)),
+                f"{where}: {' and '.join(names)} are two spellings of one setting, and differ; keep one")
     layers, rope = source.get("num_hidden_layers"), source.get("rope_parameters") or source.get("rope_scaling")
-    if isinstance(layers, int) and layers > 10_000:
-        raise ModelError(f"{where}: num_hidden_layers is {reprlib.repr(layers)}; it can be 10,000 at most")
-    if isinstance(rope, dict) and any(isinstance(value, dict) for value in rope.values()):
-        raise ModelError(f"{where}: its rope differs between kinds of layers; only one for all is supported")
-    if isinstance(rope, dict) and "yarn" in (rope.get("rope_type"), rope.get("type")):
-        Yarn.from_json({"original_max_position_embeddings": 1, **rope}, where)
+    require(not isinstance(layers, int) or layers <= 10_000,
+            f"{where}: num_hidden_layers is {reprlib.repr(layers)}; it can be 10,000 at most")
+    if isinstance(rope, dict):
+        require(not any(isinstance(value, dict) for value in rope.values()),
+                f"{where}: its rope differs between kinds of layers; only one for all is supported")
+        if "yarn" in (rope.get("rope_type"), rope.get("type")):
+            Yarn.from_json({"original_max_position_embeddings": 1, **rope}, where)
+
+
+def normalised(source: dict, where: str):
+    """transformers' config of this JSON. Raises ModelError if transformers refuses it."""
+    from transformers import AutoConfig  # imported here: it takes seconds, and --help should not
+    settings = copy.deepcopy({key: value for key, value in source.items() if key != "auto_map"})       # it edits them
+    try:
+        with quiet_transformers():
+            return AutoConfig.for_model(**settings)
+    except Exception as error:                   # transformers validates with many exception types
+        raise ModelError(f"{where}: transformers refuses it: {' '.join(str(error).split())}") from None
+
+
+@contextmanager
+def quiet_transformers():
+    """Inside, transformers logs no warnings. It warns even about the YaRN factors that Qwen recommends, and its log
+    handler may write to a stderr that is closed."""
+    from transformers.utils import logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def contradict(one, other) -> bool:
-    """Whether two values of one setting differ in something that both of them say.
+    """Whether two values of one setting differ in something that both define.
 
     >>> contradict(4, None), contradict({"factor": 2.0, "rope_theta": 1e6}, {"factor": 2.0}), contradict(4, 8)
     (False, False, True)

@@ -1,9 +1,9 @@
-"""Text to token ids and back, with transformers' tokenizer and chat template of the model directory.
+"""Text to token ids and back, with the tokenizer and chat template of a model directory.
 
-A document may contain anything, `<|im_end|>` and `</think>` included. So template and text are encoded apart: the chat
-template is rendered around placeholders and cut there; its pieces are encoded with the special tokens, while all that
-stands in their places goes through a second tokenizer that has none. (transformers' `split_special_tokens=True` is not
-enough: it still turns `</think>` into one token where the tokenizer lists it as added but not special.)
+A document may contain anything, `<|im_end|>` and `</think>` included, and must never become a special token. So the
+chat template is rendered around placeholders and cut there. Its pieces are encoded with the special tokens, what
+replaces the placeholders by a second tokenizer that has none. (transformers' `split_special_tokens=True` is not enough.
+It still turns `</think>` into one token where the tokenizer lists it as added but not special.)
 """
 
 import json
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ModelError
+from .config import quiet_transformers
 from .weights import read_json
 
 TURN = "\ue000turn {}\ue000"                   # a placeholder that no template contains
@@ -22,7 +23,7 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "spec
 
 
 class Tokenizer:
-    """The tokenizer of a model directory. Ids in, ids out; sampled ids are never encoded again."""
+    """The tokenizer of a model directory. Sampled ids are never decoded and encoded again."""
 
     def __init__(self, directory: str | Path):
         """Raises ModelError if the directory has no fast tokenizer, no chat template or no end token, or if the
@@ -35,7 +36,8 @@ class Tokenizer:
         if not (directory / "tokenizer.json").is_file():
             raise ModelError(f"{directory} has no tokenizer.json; save the model's tokenizer there (a fast one)")
         try:
-            self.hf = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+            with quiet_transformers():
+                self.hf = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
         except Exception as error:                   # transformers and tokenizers raise many kinds, also bare Exception
             raise ModelError(f"{directory}: the tokenizer cannot be loaded: {' '.join(str(error).split())}") from None
         if not self.hf.chat_template:
@@ -48,10 +50,10 @@ class Tokenizer:
         plain |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         self.plain = tokenizers.Tokenizer.from_str(json.dumps(plain))
         self.special_ids = frozenset(self.hf.get_added_vocab().values())
-        self.directory, self.chats = directory, {}                   # chats: {roles: what stands around their turns}
-        self.filled: dict[str, list[list[int]]] = {}                 # {content: its pieces}
-        around = self._around([("user", TURN)], [TURN])
-        self.opens_think = around[-1].rstrip().endswith(THINK[0])    # R1-Distill's template writes the <think> itself
+        self.directory = directory
+        self.templates: dict[tuple, tuple[list[str], list[list[int]]]] = {}    # {messages: see _around}
+        texts, _ = self._around([("user", TURN)], [TURN])
+        self.opens_think = texts[-1].rstrip().endswith(THINK[0])     # R1-Distill's template writes the <think> itself
         self.vocab_size = max(self.hf.get_vocab().values()) + 1
         if (directory / "config.json").is_file():
             rows = read_json(directory / "config.json").get("vocab_size", self.vocab_size)
@@ -61,12 +63,11 @@ class Tokenizer:
 
     def _end_tokens(self, directory: Path) -> tuple[int, ...]:
         path = directory / "generation_config.json"
-        ends = read_json(path).get("eos_token_id") if path.is_file() else None
-        ends = [*(ends if isinstance(ends, list) else [ends]), self.hf.eos_token_id]
-        wrong = [end for end in ends if end is not None and (type(end) is not int or not 0 <= end < 2**31)]
-        if wrong:
-            raise ModelError(f"{path}: eos_token_id holds {wrong[0]!r}; an end token is given by its id")
-        ends = {*ends} - {None}
+        listed = read_json(path).get("eos_token_id") if path.is_file() else None
+        ends = {*(listed if isinstance(listed, list) else [listed]), self.hf.eos_token_id} - {None}
+        for end in ends:
+            if type(end) is not int or not 0 <= end < 2**31:
+                raise ModelError(f"{path}: eos_token_id holds {end!r}; an end token is given by its id")
         if not ends:
             raise ModelError(f"{directory}: neither tokenizer nor generation_config.json names an end token")
         return tuple(sorted(ends))
@@ -79,28 +80,30 @@ class Tokenizer:
             raise ModelError(f"{self.directory}: the chat template does not render {_turns(messages)}: "
                              f"{' '.join(str(error).split())}") from None
 
-    def _around(self, messages: Sequence[tuple[str, str]], places: Sequence[str]) -> list[str]:
-        """What the chat template writes before, between and after the placeholders that stand in the messages."""
-        text = self._render(messages)
-        counts, starts = [text.count(place) for place in places], [text.find(place) for place in places]
-        if counts != [1] * len(places) or starts != sorted(starts):
-            does = "drops" if 0 in counts else "repeats" if max(counts) > 1 else "reorders"
-            raise ModelError(f"{self.directory}: the chat template {does} what is said in {_turns(messages)}")
-        return re.split("|".join(map(re.escape, places)), text)
-
-    def _encode_template(self, text: str) -> list[int]:
-        return self.hf.encode(text, add_special_tokens=False)
+    def _around(self, messages: Sequence[tuple[str, str]], places: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+        """What the chat template writes before, between and after the placeholders in the messages: texts, and ids."""
+        key = tuple(messages)
+        if key not in self.templates:
+            text = self._render(messages)
+            counts = [text.count(place) for place in places]
+            starts = [text.find(place) for place in places]
+            if counts != [1] * len(places) or starts != sorted(starts):
+                does = "drops" if 0 in counts else "repeats" if max(counts) > 1 else "reorders"
+                raise ModelError(f"{self.directory}: the chat template {does} what is said in {_turns(messages)}")
+            texts = re.split("|".join(map(re.escape, places)), text)
+            self.templates[key] = texts, [self.hf.encode(text, add_special_tokens=False) for text in texts]
+        return self.templates[key]
 
     def encode(self, text: str) -> list[int]:
-        """Plain text: whatever it says, no special token comes out."""
+        """The ids of plain text. Whatever it says, none of them is special."""
         ids = self.plain.encode(text, add_special_tokens=False).ids
         if not self.special_ids.isdisjoint(ids):
             raise ModelError("this tokenizer's vocabulary spells a special token out of plain text; it cannot be used")
         return ids
 
     def encode_response(self, text: str) -> list[int]:
-        """A response as the model would write it: `<think>` and `</think>` are tokens, all else is plain text, and the
-        end token closes it. A `<think>` that the chat template has written already is not repeated."""
+        """The ids of a response as the model would write it. `<think>` and `</think>` are tokens, all else is plain
+        text, and the end token comes last. A `<think>` that the chat template has written is not repeated."""
         ids = []
         if self.opens_think:
             text = text.removeprefix(THINK[0]).lstrip("\n")
@@ -111,39 +114,30 @@ class Tokenizer:
     def pieces(self, content: str, places: Sequence[str]) -> list[list[int]]:
         """The ids before, between and after the placeholders in one user turn that says `content`, open for the
         answer. Raises ModelError if the chat template drops, repeats or reorders one."""
-        if content not in self.filled:
-            self.filled[content] = [self._encode_template(text) for text in self._around([("user", content)], places)]
-        return self.filled[content]
+        return self._around([("user", content)], places)[1]
 
     def chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """The ids of a chat of (role, content), open for the answer. Whatever a content says, it is plain text, and it
-        stands there as it is: a template that rewrites one (R1-Distill's and Qwen3's cut what an assistant said at its
-        `</think>`) raises ModelError."""
+        """The ids of a chat of (role, content), open for the answer. Contents are plain text. Raises ModelError for a
+        template that rewrites one: R1-Distill's and Qwen3's cut what an assistant said before its `</think>`."""
         return [token for part in self.chat_parts(messages) for token in part]
 
     def chat_parts(self, messages: Sequence[tuple[str, str]]) -> list[list[int]]:
         """The same in parts: the template's ids, the first content's, the template's, ..., the template's."""
-        (shown, *around), (ids, *around_ids) = self._around_turns(messages)
-        text, parts = self._render(messages), [ids]
-        for number, (role, content) in enumerate(messages):
-            shown += content + around[number]
-            if not text.startswith(shown) or number + 1 == len(messages) and text != shown:
-                raise ModelError(f"{self.directory}: the chat template rewrites what turn {number + 1} ({role}) says: "
+        places = [TURN.format(number) for number in range(len(messages))]
+        turns = [(role, place) for (role, _), place in zip(messages, places)]
+        texts, ids = self._around(turns, places)
+        rendered = self._render(messages)
+        expected, parts = texts[0], [ids[0]]
+        for number, (role, content) in enumerate(messages, start=1):
+            expected += content + texts[number]
+            if not rendered.startswith(expected) or number == len(messages) and rendered != expected:
+                raise ModelError(f"{self.directory}: the chat template rewrites what turn {number} ({role}) says: "
                                  "it trims or cuts it, or tells it from others by its words")
-            parts += [self.encode(content), around_ids[number]]
+            parts += [self.encode(content), ids[number]]
         return parts
 
-    def _around_turns(self, messages: Sequence[tuple[str, str]]) -> tuple[list[str], list[list[int]]]:
-        """What the template writes around the contents of such turns, as text and as ids."""
-        roles = tuple(role for role, _ in messages)
-        if roles not in self.chats:
-            places = [TURN.format(i) for i in range(len(roles))]
-            around = self._around(list(zip(roles, places)), places)
-            self.chats[roles] = around, [self._encode_template(text) for text in around]
-        return self.chats[roles]
-
     def decode(self, ids) -> str:
-        """The text of `ids` up to the first end token; `</think>` stays, whatever the tokenizer flags it as."""
+        """The text of `ids` up to the first end token. `</think>` stays, also if it is flagged as special."""
         ids = list(ids)
         end = next((place for place, token in enumerate(ids) if token in self.eos_ids), len(ids))
         return self.hf.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)

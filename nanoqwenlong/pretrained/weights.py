@@ -56,7 +56,7 @@ def read_into(model: nn.Module, directory: str | Path, dtype: torch.dtype, devic
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}           # tied weights once
     optional = ("lm_head.weight",) if model.config.tie_word_embeddings else ()
     stored = find_tensors(directory, shapes, optional)
-    model.fused_experts = stored.fused_experts
+    model.fused_experts = any(map(experts_apart, stored.files))
     allocate(model, dtype, device, prepare)
     parameters = dict(model.named_parameters())
     rows = {name: parallel.rows(parameter) for name, parameter in parameters.items() if parallel.is_sharded(parameter)}
@@ -93,14 +93,9 @@ class Stored(NamedTuple):
     """The tensors of a model directory, checked against config.json and not read yet."""
 
     directory: Path
-    shapes: dict[str, torch.Size]               # under the names of a model's parameters
+    shapes: dict[str, torch.Size]               # by the names of a model's parameters
     files: dict                                 # {name in the files: its open file}
-    apart: dict[str, tuple[str, ...]]           # for fused experts that are stored one by one: names of their parts
-
-    @property
-    def fused_experts(self) -> bool:
-        """Whether experts are stored fused."""
-        return any(map(experts_apart, self.files))
+    apart: dict[str, tuple[str, ...]]           # {fused experts that are stored one by one: names of their parts}
 
 
 def read_tensors(stored: Stored, rows: dict[str, slice] | None = None, check_finite: bool = False
@@ -218,11 +213,11 @@ def experts_apart(name: str) -> tuple[str, ...]:
 
 def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: ModelConfig,
           max_shard_bytes: int = 5 * 10**9, fused_experts: bool = False) -> None:
-    """Writes config.json and the tensors, in one file, or beyond `max_shard_bytes` in shards with an index. Experts are
-    written one by one unless fused_experts.
+    """Writes config.json and the tensors, experts one by one unless fused_experts. Beyond `max_shard_bytes` they are
+    split into shards with an index.
 
     All ranks call this and fetch the tensors together, a file's worth at a time. Rank 0 writes. It raises its OSError
-    only after all has been fetched, or the other ranks would wait for it forever."""
+    after all has been fetched, or the other ranks would wait forever."""
     directory = Path(directory)
     files: list[dict[str, torch.Tensor]] = [{}]
     for name, tensor in tensors.items():
@@ -272,10 +267,8 @@ def take_apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def write_file(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes one safetensors file, readable by whom the umask allows (safetensors lets only its owner read it).
-
-    Give one entry of metadata at most: safetensors orders several at random, and equal tensors should be equal
-    bytes."""
+    """Writes one safetensors file, readable by whom the umask allows (safetensors lets only its owner read it). Give
+    one entry of metadata at most, because safetensors orders several at random."""
     try:
         save_file(tensors, path, metadata=metadata or {"format": "pt"})
     except SafetensorError as error:
