@@ -1,14 +1,15 @@
-"""Speed and memory, side by side with the libraries people use: `python -m bench.NAME --help` says what is compared.
+"""Speed and memory side by side with the libraries people use. `python -m bench.NAME --help` says what is compared.
 
-    group_update   one group's gradient                   against transformers with the repeated prompt
-    rollout        one group's answers                    against generate, a repeated cache, continuous batching
+    group_update   the gradient of one group              against transformers with the repeated prompt
+    rollout        the answers of one group               against generate, a repeated cache, continuous batching
     rl_step        sample, reward, update                 against TRL's GRPOTrainer
     logprob        log-probs and their gradient           against naive torch, TRL, Liger, linear_cross_entropy
     moe            a mixture of experts                   against transformers' eager, grouped_mm, batched_mm
     growth         all of ours as G, P and R grow         against the cost formulas
 
-CPU, one thread, random weights. Each ends with one table and one JSON line, and fails if the sides disagree.
+These run on a CPU with one thread and random weights. Each ends with one table and one JSON line. Each fails if the
+sides disagree.
 
-    compile        what every Triton kernel takes of a GPU, which need not be here
-    gpu            the kernels and what is built on them  against a GPU's limits and torch's best; bench/gpu.sh
+    compile        registers and memory of every Triton kernel on a GPU, without that GPU
+    gpu            the kernels and what is built on them  against a GPU's limits and torch's best (bench/gpu.sh)
 """

@@ -1,8 +1,8 @@
-"""What the comparisons share: a random model, a process for each side, runs in turn, one table and one JSON line.
+"""What the comparisons share: a random model, one process per side, turns, one table and one JSON line.
 
-A side is a function that loads its model and inputs, warms up on a few tokens and returns its functions by name. It
-lives in a process of its own, so its peak memory is its own, and does one thing at a time when asked: the sides take
-turns, and whatever else slows the machine slows them alike.
+A side is a function that loads its model and inputs, warms up on a few tokens, and returns its functions by name. Each
+side has its own process, so its peak memory is its own. The sides take turns, so whatever else slows the machine slows
+all of them.
 """
 
 import datetime
@@ -32,8 +32,8 @@ PRELOADED = ["torch", "transformers.models.qwen2.modeling_qwen2", "transformers.
 
 
 def random_model(directory: str | Path, cfg) -> None:
-    """Writes transformers' own Qwen2 of the shape in `cfg`, untied. Biases are random too, or mistakes in them would
-    hide, and weights are wide enough (cfg.initializer_range) that greedy answers are not one token said again."""
+    """Writes transformers' own Qwen2 of the shape in `cfg`, untied. Biases are random too, so that mistakes in them
+    show. Weights are wide enough (cfg.initializer_range) that greedy answers do not repeat one token."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
     at_least(cfg, hidden=2, layers=1, heads=1, kv_heads=1, intermediate=1, vocab=2, initializer_range=0)
     if cfg.hidden % (2 * cfg.heads) or cfg.heads % cfg.kv_heads:
@@ -53,14 +53,14 @@ def random_model(directory: str | Path, cfg) -> None:
 
 
 def transformers_model(directory: str):
-    """What random_model wrote, as transformers runs it fastest on a CPU. No end token: nothing stops early."""
+    """The model of random_model, as transformers runs it fastest on a CPU. Without an end token nothing stops early."""
     from transformers import AutoModelForCausalLM
     quiet()
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa").eval()
 
 
 def quiet() -> None:
-    """Without transformers' progress bars, and without its and TRL's notes on what later versions will rename."""
+    """Turns off transformers' progress bars, and the notes of transformers and TRL on later renames."""
     from transformers.utils import logging
     warnings.simplefilter("ignore", FutureWarning)
     logging.set_verbosity_error()
@@ -68,7 +68,7 @@ def quiet() -> None:
 
 
 def random_ids(cfg, *shape: int, seed: int = 0) -> list:
-    """Token ids as nested lists, the same in every process. Id 0 is left out: it stands for padding elsewhere."""
+    """Token ids as nested lists, the same in every process. Id 0 is left out, because it is padding elsewhere."""
     return torch.randint(1, cfg.vocab, shape, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
@@ -93,10 +93,10 @@ def policy_gradient(group: Group, advantages: torch.Tensor) -> Callable:
 
 @contextmanager
 def processes(sides: dict[str, tuple]) -> Iterator[dict[str, Callable]]:
-    """{name: (set_up, *arguments)} -> {name: ask}, each side in a process of its own until the block ends.
+    """{name: (set_up, *arguments)} -> {name: ask}. Each side has its own process until the block ends.
 
     ask(function, *arguments) waits for one call and returns its outcome with seconds, cpu_seconds and peak_bytes."""
-    context = multiprocessing.get_context("forkserver")       # children of a clean process that has only imported
+    context = multiprocessing.get_context("forkserver")       # children of a clean process with imports only
     context.set_forkserver_preload(PRELOADED)
     pipes, workers = {}, []
     try:
@@ -105,18 +105,18 @@ def processes(sides: dict[str, tuple]) -> Iterator[dict[str, Callable]]:
             workers.append(context.Process(target=serve, args=(theirs, set_up, arguments), daemon=True))
             workers[-1].start()
             theirs.close()
-            receive(pipes[name], name)                        # it is ready; sides load one after the other
+            receive(pipes[name], name)                        # wait until it is ready: sides load in turn
         yield {name: partial(ask, pipe, name) for name, pipe in pipes.items()}
     finally:
         for pipe in pipes.values():
-            pipe.close()                                      # which ends serve; a side in mid-run is stopped
+            pipe.close()                                      # ends serve
         for worker in workers:
             worker.join(timeout=5)
             worker.terminate()
 
 
 def serve(pipe, set_up: Callable, arguments: list) -> None:
-    """The life of a side: set up, then one call after another until nobody asks any more."""
+    """The life of a side: set up, then one call after another until the pipe closes."""
     torch.set_num_threads(1)
     try:
         functions = set_up(*arguments)
@@ -129,9 +129,9 @@ def serve(pipe, set_up: Callable, arguments: list) -> None:
             outcome = functions[name](*arguments)
             measured = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start,
                         "peak_bytes": memory("VmHWM") - base}
-            pipe.send({**measured, **(outcome or {})})        # a side that times itself says so in its outcome
+            pipe.send({**measured, **(outcome or {})})        # a side may time itself in its outcome
     except (EOFError, BrokenPipeError):
-        pass                                                  # nobody asks any more
+        pass                                                  # the pipe is closed
     except Exception:
         pipe.send(traceback.format_exc())
 
@@ -145,15 +145,15 @@ def receive(pipe, name: str) -> dict:
     try:
         outcome = pipe.recv()
     except EOFError:
-        raise SystemExit(f"the process of {name!r} is gone; if memory ran out, try a smaller shape") from None
+        raise SystemExit(f"the process of {name!r} ended; if memory ran out, try a smaller shape") from None
     if isinstance(outcome, str):
         raise SystemExit(f"{name!r} failed:\n{outcome}")
     return outcome
 
 
 def memory(field: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at its highest since forget_peak. Without /proc both are the highest
-    since the process began: still right for one kind of run per process."""
+    """Bytes of this process: VmRSS now, VmHWM the peak since forget_peak. Without /proc both are the peak since the
+    process began, which is still right for one kind of run per process."""
     try:
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
         return int(line.split()[1]) * 1024
@@ -169,8 +169,8 @@ def forget_peak() -> None:
 
 
 def take_turns(asks: dict[str, Callable], rounds: int) -> tuple[dict[str, dict], dict[str, dict]]:
-    """Each side's `run` once a round: {name: {"median", "seconds", "cpu_seconds", "peak_mb" (the highest)}}, and what
-    the last round returned."""
+    """Calls each side's `run` once a round. Returns {name: {"median", "seconds", "cpu_seconds", "peak_mb" (the
+    highest)}}, and the outcomes of the last round."""
     runs = {name: [] for name in asks}
     for _ in range(rounds):
         for name, ask in asks.items():
@@ -183,7 +183,7 @@ def take_turns(asks: dict[str, Callable], rounds: int) -> tuple[dict[str, dict],
 
 
 def largest_difference(one: Path, other: Path) -> float:
-    """Of two files of tensors: the largest |a - b| / |b| over tensors, with Euclidean norms; NaN if there is one."""
+    """The largest |a - b| / |b| over the tensors of two files, with Euclidean norms. NaN if any tensor has one."""
     from safetensors.torch import load_file
     one, other = load_file(one), load_file(other)
     if one.keys() != other.keys():
@@ -193,7 +193,7 @@ def largest_difference(one: Path, other: Path) -> float:
 
 
 def table(rows: list[list]) -> str:
-    """Rows of cells as aligned columns, the first to the left, the others to the right; the first row is the head."""
+    """Rows of cells as aligned columns: the first to the left, the others to the right. The first row is the head."""
     rows = [[cell if isinstance(cell, str) else f"{cell:.3g}" if cell < 1000 else f"{cell:.0f}" for cell in row]
             for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -203,8 +203,8 @@ def table(rows: list[list]) -> str:
 
 
 def report(bench: str, cfg, results: dict[str, dict], check: dict, **more) -> None:
-    """The table (every side beside "ours"), what was checked, and the JSON line. Ends the program with a sentence if
-    the check failed: a ratio between two different computations is worth nothing."""
+    """Prints the table (every side beside "ours"), the check, and the JSON line. If the check failed, ends the program
+    with a sentence, because the ratio of two different computations means nothing."""
     of = {"time": lambda side: side["median"], "cpu": lambda side: middle(side["cpu_seconds"]),
           "memory": lambda side: max(side["peak_mb"], 1e-9)}
     ratios = {name: {what: value(side) / value(results["ours"]) for what, value in of.items()}
@@ -217,11 +217,11 @@ def report(bench: str, cfg, results: dict[str, dict], check: dict, **more) -> No
     print("check:", ", ".join(f"{what} {value}" for what, value in check.items()))
     json_line(bench, cfg, results=results, ratios=ratios, check=check, **more)
     if not check["passed"]:
-        raise SystemExit("the sides did not compute the same; the ratios above mean nothing")
+        raise SystemExit("the sides did not compute the same, so the ratios above mean nothing")
 
 
 def json_line(bench: str, cfg, packages: tuple[str, ...] = (), **found) -> None:
-    """All of it once more for programs, with what it depends on and nothing about the machine."""
+    """Prints everything once more for programs, with versions and without anything about the machine."""
     versions = {package: version(package) for package in ("torch", "transformers", *packages)}
     print(json.dumps({"bench": bench, "versions": versions, "date": datetime.date.today().isoformat(),
                       "config": asdict(cfg), **rounded(found)}))

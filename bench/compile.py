@@ -1,13 +1,13 @@
-"""Every Triton kernel, compiled for GPUs that need not be here: what it takes of them.
+"""Every Triton kernel, compiled for GPUs that need not be here. The columns:
 
-    registers    of a thread, at most 255
+    registers    per thread, at most 255
     stack        bytes that did not fit into the registers: 0 in a good kernel
-    shared       bytes of shared memory of a program, at most what the architecture has
+    shared       bytes of shared memory per program, at most what the architecture has
     products     tensor-core instructions
 
-The kernels are launched as always, through their functions in kernels/, on small CPU tensors of the types and shapes
-that a model has; but what Triton takes for the GPU is a stand-in, and a launch ends when the kernel is compiled. So
-what is compiled is what would run: Triton itself derives types, alignments and constants from the arguments.
+The kernels are launched as always, through their functions in kernels/, on small CPU tensors with the types and shapes
+of a model. But Triton's driver is a stand-in, and a launch ends when the kernel is compiled. So Triton derives types,
+alignments and constants from the arguments as in a real run, and compiles exactly what would run.
 
     python -m bench.compile
     python -m bench.compile --archs 90
@@ -37,7 +37,7 @@ from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.ops import exits
 
 KIB = 1024
-SHARED = {80: 163 * KIB, 90: 227 * KIB, 100: 227 * KIB}        # of a program at most: A100; H100, H200; B200
+SHARED = {80: 163 * KIB, 90: 227 * KIB, 100: 227 * KIB}        # the most per program: A100; H100, H200; B200
 PRODUCTS = r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b" # in PTX, on each of them
 VOCAB = 151_936
 HEADS = {64: (14, 2), 128: (28, 4)}     # head width: query and key-value heads, of Qwen2.5-0.5B and 7B
@@ -49,7 +49,7 @@ class Config:
 
 
 class StandIn:
-    """What Triton asks of a driver before it launches."""
+    """What Triton asks a driver before a launch."""
 
     def __init__(self, arch: int):
         self.target = GPUTarget("cuda", arch, 32)
@@ -65,7 +65,7 @@ class StandIn:
 
 
 def launches() -> Iterator[tuple[str, Callable]]:
-    """What is multiplied or computed in, and a call that launches kernels, as the library does it."""
+    """(dtype of the products, a call that launches kernels as the library does) for each kind of launch."""
     logits, targets, rows, g = torch.empty(2, VOCAB), torch.zeros(2, dtype=torch.long), torch.empty(4, 2), torch.ones(2)
     yield "float32", partial(logprob.statistics_triton, logits, targets, rows)
     for dtype in ("float32", "bfloat16"):
@@ -88,8 +88,8 @@ def segments(M: int, answers: int) -> Segments:
 
 
 def compiled(arch: int, half: int) -> dict[str, dict]:
-    """What the kernels of every other launch become for one architecture, by hash. In a process of its own: Triton
-    keeps what it compiled, whatever the architecture."""
+    """{hash: figures} of the kernels of every other launch, compiled for one architecture. Needs its own process,
+    because Triton keeps what it compiled, whatever the architecture."""
     warnings.filterwarnings("ignore", "TRITON_DEFAULT_FP_FUSION")
     triton.runtime.driver.set_active(StandIn(arch))
     run_kernel, kernels = JITFunction.run, {}
@@ -107,7 +107,7 @@ def compiled(arch: int, half: int) -> dict[str, dict]:
 
 
 def resources(kernel) -> dict[str, int]:
-    """From the machine code, by the tool that comes with Triton, and from the PTX."""
+    """Figures from the machine code, by the tool that comes with Triton, and from the PTX."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -120,7 +120,7 @@ def resources(kernel) -> dict[str, int]:
 
 
 def faults(kernel: dict) -> list[str]:
-    """What would keep it from running, or from running well."""
+    """Why a kernel would not run, or not run well."""
     dots = kernel["kernel"] == "part" and kernel["dtype"] == "bfloat16"
     return [text for text, wrong in {
         f"{kernel['shared']} bytes of shared memory, {SHARED[kernel['arch']]} is all": kernel["shared"] > SHARED[

@@ -1,17 +1,17 @@
-"""On a GPU: whether the kernels are right there, and how far everything is from what bounds it.
+"""On a GPU: whether the kernels are right, and how far everything is from its limit.
 
-    limits        what this GPU does at best, measured: bytes copied and read per second, matrix products in bfloat16
-    correctness   the kernels' paths beside float64 and torch; a CUDA graph beside none; the same bits every time
-    head          log-probs and their gradient, beside the bare matrix products, naive torch, TRL, Liger
-    paged         attention of a decoding step over shuffled blocks, beside the speed of the memory
-    parts         attention of an update, beside torch's back ends
-    mixture       the experts of a layer of Qwen3-30B-A3B, beside their products alone and transformers' ways
-    update        the gradient of a group at 7B and at 1.5B: share of the matrix rate
-    decode        64 answers to 8 prompts of 60,000 tokens: time per step, beside reading everything once
+    limits        the best of this GPU, measured: bytes copied and read per second, matrix products in bfloat16
+    correctness   the kernels' paths compared with float64 and torch, a CUDA graph with none, repeated runs bit by bit
+    head          log-probs and their gradient, compared with the bare matrix products, naive torch, TRL, Liger
+    paged         attention of a decoding step over shuffled blocks, compared with the speed of the memory
+    parts         attention of an update, compared with torch's back ends
+    mixture       the experts of a layer of Qwen3-30B-A3B, compared with their products alone and transformers' ways
+    update        the gradient of a group at 7B and at 1.5B, as a share of the matrix rate
+    decode        64 answers to 8 prompts of 60,000 tokens: time per step, compared with reading everything once
 
-A section runs in a process of its own, within a time of its own, and tells what it finds as it finds it: what breaks
-ends that section only. A section fails if something in it broke or was wrong; a goal that is missed is told, and no
-failure. Writes gpu.md and gpu.json; bench/gpu.sh runs the tests of the kernels first.
+A section runs in its own process and has its own time limit. It reports each result at once, so an error ends only that
+section. A section fails if something in it broke or was wrong. A missed goal is reported, but is no failure. Writes
+gpu.md and gpu.json. bench/gpu.sh runs the tests of the kernels first.
 
     python -m bench.gpu
     python -m bench.gpu --sections limits paged decode
@@ -81,14 +81,15 @@ class Config:
     out: str = "runs/gpu"               # directory of gpu.md and gpu.json
     sections: tuple[str, ...] = ("limits", "correctness", "head", "paged", "parts", "mixture", "update",
                                  "decode")
-    seconds: int = 300                  # for all sections; what would begin later is left out
-    tiny: bool = False                  # tiny shapes, on whatever is there
+    seconds: int = 300                  # for all sections. Sections that would begin later are left out
+    tiny: bool = False                  # tiny shapes, on any device
 
 
 # Operations, by the formulas of bench/growth.py. What is computed twice counts once.
 
 def stem_work(c: ModelConfig, P: int) -> tuple[float, float]:
-    """Parameters times tokens, and head width times pairs of query and key; the last layer only makes keys, values."""
+    """Parameters times tokens, and head width times pairs of query and key. The last layer makes keys and values only.
+    """
     keys_values = 2 * c.hidden_size * c.num_key_value_heads * c.head_dim
     L = c.num_hidden_layers
     return (layer_size(c) * (L - 1) + keys_values) * P, c.num_attention_heads * c.head_dim * (L - 1) * P**2 / 2
@@ -182,7 +183,7 @@ def head(s: Section) -> None:
 
 
 def bare_products(h: Tensor, w: Tensor, chunk: int) -> float:
-    """Seconds of the matrix products of kernels.linear_logprob, without what lies between them."""
+    """Seconds of the matrix products of kernels.linear_logprob alone."""
     h, w = logprob.as_multiplied(h), logprob.as_multiplied(w)
     pieces = [slice(start, start + chunk) for start in range(0, len(h), chunk)]
     logits = torch.empty(chunk, len(w), dtype=logprob.wide(h.dtype), device=DEVICE)
@@ -199,7 +200,7 @@ def bare_products(h: Tensor, w: Tensor, chunk: int) -> float:
 
 
 def row_kernels(s: Section, n: int, V: int) -> None:
-    """The two passes over a chunk of logits, beside the speed of the memory."""
+    """The two passes over a chunk of logits, compared with the speed of the memory."""
     logits, targets = normal(n, V, dtype=torch.float32), torch.randint(V, (n,), device=DEVICE)
     rows, g = torch.empty(4, n, device=DEVICE), normal(n, dtype=torch.float32)
     dz = torch.empty(n, V, dtype=DTYPE, device=DEVICE)
@@ -250,7 +251,7 @@ def attention_times(function: Callable, inputs: Sequence[Tensor], grad: Tensor) 
 
 def back_ends(s: Section, what: str, name: str, ours: tuple[float, float], operations: float, inputs: Sequence[Tensor],
               grad: Tensor, causal: bool) -> None:
-    """Our times beside the matrix rate, and beside every back end of scaled_dot_product_attention."""
+    """Our times compared with the matrix rate and with every back end of scaled_dot_product_attention."""
     ways = ("forward", operations), ("backward", 2.5 * operations)
     for took, (way, work) in zip(ours, ways):
         matrix_row(s, f"{what}, {way}: {name}", work, took)
@@ -269,7 +270,7 @@ def back_ends(s: Section, what: str, name: str, ours: tuple[float, float], opera
 
 
 def mixture(s: Section) -> None:
-    """8,192 tokens of an update, forward and backward; 64 of a decoding step, forward."""
+    """8,192 tokens of an update, forward and backward, and 64 tokens of a decoding step, forward."""
     c, counts = s.pick((MIXTURE, (8192, 64)), (TINY_MIXTURE, (16, 4)))
     C, E, k, width = c.hidden_size, c.num_experts, c.num_experts_per_tok, c.moe_intermediate_size
     ours = Mixture(c).to(DEVICE, DTYPE)
@@ -313,7 +314,7 @@ def mixture(s: Section) -> None:
 
 
 def transformers_mixture(c: ModelConfig, way: str, like: Mixture) -> torch.nn.Module:
-    """transformers' block whose experts go one of its ways, with the same weights."""
+    """transformers' block with the same weights. `way` says how it computes its experts."""
     from transformers import Qwen3MoeConfig
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
     block = Qwen3MoeSparseMoeBlock(Qwen3MoeConfig(
@@ -362,7 +363,7 @@ def decode(s: Section) -> None:
 
 
 def decode_steps(s: Section, what: str, model: Qwen, prompts: int, tokens: int, G: int, new: int) -> None:
-    """A third of the steps to warm up, a third with the CUDA graph, a third without."""
+    """A third of the steps to warm up, a third with the CUDA graph, and a third without it."""
     c = model.config
     prefilled, marks, stamps = [], [], []
 

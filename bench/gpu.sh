@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# For a machine with a CUDA GPU, torch >= 2.11 and triton >= 3.6: are the kernels right there, and how fast is all of it?
-# At most nine minutes. Writes gpu.md and gpu.json.
+# Checks the kernels on this machine's GPU and measures everything. Needs CUDA, torch >= 2.11 and triton >= 3.6.
+# Takes at most nine minutes. Writes gpu.md and gpu.json.
 #
-#   bench/gpu.sh [DIR]        DIR: runs/gpu if not given;  PYTHON=... uses a Python of your own
+#   bench/gpu.sh [DIR]        DIR is runs/gpu if not given. PYTHON=... chooses another Python
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}

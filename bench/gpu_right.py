@@ -1,4 +1,4 @@
-"""Section `correctness` of bench/gpu.py: a GPU's paths beside float64 and torch in the same type, and repeated."""
+"""Section `correctness` of bench/gpu.py: a GPU's paths compared with float64 and torch, and repeated."""
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -51,7 +51,7 @@ def correctness(s: Section) -> None:
 
 def compare(s: Section, what: str, names: Sequence[str], ours: Callable, torchs: Callable, exact: Sequence[Tensor]
             ) -> None:
-    """How far ours and torch's own are from float64, relative, in the norm; ours must be at most twice as far."""
+    """The relative distance of ours and torch's from float64, in the norm. Ours must be at most twice as far."""
     for name, mine, own, right in zip(names, ours(), torchs(), exact, strict=True):
         far, own_far = (float((x.double() - right).norm() / right.norm()) for x in (mine, own))
         s.row(f"{what}, {name}: error", far, "", "torch", own_far, most=2.0, must=True)
@@ -97,7 +97,7 @@ def right_paged(s: Section, name: str, dtype: torch.dtype) -> None:
         return [step.run(paged_attention, dtype)]
 
     def torchs():
-        """Each answer attends by itself to all of its past."""
+        """Each answer attends to all of its past alone."""
         outputs = []
         for query, table, length in zip(step.queries, step.tables, step.lengths):
             keys, values = step.cache.read(0, step.cache.slots([table], length))           # (1, length, K, D)
@@ -130,8 +130,8 @@ def right_stem(s: Section) -> None:
 
 
 def right_grouped(s: Section) -> None:
-    """The products of a mixture by torch's grouped_mm in bfloat16. Some experts get no token; what their gradients
-    would be left with, if they were left, is NaN."""
+    """The products of a mixture by torch's grouped_mm in bfloat16. Some experts get no token. The memory of their
+    gradients holds NaN before, which would show if it were left there."""
     E, C, N, S = s.pick((128, 2048, 1536, 8192), (8, 32, 48, 40))
     x, weight, slope = normal(S, C, dtype=torch.bfloat16), normal(E, N, C, dtype=torch.bfloat16), normal(S, N)
     cuts = torch.randint(S + 1, (E // 2 - 1,), device=DEVICE).sort().values
@@ -173,7 +173,7 @@ def tokens(groups: Sequence[Group]) -> list[int]:
 
 @torch.no_grad()
 def argmax(model: Qwen, groups: Sequence[Group]) -> list[int]:
-    """The model's most probable token at each place of the answers, from one pass over each whole sequence."""
+    """The model's most probable token at each position of the answers, from one pass over each whole sequence."""
     best = []
     for group in groups:
         for completion in group.completions:
@@ -183,7 +183,8 @@ def argmax(model: Qwen, groups: Sequence[Group]) -> list[int]:
 
 
 def right_decoding(s: Section) -> None:
-    """Greedy answers in float32: KernelPaged with its CUDA graph, SharedPaged, whole passes; then the graph's bits."""
+    """Greedy answers in float32: KernelPaged with its CUDA graph, SharedPaged, whole passes. Then the graph bit by bit.
+    """
     c, new = s.pick(shape(4, 256, 8, 2, 512, 1000, tied=False, D=64), TINY), s.pick(32, 4)
     model = random_model(c, torch.float32, std=0.1)
     greedy = greedy_answers(s, model, new)
@@ -196,7 +197,7 @@ def right_decoding(s: Section) -> None:
 
 
 def right_mixture(s: Section) -> None:
-    """A mixture of experts in bfloat16: a recorded step's bits."""
+    """A mixture of experts in bfloat16: a recorded step, bit by bit."""
     c, new = s.pick(shape(4, 256, 8, 2, 512, 1000, tied=False, D=64, E=64, k=8), TINY_MIXTURE), s.pick(32, 4)
     model = random_model(c, torch.bfloat16, std=0.1)
     if GPU and not model.capturable:
@@ -205,7 +206,7 @@ def right_mixture(s: Section) -> None:
 
 
 def right_graph(s: Section, what: str, greedy: Callable, new: int) -> None:
-    """The logits of every step, recorded and not."""
+    """The logits of every step, with and without recording."""
     seen = {}
 
     def recording(kind: type) -> type:

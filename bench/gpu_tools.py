@@ -1,4 +1,4 @@
-"""What the sections of bench/gpu.py share: a process each, rows told as they are found, clocks, random models."""
+"""What the sections of bench/gpu.py share: processes, rows that are sent at once, clocks, random models."""
 
 import gc
 import multiprocessing
@@ -27,7 +27,7 @@ BLOCK_SIZE = 16
 
 
 class Section:
-    """What a section knows, and how it tells what it finds."""
+    """What a section knows, and how it reports its results."""
 
     def __init__(self, tiny: bool, limits: dict[str, float], send: Callable):
         self.tiny, self.limits, self.send = tiny, limits, send
@@ -37,7 +37,7 @@ class Section:
 
     def row(self, what: str, value: float, unit: str, beside: str = "", limit: float | None = None,
             most: float | None = None, least: float | None = None, must: bool = False) -> None:
-        """A line of the table: a value, what it is beside, and the goal for its ratio, at `most` or at `least`."""
+        """A line of the table: a value, what it is compared with, and the goal for their ratio, `most` or `least`."""
         reached = None
         if limit is not None and (most or least):
             reached = value <= most * limit if most else value >= least * limit
@@ -52,7 +52,7 @@ class Section:
 
     @contextmanager
     def attempt(self, what: str, peer: bool = False):
-        """What breaks in here is told, and is a failure unless it is a peer's. Frees the memory afterwards."""
+        """Reports an error in this block: as a failure, or as a note if it is a peer's. Frees the memory afterwards."""
         try:
             yield
         except Exception as error:
@@ -81,8 +81,8 @@ def wall(call: Callable) -> float:
 
 
 def seconds(call: Callable) -> float:
-    """Of one call after a warm-up: the median of several, if it is short. They are queued behind a pause of some ten
-    milliseconds, so that the time it takes to launch them is not what is measured."""
+    """Seconds of one call after a warm-up, or the median of several if it is short. These are queued after a pause of
+    about ten milliseconds, so that the time to launch them is not measured."""
     wall(call)
     took = wall(call)
     if took > 1 or not GPU:
@@ -95,7 +95,7 @@ def seconds(call: Callable) -> float:
 
 
 def measured(call: Callable) -> tuple[float, float]:
-    """Seconds of a call, and the bytes it held at most beside what was there before (0 on a CPU)."""
+    """Seconds of a call, and the most bytes that it held beside those held before (0 on a CPU)."""
     if not GPU:
         return seconds(call), 0.0
     finish()
@@ -108,7 +108,7 @@ def measured(call: Callable) -> tuple[float, float]:
 
 
 def mark():
-    """Now: on a GPU, when it gets there."""
+    """This moment. On a GPU: the moment when the GPU gets here."""
     if not GPU:
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -117,7 +117,7 @@ def mark():
 
 
 def between(start, end) -> float:
-    """Seconds between two marks; what was marked must have happened."""
+    """Seconds between two marks, which the GPU must have reached."""
     return start.elapsed_time(end) / 1e3 if GPU else end - start
 
 
@@ -126,7 +126,7 @@ def normal(*size: int, dtype: torch.dtype = DTYPE, std: float = 1.0) -> Tensor:
 
 
 def random_model(c: ModelConfig, dtype: torch.dtype, std: float = 0.02) -> Qwen:
-    """Norms of 1, all else from N(0, std^2)."""
+    """A model with norms of 1 and all other weights from N(0, std^2)."""
     model = weights.allocate(Qwen(c), dtype, DEVICE)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -136,7 +136,7 @@ def random_model(c: ModelConfig, dtype: torch.dtype, std: float = 0.02) -> Qwen:
 
 def shape(L: int, C: int, H: int, K: int, intermediate: int, vocab: int, tied: bool, D: int = 128, E: int = 0,
           k: int = 8) -> ModelConfig:
-    """A Qwen2 by its numbers, or with E experts a Qwen3-MoE."""
+    """The configuration of a Qwen2 with these sizes, or of a Qwen3-MoE if there are E experts."""
     return ModelConfig(
         vocab_size=vocab, hidden_size=C, intermediate_size=intermediate, num_hidden_layers=L, num_attention_heads=H,
         num_key_value_heads=K, head_dim=D, rms_norm_eps=1e-6, rope_theta=1e6, yarn=None, max_position_embeddings=2**17,
@@ -152,8 +152,8 @@ TINY_MIXTURE = shape(2, 32, 4, 2, 48, 64, tied=True, D=8, E=4, k=2)
 
 
 class DecodingStep:
-    """Attention of a step with `answers` answers to each prompt, in shuffled blocks. Prompts are whole blocks; tails
-    have `tail` tokens or a few less. There are queries for every row of the capacity, the answers come first."""
+    """Attention of a step with `answers` answers to each prompt, in shuffled blocks. Prompts are whole blocks. Tails
+    have `tail` tokens or a few less. There are queries for every row of the capacity, first those of the answers."""
 
     def __init__(self, heads: tuple[int, int, int], prompts: Sequence[int], answers: int, tail: int,
                  dtype: torch.dtype = DTYPE):
@@ -177,12 +177,12 @@ class DecodingStep:
         self.touched = 2 * K * D * self.queries.element_size() * (sum(prompts) + sum(tails))   # bytes of keys, values
 
     def run(self, function: Callable, dtype: torch.dtype) -> Tensor:
-        """`function` is kernels.paged_attention or its twin."""
+        """`function` is kernels.paged_attention or its reference."""
         q, keys, values = (x.to(dtype) for x in (self.queries, self.cache.keys[0], self.cache.values[0]))
         return function(q, keys, values, BLOCK_SIZE, self.attend.stems, self.attend.tails)[:len(self.tables)]
 
 
-# The sections' processes, and what they told
+# The sections' processes and their reports
 
 def live(pipe, section: Callable, tiny: bool, limits: dict[str, float]) -> None:
     """The life of a section's process."""
@@ -197,8 +197,9 @@ def live(pipe, section: Callable, tiny: bool, limits: dict[str, float]) -> None:
 
 
 def watch(section: Callable, tiny: bool, limits: dict[str, float], bound: float) -> dict:
-    """Run a section: what it told, until it ended or its time was up. Limits that it tells are added to `limits`."""
-    context = multiprocessing.get_context("forkserver")        # children of a process that never asked for a GPU:
+    """Runs a section until it ends or its time is up. Returns its rows, notes and failures. Adds the limits that it
+    reports to `limits`."""
+    context = multiprocessing.get_context("forkserver")        # children of a process that never used a GPU:
     context.set_forkserver_preload(["torch"] if GPU else ["torch", "nanoqwenlong.generate"])   # torch._dynamo might
     found, start, ended = {"rows": [], "notes": [], "failures": []}, time.monotonic(), False
     pipe, theirs = context.Pipe(duplex=False)
@@ -218,7 +219,7 @@ def watch(section: Callable, tiny: bool, limits: dict[str, float], bound: float)
             worker.kill()
     except EOFError:
         worker.join(10)
-        found["failures"].append(f"the process is gone, exit code {worker.exitcode}")
+        found["failures"].append(f"the process ended with exit code {worker.exitcode}")
     worker.join(20)
     return {**found, "seconds": time.monotonic() - start}
 

@@ -2,11 +2,11 @@
 
     ours                        group_pass.backward: stem and branches
     transformers, one batch     the prompt repeated G times, one forward and backward of G rows
-    transformers, one by one    the same in micro-batches of one row: the least memory a repeated prompt can do with
+    transformers, one by one    the same in micro-batches of one row, the least memory for a repeated prompt
 
-All compute -sum_i A_i sum_t logprob_it / num_tokens of the same random prompt, answers and advantages, in fp32.
-transformers runs at its best: SDPA, no padding and no mask, no cache, logits of the answers only. The check is that all
-gradients, tensor by tensor, agree. Peak memory is above the loaded model, the gradients included.
+All compute -sum_i A_i sum_t logprob_it / num_tokens of the same random prompt, answers and advantages, in float32.
+transformers runs at its best: SDPA, no padding, no mask, no cache, logits of the answers only. The check is that all
+gradients agree, tensor by tensor. Peak memory does not count the loaded model, but counts the gradients.
 
     python -m bench.group_update
     python -m bench.group_update --prompt 4096 --answer 256 --checkpointing
@@ -26,7 +26,7 @@ from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import exits
 from nanoqwenlong.ops.flags import at_least
 
-TOLERANCE = 1e-4                        # fp32 over thousands of positions; an error of method is far larger
+TOLERANCE = 1e-4                        # float32 over thousands of positions. An error in the method is far larger
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def repeated(cfg: Config, directory: str, rows_at_once: int) -> dict[str, Callab
     """transformers, `rows_at_once` rows of prompt and answer in one forward pass."""
     model = common.transformers_model(directory)
     if cfg.checkpointing:
-        model.train()                                                                        # which it asks for
+        model.train()                                                                        # required by transformers
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def update(prompt: int, answer: int) -> None:
@@ -82,7 +82,7 @@ def repeated(cfg: Config, directory: str, rows_at_once: int) -> dict[str, Callab
 
 
 def side(model, update: Callable, cfg: Config) -> dict[str, Callable]:
-    """Warm up on a few tokens, then offer one run, and the gradients it left behind."""
+    """Warms up on a few tokens. Returns one run, and a function that saves its gradients."""
     from safetensors.torch import save_file
     update(8, 4)
     model.zero_grad(set_to_none=True)

@@ -1,21 +1,21 @@
-"""How our update and our rollout grow with the group, the prompt and the answers, beside what the formulas say.
+"""How our update and our rollout grow with the group, the prompt and the answers, compared with formulas.
 
-From a base point G (answers), P (prompt tokens) and R (tokens of each answer) grow one at a time. Legend of the
-formulas: A parameters in the matrices of a layer, L layers, H heads of width D, V vocabulary, C hidden. Operations of a
-shared prompt:
+From a base point G (answers), P (prompt tokens) and R (tokens of each answer), one of them grows at a time. Legend: A
+parameters in the matrices of a layer, L layers, H heads of width D, V vocabulary, C hidden size. Operations of a shared
+prompt:
 
-    update    tokens     6 A (P (L - 1) + G R L), and the stem's last layer computes keys and values only
+    update    tokens     6 A (P (L - 1) + G R L), and keys and values in the last layer of the stem
               pairs      14 H D (P^2 / 2 (L - 1) + (G P R + G R^2 / 2) L)
               head       8 G R V C                                    (logits again in the backward pass)
     rollout   tokens     2 A (P (L - 1) + G R L), the same last layer, 2 G R V C of the head
               pairs      4 H D, as above
 
-A repeated prompt would have G (P + R) tokens and G (P + R)^2 / 2 pairs in every layer. Memory is said to grow with the
-tokens that are there once, P + G R, on top of the gradients. Nothing is fitted but one scale each, at the base point,
-so the distance between points and dashed lines is what arithmetic does not explain: matrix products run at other speeds
-than attention, decoding reads more than it computes, and every step has its share of Python.
+A repeated prompt would have G (P + R) tokens and G (P + R)^2 / 2 pairs in every layer. The formula for memory grows
+with P + G R, the tokens that are there once, on top of the gradients. Nothing is fitted except one scale for each
+formula, at the base point. So the distance between points and dashed lines is what arithmetic does not explain: matrix
+products and attention have different speeds, decoding reads more than it computes, every step spends time in Python.
 
-Writes a picture and needs matplotlib for it: pip install '.[plots]'.
+Draws a picture, for which it needs matplotlib: pip install '.[plots]'.
 
     python -m bench.growth
     python -m bench.growth --groups 2 4 --prompts 64 128 --answers 4 8 --out growth.png

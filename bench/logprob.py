@@ -2,20 +2,20 @@
 
     ours                    kernels.linear_logprob
     naive torch             all logits at once, log_softmax, gather, and the entropy from the same log_softmax
-    TRL                     trl.kernels.chunked_logprob, and the entropy; 4,096 words of the vocabulary at a time
-    Liger                   LigerFusedLinearGRPOLoss, whole loss in one function; it has no entropy
-    linear_cross_entropy    torch's own (since 2.13), 128 tokens at a time; it has no entropy and no temperature
+    TRL                     trl.kernels.chunked_logprob, and the entropy, 4,096 words of the vocabulary at a time
+    Liger                   LigerFusedLinearGRPOLoss, the whole loss in one function, without entropy
+    linear_cross_entropy    torch's own (since 2.13), 128 tokens at a time, without entropy and temperature
 
-All compute -sum_i A_i sum_t logprob_it / num_tokens, whose gradient is GRPO's when the policy that learns is the one
-that answered, and its gradient in the hidden states and in the head's weight, from the same random inputs, in fp32. The
-entropy is only looked at: no gradient goes through it. linear_cross_entropy gets its hidden states divided by the
-temperature. The check is that the loss, both gradients, and the entropy where there is one, agree with ours. Peak
-memory is the highest of the whole run, less the inputs and both gradients. What a side holds only before the head's
-gradient is made hides beneath that: naive torch has three blocks of all logits then, and one later.
+All compute -sum_i A_i sum_t logprob_it / num_tokens from the same random inputs in float32, and its gradients in the
+hidden states and in the head's weight. These are the gradients of GRPO if the policy has not changed since it answered.
+The entropy is only reported, without a gradient. linear_cross_entropy gets hidden states divided by the temperature.
+The check is that loss, both gradients, and the entropy where there is one, agree with ours. Peak memory is the highest
+of the whole run, without the inputs and both gradients. What a side holds only before it makes the head's gradient is
+hidden below that: naive torch has three blocks of all logits then, and one later.
 
-A second table shows how that memory grows with the tokens, each number from a process of its own, at a smaller hidden
-size to save time, with the same check. naive torch is left out where its logits would need more than 8 GB, and so are,
-everywhere, libraries that are not installed: pip install '.[bench]'. Needs some 10 GB of memory and six minutes.
+A second table shows how that memory grows with the tokens, at a smaller hidden size to save time, with the same check.
+Each number has its own process. naive torch is left out where its logits would need more than 8 GB. Libraries that are
+not installed are left out everywhere: pip install '.[bench]'. This needs about 10 GB of memory and six minutes.
 
     python -m bench.logprob
     python -m bench.logprob --tokens 1024 --vocab 32000 --temperature 1.0 --memory-tokens 256 2048
@@ -40,11 +40,11 @@ from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.ops import exits
 from nanoqwenlong.ops.flags import at_least
 
-TOLERANCE = 1e-4                        # relative, fp32; an error of method is far larger
+TOLERANCE = 1e-4                        # relative, float32. An error in the method is far larger
 SPREAD = 2.0                            # standard deviation of the logits before the temperature
-VOCAB_CHUNK = 4096                      # of TRL; its trainer's 32,768 takes longer on a CPU, and more memory
-TOKEN_CHUNK = 128                       # of linear_cross_entropy; its own choice here is one token at a time
-NAIVE_BLOCKS, NAIVE_BYTES = 3, 8e9      # naive torch holds all logits so many times; above so much it is left out
+VOCAB_CHUNK = 4096                      # of TRL. Its trainer's 32,768 takes more time and memory on a CPU
+TOKEN_CHUNK = 128                       # of linear_cross_entropy. Its own choice here is one token at a time
+NAIVE_BLOCKS, NAIVE_BYTES = 3, 8e9      # how often naive torch holds all logits, and its limit
 
 
 @dataclass(frozen=True)

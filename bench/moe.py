@@ -1,15 +1,15 @@
-"""A mixture of experts, forward and backward: ours against transformers' three ways, each fed alike.
+"""A mixture of experts, forward and backward: ours against three ways of transformers.
 
     ours             mixture.Mixture: pairs of token and expert sorted by expert, kernels.grouped_linear
     eager            a loop over the experts, each with the tokens that chose it
     grouped_mm       pairs sorted by expert, torch's grouped_mm
     batched_mm       every pair gets its own copy of its expert's weights, one batched product
 
-First a whole Qwen3-MoE on one sequence: the gradient of a weighted sum of its log-probs. Then one layer's mixture alone
-for several numbers of tokens, with its gradients, and without, as in decoding. All sides have the same random weights
-and inputs, in fp32, and SDPA's attention. The check is that all gradients, tensor by tensor, agree, and those of the
-mixture and what it gives. Peak memory is above the loaded model, the gradients included. batched_mm is left out where
-the copies of the weights would need more than 2 GB. Four minutes.
+First a whole Qwen3-MoE on one sequence: the gradient of a weighted sum of its log-probs. Then the mixture of one layer
+alone, for several numbers of tokens, with gradients, and without as in decoding. All sides have the same random weights
+and inputs, in float32, and SDPA's attention. The check is that all gradients agree, tensor by tensor, and so do output
+and gradients of the mixture. Peak memory does not count the loaded model, but counts the gradients. batched_mm is left
+out where the copies of the weights would need more than 2 GB. Four minutes.
 
     python -m bench.moe
     python -m bench.moe --tokens 4096 --hidden 128
@@ -31,9 +31,9 @@ from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import exits
 from nanoqwenlong.ops.flags import at_least
 
-TOLERANCE = 1e-4                        # relative, fp32; an error of method is far larger
-COPIED_BYTES = 2e9                      # batched_mm holds the weights once for each pair and layer
-LEAST_SECONDS = 0.05                    # a mixture that takes less goes through several times
+TOLERANCE = 1e-4                        # relative, float32. An error in the method is far larger
+COPIED_BYTES = 2e9                      # batched_mm copies the weights for each pair and layer
+LEAST_SECONDS = 0.05                    # a mixture that takes less is run several times
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,18 @@
 """A whole step of reinforcement learning: ours against TRL's GRPOTrainer.
 
     ours    Generator.sample, rewards, advantages, group_pass.backward, clipping, AdamW
-    TRL     the same from on_step_begin to on_step_end, in each of several batch settings; the fastest is compared
+    TRL     the same from on_step_begin to on_step_end, in several batch settings, of which the fastest is compared
 
-One step: a few prompts, G answers each, on-policy, no KL, temperature 1, fp32, learning rate constant and small. Same
-weights, same prompts, same reward of the token ids (the share of even ones), same advantages (r - mean) / (std + 1e-4),
-every token weighing 1 / all completion tokens of the step (TRL's "dapo"). No end token, so all answers have R tokens.
-TRL runs at its best: no gradient checkpointing, no bf16 (emulated on a CPU), nothing saved, and its rollouts by
-generate, which bench.rollout finds no slower than transformers' continuous batching.
+One step is a few prompts with G answers each, on-policy, no KL, temperature 1, float32, a small constant learning rate.
+Both sides have the same weights, the same prompts, the same reward of token ids (the share of even ones), and the same
+advantages, (r - mean) / (std + 1e-4). Every token has weight 1 / all answer tokens of the step (TRL's "dapo"). There is
+no end token, so all answers have R tokens. TRL runs at its best: no gradient checkpointing, no bf16 (which a CPU
+emulates), nothing saved. Its rollouts use generate, which bench.rollout finds no slower than continuous batching.
 
-The check: the answers TRL sampled in its first step go through our update, from the same weights. Rewards must be
-equal, and so must the gradient norm that TRL reports, before clipping. This first step of each setting also decides, by
-its CPU seconds, which of them is timed. Peak memory is above the loaded model; gradients and AdamW's state are
-included. Needs trl: pip install '.[bench]'.
+The check: the answers of TRL's first step go through our update, from the same weights. Rewards must be equal, and so
+must the gradient norm that TRL reports, before clipping. The first step of each setting also decides, by its CPU
+seconds, which setting is timed. Peak memory does not count the loaded model, but counts gradients and AdamW's state.
+Needs trl: pip install '.[bench]'.
 
     python -m bench.rl_step
     python -m bench.rl_step --prompt 512 --answer 128 --trl-batches 32 8
@@ -56,7 +56,7 @@ class Config:
     max_tokens: int = 16384             # in one forward pass of ours
     block_size: int = 16                # of our cache
     rounds: int = 3                     # each side runs once a round
-    trl_batches: tuple[int, ...] = (32, 8, 2)  # per_device_train_batch_size to try; the rest is accumulated
+    trl_batches: tuple[int, ...] = (32, 8, 2)  # per_device_train_batch_size to try. The rest is accumulated
     # the model: a random Qwen2, untied
     hidden: int = 256
     layers: int = 4

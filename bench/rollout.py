@@ -3,12 +3,12 @@
     ours                   Generator.sample: the prompt is prefilled and stored once
     generate               generate(num_return_sequences=G): the prompt is prefilled and stored G times
     prefilled once         the prompt through the model once, its cache repeated G times, then generate
-    continuous batching    generate_batch: paged attention, the G requests may share the prompt's blocks
+    continuous batching    generate_batch: paged attention, the G requests may share the blocks of the prompt
 
-Greedy and without an end token, so that all must give the same tokens, which is the check: a random model of wide
-weights says varied things, but all G answers of the group are alike. A draw instead of an argmax costs little beside
-the model. Every side returns tokens; ours also keeps their log-probs. Peak memory is above the loaded model, the cache
-included.
+Decoding is greedy and without an end token, so all sides must give the same tokens. That is the check. The random model
+has wide weights, so an answer has many different tokens, but all G answers of the group are alike. A draw instead of an
+argmax costs little compared with the model. Every side returns tokens, and ours also keeps their log-probs. Peak memory
+does not count the loaded model, but counts the cache.
 
     python -m bench.rollout
     python -m bench.rollout --prompt 1024 --new 64
@@ -43,12 +43,12 @@ class Config:
     kv_heads: int = 2
     intermediate: int = 704
     vocab: int = 1000
-    initializer_range: float = 0.08     # wide enough that greedy answers are not one token said again
+    initializer_range: float = 0.08     # wide enough that greedy answers do not repeat one token
 
 
 def ours(cfg: Config, directory: str) -> dict[str, Callable]:
     model = Qwen.from_pretrained(directory, dtype=torch.float32)
-    own = blocks_for(cfg.new, cfg.block_size) + 2                             # an answer's blocks that nobody shares
+    own = blocks_for(cfg.new, cfg.block_size) + 2                             # blocks of an answer alone
     num_blocks = blocks_for(cfg.prompt, cfg.block_size) + cfg.group_size * own
     generator = Generator(model, num_blocks=num_blocks, block_size=cfg.block_size)
 
@@ -98,7 +98,7 @@ def continuous_batching(cfg: Config, directory: str) -> dict[str, Callable]:
     def sample(prompt: list[int], new: int) -> list:
         settings = ContinuousBatchingConfig(num_blocks=num_blocks, max_batch_tokens=2048, use_cuda_graph=False)
         generation = GenerationConfig(eos_token_id=-1, **greedy(new))
-        generation.num_return_sequences = cfg.group_size                      # its check allows that for sampling only
+        generation.num_return_sequences = cfg.group_size                      # its check allows it when sampling only
         out = model.generate_batch([prompt], generation, settings)
         return [request.generated_tokens for request in out.values()]
 
@@ -110,14 +110,14 @@ def greedy(new: int) -> dict:
 
 
 def side(sample: Callable, cfg: Config) -> dict[str, Callable]:
-    """Warm up on a few tokens, then offer one run, which tells its tokens."""
+    """Warms up on a few tokens. Returns one run, whose outcome has its tokens."""
     sample(list(range(1, 9)), 2)
     prompt = common.random_ids(cfg, cfg.prompt)
     return {"run": lambda: {"tokens": sample(prompt, cfg.new)}}
 
 
 def same_tokens(tokens: dict[str, list], cfg: Config) -> dict:
-    """Whether every side said the same in all rows, and how many different tokens that were."""
+    """Whether every side gave the same tokens in all rows, and how many different ones there were."""
     said = tokens["ours"]
     whole = [len(row) for row in said] == [cfg.new] * cfg.group_size
     different = [name for name, rows in tokens.items() if rows != said]

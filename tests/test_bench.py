@@ -175,7 +175,7 @@ def test_a_section_of_gpu_that_breaks_tells_what_it_found():
     assert found["failures"][1].startswith("broken: OutOfMemoryError: too large [test_bench.py:")
     assert gpu.markdown("x", found).count("FAILED") == 2
     found = gpu.watch(gone, True, {}, 60)
-    assert len(found["rows"]) == 1 and found["failures"] == ["the process is gone, exit code 3"]
+    assert len(found["rows"]) == 1 and found["failures"] == ["the process ended with exit code 3"]
     assert gpu.watch(endless, True, {}, 1)["failures"] == ["stopped after 1 seconds"]
 
 
@@ -250,7 +250,7 @@ def test_a_side_tells_its_time_and_its_peak_and_its_failure_ends_all():
             assert outcomes["large"]["sum"] == 64 * 2**18
             assert 60 < results["large"]["peak_mb"] < 90 and results["small"]["peak_mb"] < 30
             asks["small"]("fail")
-    with pytest.raises(SystemExit, match="process of 'lost' is gone"), common.processes({"lost": (os._exit, 1)}):
+    with pytest.raises(SystemExit, match="process of 'lost' ended"), common.processes({"lost": (os._exit, 1)}):
         pass
 
 
