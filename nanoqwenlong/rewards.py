@@ -101,8 +101,6 @@ def worth_asking(answer: str, gold: str) -> bool:
 def agreed(scores: list[list[Score]]) -> list[list[Score]]:
     """The scores of rank 0, on all ranks.
 
-    All ranks compute the same scores, except that a comparison with a deadline (task "math") may end too late on one of
-    them. Ranks must not take different ways because of that."""
-    fields = [[asdict(score) for score in group] for group in scores]
-    first = parallel.gather(fields)[0]
-    return [[Score(**values) for values in group] for group in first]
+    They are the same on all ranks, unless a comparison with a deadline (task "math") ends too late on one of them."""
+    first = parallel.gather([list(map(asdict, group)) for group in scores])[0]
+    return [[Score(**fields) for fields in group] for group in first]

@@ -42,10 +42,9 @@ def said(text: str) -> str | None:
 
 
 def statement(said: str) -> str:
-    """The stated answer: the line after the last marker, "" without a marker. Markdown emphasis, quotes and the final
-    full stop are removed.
+    """The stated answer: the line after the last marker, without markdown emphasis, quotes and the final full stop.
 
-    The markers are "the answer is" (also the correct, final or best one), [Answer], [答案], <answer> and \\boxed{}.
+    "" without a marker. Markers: "the answer is" (also correct, final, best), [Answer], [答案], <answer>, \\boxed{}.
 
     >>> statement("The answer is 4? No: the answer is **(5)**.\\nThat is on page 3."), statement("four")
     ('(5)', '')
