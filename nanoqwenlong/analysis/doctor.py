@@ -39,7 +39,7 @@ def diagnose(rows: Rows) -> list[Finding]:
     known = [row for row in rows if row is rows[-1] or row.get("phase") == rows[-1].get("phase")]
     findings = {}
     for name, check, sentence in RULES if known else ():
-        figures = check(known[:WINDOW], known[-WINDOW:], known)
+        figures = check(known)
         if figures:
             findings.setdefault(name, Finding(name, figures[0], sentence.format(*figures)))
     return [finding for name, finding in findings.items()
@@ -99,16 +99,16 @@ def stop_reason(values: Mapping, in_a_row: Callable[[str, bool], int], judge=Non
     return None
 
 
-# The rules. A check gets the first rows of the phase, its last rows, and all known ones. It returns the badness and
-# other figures for the sentence, or something false.
+# The rules. A check gets the known rows of the phase. It returns the badness and other figures for the sentence, or
+# something false. `mean` and `measured` look at the last WINDOW rows.
 
 def measured(rows: Rows, *keys: str) -> list[float]:
-    """The value of the first of these keys that a row has, for each row where it is a finite number.
+    """The value of the first of these keys that a row has, for each of the last rows where it is a finite number.
 
     >>> measured([{"a": 1}, {"a": None}, {"a": float("nan")}, {}, {"b": 2.5, "c": 3}], "a", "b")
     [1, 2.5]
     """
-    values = [next((row[key] for key in keys if key in row), None) for row in rows]
+    values = [next((row[key] for key in keys if key in row), None) for row in rows[-WINDOW:]]
     return [value for value in values if isinstance(value, int | float) and -1e300 < value < 1e300]
 
 
@@ -116,50 +116,61 @@ def mean(rows: Rows, *keys: str) -> float:
     return fmean(measured(rows, *keys) or [nan])               # any comparison with NaN is false
 
 
-def unparsed(_, rows: Rows, __):
+def above(limit: float, key: str) -> Callable:
+    """The check whether the mean of a metric is above a limit."""
+    def check(rows: Rows):
+        return mean(rows, key) > limit and (mean(rows, key),)
+    return check
+
+
+def alike(lowest: float, highest: float) -> Callable:
+    """The check whether over 19 of 20 groups agree, at a mean reward within these bounds."""
+    def check(rows: Rows):
+        share, reward = mean(rows, "frac_reward_zero_std"), fmean(measured(rows, "accuracy", "reward") or [0.5])
+        return share > 0.95 and lowest <= reward <= highest and (share,)
+    return check
+
+
+def unparsed(rows: Rows):
     share = mean(rows, "answers/extracted")
     return share < 0.1 and (1 - share, share)
 
 
-def wrong_canaries(_, rows: Rows, __):
+def wrong_canaries(rows: Rows):
     """A canary judged wrongly invalidates up to a hundred verdicts. Now and then even a weak judge may do that."""
-    wrong = sum(value > 0 for value in measured(rows, "judge/canaries_wrong"))
-    return wrong > 0.3 * WINDOW and (wrong, len(rows), sum(measured(rows, "judge/error_rate")) / len(rows))
+    wrong, steps = sum(value > 0 for value in measured(rows, "judge/canaries_wrong")), len(rows[-WINDOW:])
+    return wrong > 0.3 * WINDOW and (wrong, steps, sum(measured(rows, "judge/error_rate")) / steps)
 
 
-def skipped(_, rows: Rows, known: Rows):
+def skipped(rows: Rows):
     """An update with a non-finite gradient is skipped, so the row has fewer updates than it should: as many as other
     steps, or one per group that teaches something if those are fewer."""
-    usual, bad = max([1, *measured(known, "updates")]), 0
-    for row in rows:
+    usual, bad = max([1, *(number for row in rows for number in measured([row], "updates"))]), 0
+    for row in rows[-WINDOW:]:
         updates, groups = mean([row], "updates"), mean([row], "sampling/informative")
         numbers = [row.get(key) for key in ("loss", "grad_norm", "reward", "entropy", "kl")]
         not_finite = any(isinstance(number, float) and not -1e300 < number < 1e300 for number in numbers)
         bad += not_finite or (updates < usual and updates < groups)
-    return bad and (bad, len(rows))
+    return bad and (bad, len(rows[-WINDOW:]))
 
 
-def still_unsolved(rows: Rows) -> bool:
-    """Whether the entropy is known and a tenth of the answers are wrong. Low entropy with a high reward is success."""
-    return len(measured(rows, "entropy")) >= 3 and mean(rows, "accuracy", "reward") < 0.9
-
-
-def entropy_falls(first: Rows, rows: Rows, known: Rows):
-    """Phases differ in difficulty, so a phase is compared with its own start."""
-    if len(known) < 2 * WINDOW or not still_unsolved(rows) or not measured(first, "entropy"):
-        return None
-    start, level = (median(measured(side, "entropy")) for side in (first, rows))
+def collapsing(rows: Rows):
+    """Low entropy with a high reward is success. Phases differ in difficulty, so a phase is compared with its start."""
+    first, now = rows[:WINDOW], measured(rows, "entropy")
     before, reward = mean(first, "accuracy", "reward"), mean(rows, "accuracy", "reward")
-    return max(0, level) < 0.2 * start and reward < before + 0.05 and (1 - max(0, level), start, level, before, reward)
+    if len(rows) < 2 * WINDOW or len(now) < 3 or not measured(first, "entropy") or not reward < min(0.9, before + 0.05):
+        return None
+    start, level = median(measured(first, "entropy")), max(0.0, median(now))
+    return level < 0.2 * start and (1 - level, start, level, before, reward)
 
 
-def entropy_gone(_, rows: Rows, __):
+def collapsed(rows: Rows):
     """Below 0.001 nats per token one or two of a thousand ten-token answers differ. That is too few at any time."""
-    level = median(measured(rows, "entropy") or [nan])
-    return level < 0.001 and still_unsolved(rows) and (1 - max(0, level), level, mean(rows, "accuracy", "reward"))
+    now, reward = measured(rows, "entropy"), mean(rows, "accuracy", "reward")
+    return len(now) >= 3 and median(now) < 0.001 and reward < 0.9 and (1 - max(0.0, median(now)), median(now), reward)
 
 
-def kl_spikes(_, rows: Rows, __):
+def kl_spikes(rows: Rows):
     """At least two steps over ten times the median and over 0.1 nats per token. A single step is no sign: in the k3
     estimate one unlikely token weighs like many (a toy run reached 15 between steps of 0.1)."""
     values = measured(rows, "kl")
@@ -168,35 +179,19 @@ def kl_spikes(_, rows: Rows, __):
     return len(values) >= 5 and len(high) > 1 and (max(high), len(high), len(values), usual)
 
 
-def pool_empty(first: Rows, _, known: Rows):
+def pool_empty(rows: Rows):
     """Only at the start of a later phase, and only if its first step drew no old example. Later, an empty pool means
     that its examples have been solved."""
-    start = first[:1]
-    return len(known) <= WINDOW and mean(start, "phase") > 1 and mean(start, "retro/pool") == 0 and (
-        not any(measured(start, "retro/frac"))) and (1,)
+    start = rows[:1]
+    later = len(rows) <= WINDOW and mean(start, "phase") > 1
+    return later and mean(start, "retro/pool") == 0 and not any(measured(start, "retro/frac")) and (1,)
 
 
-def rollout_gap(_, rows: Rows, __):
+def rollout_gap(rows: Rows):
     """The median of the steps' largest gaps. Rounding gives about 1e-5 in float32. In bfloat16 the toy model had 0.02
     to 0.26, over 2,000 tokens a step. A wrong temperature, position or weight costs whole nats."""
     level = median(measured(rows, "rollout_gap") or [0])
     return level > 0.5 and (level, exp(min(level, 99)))
-
-
-def above(limit: float, key: str) -> Callable:
-    """The check whether the mean of a metric over the last rows is above a limit."""
-    def check(_, rows: Rows, __):
-        level = mean(rows, key)
-        return level > limit and (level,)
-    return check
-
-
-def alike(lowest: float, highest: float) -> Callable:
-    """The check whether over 19 of 20 groups agree, at a mean reward within these bounds."""
-    def check(_, rows: Rows, __):
-        share, reward = mean(rows, "frac_reward_zero_std"), measured(rows, "accuracy", "reward")
-        return share > 0.95 and lowest <= fmean(reward or [0.5]) <= highest and (share,)
-    return check
 
 
 MISSING = ("{sampling/missing} groups are missing after {sampling/refills} refills: {sampling/informative} disagreed, "
@@ -221,10 +216,10 @@ RULES = (                               # (name, check, sentence). For each name
      "in {0} of {1} steps the loss or its gradient was not finite and an update was skipped; look at the examples in "
      "skipped.jsonl, check the model's weights with --check-finite, or start from an earlier checkpoint with a lower "
      "--learning-rate"),
-    ("entropy collapsing", entropy_falls,
+    ("entropy collapsing", collapsing,
      "entropy fell from {1:.2g} to {2:.2g} within the phase, while the mean reward went from {3:.2f} to {4:.2f}: "
      + COLLAPSED),
-    ("entropy collapsing", entropy_gone, "entropy is {1:.1g} at a mean reward of {2:.2f}: " + COLLAPSED),
+    ("entropy collapsing", collapsed, "entropy is {1:.1g} at a mean reward of {2:.2f}: " + COLLAPSED),
     ("KL spikes", kl_spikes,
      "the KL to the starting model jumped to {0:.2g}, in {1} of {2} steps to over ten times the median of {3:.2g}; "
      "lower --learning-rate or --max-grad-norm, or raise --kl-coef"),
