@@ -35,29 +35,31 @@ def linear_logprob(hidden: Tensor, weight: Tensor, targets: Tensor, temperature:
                    chunk: int | None = None) -> tuple[Tensor, Tensor]:
     """hidden (N, C), weight (V, C), targets (N,) -> logprobs (N,), entropy (N,) in nats.
 
-    float32 results, or float64 for float64 inputs; differentiable in hidden and weight. `temperature` divides the
-    logits, as in the sampler. Holds one (chunk, V) block of logits at a time."""
+    float32 results, or float64 for float64 inputs, differentiable in hidden and weight. `temperature` divides the
+    logits, as in the sampler. Memory holds one (chunk, V) block of logits. Raises IndexError for a target outside."""
     V = len(weight)
     if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < V:
         row = int(((targets < 0) | (targets >= V)).nonzero()[0])
         raise IndexError(f"target {row} is token {int(targets[row])}, outside the vocabulary of {V} (0 to {V - 1})")
-    rows = (_logprob.statistics_triton, _logprob.gradient_triton) if use_triton(hidden.device) else (
-        _logprob.statistics_plain, _logprob.gradient_plain)
-    return _logprob.LinearLogprob.apply(hidden, weight, targets, temperature,
-                                        chunk or max(1, _logprob.CHUNK_LOGITS // V), *rows)
+    chunk = chunk or max(1, _logprob.CHUNK_LOGITS // V)
+    if use_triton(hidden.device):
+        kernels = _logprob.statistics_triton, _logprob.gradient_triton
+    else:
+        kernels = _logprob.statistics_plain, _logprob.gradient_plain
+    return _logprob.LinearLogprob.apply(hidden, weight, targets, temperature, chunk, *kernels)
 
 
 def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weights: Tensor, clip_low: float = 0.2,
               clip_high: float = 0.28, ref_logprobs: Tensor | None = None, kl_coef: float = 0.0,
               dual_clip: float = math.inf, entropy: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """All tensors (N,), one entry per completion token -> (loss (), sums over tokens of nonzero weight).
+    """All tensors (N,), one entry per completion token -> loss (), and sums over tokens of nonzero weight: num_tokens,
+    clipped_low, clipped_high, clipped_dual (tokens whose gradient a clip cut off), kl, entropy.
 
-    Differentiable in logprobs. A token of weight 0 takes no part whatever it holds, NaN included. The log-ratio is
-    clamped to +-20. With one update per rollout pass `logprobs.detach()` as old: the ratio is 1, its gradient is not 0.
-    The sums: num_tokens, clipped_low, clipped_high, clipped_dual (tokens whose gradient a clip cut off), kl, entropy.
-    Computed in float32 at least; the formulas are in kernels/grpo_loss.py."""
+    Differentiable in logprobs, computed in float32 at least. The formulas are in kernels/grpo_loss.py. A token of
+    weight 0 is ignored, even if it holds NaN. The log-ratio is clamped to +-20. With one update per rollout, pass
+    `logprobs.detach()` as old: the ratio is 1 and its gradient is not 0."""
     if not dual_clip > 1:
-        raise ValueError(f"dual_clip is the highest ratio that a bad token counts with, above 1 (inf: no bound); got "
+        raise ValueError(f"dual_clip bounds the ratio of a bad token, so it must be above 1 (inf: no bound); got "
                          f"{dual_clip}")
     dtype = wide(logprobs.dtype)
     constants = (None if x is None else x.detach().to(dtype)
@@ -70,7 +72,7 @@ def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weight
 def paged_attention(q: Tensor, keys: Tensor, values: Tensor, block_size: int, stems: Segments, tails: Segments
                     ) -> Tensor:
     """One query per answer and head, q (S, H, D), over keys and values (K, slots, D) in blocks of `block_size` slots ->
-    (S, H, D), like q. Each answer attends to the stem segment and to the tail segment that it is in; what comes out for
-    a row that is not in one of each is undefined. Query head h reads key-value head h // (H / K)."""
+    (S, H, D), like q. Each answer attends to the stem segment and the tail segment it is in. A row without one of each
+    gets an undefined result. Query head h reads key-value head h // (H / K)."""
     run = _paged_attention.paged_attention_triton if use_triton(q.device) else _paged_attention.paged_attention_plain
     return run(q, keys, values, block_size, stems, tails)

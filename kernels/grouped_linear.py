@@ -1,14 +1,14 @@
 """A linear map per group of rows: the experts of a mixture, each over the tokens that chose it.
 
-Legend: S rows sorted by group, E groups, N outputs, C inputs. Group e is the rows ends[e - 1] to ends[e] (from 0 for the
-first), and may be empty:
+Legend: S rows sorted by group, E groups, N outputs, C inputs. Group e is the rows ends[e - 1] to ends[e], the first
+one begins at 0, and a group may be empty:
 
     out[s] = x[s] W[e]^T,      dx[s] = dout[s] W[e],      dW[e] = dout[rows of e]^T x[rows of e]
 
 On a Hopper or Blackwell GPU in bfloat16, each of the three is one call of torch's grouped_mm. It reads `ends` on the
 GPU, so nothing waits and a CUDA graph can capture it. For other GPUs and types grouped_mm is a loop that fetches `ends`
-(pytorch issue 169970). On a CPU in float32 that loop is faster than ours. grouped_mm does not take float64, or rows that
-are no multiple of 16 bytes.
+(pytorch issue 169970), which is faster than ours only on a CPU in float32. grouped_mm does not take float64, or rows
+that are no multiple of 16 bytes.
 """
 
 import torch

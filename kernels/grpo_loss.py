@@ -5,17 +5,14 @@
     kl_t     = exp(d_t) - d_t - 1,   d_t = ref_logprob_t - logprob_t                (k3: unbiased, never negative)
     loss     = sum_t weight_t (policy_t + kl_coef kl_t)
 
-QwenLong-L1 (arXiv 2505.17667) Eq. 4-8. The bound is the dual clip of Ye et al. (arXiv 1912.09729), which GoLongRL sets
-to 3: it can only bind where A_t < 0, on tokens that have become far more likely. The objectives of the papers differ
-only in the weights: GRPO 1 / (S |y_i|), DAPO 1 / (sum_i |y_i|), Dr. GRPO 1 / (S L_max), each counted over the whole
-batch before the first backward pass.
+QwenLong-L1 (arXiv 2505.17667) Eq. 4-8. The bound is the dual clip of Ye et al. (arXiv 1912.09729), 3 in GoLongRL. It
+binds only where A_t < 0, on tokens that have become far more likely. The papers' objectives differ only in the weights:
+GRPO 1 / (S |y_i|), DAPO 1 / (sum_i |y_i|), Dr. GRPO 1 / (S L_max), counted over the whole batch before the first
+backward pass.
 
-The gradient of a token's loss is
-
-    weight_t (-ratio_t A_t [not clipped] + kl_coef (1 - exp(d_t)))
-
-known as soon as the token's terms are: the kernel computes it in the same pass, the backward pass only scales it.
-Sums over tokens are added up per program, then over programs, in a fixed order: no atomics, the same bits every time.
+The gradient of a token's loss is weight_t (-ratio_t A_t [not clipped] + kl_coef (1 - exp(d_t))). The kernel computes it
+in the same pass, so the backward pass only scales it. Sums are added up per program, then over programs, in a fixed
+order: no atomics, the same bits every time.
 
 Legend: N tokens.
 """
@@ -30,7 +27,7 @@ SUMS = ("num_tokens", "clipped_low", "clipped_high", "clipped_dual", "kl", "entr
 BLOCK = 1024                            # tokens of a program
 
 
-# The torch twin: the one place where the formula stands, its gradient is autograd's
+# The reference: the one place where the formula stands. Autograd derives its gradient.
 
 def grpo_loss_plain(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weights: Tensor,
                     ref_logprobs: Tensor | None, entropy: Tensor | None, clip_low: float, clip_high: float,
@@ -38,7 +35,10 @@ def grpo_loss_plain(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, 
     """All tensors (N,) -> loss (), and the sums over tokens in the order of SUMS (6,)."""
     used = weights != 0
     ratio = torch.where(used, logprobs - old_logprobs, 0.0).clamp(-20, 20).exp()
-    policy = -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    policy = -torch.minimum(ratio * advantages, clipped * advantages)
+    low = used & (ratio < 1 - clip_low) & (advantages < 0)
+    high = used & (ratio > 1 + clip_high) & (advantages > 0)
     dual = (ratio > dual_clip) & (advantages < 0)
     policy = torch.where(dual, -dual_clip * advantages, policy)
     kl = torch.zeros_like(ratio)
@@ -46,12 +46,24 @@ def grpo_loss_plain(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, 
         d = torch.where(used, ref_logprobs - logprobs, 0.0).clamp(-20, 20)
         kl = d.exp() - d - 1
     per_token = torch.where(used, policy + kl_coef * kl, 0.0)
-    sums = (used, used & (ratio < 1 - clip_low) & (advantages < 0), used & (ratio > 1 + clip_high) & (advantages > 0),
-            used & dual, kl.detach(), 0 * ratio.detach() if entropy is None else torch.where(used, entropy.detach(), 0))
-    return (weights * per_token).sum(), torch.stack([x.sum(dtype=logprobs.dtype) for x in sums])
+    loss = (weights * per_token).sum()
+    if entropy is None:
+        entropy = torch.zeros_like(ratio)
+    counted = (used, low, high, used & dual, kl.detach(), torch.where(used, entropy.detach(), 0))
+    return loss, torch.stack([x.sum(dtype=logprobs.dtype) for x in counted])
 
 
 # The Triton kernel: one program per BLOCK tokens
+
+@triton.jit
+def _read(x, token, N):
+    return tl.load(x + token, mask=token < N, other=0.0)
+
+
+@triton.jit
+def _clamp(x):
+    return tl.where(x > 20, 20.0, tl.where(x < -20, -20.0, x))
+
 
 @triton.jit
 def _loss(logprobs, old_logprobs, advantages, weights, ref_logprobs, entropy, gradient, partial, N,
@@ -59,26 +71,26 @@ def _loss(logprobs, old_logprobs, advantages, weights, ref_logprobs, entropy, gr
           HAS_REF: tl.constexpr, HAS_ENTROPY: tl.constexpr, NUM_SUMS: tl.constexpr, BLOCK: tl.constexpr):
     program = tl.program_id(0).to(tl.int64)
     token = program * BLOCK + tl.arange(0, BLOCK)
-    inside = token < N
-    weight = tl.load(weights + token, mask=inside, other=0.0)
+    weight = _read(weights, token, N)
     used = weight != 0
-    advantage = tl.where(used, tl.load(advantages + token, mask=inside, other=0.0), 0.0)
-    logprob = tl.load(logprobs + token, mask=inside, other=0.0)
-    log_ratio = tl.where(used, logprob - tl.load(old_logprobs + token, mask=inside, other=0.0), 0.0)
-    held = tl.where(log_ratio > 20, 20.0, tl.where(log_ratio < -20, -20.0, log_ratio))
-    ratio = tl.exp(held)
+    advantage = tl.where(used, _read(advantages, token, N), 0.0)
+    logprob = _read(logprobs, token, N)
+    log_ratio = tl.where(used, logprob - _read(old_logprobs, token, N), 0.0)
+    clamped = _clamp(log_ratio)
+    ratio = tl.exp(clamped)
     low = (ratio < 1 - clip_low) & (advantage < 0)
     high = (ratio > 1 + clip_high) & (advantage > 0)
     dual = (ratio > dual_clip) & (advantage < 0)
-    policy = -advantage * tl.where(low, 1 - clip_low, tl.where(high, 1 + clip_high, tl.where(dual, dual_clip, ratio)))
-    slope = tl.where(low | high | dual | (held != log_ratio), 0.0, -advantage * ratio)
+    bound = tl.where(low, 1 - clip_low, tl.where(high, 1 + clip_high, tl.where(dual, dual_clip, ratio)))
+    policy = -advantage * bound
+    slope = tl.where(low | high | dual | (clamped != log_ratio), 0.0, -advantage * ratio)
     kl = tl.zeros_like(ratio)
     if HAS_REF:
-        d = tl.where(used, tl.load(ref_logprobs + token, mask=inside, other=0.0) - logprob, 0.0)
-        d_held = tl.where(d > 20, 20.0, tl.where(d < -20, -20.0, d))
-        kl = tl.exp(d_held) - d_held - 1
-        slope += tl.where(d_held == d, kl_coef * (1 - tl.exp(d_held)), 0.0)
-    tl.store(gradient + token, tl.where(used, weight * slope, 0.0), mask=inside)
+        d = tl.where(used, _read(ref_logprobs, token, N) - logprob, 0.0)
+        d_clamped = _clamp(d)
+        kl = tl.exp(d_clamped) - d_clamped - 1
+        slope += tl.where(d_clamped == d, kl_coef * (1 - tl.exp(d_clamped)), 0.0)
+    tl.store(gradient + token, tl.where(used, weight * slope, 0.0), mask=token < N)
     partial += program * NUM_SUMS
     tl.store(partial, tl.sum(tl.where(used, weight * (policy + kl_coef * kl), 0.0), 0))
     tl.store(partial + 1, tl.sum(used.to(ratio.dtype), 0))
@@ -87,27 +99,29 @@ def _loss(logprobs, old_logprobs, advantages, weights, ref_logprobs, entropy, gr
     tl.store(partial + 4, tl.sum(dual.to(ratio.dtype), 0))
     tl.store(partial + 5, tl.sum(kl, 0))
     if HAS_ENTROPY:
-        tl.store(partial + 6, tl.sum(tl.where(used, tl.load(entropy + token, mask=inside, other=0.0), 0.0), 0))
+        tl.store(partial + 6, tl.sum(tl.where(used, _read(entropy, token, N), 0.0), 0))
 
 
 # The autograd wrapper
 
 class GRPOLoss(torch.autograd.Function):
-    """grpo_loss_plain in one launch, and one for the sums of the programs' sums."""
+    """grpo_loss_plain in one launch, and one more to add up what the programs have summed."""
 
     @staticmethod
     def forward(ctx, logprobs, old_logprobs, advantages, weights, ref_logprobs, entropy, *objective):
+        N = len(logprobs)
+        programs = triton.cdiv(N, BLOCK)
         gradient = torch.empty_like(logprobs)
-        N, programs = len(logprobs), triton.cdiv(len(logprobs), BLOCK)
         partial = logprobs.new_zeros(programs, 1 + len(SUMS))
-        ref, has_ref = (weights, False) if ref_logprobs is None else (ref_logprobs, True)      # any tensor will do
-        entropy, has_entropy = (weights, False) if entropy is None else (entropy, True)
-        _loss[(programs,)](logprobs, old_logprobs, advantages, weights, ref, entropy, gradient, partial, N, *objective,
-                           HAS_REF=has_ref, HAS_ENTROPY=has_entropy, NUM_SUMS=partial.shape[1], BLOCK=BLOCK)
+        ref = weights if ref_logprobs is None else ref_logprobs                # any tensor will do, it is not read
+        entropies = weights if entropy is None else entropy
+        _loss[(programs,)](
+            logprobs, old_logprobs, advantages, weights, ref, entropies, gradient, partial, N, *objective,
+            HAS_REF=ref_logprobs is not None, HAS_ENTROPY=entropy is not None, NUM_SUMS=partial.shape[1], BLOCK=BLOCK)
         ctx.save_for_backward(gradient)
         loss, *sums = partial.sum(0)
         sums = torch.stack(sums)
-        ctx.mark_non_differentiable(sums)                                      # the very tensor that is returned
+        ctx.mark_non_differentiable(sums)                                      # must be the tensor that is returned
         return loss.clone(), sums
 
     @staticmethod

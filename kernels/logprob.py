@@ -12,22 +12,18 @@ and, for gradients g of the logprob and e of the entropy,
 
     dz_j     = g (1[j = y] - p_j) - e p_j (log p_j + entropy)          dW = sum dz h^T / t          dh = W^T dz / t
 
-All N rows of logits at once would be N x V numbers: 20 GB for 32,768 positions of Qwen2.5 in float32. So the positions
-go through in chunks, and the backward pass computes each chunk's logits again. The products are the library's: nothing
-hand-written comes near it there. What is ours is what lies between them, one pass over each row: `statistics` before
-the backward pass, `gradient` in it. Two rules keep the digits:
+All N rows of logits would be N x V numbers: 20 GB in float32 for 32,768 positions of Qwen2.5. So positions go through
+in chunks, and the backward pass computes each chunk's logits again. The products are torch's, which no kernel of ours
+comes near. Ours is what lies between them, one pass over each row: `statistics` before the backward pass, `gradient` in
+it. Two rules keep the digits:
 
-- The product's float32 accumulators are kept. Logits rounded to bfloat16 are off by 1e-2 in log-prob, which is then
-  noise in every ratio; the gradients of h and W are summed in float32 too, over all chunks.
-- top and log_sum are kept apart. Their sum, in the thousands for a large logit, has lost the digits of log_sum.
+- Products keep their float32 accumulators. Logits rounded to bfloat16 would be off by 1e-2 in log-prob, which is noise
+  in every ratio. The gradients of h and W are summed in float32 too, over all chunks.
+- top and log_sum stay apart. Their sum, in the thousands for a large logit, has lost the digits of log_sum.
 
-The order of this file is the order of its kin: the torch twin, the Triton kernel, the autograd wrapper.
-
-Legend: N positions, n of them in a chunk, C hidden size, V vocabulary. `rows` (4, n) holds what is known of n rows of
-logits: logprob, entropy, top, log_sum.
+Legend: N positions, n of them in a chunk, C hidden size, V vocabulary. `rows` (4, n) holds logprob, entropy, top and
+log_sum of n rows of logits.
 """
-
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -37,16 +33,17 @@ from .backend import tl, triton, wide
 
 Tensor = torch.Tensor
 CHUNK_LOGITS = 1024 * 151_936           # in one chunk: 1,024 positions of Qwen2.5, 0.6 GB in float32
-IN_CACHE = 2**19                        # logits that the twin works on at once, so that they stay in the cache
-LOWEST = -1e4                           # its exponential is 0 in float64 too: a floor for what gets no weight
+IN_CACHE = 2**19                        # logits the reference works on at once, so that they stay in a CPU's cache
+LOWEST = -1e4                           # a floor for log-probs: its exponential is 0 in float64 too
 
 
-# The torch twin
+# The reference
 
 def statistics_plain(logits: Tensor, targets: Tensor, rows: Tensor) -> None:
-    """logits (n, V), targets (n,) -> rows (4, n). A logit of -inf is a token that cannot be."""
-    for piece in _pieces(logits):
-        z, (logprob, entropy, top, log_sum) = logits[piece], rows[:, piece]
+    """logits (n, V), targets (n,) -> rows (4, n). A logit of -inf is an impossible token."""
+    for piece in _slices(len(logits), max(1, IN_CACHE // logits.shape[1])):
+        z = logits[piece]
+        logprob, entropy, top, log_sum = rows[:, piece]
         torch.amax(z, -1, out=top)
         d = (z - top[:, None]).clamp_(min=LOWEST)
         p = d.exp()
@@ -58,9 +55,10 @@ def statistics_plain(logits: Tensor, targets: Tensor, rows: Tensor) -> None:
 
 def gradient_plain(logits: Tensor, targets: Tensor, rows: Tensor, d_logprob: Tensor, d_entropy: Tensor | None,
                    out: Tensor) -> None:
-    """dz (n, V) into `out`, which may be the logits themselves. No d_entropy: nothing depends on the entropy."""
-    for piece in _pieces(logits):
-        g, (_, entropy, top, log_sum) = d_logprob[piece, None], rows[:, piece, None]
+    """Writes dz (n, V) into `out`, which may be the logits themselves. d_entropy None: the entropy is not used."""
+    for piece in _slices(len(logits), max(1, IN_CACHE // logits.shape[1])):
+        g = d_logprob[piece, None]
+        _, entropy, top, log_sum = rows[:, piece, None]
         log_p = torch.sub(logits[piece], top).sub_(log_sum)
         if d_entropy is None:
             dz = log_p.exp_().mul_(-g)
@@ -70,11 +68,7 @@ def gradient_plain(logits: Tensor, targets: Tensor, rows: Tensor, d_logprob: Ten
         out[piece] = dz.scatter_add_(-1, targets[piece, None], g)
 
 
-def _pieces(logits: Tensor) -> Iterator[slice]:
-    return _slices(len(logits), max(1, IN_CACHE // logits.shape[1]))
-
-
-# The Triton kernel: one program per row, which walks along it
+# The Triton kernels: one program per row, which walks along it
 
 @triton.jit
 def _floored(x):
@@ -83,8 +77,8 @@ def _floored(x):
 
 @triton.jit
 def _statistics(logits, targets, rows, stride, rows_stride, V, BLOCK: tl.constexpr):
-    """Each of the BLOCK lanes keeps what it has seen relative to its own top: total = sum exp(z - top) and weighted =
-    sum exp(z - top) (z - top). A higher top scales both; at the end the lanes are merged in the same way."""
+    """Each of the BLOCK lanes keeps sums relative to its own top: total = sum exp(z - top) and weighted =
+    sum exp(z - top) (z - top). A higher top scales both. At the end the lanes are merged in the same way."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     rows += row
@@ -158,17 +152,19 @@ class LinearLogprob(torch.autograd.Function):
     """hidden (N, C), weight (V, C), targets (N,) -> logprobs (N,), entropy (N,), at most `chunk` positions at a time.
     `statistics` and `gradient` are a pair of the functions above.
 
-    The last chunk's logits stay where they are until the backward pass, which begins with them: with one chunk nothing
-    is computed twice."""
+    The backward pass begins with the last chunk, whose logits are kept. So with one chunk no product is repeated."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, chunk, statistics, gradient):
         ctx.set_materialize_grads(False)
         ctx.scale, ctx.gradient = 1 / temperature, gradient
         h, w, targets = as_multiplied(hidden), as_multiplied(weight), targets.contiguous()
-        rows = torch.empty(4, len(h), dtype=wide(h.dtype), device=h.device)
-        ctx.pieces = _even_slices(len(h), chunk)
-        ctx.logits = _logits_buffer(rows, w, ctx.pieces)
+        N = len(h)
+        num_chunks = max(1, -(-N // chunk))
+        size = max(1, -(-N // num_chunks))                                     # chunks of equal size
+        rows = torch.empty(4, N, dtype=wide(h.dtype), device=h.device)
+        ctx.pieces = _slices(N, size)
+        ctx.logits = rows.new_empty(min(N, size), len(w))
         for piece in ctx.pieces:
             logits = product(h[piece], w.T, ctx.scale, out=ctx.logits[:len(h[piece])])
             statistics(logits, targets[piece], rows[:, piece])
@@ -182,17 +178,21 @@ class LinearLogprob(torch.autograd.Function):
         h, w = as_multiplied(hidden), as_multiplied(weight)
         d_logprob = torch.zeros_like(rows[0]) if d_logprob is None else d_logprob.contiguous()
         d_entropy = None if d_entropy is None else d_entropy.contiguous()
-        ready, ctx.logits = ctx.logits, None                                   # none in a second backward pass
-        buffer = _logits_buffer(rows, w, ctx.pieces) if ready is None else ready
+        last_is_ready = ctx.logits is not None                                 # not in a second backward pass
+        size = ctx.pieces[0].stop if ctx.pieces else 0
+        buffer = ctx.logits if last_is_ready else rows.new_empty(size, len(w))
+        ctx.logits = None
         dz_buffer = buffer if h.dtype == buffer.dtype else torch.empty_like(buffer, dtype=h.dtype)
         dh = rows.new_empty(h.shape) if ctx.needs_input_grad[0] else None
         dw = rows.new_zeros(w.shape) if ctx.needs_input_grad[1] else None
         for piece in reversed(ctx.pieces):
-            logits, dz = buffer[:len(h[piece])], dz_buffer[:len(h[piece])]
-            if ready is None or piece is not ctx.pieces[-1]:
+            n = piece.stop - piece.start
+            logits, dz = buffer[:n], dz_buffer[:n]
+            if not last_is_ready:
                 product(h[piece], w.T, ctx.scale, out=logits)
-            ctx.gradient(logits, targets[piece], rows[:, piece], d_logprob[piece],
-                         None if d_entropy is None else d_entropy[piece], out=dz)
+            last_is_ready = False
+            d_entropies = None if d_entropy is None else d_entropy[piece]
+            ctx.gradient(logits, targets[piece], rows[:, piece], d_logprob[piece], d_entropies, out=dz)
             if dh is not None:
                 product(dz, w, ctx.scale, out=dh[piece])
             if dw is not None:
@@ -200,30 +200,22 @@ class LinearLogprob(torch.autograd.Function):
         return dh, dw, None, None, None, None, None
 
 
-def _even_slices(total: int, at_most: int) -> list[slice]:
-    return _slices(total, max(1, -(-total // max(1, -(-total // at_most)))))
-
-
-def _logits_buffer(rows: Tensor, weight: Tensor, pieces: list[slice]) -> Tensor:
-    return rows.new_empty(max((piece.stop - piece.start for piece in pieces), default=0), len(weight))
+def _slices(total: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def as_multiplied(x: Tensor) -> Tensor:
-    """What the products are made of. A CPU has no bfloat16 products that keep their accumulators (and slow ones)."""
+    """x in the type that products take. A CPU's bfloat16 products do not keep their accumulators, and are slow."""
     return x if x.is_cuda else x.to(wide(x.dtype))
 
 
 def linear_logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """hidden (N, C), weight (V, C) -> logits (N, V), in float32 at least: the sampler's, exact like the trainer's."""
+    """hidden (N, C), weight (V, C) -> logits (N, V) for the sampler, in float32 at least, as exact as the trainer's."""
     h, w = as_multiplied(hidden), as_multiplied(weight)
     return F.linear(h, w) if h.dtype == wide(h.dtype) else torch.mm(h, w.T, out_dtype=wide(h.dtype))
 
 
 def product(a: Tensor, b: Tensor, scale: float, out: Tensor, add: bool = False) -> Tensor:
-    """out = scale a b, or out += scale a b, added up and kept in the dtype of out."""
+    """out = scale a b, or with `add` out += scale a b, summed in the dtype of out."""
     options = {} if a.dtype == out.dtype else {"out_dtype": out.dtype}
     return torch.addmm(out, a, b, **options, beta=int(add), alpha=scale, out=out)
-
-
-def _slices(total: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]

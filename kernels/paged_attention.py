@@ -1,23 +1,21 @@
-"""Attention of one decoding step, over keys and values that lie in blocks; what answers share is read once.
+"""Attention of one decoding step, over keys and values that lie in blocks. What answers share is read once.
 
-Every answer has one new query per head and reads its own past. That is the stem of its group and a tail of its own, so
-a step is a list of segments: some neighbouring answers, and a run of tokens that all of them read. A stem is a segment
-of all its answers, a tail is a segment of one answer.
+Every answer has one new query per head. It reads the stem of its group and its own tail. So a step is a list of
+segments: a run of tokens, and the neighbouring answers that all read it. A stem is a segment of all answers of a group,
+a tail is a segment of one answer.
 
-In a segment the query heads that read a key-value head (G answers x H / K heads) are the rows of one matrix, and every
-block of keys is loaded once for all of them (up to 64; of more, the next 64 find it in the cache). Long segments are
-split, so that a few of them fill a GPU. So a query gets its attention in parts, over disjoint sets of keys, each with
-an output and a log-sum-exp, and a second kernel merges them in float32:
+In a segment the query heads that read a key-value head (G answers x H / K heads) are the rows of one matrix, and each
+block of keys is loaded once for all of them (for up to 64 rows, the next 64 find it in the cache). Long segments are
+split, so that a few of them fill a GPU. So attention comes in parts over disjoint sets of keys, each with an output and
+a log-sum-exp, and a second kernel merges them in float32:
 
     s_j   = q k_j / sqrt(D)                                        the score of key j
     lse_i = log sum_j exp(s_j)                                     over the keys of part i
     out_i = sum_j exp(s_j - lse_i) v_j
     lse   = log sum_i exp(lse_i),   out = sum_i exp(lse_i - lse) out_i
 
-which is softmax over all keys, exactly. Inside the kernels logarithms are to the base 2, for which a GPU has an
-instruction. Nothing is added up in an order that is not fixed: no atomics.
-
-Least time: every key and value once, 2 K D numbers per token and layer, at the speed of the memory.
+which is softmax over all keys, exactly. The kernels take logarithms to the base 2, for which a GPU has an instruction.
+All sums have a fixed order: no atomics. The least time is reading each key and value once, 2 K D numbers per token.
 
 Legend: S answers, H query heads, K key-value heads, D head width, M segments of at most B blocks, P parts of an answer.
 """
@@ -33,31 +31,34 @@ Tensor = torch.Tensor
 
 
 class Segments(NamedTuple):
-    """M segments, the stems or the tails of a decoding step, the same for all layers. Every answer is in one."""
+    """M segments: the stems or the tails of a decoding step, the same for all layers. Each answer is in one of them."""
 
     rows: Tensor                        # (M, 3) int32: first answer, number of answers, tokens
     block_tables: Tensor                # (M, B) int32: the blocks in which the tokens lie
-    answers: int                        # of one segment, at most
+    answers: int                        # of the largest segment
     split: int                          # tokens of one part
     num_parts: int                      # enough for the longest segment
 
 
-# The torch twin
+# The reference
 
 def paged_attention_plain(q: Tensor, keys: Tensor, values: Tensor, block_size: int, stems: Segments, tails: Segments
                           ) -> Tensor:
-    """q (S, H, D), keys and values (K, slots, D) -> (S, H, D), like q: each answer by itself reads all of its past."""
-    pasts = [[] for _ in q]
+    """q (S, H, D), keys and values (K, slots, D) -> (S, H, D), like q. Each answer reads all of its past by itself."""
+    slots = [[] for _ in q]                                                    # where the past of each answer lies
     for segments in (stems, tails):
         for (first, answers, tokens), table in zip(segments.rows.tolist(), segments.block_tables.long()):
             token = torch.arange(tokens, device=q.device)
-            for past in pasts[first:first + answers]:
-                past.append(table[token // block_size] * block_size + token % block_size)
-    dtype, out = wide(q.dtype), torch.empty_like(q)
-    for query, past, mixed in zip(q.to(dtype), pasts, out):
-        k, v = (x[:, torch.cat(past)].to(dtype).repeat_interleave(len(query) // len(x), 0) for x in (keys, values))
+            for answer in range(first, min(first + answers, len(q))):
+                slots[answer].append(table[token // block_size] * block_size + token % block_size)
+    out = torch.empty_like(q)
+    repeat = q.shape[1] // len(keys)
+    for answer, query in enumerate(q.to(wide(q.dtype))):
+        past = torch.cat(slots[answer])
+        k = keys[:, past].to(query.dtype).repeat_interleave(repeat, 0)         # (H, length, D)
+        v = values[:, past].to(query.dtype).repeat_interleave(repeat, 0)
         scores = k @ query[:, :, None] * q.shape[2] ** -0.5                    # (H, length, 1)
-        mixed.copy_((scores.softmax(1) * v).sum(1))
+        out[answer] = (scores.softmax(1) * v).sum(1)
     return out
 
 
@@ -138,19 +139,23 @@ def _merge(parts, lse, out, P, part_stride, lse_stride, D: tl.constexpr, WIDTH: 
 
 
 def tile(dtype: torch.dtype, rows: int) -> tuple[int, int]:
-    """Rows and keys of a program. A segment with more rows is read by several programs, side by side: the keys come
-    from the cache then. float32 does without tensor cores, in small tiles that fit into the registers."""
-    return (16, 16) if dtype == torch.float32 else (16 if rows <= 16 else 64, 64)
+    """Rows and keys of a program. A segment with more rows is read by several programs side by side, which find the
+    keys in the cache. float32 uses no tensor cores, but small tiles that fit into the registers."""
+    if dtype == torch.float32:
+        return 16, 16
+    return (16, 64) if rows <= 16 else (64, 64)
 
 
 def paged_attention_triton(q: Tensor, keys: Tensor, values: Tensor, block_size: int, stems: Segments, tails: Segments
                            ) -> Tensor:
-    """paged_attention_plain in a launch for the stems, one for the tails and one to merge."""
+    """paged_attention_plain in one launch for the stems, one for the tails and one to merge."""
     (S, H, D), K = q.shape, len(keys)
     if keys.stride() != values.stride() or keys.stride()[1:] != (D, 1):
         raise ValueError(f"the keys and values of a head must lie slot by slot, heads equally far apart; their strides "
                          f"are {keys.stride()} and {values.stride()}")
-    q, width, repeat = q.contiguous(), max(16, triton.next_power_of_2(D)), H // K
+    q = q.contiguous()
+    width = max(16, triton.next_power_of_2(D))
+    repeat = H // K
     parts = torch.empty(stems.num_parts + tails.num_parts, S, H, D, dtype=torch.float32, device=q.device)
     lse = parts.new_empty(parts.shape[:3])
     begin = 0
