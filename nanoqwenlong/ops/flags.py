@@ -71,29 +71,22 @@ def split_flags(argv: list[str], known) -> dict[str, list[str]]:
 def read_value(name: str, hint, words: list[str]):
     """The words after one flag, as a value of the field's type."""
     flag, given = flag_of(name), " ".join(words) or "nothing"
-    type_name = getattr(hint, "__name__", str(hint))
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        if words not in [[word] for word in args]:
+            raise ConfigError(f"{flag} takes one of {', '.join(args)}, got {given}")
+        return words[0]
+    if hint is bool and not words:
+        return True
+    kind = args[0] if origin is tuple else hint
+    if not words or len(words) > 1 and origin is not tuple:
+        count = "one or more values" if origin is tuple else "one value"
+        raise ConfigError(f"{flag} takes {count} ({kind.__name__}), got {given}")
     try:
-        if typing.get_origin(hint) is tuple:
-            item = typing.get_args(hint)[0]
-            type_name = f"{item.__name__} (one or more)"
-            if not words:
-                raise ConfigError(f"{flag} takes one or more values, got nothing")
-            return tuple(item(word) for word in words)
-        if typing.get_origin(hint) is typing.Literal:
-            if words not in [[word] for word in typing.get_args(hint)]:
-                raise ConfigError(f"{flag} takes one of {', '.join(typing.get_args(hint))}, got {given}")
-            return words[0]
-        if hint is bool and not words:
-            return True
-        if len(words) != 1:
-            raise ConfigError(f"{flag} takes one value ({type_name}), got {len(words)}: {given}")
-        if hint is bool:
-            return {"true": True, "false": False}[words[0].lower()]
-        return hint(words[0])
-    except (ValueError, KeyError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{flag} takes a value of type {type_name}, got {' '.join(words)!r}") from None
+        values = tuple({"true": True, "false": False}[word.lower()] if kind is bool else kind(word) for word in words)
+    except (ValueError, KeyError):
+        raise ConfigError(f"{flag} takes a value of type {kind.__name__}, got {' '.join(words)!r}") from None
+    return values if origin is tuple else values[0]
 
 
 def at_least(config, **minimums: float) -> None:
