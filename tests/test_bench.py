@@ -1,6 +1,6 @@
-"""The comparisons of bench/ at tiny shapes: they end with a table and a JSON line, and a wrong result is noticed.
+"""The comparisons of bench/ at tiny shapes: they end with a table and a JSON line, and notice a wrong result.
 
-What they measure means nothing at these sizes; that all sides compute the same does."""
+The measured times mean nothing at these sizes. That all sides compute the same does."""
 
 import json
 import os
@@ -21,7 +21,7 @@ MEASURED = {"median", "seconds", "cpu_seconds", "peak_mb"}
 
 
 def start(script, capfd, *argv, shape=MODEL) -> tuple[list[str], dict]:
-    """The lines a script prints before the JSON line, and that."""
+    """The lines that a script prints before the JSON line, and the content of that line."""
     assert exits.start(script.main, script.Config, {}, [*shape, *map(str, argv)]) == 0, capfd.readouterr().err
     *lines, last = capfd.readouterr().out.splitlines()
     assert not any(line.startswith("{") for line in lines)

@@ -1,4 +1,4 @@
-"""Runs broken on purpose are told by the name of their fault and by no other; healthy ones are left alone."""
+"""The doctor names the fault of each run that is broken on purpose, and no other. It finds none in healthy runs."""
 
 import json
 import random
@@ -34,7 +34,7 @@ def healthy(num_steps: int = 60) -> list[dict]:
 
 
 def names(rows: list[dict]) -> set[str]:
-    """All that was found, after whatever step."""
+    """The names of all findings, at any step."""
     doctor, found = Doctor(), set()
     for row in rows:
         doctor.look(row)
@@ -67,7 +67,7 @@ def test_a_healthy_run_has_no_complaint():
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_each_fault_is_told_by_its_own_name_and_no_other(name):
+def test_each_fault_is_reported_by_its_own_name_and_no_other(name):
     assert names(broken(name)) == {name}
 
 
@@ -82,7 +82,7 @@ def found(rows: list[dict]) -> dict[str, str]:
 
 
 def filled(count: int = WINDOW, **values) -> list[dict]:
-    """Rows of the second phase that say only this; a name's __ stands for /."""
+    """Rows of the second phase with these values only. __ in a name stands for /."""
     return [{"phase": 2, **{name.replace("__", "/"): value for name, value in values.items()}}] * count
 
 
@@ -141,10 +141,10 @@ def test_flags_named_in_sentences_are_flags_of_training():
 
 
 def test_success_is_no_fault():
-    """Entropy near 0 because the answers are right; a pool that was emptied by solving; the first step of all."""
+    """No fault: entropy near 0 because the answers are right, a pool emptied by solving, the very first step."""
     assert found(filled(30, entropy=1e-5, reward=0.97, frac_reward_zero_std=0.9)) == {}
     assert found(filled(retro__pool=4) + filled(30, retro__pool=0)) == {}
-    assert found(filled(11, retro__pool=0)) == {}              # told of at the beginning of the phase
+    assert found(filled(11, retro__pool=0)) == {}              # reported at the start of the phase
     assert found([{**row, "phase": 1} for row in filled(retro__pool=0)]) == {}
     assert found(healthy()[:1]) == {} and found([]) == {} and found([{}]) == {}
 
@@ -194,19 +194,19 @@ def reasons(rows: list[dict], judge=None) -> list:
 
 def test_three_unjudged_steps_in_a_row_end_the_run():
     fine, bad = {"judge/error_rate": 0.25}, {"judge/error_rate": 0.26, "sampling/informative": 0, "reward": None}
-    told = reasons([bad, bad, fine, bad, bad, bad, bad], Judge())
-    assert told[:5] == [None] * 5 and all(isinstance(error, errors.JudgeUnavailable) for error in told[5:])
-    assert "3 steps in a row" in str(told[5]) and "25%" in str(told[5]) and Judge().trouble() in str(told[5])
+    stops = reasons([bad, bad, fine, bad, bad, bad, bad], Judge())
+    assert stops[:5] == [None] * 5 and all(isinstance(error, errors.JudgeUnavailable) for error in stops[5:])
+    assert "3 steps in a row" in str(stops[5]) and "25%" in str(stops[5]) and Judge().trouble() in str(stops[5])
     assert Doctor().look(bad, Judge())[-1] == "the judge: 3 of 4 questions without a verdict"
     assert not any("the judge: " in note for note in Doctor().look(bad) + Doctor().look(fine, Judge()))
 
 
 def test_fifty_idle_steps_in_a_row_end_the_run_and_it_may_be_resumed_for_fifty_more():
     idle = {"sampling/informative": 0, "reward": 0.0}
-    told = reasons([idle] * 49 + [{}] + [idle] * 101 + [{**idle, "reward": None}] + [idle] * 49)
-    assert [step for step, error in enumerate(told, start=1) if error] == [100, 150]
-    assert isinstance(told[99], errors.DataError) and "50 steps in a row" in str(told[99]) and "100" in str(told[149])
-    assert "--group-size" in str(told[99]) and "\n" not in str(told[99])
+    stops = reasons([idle] * 49 + [{}] + [idle] * 101 + [{**idle, "reward": None}] + [idle] * 49)
+    assert [step for step, error in enumerate(stops, start=1) if error] == [100, 150]
+    assert isinstance(stops[99], errors.DataError) and "50 steps in a row" in str(stops[99]) and "100" in str(stops[149])
+    assert "--group-size" in str(stops[99]) and "\n" not in str(stops[99])
 
 
 def test_groups_that_are_missing_after_refills_are_reported_at_each_step():
@@ -242,13 +242,13 @@ def write(directory, rows: list[dict], end: str = ""):
 
 
 def test_the_tool_tells_each_fault_in_a_line_with_its_steps_and_worst_figure(tmp_path, capsys):
-    """Answers cut in steps 21 to 30, a share of 0.98 of them: with at most 0.2 elsewhere the mean of ten steps is over
-    a half from the fifth or sixth of them on, until the phase ends; then ten steps are all of the kind."""
+    """In steps 21 to 30 a share of 0.98 of the answers is cut, elsewhere at most 0.2. So the mean of ten steps is over
+    0.5 from the fifth or sixth of these steps until the phase ends."""
     run = write(tmp_path / "cut", broken("answers cut off"))
     assert tool.main([run]) == 1
-    told, = capsys.readouterr().out.splitlines()
-    first = int(re.match(rf"{run}: answers cut off \(steps (\d+) to 30: ", told)[1])
-    assert first in (25, 26) and f"to 30: {31 - first} of 60): 98% of the answers" in told
+    line, = capsys.readouterr().out.splitlines()
+    first = int(re.match(rf"{run}: answers cut off \(steps (\d+) to 30: ", line)[1])
+    assert first in (25, 26) and f"to 30: {31 - first} of 60): 98% of the answers" in line
     assert tool.main([write(tmp_path / "spike", broken("KL spikes")[:46])]) == 1
     assert "spike: KL spikes (step 46: 1 of 46): the KL" in capsys.readouterr().out
 

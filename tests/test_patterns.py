@@ -1,4 +1,4 @@
-"""The counts of reasoning patterns: runs against brute force, cues in sentences written for it, with near misses."""
+"""The counts of reasoning patterns: quotes against brute force, cues in sentences written for them, near misses."""
 
 import hypothesis.strategies as st
 import pytest
@@ -23,8 +23,7 @@ def long_enough(run: list[str]) -> bool:
 
 
 def runs_of(words: list[str], document: list[str]) -> list[range]:
-    """All runs whose every 4 words stand in the document together and that cannot be made longer, by trying every one.
-    """
+    """The longest runs in which every 4 consecutive words occur in the document, by trying every run."""
     inside = [range(i, j) for i in range(len(words)) for j in range(i + 4, len(words) + 1)
               if all(within(words[k:k + 4], document) for k in range(i, j - 3))]
     return [run for run in inside if not any(set(run) < set(other) for other in inside)]
@@ -57,14 +56,14 @@ def test_quotes_are_those_of_brute_force(document, data):
 
 @given(WORDS, st.integers(0, 20), st.integers(4, 24))
 def test_a_passage_of_the_document_is_within_one_quote(document, start, length):
-    """Whatever stands around it: unless it is too short or made of function words."""
+    """Whatever words surround it. A passage that is too short, or has too many function words, is no quote."""
     passage = document[start:start + length]
     found = quotes(["bern", *passage, "riga"], Document(" ".join(document)))
     assert found == ([(1, 1 + len(passage))] if long_enough(passage) else [])
 
 
 def test_a_quote_may_cross_from_one_passage_to_another_where_they_share_three_words():
-    """The price of looking at 4 words at a time: no such run stands in the document, each of its 4 words does."""
+    """The price of looking at 4 words at a time: the run is not in the document, but each 4 of its words are."""
     document = Document("Kim sold tea from Oslo to Bern. Mia took tea from Oslo by rail.")
     assert quotes("kim sold tea from oslo by rail".split(), document) == [(0, 7)]
     assert quotes("kim sold tea from riga".split(), document) == [(0, 4)]
@@ -76,7 +75,7 @@ def test_a_document_takes_memory_in_proportion_to_its_length(words):
 
 
 def test_time_is_in_proportion_to_length():
-    """The most repetitive texts there are, with and without a match at every word: seconds if time were quadratic."""
+    """The most repetitive texts, with and without a match at every word. Quadratic time would take hours."""
     document = Document("kim tea oslo bern " * 15000)
     assert count("kim tea oslo bern " * 15000, document).longest_quote == 60000
     assert count("kim tea oslo bern riga " * 12000, document).grounding == 12000

@@ -1,4 +1,4 @@
-"""What is planned is what is there: predicted and measured peaks of live tensor bytes, operations by hand, advice.
+"""The planner: predicted and measured peaks of live tensor bytes, operations by hand, advice.
 
 `python tests/test_plan.py` prints the table of docs/planning.md.
 """
@@ -62,8 +62,9 @@ PHASES = ("rollout", "update", "optimizer")
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of all storages that an operation made and that are alive; `peak` is their highest sum.
-    resized: storages may give up their bytes while they live, as FSDP's do; slower."""
+    """Counts the bytes of all live storages that an operation made. `peak` is their highest sum.
+
+    resized: storages may give up their bytes while they live, as FSDP's do. This is slower."""
 
     def __init__(self, known, resized: bool):
         super().__init__()
@@ -95,7 +96,7 @@ class Live(TorchDispatchMode):
 
 @contextmanager
 def world(ranks: int):
-    """The first of so many ranks; what the others would send is memory with anything in it, or what this one sends."""
+    """The first of this many ranks. Instead of the others' data there is uninitialised memory, or this rank's data."""
     if ranks == 1:
         yield
         return
@@ -120,7 +121,7 @@ def point(name: str) -> tuple[plan.Job, dict[str, int]]:
 
 
 def measured(job: plan.Job, model) -> dict[str, int]:
-    """Of the second group of an update: the first one, tiny, has left gradients behind."""
+    """{phase: peak of live bytes}. The update is measured with the second group: a tiny first one left gradients."""
     V = job.model.vocab_size
     tiny, group = (Group(0, tuple(i % V for i in range(P)), tuple(
         Completion(tuple((7 * i + j) % V for i in range(R)), (0.0,) * R, "length") for j in range(G)))
@@ -161,7 +162,7 @@ def test_predicted_peaks_are_those_measured(name):
 
 @pytest.mark.parametrize("item", plan.ITEMS)
 def test_no_item_can_be_left_out(item):
-    """Without it the prediction is more than 15 % too low at one of the points."""
+    """Without this item the prediction is more than 15 % too low at one of the points."""
     def peak(job, phase):
         moments = plan.moments(job)
         return max(sum(value for name, value in moments[moment].items() if name != item)
@@ -187,8 +188,8 @@ def model(name: str) -> ModelConfig:
     ("r1-distill-qwen-14b", 14.77e9, 13.21e9, 192), ("r1-distill-qwen-32b", 32.76e9, 31.21e9, 256),
     ("qwen3-4b", 4.02e9, 3.63e9, 144), ("qwen3-30b-a3b", 30.53e9, 2.73e9, 96)])
 def test_sizes_are_those_of_the_model_cards(name, total, products, kv):
-    """Parameters, those that a token is multiplied by in the layers (3.35 billion of Qwen3-30B-A3B with embedding and
-    head), KiB of keys and values of a token."""
+    """Parameters, parameters of the layers that a token is multiplied by (with embedding and head 3.35 billion for
+    Qwen3-30B-A3B), and KiB of keys and values per token."""
     job = released(name, kv_blocks=100)
     assert (job.numbers.total, sum(job.numbers.products)) == pytest.approx((total, products), rel=3e-3)
     assert plan.moments(job)["decode"]["KV pool"] == 101 * 16 * kv * 1024
@@ -217,7 +218,7 @@ def test_a_decoding_step_reads_weights_and_what_answers_share_once(name, millise
 
 
 def test_a_mixture_reads_the_experts_that_are_chosen():
-    """One answer: 8 of 128; very many: all of them."""
+    """For one answer 8 of 128, for very many answers all of them."""
     one, many = (released("qwen3-30b-a3b", group_size=1, prompts_per_step=n, kv_blocks=10**7) for n in (1, 4096))
     expert = 3 * 2048 * 768
     assert plan.weights_read(many) - plan.weights_read(one) == pytest.approx(48 * 120 * expert, rel=1e-3)
@@ -232,7 +233,7 @@ def test_old_logprobs_are_a_pass_over_all_but_the_first_minibatch():
 
 
 def test_state_is_that_of_docs_many_ranks():
-    """12 W / n bytes at rest, 20 W / n while AdamW steps, 2 W gathered in a rollout; offloaded, nothing but those."""
+    """12 W / n bytes at rest, 20 W / n while AdamW steps, 2 W gathered in a rollout. Offloaded: only the gathered."""
     job = released("r1-distill-qwen-14b", gpus=8, nodes=2)
     W, at = job.numbers.total, plan.moments(job)
     assert (plan.peaks(job)["at rest"], plan.peaks(job)["optimizer"]) == pytest.approx((12 * W / 8, 20 * W / 8))
@@ -247,8 +248,8 @@ def test_state_is_that_of_docs_many_ranks():
 # What to change
 
 def test_advice_fits():
-    """Whatever is planned: what is advised has been planned and fits, turns as few knobs as it can, and only if needed.
-    Where there is none, the strongest of all knobs together do not help either."""
+    """Advice fits, changes as few settings as possible, and is given only if the job does not fit. If there is none,
+    all settings at their strongest do not help either."""
     rng, seen = random.Random(0), set()
     for _ in range(30):
         job = released(rng.choice(sorted(MODELS)), max_prompt_tokens=rng.choice((2000, 20000, 60000, 120000)),
@@ -296,7 +297,7 @@ def test_the_tool_prints_what_is_planned(capsys):
 
 
 def test_settings_of_a_paper_want_a_model(tmp_path, capsys):
-    """And one that fits into megabytes is told in them."""
+    """A model that takes megabytes is reported in megabytes."""
     assert tool.main(["--preset", "paper"]) == 78 and "--model DIR" in capsys.readouterr().err
     (tmp_path / "config.json").write_text(json.dumps(tiny_qwen("qwen2").config.source))
     assert tool.main(["--preset", "paper", "--model", str(tmp_path), "--max-new-tokens", "48", "--kv-blocks", "8192",
@@ -337,7 +338,7 @@ def test_the_tool_ends_in_a_sentence(tmp_path, capsys):
 
 
 def test_train_rl_says_its_plan_before_the_first_step():
-    """Its settings become a job as they are; the lines hold the job's figures."""
+    """A run's settings become a job unchanged, and the lines show the job's figures."""
     cfg = train_rl.Config(max_new_tokens=500, group_size=4, top_p=0.9, measure_kl=True, old_logprobs="recompute",
                           checkpointing=True, max_tokens=1000, kv_blocks=300, updates_per_step=2)
     job = plan.of_run(cfg, model("qwen2.5-7b"), prompts=16, prompt=2000, bytes=4, ranks=4, replicas=2)

@@ -1,5 +1,5 @@
-"""The presets: settings that the scripts take, the papers' figures, and the papers' models in their real size, on the
-meta device: no weights, no memory."""
+"""The presets: the scripts accept them, they hold the papers' figures, and the papers' models have their real size. The
+models are on the meta device, without weights and memory."""
 
 import json
 from dataclasses import fields, replace
@@ -36,7 +36,7 @@ def read(script: str, *words: str):
 
 @pytest.mark.parametrize("script, preset", EVERY)
 def test_a_preset_is_what_its_flags_would_be(script, preset):
-    """Every key is a setting, every value of its type, and not what the setting is anyway but for the papers' sake."""
+    """Every key is a setting, and every value has its type."""
     found = read(script, "--preset", preset)
     spelled = read(script, *flags.flags(found))
     for field in fields(found):
@@ -46,7 +46,7 @@ def test_a_preset_is_what_its_flags_would_be(script, preset):
 
 @pytest.mark.parametrize("script, preset", [case for case in EVERY if case[1] != "nano-base"])
 def test_the_script_agrees_with_a_preset_and_says_how_to_fetch_its_model(script, preset, tmp_path, monkeypatch, capsys):
-    """All checks of settings come before the first look at the model, which is not there."""
+    """All checks of settings come before the first look at the model, which is missing."""
     monkeypatch.chdir(tmp_path)
     module = SCRIPTS[script]
     words = ["--preset", preset, "--device", "cpu", "--toy-examples", "8"]
@@ -109,8 +109,8 @@ def test_the_figures_of_golongrl(preset):
     ("qwen2.5-1.5b", 1, 80, (18, 3, 19)), ("qwen2.5-7b", 8, 80, (37, 15, 11)),
     ("qwen3-4b", 8, 141, (94, 8, 6)), ("qwen3-30b-a3b", 8, 141, (50, 61, 0))])
 def test_a_rollout_fits_on_the_machine_that_a_preset_is_for(name, gpus, limit, gigabytes):
-    """The cache holds the longest prompt with an answer, and lies beside the whole weights in bfloat16 and, unless they
-    are offloaded, this GPU's share of float32 weights and the optimizer's two moments."""
+    """The cache holds the longest prompt with an answer. It fits beside the whole weights in bfloat16 and, without
+    offloading, the GPU's share of float32 weights and the optimizer's two moments."""
     c, rl, asked = RELEASED[name], read("train_rl", "--preset", name), read("eval", "--preset", name)
     head_dim = c.get("head_dim", c["hidden_size"] // c["num_attention_heads"])
     per_token = 2 * 2 * c["num_hidden_layers"] * c["num_key_value_heads"] * head_dim
@@ -131,7 +131,7 @@ def test_every_model_has_its_presets():
 # Models in their real size
 
 def released(name: str, yarn: bool = False, spelling: int = 4) -> dict:
-    """config.json of a released model, as transformers 4 writes it or as 5 does."""
+    """config.json of a released model, as transformers 4 or 5 writes it."""
     from transformers import AutoConfig
     source = {**RELEASED[name], "rope_scaling": dict(YARN) if yarn else None}
     return source if spelling == 4 else json.loads(AutoConfig.for_model(**source).to_json_string())
@@ -156,7 +156,7 @@ def test_a_model_has_the_names_and_shapes_that_transformers_gives_it(name):
 
 
 def test_what_the_shapes_of_a_model_do_not_tell():
-    """Base of rope, epsilon of norms, window, tied head, query heads; experts of a token, shares that add up to 1."""
+    """Base of rope, epsilon of norms, window, tied head, query heads, experts per token, shares that add up to 1."""
     found = {name: ModelConfig.from_json(released(name), name) for name in MODELS}
     assert {name: (c.rope_theta, c.rms_norm_eps, c.window, c.tie_word_embeddings, c.num_attention_heads)
             for name, c in found.items()} == {
@@ -204,8 +204,8 @@ def test_the_presets_lengths_fit_into_the_window(name):
 
 
 def sharded(name: str, num_layers: int, rank: int, size: int) -> dict[str, list]:
-    """{parameter: shape of this rank's rows} of a released model, `num_layers` deep, on one of `size` ranks that are
-    not there."""
+    """{parameter: shape of this rank's rows} of a released model of `num_layers` layers. Only this one of `size` ranks
+    exists."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
     model = on_meta({**released(name), "num_hidden_layers": num_layers})
     torch.distributed.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
@@ -220,7 +220,7 @@ def sharded(name: str, num_layers: int, rank: int, size: int) -> dict[str, list]
 
 @pytest.fixture(scope="module")
 def child(tmp_path_factory):
-    """A process of its own: none of its process groups comes back here."""
+    """A separate process, so that its process groups do not stay here."""
     with ranks(1, tmp_path_factory.mktemp("child") / "ranks") as found:
         yield found
 
@@ -228,7 +228,7 @@ def child(tmp_path_factory):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("num_layers", [1, pytest.param(0, marks=pytest.mark.full)])          # 0: all of them
 def test_a_model_is_sharded_by_rows_over_eight_ranks(name, num_layers, child):
-    """Every tensor: the ranks' rows are all rows, none twice, as torch.chunk cuts them; a fused one by expert."""
+    """For every tensor the ranks' rows are all rows, none twice, as torch.chunk cuts them. Fused experts stay whole."""
     num_layers = num_layers or RELEASED[name]["num_hidden_layers"]
     whole = {key: p.shape for key, p in on_meta({**released(name), "num_hidden_layers": num_layers}).named_parameters()}
     shares = [child.call(sharded, name=name, num_layers=num_layers, rank=rank, size=8)[0] for rank in range(8)]
@@ -258,6 +258,6 @@ def test_the_manual_tells_every_preset_in_lines_that_fit(script):
 
 
 def test_presets_are_data():
-    """What JSON can say, but for tuples."""
+    """JSON can hold them, except that tuples become lists."""
     for table in (RELEASED, presets.RL, presets.SFT, presets.EVAL, presets.SOURCES, YARN):
         json.dumps(table)
