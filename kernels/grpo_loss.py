@@ -7,14 +7,10 @@
 
 QwenLong-L1 (arXiv 2505.17667) Eq. 4-8. The bound is the dual clip of Ye et al. (arXiv 1912.09729), 3 in GoLongRL. It
 binds only where A_t < 0, on tokens that have become far more likely. The papers' objectives differ only in the weights:
-GRPO 1 / (S |y_i|), DAPO 1 / (sum_i |y_i|), Dr. GRPO 1 / (S L_max), counted over the whole batch before the first
-backward pass.
+GRPO 1 / (S |y_i|), DAPO 1 / (sum_i |y_i|), Dr. GRPO 1 / (S L_max), counted over the whole batch beforehand.
 
 The gradient of a token's loss is weight_t (-ratio_t A_t [not clipped] + kl_coef (1 - exp(d_t))). The kernel computes it
-in the same pass, so the backward pass only scales it. Sums are added up per program, then over programs, in a fixed
-order: no atomics, the same bits every time.
-
-Legend: N tokens.
+in the same pass, so the backward pass only scales it. All sums have a fixed order, so the bits are always the same.
 """
 
 import torch
@@ -32,7 +28,7 @@ BLOCK = 1024                            # tokens of a program
 def grpo_loss_plain(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weights: Tensor,
                     ref_logprobs: Tensor | None, entropy: Tensor | None, clip_low: float, clip_high: float,
                     dual_clip: float, kl_coef: float) -> tuple[Tensor, Tensor]:
-    """All tensors (N,) -> loss (), and the sums over tokens in the order of SUMS (6,)."""
+    """All tensors (N,), N tokens -> loss (), and the sums over tokens in the order of SUMS (6,)."""
     used = weights != 0
     ratio = torch.where(used, logprobs - old_logprobs, 0.0).clamp(-20, 20).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
@@ -47,9 +43,8 @@ def grpo_loss_plain(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, 
         kl = d.exp() - d - 1
     per_token = torch.where(used, policy + kl_coef * kl, 0.0)
     loss = (weights * per_token).sum()
-    if entropy is None:
-        entropy = torch.zeros_like(ratio)
-    counted = (used, low, high, used & dual, kl.detach(), torch.where(used, entropy.detach(), 0))
+    entropy = torch.zeros_like(ratio) if entropy is None else torch.where(used, entropy, 0.0)
+    counted = (used, low, high, used & dual, kl.detach(), entropy.detach())
     return loss, torch.stack([x.sum(dtype=logprobs.dtype) for x in counted])
 
 

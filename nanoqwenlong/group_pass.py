@@ -9,15 +9,15 @@ on the stem only through its keys and values. So the chain rule splits the gradi
 
 Memory holds one stem and one micro-batch. See docs/one_prompt_one_pass.md.
 
-FSDP needs equally many forward calls on every rank. Missing ones are dummy calls: one token, weight zero.
+FSDP needs equally many forward calls on every rank (engine/deal.py). Missing ones are dummy calls: one token, weight
+zero.
 
 Legend: N weighted targets of a micro-batch, P tokens of the stem, K key-value heads, D head width.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import compress, zip_longest
+from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from os.path import commonprefix
-from typing import NamedTuple
 
 import torch
 from kernels import linear_logprob
@@ -26,19 +26,13 @@ from torch.autograd.graph import get_gradient_edge
 
 from . import parallel
 from .attention import pack
+from .engine.deal import Calls, deal, microbatches
 from .records import Branch, Family
 
 Tensor = torch.Tensor
 DUMMY_STEM = (0,)
 DUMMY_BRANCH = Branch((0,), (0,), (1.0,))
 NO_FAMILY = Family((), ())
-
-
-class Calls(NamedTuple):
-    """How often a family calls the model: with its stem once or never, with branches once per micro-batch."""
-
-    stem: bool
-    branches: int
 
 
 def backward(model, stem: Sequence[int], branches: Sequence[Branch], loss: Callable, temperature: float = 1.0,
@@ -104,41 +98,6 @@ def logprobs_all(model, families: Mapping, temperature: float = 1.0, max_tokens:
     return result
 
 
-def deal(model, families: Mapping, max_tokens: int) -> list[tuple]:
-    """[(name, calls)]: this rank's families, balanced by cost, the most expensive first. `calls` is what the ranks need
-    for their n-th families together. All ranks get equally long lists, filled up with the name None."""
-    names = list(families)
-    costs = [cost(family, model.config.hidden_size) for family in families.values()]
-    parts = parallel.balance(costs, parallel.size())
-    dealt = []
-    for indices in zip_longest(*parts):                                        # the n-th family of each rank
-        turn = [None if index is None else names[index] for index in indices]
-        stem, num_branches = False, 0
-        for name in turn:
-            family = families.get(name, NO_FAMILY)
-            needed = calls_of(family.stem, family.branches, max_tokens)
-            stem = stem or needed.stem
-            num_branches = max(num_branches, needed.branches)
-        dealt.append((turn[parallel.rank()], Calls(stem, num_branches)))
-    return dealt
-
-
-def cost(family, hidden_size: int) -> int:
-    """The cost of a family in pairs of tokens that attend to each other. A layer multiplies about 12 C^2 numbers per
-    token and 2 C per pair (C the hidden size)."""
-    P = tokens = len(family.stem)
-    pairs = P * (P + 1) // 2
-    for branch in family.branches:
-        n = len(branch.input_ids)
-        pairs += n * P + n * (n + 1) // 2
-        tokens += n
-    return pairs + 6 * hidden_size * tokens
-
-
-def calls_of(stem: Sequence[int], branches: Sequence[Branch], max_tokens: int) -> Calls:
-    return Calls(bool(stem and branches), len(list(microbatches(branches, max_tokens))))
-
-
 def split_stem(branches: Sequence[Branch]) -> Family:
     """The longest context that all branches begin with becomes their stem. Each branch keeps its first weighted target
     and at least one input.
@@ -154,18 +113,6 @@ Branch(input_ids=(6, 9), target_ids=(9, 8), weights=(1, 1))))
     P = len(stem)
     rest = [Branch(b.input_ids[P:], b.target_ids[P:], b.weights[P:]) for b in branches]
     return Family(stem, tuple(rest))
-
-
-def microbatches(branches: Sequence[Branch], max_tokens: int) -> Iterator[range]:
-    """Indices of consecutive branches with at most `max_tokens` inputs together. A longer branch goes alone."""
-    start, tokens = 0, 0
-    for row, branch in enumerate(branches):
-        tokens += len(branch.input_ids)
-        if tokens > max_tokens and row > start:
-            yield range(start, row)
-            start, tokens = row, len(branch.input_ids)
-    if branches:
-        yield range(start, len(branches))
 
 
 def _run_stem(model, stem, branches, calls) -> KeysValues:

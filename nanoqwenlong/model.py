@@ -3,8 +3,7 @@
 Sequences are packed into one row of tokens. `attend` decides who attends to whom (attention.py). Modules have the names
 of Hugging Face's checkpoints. Some layers may be mixtures of experts (pretrained/mixture.py).
 
-Norms, rope's angles, softmax and losses are computed in at least float32, products in the model's dtype. That is what
-transformers does.
+As in transformers, products are in the model's dtype. Norms, rope's angles, softmax and losses are in float32 at least.
 
 Legend: T packed tokens, C hidden size, H query heads, K key-value heads, D head width, V vocabulary.
 """
@@ -27,12 +26,11 @@ Tensor = torch.Tensor
 
 
 class Qwen(nn.Module):
-    """A causal language model over packed sequences, made by from_pretrained or Qwen.random(config, seed). The weights
-    of `Qwen(config)` lie on the meta device and take no memory yet.
+    """A causal language model, made by from_pretrained or Qwen.random. In `Qwen(config)` weights take no memory yet.
 
-    checkpointing: keep only each layer's input, keys and values for the backward pass, and compute the rest again. The
-    numbers are the same, memory is much less, and an update takes a third longer.
-    fused_experts: save_pretrained writes the experts of a layer as one tensor, not one by one. Set by from_pretrained.
+    checkpointing: keep only each layer's input, keys and values for the backward pass, and compute the rest again. It
+    saves much memory, costs a third of an update's time, and changes no number.
+    fused_experts: save_pretrained writes the experts of a layer as one tensor. Set to how they were read.
     compute_device: set if the weights lie elsewhere because they are offloaded."""
 
     def __init__(self, config: ModelConfig):
@@ -100,7 +98,7 @@ class Qwen(nn.Module):
         return is_one_call(self.device, self.dtype, c.hidden_size, c.moe_intermediate_size)
 
     def take_loads(self) -> list[list[int]]:
-        """How many tokens chose each expert since the last call, per mixture layer (see mixture.take_loads)."""
+        """How many tokens chose each expert since the last call, for each mixture layer."""
         return mixture.take_loads(self, self.config.num_experts)
 
     @classmethod
@@ -112,9 +110,9 @@ class Qwen(nn.Module):
         prepare: Callable | None = None,
         check_finite: bool = False,
     ) -> "Qwen":
-        """The model of a Hugging Face directory. prepare(model) is called while the weights take no memory yet. If it
-        splits them over ranks (parallel.shard), each rank reads its own rows. Raises ModelError for a directory that
-        does not fit, with check_finite also for NaN and infinity, and FileNotFoundError."""
+        """The model of a Hugging Face directory. prepare(model) is called while weights take no memory. If it splits
+        them over ranks (parallel.shard), each rank reads its own rows. Raises FileNotFoundError, and ModelError for a
+        directory that does not fit, with check_finite also for NaN and infinity."""
         model = cls(weights.read_config(directory))
         weights.read_into(model, directory, dtype, device, prepare, check_finite)
         return model
@@ -137,7 +135,7 @@ class Qwen(nn.Module):
 
 
 class Body(nn.Module):
-    """Everything below the head. A module only because checkpoints call it `model.`."""
+    """Everything below the head. Checkpoints call it `model.`."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()

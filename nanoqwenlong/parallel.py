@@ -8,7 +8,7 @@ script and makes the same calls in the same order. Ranks exchange only this:
     whole                        the weights of a sharded model in one piece, for sampling without communication
 
 Ranks with a sharded model must call it equally often, because each call gathers the weights layer by layer from all
-ranks. group_pass.deal ensures that.
+ranks. engine/deal.py ensures that.
 """
 
 import json

@@ -30,6 +30,7 @@ import train_rl
 import train_sft
 from nanoqwenlong import errors, generate, group_pass, optim, parallel, rewards, toy
 from nanoqwenlong.analysis import evaluate, step_metrics
+from nanoqwenlong.engine.deal import Calls, calls_of
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import checkpoint, files
 from nanoqwenlong.pretrained import weights
@@ -569,7 +570,7 @@ def test_every_family_is_dealt_once_and_all_ranks_make_the_same_calls(found, siz
     assert sorted(name for share in shares for name, _ in share if name is not None) == sorted(families)
     assert len({tuple(calls for _, calls in share) for share in shares}) == 1
     for place, (_, calls) in enumerate(shares[0]):
-        own = [group_pass.calls_of(*families[share[place][0]], max_tokens) for share in shares if share[place][0]]
+        own = [calls_of(*families[share[place][0]], max_tokens) for share in shares if share[place][0]]
         assert calls == (any(c.stem for c in own), max(c.branches for c in own))       # what is needed, and no more
 
 
@@ -596,9 +597,9 @@ def test_the_dearest_share_is_at_most_a_third_above_the_best_possible(costs, par
 def test_calls_that_only_keep_company_change_no_bit(kind, stem):
     model = tiny_qwen(kind, tie_word_embeddings=kind == "qwen2")
     branches = [branch([9, 2, 6, 5], 2), branch([3, 5], 1), branch([8, 9, 7, 9, 3], 4)]
-    own, found, num_calls, forward = group_pass.calls_of(stem, branches, 4), [], [], model.forward
+    own, found, num_calls, forward = calls_of(stem, branches, 4), [], [], model.forward
     model.forward = lambda *args: (num_calls.append(1), forward(*args))[1]
-    for calls in (None, own, group_pass.Calls(True, own.branches + 3)):
+    for calls in (None, own, Calls(True, own.branches + 3)):
         model.zero_grad()
         num_calls.clear()
         group_pass.backward(model, stem, branches, lambda rows, logprobs, entropy: (logprobs * entropy).sum(), 0.7, 4,
@@ -609,8 +610,8 @@ def test_calls_that_only_keep_company_change_no_bit(kind, stem):
     for other in found[1:]:
         assert all(a.equal(b) for a, b in zip(found[0], other, strict=True))
     model.zero_grad()                                                          # nothing of its own at all
-    group_pass.backward(model, (), (), None, calls=group_pass.Calls(True, 2))
-    assert group_pass.logprobs(model, (), (), calls=group_pass.Calls(True, 2)) == []
+    group_pass.backward(model, (), (), None, calls=Calls(True, 2))
+    assert group_pass.logprobs(model, (), (), calls=Calls(True, 2)) == []
     assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
