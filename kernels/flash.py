@@ -5,10 +5,9 @@ weighted mean of its values, and lse_i, the log of the sum of its exponentiated 
 
     lse = log(exp(lse_1) + exp(lse_2))        out = exp(lse_1 - lse) out_1 + exp(lse_2 - lse) out_2
 
-which is softmax over all keys, exactly. So a long stem that many sequences share can be one dense product (`part`), and
-what follows it another. In the backward pass a part's weights are exp(score - lse) with the merged lse. The term that
-all scores of a row share is the dot product of the merged out with its gradient. `part_backward` takes both as
-arguments, so it returns the part's exact share of the whole gradient.
+which is softmax over all keys, exactly. In the backward pass a part's weights are exp(score - lse) with the merged lse.
+All scores of a row share a term, the dot product of the merged out with its gradient. `part_backward` is given both, so
+it returns the part's exact share of the whole gradient.
 
 Legend: B sequences of equal length, Tq queries and Tk keys of each, H query heads, K key-value heads (H a multiple of
 K), D head width. Query head h reads key-value head h // (H / K).
@@ -35,8 +34,8 @@ def flash_backend(device: torch.device, dtype: torch.dtype) -> str:
 
 @cache
 def _installed(device: torch.device, dtype: torch.dtype) -> str:
-    """flash_backend without PLAIN. On a GPU it prints its choice, once: flash-attention 3 on a Hopper GPU if it is
-    installed, else flash-attention 2, which is part of torch (its package holds the same kernels)."""
+    """flash_backend without PLAIN. On a GPU it prints its choice once: flash-attention 3 if it is installed and the GPU
+    is a Hopper, else flash-attention 2, which is part of torch."""
     if device.type != "cuda":
         return "cpu" if device.type == "cpu" else ""
     capability = torch.cuda.get_device_capability(device)

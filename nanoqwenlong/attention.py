@@ -13,12 +13,13 @@ Legend: T packed tokens, S sequences, P tokens of the stem, H query heads, K key
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from kernels.flash import KeysValues, attention, flash_backend, merge, part, part_backward
 from torch.autograd.function import once_differentiable
+
+from .engine.padding import buckets
 
 Tensor = torch.Tensor
 
@@ -48,7 +49,7 @@ class Packed:
 
 def pack(sequences: Sequence[Sequence[int]], device: torch.device, stem_kv: KeysValues | None = None
          ) -> tuple[Tensor, Tensor, Packed]:
-    """Arguments of the model for these token ids: ids (T,), positions (T,) and who attends to whom. In every sequence
+    """The model's arguments for these token ids: ids (T,), positions (T,) and who attends to whom. In every sequence
     the positions continue those of the stem."""
     first = len(stem_kv[0][0]) if stem_kv else 0
     tokens: list[int] = []
@@ -56,8 +57,9 @@ def pack(sequences: Sequence[Sequence[int]], device: torch.device, stem_kv: Keys
     for sequence in sequences:
         tokens += sequence
         positions.append(torch.arange(first, first + len(sequence), device=device))
-    cu_seqlens = [0, *accumulate(map(len, sequences))]
-    return torch.tensor(tokens, device=device), torch.cat(positions), Packed(cu_seqlens, stem_kv, device)
+    ids = torch.tensor(tokens, device=device)
+    attend = Packed([0, *accumulate(map(len, sequences))], stem_kv, device)
+    return ids, torch.cat(positions), attend
 
 
 class StemAttention(torch.autograd.Function):
@@ -86,8 +88,8 @@ class StemAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         q, k, v, stem_k, stem_v, merged, merged_lse = ctx.saved_tensors
-        dq_stem, d_stem_k, d_stem_v = part_backward(
-            grad[None], q[None], stem_k[None], stem_v[None], merged[None], merged_lse[None])
+        stem_batch = [x[None] for x in (grad, q, stem_k, stem_v, merged, merged_lse)]
+        dq_stem, d_stem_k, d_stem_v = part_backward(*stem_batch)
         dqs, dks, dvs = [], [], []
         for bucket in ctx.buckets:
             padded = [bucket.pad(x) for x in (grad, q, k, v, merged, merged_lse)]
@@ -95,7 +97,10 @@ class StemAttention(torch.autograd.Function):
             dqs.append(bucket.unpad(dq))
             dks.append(bucket.unpad(dk))
             dvs.append(bucket.unpad(dv))
-        return dq_stem[0] + torch.cat(dqs), torch.cat(dks), torch.cat(dvs), d_stem_k[0], d_stem_v[0], None
+        dq = dq_stem[0] + torch.cat(dqs)
+        dk = torch.cat(dks)
+        dv = torch.cat(dvs)
+        return dq, dk, dv, d_stem_k[0], d_stem_v[0], None
 
 
 def stem_attention_plain(q: Tensor, k: Tensor, v: Tensor, stem_k: Tensor, stem_v: Tensor, lengths: Sequence[int]
@@ -107,55 +112,3 @@ def stem_attention_plain(q: Tensor, k: Tensor, v: Tensor, stem_k: Tensor, stem_v
         values = torch.cat([stem_v, values])
         outs.append(attention(queries[None], keys[None], values[None], causal=True)[0])
     return torch.cat(outs)
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Neighbours in a packed row, tokens `start` to `end`, as a batch of S sequences padded to n tokens.
-
-    Pads come after their sequence, so a causal order hides them. What is computed for a pad is dropped."""
-
-    start: int
-    end: int
-    S: int
-    n: int
-    rows: Tensor | None                 # where the tokens lie in the padded row (S n); None: there are no pads
-
-    def pad(self, x: Tensor) -> Tensor:
-        """(T, heads, D) -> (S, n, heads, D)"""
-        x = x[self.start:self.end]
-        if self.rows is not None:
-            x = x.new_zeros(self.S * self.n, *x.shape[1:]).index_copy(0, self.rows, x)
-        return x.unflatten(0, (self.S, self.n))
-
-    def unpad(self, x: Tensor) -> Tensor:
-        """(S, n, heads, D) -> (end - start, heads, D)"""
-        x = x.flatten(0, 1)
-        return x if self.rows is None else x.index_select(0, self.rows)
-
-
-def buckets(lengths: Sequence[int], device: torch.device | str = "cpu", waste: float = 1.25) -> list[Bucket]:
-    """Neighbours share a bucket as long as their pads are less than a quarter of their tokens.
-
-    >>> [(b.S, b.n) for b in buckets([17, 17, 15, 90, 100])]
-    [(3, 17), (2, 100)]
-    """
-    groups: list[list[int]] = []
-    longest = tokens = 0
-    for length in lengths:
-        longest, tokens = max(longest, length), tokens + length
-        if not groups or longest * (len(groups[-1]) + 1) > waste * tokens:
-            groups.append([])
-            longest = tokens = length
-        groups[-1].append(length)
-
-    result, start = [], 0
-    for group in groups:
-        longest, end = max(group), start + sum(group)
-        rows = None
-        if end - start < longest * len(group):
-            pieces = [torch.arange(length) + i * longest for i, length in enumerate(group)]
-            rows = torch.cat(pieces).to(device)
-        result.append(Bucket(start, end, len(group), longest, rows))
-        start = end
-    return result
