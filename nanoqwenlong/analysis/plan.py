@@ -7,9 +7,9 @@
 docs/planning.md has the formulas in words, and compares them with measured tensors. Only tensors are counted. The CUDA
 context, libraries and gaps in the allocator come on top.
 
-Legend: L layers, C hidden size, I intermediate size of an MLP, Q and KV the widths of queries and keys, V vocabulary,
-E experts of which a token meets k, P tokens of a stem, T tokens of a micro-batch of branches, b bytes of a number that
-is computed with.
+Legend: L layers, C hidden size, I intermediate size of an MLP or expert, H query and K key heads of width D, Q = H D,
+KV = K D, V vocabulary, E experts of which a token meets k, P tokens of a stem, G answers of R tokens, T tokens of a
+micro-batch, b bytes of a number in the dtype of the computation, w bytes of a weight.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -67,10 +67,10 @@ class Job(Settings):
 
 
 class Numbers:
-    """What the formulas use, derived from a job: see the legend above."""
+    """What the formulas use, computed from a job. The legend above explains the letters."""
 
     def __init__(self, job: Settings, c: ModelConfig):
-        # the model: parameters of each layer, those that a token is multiplied by, and parameters outside of the layers
+        # the model. layers: parameters of each layer. products: those that a token is multiplied by. root: the others
         self.C, self.L, self.V, self.D = c.hidden_size, c.num_hidden_layers, c.vocab_size, c.head_dim
         self.H, self.K = c.num_attention_heads, c.num_key_value_heads
         self.Q, self.KV, self.qk_norm = self.H * self.D, self.K * self.D, c.qk_norm
@@ -85,7 +85,7 @@ class Numbers:
         self.products = [attention + (router + self.k * self.expert if mixture else mlp) for mixture in self.mixtures]
         self.root = self.V * self.C * (1 if c.tie_word_embeddings else 2) + self.C
         self.total = sum(self.layers) + self.root
-        # the machine. w: bytes of a weight, a gradient, and each of the optimizer's two numbers
+        # the machine. w is also the size of a gradient, and of each of the optimizer's two numbers
         self.b = BYTES[job.dtype]
         self.w = max(4, self.b)
         self.on_gpu, self.ranks = job.device == "cuda", job.gpus * job.nodes
@@ -147,9 +147,9 @@ def moments(job: Job) -> dict[str, dict[str, float]]:
     rollout = rest | {"gathered weights": n.total * n.b * n.sharded,
                       "KV pool": 2 * n.L * n.KV * (job.kv_blocks + 1) * BLOCK_SIZE * n.b}
     update = rest | {"gradients": share * n.w}
-    found = {"at rest": rest, "prefill": rollout | prefill(job), "decode": rollout | decode(job)}
-    found |= {name: update | items for name, items in backward(job).items()}
-    return found | {"optimizer": update | {"layer at work": share * n.w}}      # the roots of variances
+    return {"at rest": rest, "prefill": rollout | prefill(job), "decode": rollout | decode(job),
+            **{name: update | items for name, items in backward(job).items()},
+            "optimizer": update | {"layer at work": share * n.w}}              # the roots of variances
 
 
 def prefill(job: Job) -> dict[str, float]:
@@ -268,7 +268,7 @@ def fits(job: Job, room: float) -> bool:
 
 
 def options(job: Job) -> dict[str, list]:
-    """{setting: other values}, from the mildest change to the strongest. Prompts are shortened to a quarter at most."""
+    """{setting: other values}, from the mildest change to the strongest. Prompts keep at least a quarter."""
     P, needed = job.max_prompt_tokens, job.numbers.needed_blocks
     blocks = [round(job.kv_blocks * 0.9 ** n) for n in range(1, 60)]
     return {"max_prompt_tokens": [*range((P - 1) // 1000 * 1000, P // 4, -1000 * max(1, P // 10**6))],
@@ -318,7 +318,7 @@ def of_run(cfg, model: ModelConfig, prompts: int, prompt: int, bytes: int, ranks
 
 
 def words(job: Job) -> str:
-    """A job in four lines."""
+    """The plan in four lines."""
     n, prompts = job.numbers, job.prompts_per_step
     size = {phase: gigabytes(value) for phase, value in peaks(job).items()}
     parameters = f"{n.total / 1e9:.2f} billion" if n.total > 1e8 else f"{n.total / 1e6:.2f} million"
