@@ -9,61 +9,51 @@ DONE, BAD_DATA, MISSING_INPUT, UNAVAILABLE, INTERNAL, IO_ERROR, STOPPED, BAD_CON
 
 class UserError(Exception):
     """The base of all errors below. Scripts print its message without a traceback."""
-
     exit_code = INTERNAL
 
 
 class ConfigError(UserError, ValueError):
     """A setting that is unknown, out of range, or in conflict with another one. The message names the flag."""
-
     exit_code = BAD_CONFIG
 
 
 class CurriculumError(UserError, ValueError):
     """Phases or a sampler that cannot work. The message names the setting to change."""
-
     exit_code = BAD_CONFIG
 
 
 class SamplingError(UserError, ValueError):
     """Sampling settings that cannot work. The message names them."""
-
     exit_code = BAD_CONFIG
 
 
 class NaNLogits(SamplingError):
     """The model's logits are NaN."""
-
     exit_code = INTERNAL
 
 
 class OutOfBlocks(UserError, RuntimeError):
     """The KV cache has too few blocks for even one answer."""
-
     exit_code = BAD_CONFIG
 
 
 class DeviceError(UserError, ValueError):
     """The device does not exist or cannot compute."""
-
     exit_code = BAD_CONFIG
 
 
 class DataError(UserError, ValueError):
     """Invalid data. The message names the file, the line and the field."""
-
     exit_code = BAD_DATA
 
 
 class ModelError(UserError, ValueError):
     """An invalid model directory. The message names the file or tensor and what is wrong with it."""
-
     exit_code = BAD_DATA
 
 
 class JudgeUnavailable(UserError, RuntimeError):
     """The judge left too many answers without a verdict. The message says what it did instead."""
-
     exit_code = UNAVAILABLE
 
 
@@ -81,19 +71,16 @@ class LostRanks(UserError, RuntimeError):
 
 class Stopped(UserError):
     """A signal stopped the run and everything is saved. The same command resumes it."""
-
     exit_code = STOPPED
 
 
 class CheckpointError(UserError, OSError):
     """A checkpoint that cannot be read. The message names the file."""
-
     exit_code = IO_ERROR
 
 
 class Elsewhere(UserError, OSError):
     """An I/O error on another rank, which reports it itself."""
-
     exit_code = IO_ERROR
 
 
