@@ -19,6 +19,7 @@ from .errors import choose
 from .records import Rollout
 
 Tensor = torch.Tensor
+Tasks = Sequence[str]                   # the task of each prompt
 MIN_STD = 0.01                          # of a group's rewards, in training
 EPS = 1e-6
 
@@ -35,24 +36,28 @@ class GroupStats(NamedTuple):
     agrees: Tensor                      # (..., 1) bool
 
     @classmethod
-    def of(cls, rewards: Sequence[float] | Tensor, min_std: float = 0.0) -> "GroupStats":
+    def of(cls, rewards: Tensor, min_std: float = 0.0) -> "GroupStats":
         rewards = torch.as_tensor(rewards, dtype=torch.float64)
         scored = ~rewards.isnan()
         known = rewards.nan_to_num(0.0)
-        count = scored.sum(-1, keepdim=True)
-        mean = known.sum(-1, keepdim=True) / count.clamp_min(1)
+        count = total(scored)
+        mean = total(known) / count.clamp_min(1)
         centred = torch.where(scored, known - mean, 0.0)
-        variance = centred.square().sum(-1, keepdim=True) / (count - 1).clamp_min(1)
-        std = variance.sqrt()
+        squares = total(centred.square())
+        std = (squares / (count - 1).clamp_min(1)).sqrt()
         # Test equality exactly: (r - mean) / (std + eps) of equal rewards need not be 0 in floating point.
-        lowest = torch.where(scored, known, torch.inf).amin(-1, keepdim=True)
-        highest = torch.where(scored, known, -torch.inf).amax(-1, keepdim=True)
-        agrees = (highest <= lowest) | (std < min_std)
-        return cls(rewards, scored, centred, count, mean, std, agrees)
+        lowest = torch.where(scored, known, torch.inf)
+        highest = torch.where(scored, known, -torch.inf)
+        equal = highest.amax(-1, keepdim=True) <= lowest.amin(-1, keepdim=True)
+        return cls(rewards, scored, centred, count, mean, std, equal | (std < min_std))
 
 
-def group_advantages(rewards: Sequence[float] | Tensor, scale: bool = True, min_std: float = 0.0,
-                     tasks: Sequence[str] = ()) -> Tensor:
+def total(x: Tensor) -> Tensor:
+    """(..., G) -> (..., 1)"""
+    return x.sum(-1, keepdim=True)
+
+
+def group_advantages(rewards: Tensor, scale: bool = True, min_std: float = 0.0, tasks: Tasks = ()) -> Tensor:
     """GRPO: A_i = (r_i - mean) / (std + eps) within the group, (..., G) -> (..., G) float64.
 
     QwenLong-L1 Eq. 5, with the G - 1 of the released code in the standard deviation. `scale=False` leaves the division
@@ -62,12 +67,14 @@ def group_advantages(rewards: Sequence[float] | Tensor, scale: bool = True, min_
     tensor([ 0.6667, -0.3333, -0.3333,  0.0000], dtype=torch.float64)
     """
     group = GroupStats.of(rewards, min_std)
-    advantages = group.centred / (group.std + EPS) if scale else group.centred
+    advantages = group.centred
+    if scale:
+        advantages = advantages / (group.std + EPS)
     return torch.where(group.agrees, 0.0, advantages)
 
 
-def tmn_advantages(rewards: Tensor, tasks: Sequence[str], reweight: bool = True, alpha: float = 0.8,
-                   min_std: float = 0.0) -> Tensor:
+def tmn_advantages(rewards: Tensor, tasks: Tasks, reweight: bool = True, alpha: float = 0.8, min_std: float = 0.0
+                   ) -> Tensor:
     """TMN-Reweight of GoLongRL (arXiv 2605.19577), for tasks whose rewards are graded on different scales.
 
     Task-mean normalisation: A = (r - mean of the group) / (s + eps). s^2 is the mean of the group variances over the
@@ -84,22 +91,22 @@ def tmn_advantages(rewards: Tensor, tasks: Sequence[str], reweight: bool = True,
     """
     group = GroupStats.of(rewards, min_std)
     # 1. Average over the groups of the same task that disagree
-    counts = (same_task(tasks) & ~group.agrees[:, 0]).double()                 # (P, P)
-    share = counts / counts.sum(-1, keepdim=True).clamp_min(1)
+    counted = same_task(tasks) & ~group.agrees[:, 0]                           # (P, P)
+    share = counted.double() / total(counted).clamp_min(1)
     task_std = (share @ group.std.square()).sqrt()                             # (P, 1)
     task_mean = share @ group.mean                                             # (P, 1)
     advantages = group.centred / (task_std + EPS)
     if reweight:
         # 2. Weigh success by how rare it is
         bar = alpha * group.mean + (1 - alpha) * task_mean
-        above = group.scored & (group.rewards.nan_to_num(0.0) > bar + 1e-9)    # a reward on the bar is not above it
-        p = above.double().sum(-1, keepdim=True) / group.count.clamp_min(1)
+        above = group.rewards > bar + 1e-9                     # a reward on the bar is not above it, nor is NaN
+        p = total(above).double() / group.count.clamp_min(1)
         weight = (0.5 - p).exp()
-        advantages = advantages * torch.where(group.centred > 0, weight, 1 / weight)
+        advantages *= torch.where(group.centred > 0, weight, 1 / weight)
     return torch.where(group.agrees, 0.0, advantages)
 
 
-def task_std_advantages(rewards: Tensor, tasks: Sequence[str], min_std: float = 0.0) -> Tensor:
+def task_std_advantages(rewards: Tensor, tasks: Tasks, min_std: float = 0.0) -> Tensor:
     """A = (r - mean of the group) / (std of all scored rewards of the task in this batch + eps).
 
     QwenLong-L1.5 (arXiv 2512.12967), Eq. 7. Its released code also takes the mean over the task. The paper takes the
@@ -115,10 +122,11 @@ def task_std_advantages(rewards: Tensor, tasks: Sequence[str], min_std: float = 
         of_task = group.rewards[same].flatten()
         task_stds.append(GroupStats.of(of_task).std)
     task_std = torch.stack(task_stds)                                          # (P, 1)
-    return torch.where(group.agrees, 0.0, group.centred / (task_std + EPS))
+    advantages = group.centred / (task_std + EPS)
+    return torch.where(group.agrees, 0.0, advantages)
 
 
-def same_task(tasks: Sequence[str]) -> Tensor:
+def same_task(tasks: Tasks) -> Tensor:
     """(P, P) bool: whether two prompts have the same task."""
     numbers = torch.tensor([tasks.index(task) for task in tasks])
     return numbers[:, None] == numbers[None, :]
@@ -137,7 +145,10 @@ ADVANTAGES: dict[str, Callable] = {
 def with_advantages(rollouts: Sequence[Rollout], name: str) -> list[Rollout]:
     """The rollouts of a whole step, each with its advantages. Raises ConfigError for an unknown name."""
     estimator = choose(ADVANTAGES, name, "--advantages")
-    rewards = torch.tensor([rollout.shaped_rewards for rollout in rollouts], dtype=torch.float64)      # (P, G)
+    rewards = [rollout.shaped_rewards for rollout in rollouts]                 # (P, G)
     tasks = [rollout.example.task for rollout in rollouts]
-    advantages = estimator(rewards, tasks=tasks, min_std=MIN_STD).tolist()
-    return [replace(rollout, advantages=tuple(row)) for rollout, row in zip(rollouts, advantages)]
+    advantages = estimator(rewards, tasks=tasks, min_std=MIN_STD)              # (P, G)
+    result = []
+    for rollout, row in zip(rollouts, advantages.tolist()):
+        result.append(replace(rollout, advantages=tuple(row)))
+    return result

@@ -58,19 +58,18 @@ def token_weights(rollouts: Mapping[int, Rollout], loss: str, max_new_tokens: in
     An unscorable answer weighs 0 and is not counted. Everything is counted over the whole step, so micro-batches and
     ranks make no difference. Raises ConfigError for an unknown loss."""
     divisors_of = choose(LOSSES, loss, "--loss")
+    # 1. Count the answers that could be scored, and their tokens
     lengths, scored = {}, {}
-    num_tokens = torch.zeros((), dtype=torch.float64)
-    num_answers = torch.zeros((), dtype=torch.float64)
     for row, rollout in rollouts.items():
-        completions = rollout.group.completions
-        lengths[row] = torch.tensor([len(answer.ids) for answer in completions], dtype=torch.float64)
-        scored[row] = ~torch.tensor(rollout.rewards).isnan()
-        num_tokens += lengths[row][scored[row]].sum()
-        num_answers += scored[row].sum()
+        lengths[row] = torch.tensor(rollout.group.lengths).double()            # (G,)
+        scored[row] = ~torch.tensor(rollout.rewards).isnan()                   # (G,)
+    num_answers = sum(mask.sum() for mask in scored.values())
+    num_tokens = sum(lengths[row][scored[row]].sum() for row in rollouts)
+    # 2. Weigh each of them
     weights = {}
     for row in rollouts:
         divisors = divisors_of(lengths[row], num_tokens, num_answers, max_new_tokens)
-        weights[row] = scored[row] / divisors.clamp_min(1)
+        weights[row] = scored[row] / divisors.clamp_min(1).double()
     return weights
 
 
@@ -92,32 +91,40 @@ def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs: S
 
     def loss(rows: Sequence[int], logprobs: Tensor, entropy: Tensor) -> Tensor:
         """rows: the answers of this micro-batch. logprobs, entropy: (N,) of their tokens, one answer after another."""
+        def tensor(values) -> Tensor:
+            return torch.as_tensor(values, dtype=logprobs.dtype, device=logprobs.device)
+
         def per_token(answers: Sequence) -> Tensor:
             """One sequence of token values per answer of the group -> (N,) for this micro-batch."""
-            values = [torch.as_tensor(answers[row], dtype=logprobs.dtype, device=logprobs.device) for row in rows]
-            return torch.cat(values)
+            return torch.cat([tensor(answers[row]) for row in rows])
 
-        def spread(values: Sequence[float] | Tensor) -> Tensor:
+        def spread(values: Sequence) -> Tensor:
             """One value per answer of the group -> (N,), the value of each token's answer."""
-            values = torch.as_tensor(values, dtype=torch.float64)[list(rows)]
-            return values.to(logprobs).repeat_interleave(lengths)
+            chosen = tensor([float(values[row]) for row in rows])
+            return chosen.repeat_interleave(lengths)
 
-        lengths = torch.tensor([len(completions[row].ids) for row in rows], device=logprobs.device)
+        # 1. Collect what each token needs
+        lengths = torch.tensor([len(completions[row].ids) for row in rows])
+        lengths = lengths.to(logprobs.device)
         sampled = per_token([answer.logprobs for answer in completions])
         old = per_token(old_logprobs) if old_logprobs else logprobs.detach()
         ref = per_token(ref_logprobs) if ref_logprobs else None
         weight = spread(weights)
-        value, counts = grpo_loss(logprobs, old, spread(rollout.advantages), weight, ref_logprobs=ref, entropy=entropy,
-                                  **objective)
-        if entropy_coef:
-            value = value - entropy_coef * (weight * entropy).sum()
+        advantages = spread(rollout.advantages)
 
-        # One transfer from the device for all numbers
+        # 2. The loss of these tokens
+        value, counts = grpo_loss(logprobs, old, advantages, weight, ref_logprobs=ref, entropy=entropy, **objective)
+        if entropy_coef:
+            bonus = (weight * entropy).sum()
+            value = value - entropy_coef * bonus
+
+        # 3. Report. One transfer from the device for all numbers
         gap = (old - sampled).abs().max()
-        gap, *numbers = torch.stack([gap, value.detach(), *counts.values()]).tolist()
+        report = torch.stack([gap, value.detach(), *counts.values()])
+        gap, *numbers = report.tolist()
         for suffix in ("", *slices):
-            names = [name + suffix for name in ("loss", *counts)]
-            sums.update(dict(zip(names, numbers)))
+            for name, number in zip(("loss", *counts), numbers):
+                sums[name + suffix] += number
         sums["gap"] = max(sums["gap"], gap)
         return value
     return loss

@@ -110,14 +110,19 @@ class Group:
         return tuple(Branch(last_id + c.ids[:-1], c.ids, (1.0,) * len(c.ids)) for c in self.completions)
 
     @property
+    def lengths(self) -> list[int]:
+        """(G,) The tokens of each completion."""
+        return [len(completion.ids) for completion in self.completions]
+
+    @property
     def num_tokens(self) -> int:
         """Completion tokens: what the loss is normalised by."""
-        return sum(len(completion.ids) for completion in self.completions)
+        return sum(self.lengths)
 
     @property
     def longest(self) -> int:
         """Tokens of the prompt and its longest completion."""
-        return len(self.prompt_ids) + max(len(completion.ids) for completion in self.completions)
+        return len(self.prompt_ids) + max(self.lengths)
 
 
 @dataclass(frozen=True)
