@@ -146,8 +146,8 @@ def merge(out_1: Tensor, lse_1: Tensor, out_2: Tensor, lse_2: Tensor) -> Tensor:
     return (out_1 * share + out_2 * (1 - share)).to(out_1.dtype)
 
 
-# Layouts. The CPU's kernels want as many query heads as key-value heads. Without a causal order the H / K query heads
-# that read the same keys become rows of one head. A causal order counts rows as tokens, so keys are repeated instead.
+# The CPU's kernels want equal numbers of heads. Without a causal order, the H / K query heads that read the same keys
+# become rows of one head. A causal order takes rows for tokens, so keys are repeated instead.
 
 def _keys_by_head(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """k and v (B, Tk, K, D) -> (B, K, Tk, D), or (B, H, Tk, D) for a causal order."""

@@ -1,4 +1,4 @@
-"""What a config.json says about a model: its sizes, its rope, its experts. Other models are refused.
+"""What a config.json says about a model: its sizes, its rope, its experts. Models we cannot compute are refused.
 
 The JSON is checked first, and then normalised by transformers (old and new spellings of rope, dtype, ...).
 
@@ -130,13 +130,10 @@ class ModelConfig:
             require(supported, f"{where}: {sentence}")
         attention_bias = bool(getattr(hf, "attention_bias", False))
         return ModelConfig(
-            vocab_size=hf.vocab_size, hidden_size=hf.hidden_size, intermediate_size=hf.intermediate_size,
-            num_hidden_layers=hf.num_hidden_layers, num_attention_heads=H, num_key_value_heads=K,
-            head_dim=head_dim, rms_norm_eps=hf.rms_norm_eps,
-            rope_theta=float(theta), tie_word_embeddings=bool(hf.tie_word_embeddings),
-            yarn=Yarn.from_json(rope, where) if rope.get("rope_type") == "yarn" else None,
-            max_position_embeddings=hf.max_position_embeddings,
-            initializer_range=hf.initializer_range, qkv_bias=kind == "qwen2" or attention_bias,
+            **{name: getattr(hf, name) for name in SIZES},
+            head_dim=head_dim, rms_norm_eps=eps, rope_theta=float(theta), initializer_range=hf.initializer_range,
+            yarn=Yarn.from_json(rope, where) if rope_type == "yarn" else None,
+            tie_word_embeddings=bool(hf.tie_word_embeddings), qkv_bias=kind == "qwen2" or attention_bias,
             o_bias=kind != "qwen2" and attention_bias, qk_norm=kind != "qwen2",
             num_experts=num_experts, num_experts_per_tok=k,
             moe_intermediate_size=hf.moe_intermediate_size if mixture else 0,

@@ -1,10 +1,8 @@
-"""Hugging Face model directories: config.json and safetensors, read, checked and written.
+"""Hugging Face model directories: config.json and safetensors, read, checked and written. Nothing is read as a pickle,
+and no code of a model directory is run.
 
-Nothing is ever read through pickle, and no code of a model directory is ever run.
-
-Files hold the experts of a mixture in one of two layouts. Releases have them one by one (`experts.7.gate_proj.weight`,
-...). transformers 5 and this project fuse them: `experts.gate_up_proj` (E, 2 I, C), `experts.down_proj` (E, C, I). Both
-layouts are read and written.
+Releases hold the experts of a mixture one by one (`experts.7.gate_proj.weight`, ...). transformers 5 and this project
+fuse them: `experts.gate_up_proj` (E, 2 I, C), `experts.down_proj` (E, C, I). Both layouts are read and written.
 """
 
 import json
@@ -29,10 +27,9 @@ INDEX = "model.safetensors.index.json"
 def read_config(directory: str | Path) -> ModelConfig:
     """The directory's config.json. Raises ModelError, or FileNotFoundError if there is no such file."""
     path = Path(directory) / "config.json"
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"model directory {directory} is not there")
     if not path.is_file():
-        raise FileNotFoundError(f"{directory} is not a model directory: it has no config.json")
+        raise FileNotFoundError(f"{directory} is not a model directory: it has no config.json" if path.parent.is_dir()
+                                else f"model directory {directory} is not there")
     return ModelConfig.from_json(read_json(path), str(path))
 
 
@@ -65,10 +62,9 @@ def read_into(model: nn.Module, directory: str | Path, dtype: torch.dtype, devic
             parallel.local(parameters[name]).copy_(tensor)
 
 
-def allocate(model: nn.Module, dtype: torch.dtype, device: str | torch.device, prepare: Callable | None = None
-             ) -> nn.Module:
-    """The same model with memory for its weights, in `dtype` and unfilled. The memory is taken where it is used, so
-    there is never a second copy. `prepare(model)` comes first: parallel.shard, say."""
+def allocate(model, dtype: torch.dtype, device: str | torch.device, prepare: Callable | None = None) -> nn.Module:
+    """The same model with memory for its weights, in `dtype` and unfilled, taken where it is used: there is never a
+    second copy. `prepare(model)` comes first: parallel.shard, say."""
     model.to(dtype)
     if prepare:
         prepare(model)
@@ -200,10 +196,8 @@ def shards(directory: Path) -> dict[Path, set[str] | None]:
 def experts_apart(name: str) -> tuple[str, ...]:
     """The names of one expert's parts of a fused tensor, top to bottom, with {} for its number. () for other names.
 
-    >>> experts_apart("model.layers.3.mlp.experts.gate_up_proj")
-    ('model.layers.3.mlp.experts.{}.gate_proj.weight', 'model.layers.3.mlp.experts.{}.up_proj.weight')
-    >>> experts_apart("model.layers.3.mlp.gate.weight")
-    ()
+    >>> experts_apart("layers.3.mlp.experts.gate_up_proj"), experts_apart("layers.3.mlp.gate.weight")
+    (('layers.3.mlp.experts.{}.gate_proj.weight', 'layers.3.mlp.experts.{}.up_proj.weight'), ())
     """
     match = re.fullmatch(r"(.+\.experts)\.(gate_up|down)_proj", name)
     return tuple(f"{match[1]}.{{}}.{part}_proj.weight" for part in match[2].split("_")) if match else ()
@@ -234,9 +228,8 @@ def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: Model
         weight_map |= dict.fromkeys(whole, file_name)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            if number == 1:                                                    # an earlier save may have another form
-                (directory / "model.safetensors").unlink(missing_ok=True)
-                (directory / INDEX).unlink(missing_ok=True)
+            for name in ("model.safetensors", INDEX) if number == 1 else ():   # an earlier save may have another form
+                (directory / name).unlink(missing_ok=True)
             write_file(directory / file_name, {name: tensor.contiguous() for name, tensor in whole.items()})
         except OSError as error:
             problem = error
