@@ -16,9 +16,10 @@ import time
 from dataclasses import dataclass, fields, replace
 
 from tools.models import MODELS
+from tools.terminal import run_tool
 
 from nanoqwenlong.analysis import plan
-from nanoqwenlong.errors import ConfigError, UserError, exit_code
+from nanoqwenlong.errors import ConfigError, ModelError
 from nanoqwenlong.ops import presets
 from nanoqwenlong.ops.flags import parse
 from nanoqwenlong.ops.settings import fixed
@@ -142,12 +143,20 @@ def measured(device: str, dtype: str) -> plan.Rates:
                       2 * x.nbytes / best(lambda: y.copy_(x)))
 
 
-def show(job: plan.Job, cfg: Config, rates: plan.Rates) -> bool:
-    """Prints the plan of one step. Returns whether it fits."""
+def report(cfg: Config) -> int:
+    """Print the plan of a step, or the table. Returns the exit code."""
+    if cfg.table and (cfg.preset or cfg.model):
+        raise ConfigError("--table is of all presets; leave out --preset and --model")
+    job = None if cfg.table else job_of(cfg)
+    rates = measured(cfg.device, cfg.dtype) if cfg.measure else plan.Rates(
+        cfg.product_tflops * 1e12, cfg.attention_tflops * 1e12, cfg.bandwidth * 1e12)
+    if job is None:
+        print(overview(cfg, rates))
+        return 0
     print(plan.words(job))
     try:
         job.model.require_window(job.numbers.P + job.numbers.R)
-    except UserError as error:
+    except ModelError as error:
         print(f"note: {error}")
     print(f"\n{memory_table(job)}")
     if job.offload:
@@ -166,24 +175,11 @@ def show(job: plan.Job, cfg: Config, rates: plan.Rates) -> bool:
     print(f"\n{time_table(job, rates)}\nat {rates.products / 1e12:.4g} TFLOP/s of products, "
           f"{rates.attention / 1e12:.4g} of attention and {rates.bytes / 1e12:.3g} TB/s, "
           f"{'measured here' if cfg.measure else 'which are assumptions'}; a lower bound (docs/planning.md)")
-    return fits
+    return 0 if fits else 1
 
 
 def main(argv: list[str]) -> int:
-    try:
-        cfg = parse(Config, argv, PRESETS)
-        if cfg.table and (cfg.preset or cfg.model):
-            raise ConfigError("--table is of all presets; leave out --preset and --model")
-        job = None if cfg.table else job_of(cfg)
-        rates = measured(cfg.device, cfg.dtype) if cfg.measure else plan.Rates(
-            cfg.product_tflops * 1e12, cfg.attention_tflops * 1e12, cfg.bandwidth * 1e12)
-    except (UserError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return exit_code(error)
-    if job is None:
-        print(overview(cfg, rates))
-        return 0
-    return 0 if show(job, cfg, rates) else 1
+    return run_tool(lambda: report(parse(Config, argv, PRESETS)))
 
 
 if __name__ == "__main__":
