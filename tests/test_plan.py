@@ -347,7 +347,7 @@ def test_train_rl_says_its_plan_before_the_first_step():
         updates_per_step=2, max_tokens=1000, kv_blocks=300, checkpointing=True, offload=False, old_logprobs="recompute",
         measure_kl=True, top_p=0.9, gpus=2, nodes=2, device="cpu", dtype="float32")
     said = plan.words(job)
-    for words in ("7.62 billion", "4 processes", "16 prompts", "64 answers", "32,000 and 32,000 tokens",
+    for words in ("7.62 billion", "processes: 4", "16 prompts", "64 answers", "32,000 and 32,000 tokens",
                   "prompts per update: 8", "micro-batches per prompt: 2", "answers per micro-batch: 2, 1,000 tokens",
                   "300 blocks, 4,800 tokens, 552.3 MB",
                   f"{plan.peaks(job)['update'] / 1e9:.1f} GB in an update"):

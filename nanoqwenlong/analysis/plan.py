@@ -111,12 +111,13 @@ def kept(job: Job, mixture: bool, stem: bool) -> float:
     kept from before as well. MLP: gate, silu(gate), up, and their product. Mixture: for each of k experts the input and
     5 rows of I, and the router's probabilities, shares and indices."""
     n, norm = job.numbers, 1 if job.numbers.on_gpu else 2
-    rows = 2 * (1 + norm) * n.C + n.qk_norm * norm * (n.Q + n.KV) + (3 * n.Q if stem else 2 * n.Q + 2 * n.KV)
+    norms = 2 * (1 + norm) * n.C + n.qk_norm * norm * (n.Q + n.KV)
+    attention = 3 * n.Q if stem else 2 * n.Q + 2 * n.KV
     if mixture:
         mlp = n.k * (n.C + 5 * n.I) * n.b + (n.E + 3 * n.k) * n.w + 3 * 8 * n.k
     else:
         mlp = 4 * job.model.intermediate_size * n.b
-    return rows * n.b + (n.H + 2) * n.w + mlp
+    return (norms + attention) * n.b + (n.H + 2) * n.w + mlp
 
 
 def at_work(job: Job, tokens: int, stem: int) -> float:
@@ -138,8 +139,8 @@ def at_work(job: Job, tokens: int, stem: int) -> float:
 
 
 def moments(job: Job) -> dict[str, dict[str, float]]:
-    """{moment: {item: bytes}} on one GPU: at rest; a rollout during prefill and decoding; an update while the backward
-    pass is in the head, the branches and the stem; the optimizer's step."""
+    """{moment: {item: bytes}} on one GPU. An update has three moments: its backward pass is in the head, in the
+    branches, and in the stem."""
     n = job.numbers
     share = n.total / job.gpus * (not job.offload)
     rest = {"weights": share * n.w, "optimizer": 2 * share * n.w,
@@ -231,9 +232,11 @@ def work(job: Job) -> dict[str, Work]:
     N, head = n.G * n.R, 2 * n.V * n.C * n.G * n.R
     body = 2 * sum(n.products[:-1]) * n.P                      # a stem's last layer makes keys and values only
     stem, branches = body + 4 * n.C * n.KV * n.P, 2 * sum(n.products) * N
-    stem_pairs, pairs = 4 * n.Q * (n.L - 1) * n.P**2 / 2, 4 * n.Q * n.L * (n.P * N + N * n.R / 2)
+    stem_pairs = 4 * n.Q * (n.L - 1) * n.P**2 / 2
+    pairs = 4 * n.Q * n.L * (n.P * N + N * n.R / 2)
     steps = n.R * -(-n.groups * n.G // n.decoding)
-    read = (steps * weights_read(job) + n.groups * (n.P * n.R + N * n.R / 2) * 2 * n.KV * n.L) * n.b
+    keys_read = n.groups * (n.P * n.R + N * n.R / 2) * 2 * n.KV * n.L
+    read = (steps * weights_read(job) + keys_read) * n.b
     groups = job.updates_per_step * -(-job.prompts_per_step // (job.updates_per_step * n.ranks))
     later = groups - groups // job.updates_per_step            # groups after the first update
     phases = {"prefill": Work(n.groups * stem, n.groups * stem_pairs),
@@ -323,7 +326,7 @@ def words(job: Job) -> str:
     size = {phase: gigabytes(value) for phase, value in peaks(job).items()}
     parameters = f"{n.total / 1e9:.2f} billion" if n.total > 1e8 else f"{n.total / 1e6:.2f} million"
     pool = gigabytes(moments(job)["decode"]["KV pool"])
-    return (f"plan: {parameters} parameters, {n.ranks} processes; a step has {prompts:,} prompts of at most "
+    return (f"plan: {parameters} parameters; processes: {n.ranks}; a step has {prompts:,} prompts of at most "
             f"{n.P + 1:,} tokens and {prompts * n.G:,} answers of at most {n.R:,}: {prompts * (n.P + 1):,} and "
             f"{prompts * n.G * n.R:,} tokens\n"
             f"plan: prompts per update: {-(-prompts // job.updates_per_step)}; micro-batches per prompt: "
