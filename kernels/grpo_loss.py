@@ -61,6 +61,11 @@ def _clamp(x):
 
 
 @triton.jit
+def _total(place, x):
+    tl.store(place, tl.sum(x.to(place.dtype.element_ty), 0))
+
+
+@triton.jit
 def _loss(logprobs, old_logprobs, advantages, weights, ref_logprobs, entropy, gradient, partial, N,
           clip_low: tl.constexpr, clip_high: tl.constexpr, dual_clip: tl.constexpr, kl_coef: tl.constexpr,
           HAS_REF: tl.constexpr, HAS_ENTROPY: tl.constexpr, NUM_SUMS: tl.constexpr, BLOCK: tl.constexpr):
@@ -87,14 +92,14 @@ def _loss(logprobs, old_logprobs, advantages, weights, ref_logprobs, entropy, gr
         slope += tl.where(d_clamped == d, kl_coef * (1 - tl.exp(d_clamped)), 0.0)
     tl.store(gradient + token, tl.where(used, weight * slope, 0.0), mask=token < N)
     partial += program * NUM_SUMS
-    tl.store(partial, tl.sum(tl.where(used, weight * (policy + kl_coef * kl), 0.0), 0))
-    tl.store(partial + 1, tl.sum(used.to(ratio.dtype), 0))
-    tl.store(partial + 2, tl.sum(low.to(ratio.dtype), 0))
-    tl.store(partial + 3, tl.sum(high.to(ratio.dtype), 0))
-    tl.store(partial + 4, tl.sum(dual.to(ratio.dtype), 0))
-    tl.store(partial + 5, tl.sum(kl, 0))
+    _total(partial, tl.where(used, weight * (policy + kl_coef * kl), 0.0))
+    _total(partial + 1, used)
+    _total(partial + 2, low)
+    _total(partial + 3, high)
+    _total(partial + 4, dual)
+    _total(partial + 5, kl)
     if HAS_ENTROPY:
-        tl.store(partial + 6, tl.sum(tl.where(used, _read(entropy, token, N), 0.0), 0))
+        _total(partial + 6, tl.where(used, _read(entropy, token, N), 0.0))
 
 
 # The autograd wrapper
