@@ -33,13 +33,13 @@ from nanoqwenlong import build, data, group_pass, grpo, optim, parallel
 from nanoqwenlong.advantages import ADVANTAGES, with_advantages
 from nanoqwenlong.analysis import plan, step_metrics
 from nanoqwenlong.analysis.doctor import MAX_UNSCORABLE, Doctor, stop_reason
+from nanoqwenlong.curriculum import phase_of_each_step
 from nanoqwenlong.errors import ConfigError, choose
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.ops import exits, presets
 from nanoqwenlong.ops.flags import rising
 from nanoqwenlong.ops.run import Run
 from nanoqwenlong.ops.settings import Settings, fixed, free
-from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Rollout
 from nanoqwenlong.rewards import agreed, score_all
 
@@ -132,17 +132,19 @@ def train(cfg: Config, run: Run) -> None:
     generator = Generator(model, cfg.kv_blocks, prefill_tokens=cfg.max_tokens)
     longest_prompt = max(len(example.prompt_ids) for example in usable)
     generator.require(longest_prompt, cfg.max_new_tokens)
-    optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
+    parameters = list(model.parameters())
+    optimizer = optim.adamw(model, cfg.learning_rate, cfg.weight_decay)
     sampling = dict(temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens,
                     eos_ids=tokenizer.eos_ids)
     scoring = dict(temperature=cfg.temperature, max_tokens=cfg.max_tokens)
     group_loss = partial(grpo.group_loss, clip_low=cfg.clip_low, clip_high=cfg.clip_high, kl_coef=cfg.kl_coef,
                          dual_clip=cfg.dual_clip or math.inf, entropy_coef=cfg.entropy_coef)
-    run.begin(model, tokenizer, optimizer, sampler=sampler, **({"judge": judge} if judge else {}))
+    states = {"sampler": sampler, "judge": judge} if judge else {"sampler": sampler}
+    run.begin(model, tokenizer, optimizer, **states)
     say(plan.words(plan.of_run(cfg, model.config, sampler.largest_draw(cfg.prompts_per_step), longest_prompt,
                                run.dtype.itemsize, parallel.size(), run.num_hosts)))
 
-    timeline = [phase for phase in phases for _ in range(phase.num_steps)][:cfg.steps or None]
+    timeline = phase_of_each_step(phases)[:cfg.steps or None]
     phase_ends = set(accumulate(phase.num_steps for phase in phases))
     buckets = cfg.lengths or [phase.high for phase in phases]
     doctor = Doctor()
@@ -165,9 +167,9 @@ def train(cfg: Config, run: Run) -> None:
             rollouts = with_advantages(rollouts + reward(cfg, batch, groups, tokenizer, judge), cfg.advantages)
 
             # 3. Select: a group that agrees teaches nothing. If too many agree, other prompts are sampled as well
-            informative = [row for row, rollout in enumerate(rollouts) if rollout.is_informative]
             num_groups = num_groups or len(batch)
-            num_wanted = grpo.num_refills(num_groups, len(informative), len(rollouts))
+            num_informative = sum(rollout.is_informative for rollout in rollouts)
+            num_wanted = grpo.num_refills(num_groups, num_informative, len(rollouts))
             if num_wanted == 0 or step_metrics.unjudged_share(rollouts) > MAX_UNSCORABLE:
                 break
 
@@ -175,8 +177,7 @@ def train(cfg: Config, run: Run) -> None:
         run.part("update", longest=max(rollout.group.longest for rollout in rollouts))
         slices = step_metrics.slices_of(rollouts, buckets)
         learning_rate = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, len(timeline))
-        shares = [informative[start::cfg.updates_per_step] for start in range(cfg.updates_per_step)]
-        minibatches = [{row: rollouts[row] for row in share} for share in shares if share]
+        minibatches = grpo.minibatches(rollouts, cfg.updates_per_step)
         old = old_logprobs(cfg, model, minibatches[1:], scoring)
         kl = step_metrics.kl_values(reference, rollouts, slices, **scoring)
         updates = []                                                    # token sums and gradient norm of each
@@ -211,15 +212,16 @@ def train(cfg: Config, run: Run) -> None:
         consult(doctor, run, values, judge)
 
 
-def reward(cfg: Config, batch, groups, tokenizer: Tokenizer, judge) -> list[Rollout]:
+def reward(cfg: Config, batch, groups, tokenizer, judge) -> list[Rollout]:
     """One Rollout per example and its group: texts, scores, and penalties for length. No advantages yet."""
     texts = [[tokenizer.decode(answer.ids) for answer in group.completions] for group in groups]
     scores = agreed(score_all(texts, batch, judge))
     rollouts = []
     for row, group in enumerate(groups):
-        penalties = [grpo.overlong_penalty(len(answer.ids), cfg.max_new_tokens, cfg.overlong_buffer)
-                     for answer in group.completions]
-        rollouts.append(Rollout(batch[row], group, tuple(texts[row]), tuple(scores[row]), tuple(penalties)))
+        penalties = []
+        for length in group.lengths:
+            penalties.append(grpo.overlong_penalty(length, cfg.max_new_tokens, cfg.overlong_buffer))
+        rollouts.append(Rollout(batch[row], group, texts[row], scores[row], penalties))
     return rollouts
 
 

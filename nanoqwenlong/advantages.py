@@ -150,5 +150,5 @@ def with_advantages(rollouts: Sequence[Rollout], name: str) -> list[Rollout]:
     advantages = estimator(rewards, tasks=tasks, min_std=MIN_STD)              # (P, G)
     result = []
     for rollout, row in zip(rollouts, advantages.tolist()):
-        result.append(replace(rollout, advantages=tuple(row)))
+        result.append(replace(rollout, advantages=row))
     return result

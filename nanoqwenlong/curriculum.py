@@ -36,7 +36,8 @@ def phases(lengths: Sequence[int], steps: Sequence[int]) -> list[Phase]:
 
     Raises CurriculumError unless lengths rise from 1 and each has a step count of at least 1."""
     rising = list(lengths) == sorted(set(lengths))
-    if not lengths or len(lengths) != len(steps) or not rising or lengths[0] < 1 or min(steps) < 1:
+    positive = min((*lengths, *steps), default=0) >= 1
+    if len(lengths) != len(steps) or not rising or not positive:
         raise CurriculumError(f"phases need rising lengths and a step count for each, got lengths {tuple(lengths)} and "
                               f"steps {tuple(steps)}")
     result, low = [], 0
@@ -44,6 +45,13 @@ def phases(lengths: Sequence[int], steps: Sequence[int]) -> list[Phase]:
         result.append(Phase(len(result) + 1, low, high, num_steps))
         low = high
     return result
+
+
+def phase_of_each_step(phases: Sequence[Phase]) -> list[Phase]:
+    steps = []
+    for phase in phases:
+        steps += [phase] * phase.num_steps
+    return steps
 
 
 def bucket(length: int, lengths: Sequence[int]) -> str:
@@ -97,7 +105,7 @@ class RetrospectiveSampler:
         self.seed = seed
         self.members: dict[int, list[str]] = {}                # phase number -> its own examples, in data order
         for phase in phases:
-            self.members[phase.number] = [key for key, length in lengths.items() if phase.has(length)]
+            self.members[phase.number] = [key for key in lengths if phase.has(lengths[key])]
             if not self.members[phase.number]:
                 raise CurriculumError(f"phase {phase.number} trains on lengths from {phase.low + 1} to {phase.high} "
                                       "tokens, but no example is that long: change the phase lengths or the data")
@@ -163,15 +171,15 @@ class RetrospectiveSampler:
 
     def state_dict(self) -> dict:
         """JSON-ready. A sampler that loads it draws what this one would have drawn."""
-        return {
-            "mean_rewards": dict(self.mean_rewards),
-            "num_drawn": {str(number): count for number, count in self.num_drawn.items()},
-            "num_draws": {str(number): count for number, count in self.num_draws.items()},
-        }
+        state = {"mean_rewards": dict(self.mean_rewards)}
+        for name in ("num_drawn", "num_draws"):
+            counts = getattr(self, name)
+            state[name] = {str(number): count for number, count in counts.items()}
+        return state
 
     def load_state_dict(self, state: Mapping) -> None:
         """Load a state_dict, or what eval.py --difficulty writes, which has only mean_rewards."""
-        self.mean_rewards = {str(key): float(value) for key, value in state["mean_rewards"].items()}
+        self.mean_rewards = dict(state["mean_rewards"])
         for name in ("num_drawn", "num_draws"):
             counts = getattr(self, name)
             for number, count in state.get(name, {}).items():

@@ -39,6 +39,15 @@ def num_refills(num_groups: int, num_informative: int, num_sampled: int) -> int:
     return min(num_groups, rounded_up)
 
 
+def minibatches(rollouts: Sequence[Rollout], num: int) -> list[dict[int, Rollout]]:
+    """The informative rollouts, dealt out to `num` optimizer steps: {row: rollout} for each. Empty ones are left out."""
+    dealt = [{} for _ in range(num)]
+    rows = [row for row, rollout in enumerate(rollouts) if rollout.is_informative]
+    for place, row in enumerate(rows):
+        dealt[place % num][row] = rollouts[row]
+    return list(filter(None, dealt))
+
+
 # What --loss takes. A token of answer i weighs 1 / divisor_i. A row gives the divisors (G,), or one for all answers,
 # from the answers' lengths (G,), the tokens and the answers of the whole step, and the longest answer allowed.
 LOSSES: dict[str, Callable] = {

@@ -4,6 +4,7 @@
     Group    --branches-->  stem and Branches     --group_pass-->  gradient
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import NamedTuple
@@ -152,10 +153,10 @@ class Rollout:
 
     example: Example
     group: Group                        # G completions
-    texts: tuple[str, ...]              # (G,) the completions as text
-    scores: tuple[Score, ...]           # (G,)
-    penalties: tuple[float, ...]        # (G,) what each answer loses of its reward for its length
-    advantages: tuple[float, ...] = ()  # (G,) filled in once all groups of the step are scored
+    texts: Sequence[str]                # (G,) the completions as text
+    scores: Sequence[Score]             # (G,)
+    penalties: Sequence[float]          # (G,) what each answer loses of its reward for its length
+    advantages: Sequence[float] = ()    # (G,) filled in once all groups of the step are scored
 
     @property
     def stem(self) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ import train_rl
 from nanoqwenlong import build, errors, parallel, rewards
 from nanoqwenlong.analysis import doctor, evaluate, patterns, step_metrics
 from nanoqwenlong.ops.log import Log
+from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Example, Rollout
 from nanoqwenlong.reward.judge import Judge
 
@@ -495,7 +496,7 @@ def test_habits_are_counted_and_quotes_are_found(in_tmp, toy_directory, monkeypa
     real = step_metrics.patterns.read_by
     monkeypatch.setattr(step_metrics.patterns, "read_by", lambda example: documents.setdefault(example.id, real(example)))
     quote = lambda example: ". ".join(example.document.split(". ")[1:3]) + "."             # noqa: E731  two records
-    monkeypatch.setattr(train_rl.Tokenizer, "decode", lambda self, ids: "?")
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: "?")
 
     def score_all(texts, examples, judge=None):
         for group, example in zip(texts, examples):
