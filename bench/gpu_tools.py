@@ -16,6 +16,7 @@ from torch import Tensor
 from nanoqwenlong.engine.cuda_step import Capacity, KernelPaged
 from nanoqwenlong.engine.kvcache import blocks_for
 from nanoqwenlong.engine.paged import KVCache
+from nanoqwenlong.engine.schedule import Answer, Stem
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.pretrained import weights
 from nanoqwenlong.pretrained.config import ModelConfig
@@ -164,15 +165,16 @@ class DecodingStep:
         self.cache.keys.normal_()
         self.cache.values.normal_()
         blocks = iter(torch.randperm(needed).tolist())
-        self.tables, self.lengths = [], []
-        for tokens in prompts:
-            stem = [next(blocks) for _ in range(tokens // BLOCK_SIZE)]
+        self.tables, self.lengths, groups = [], [], []
+        for place, tokens in enumerate(prompts):
+            stem = Stem(place, range(tokens), [next(blocks) for _ in range(tokens // BLOCK_SIZE)])
+            groups.append([])
             for own in tails[len(self.tables):len(self.tables) + answers]:
-                self.tables.append(stem + [next(blocks) for _ in range(blocks_for(own, BLOCK_SIZE))])
+                self.tables.append(stem.table + [next(blocks) for _ in range(blocks_for(own, BLOCK_SIZE))])
                 self.lengths.append(tokens + own)
-        self.attend = KernelPaged(self.cache, Capacity.for_step(len(tails), len(prompts), answers, max(prompts), tail))
-        self.attend.load([0] * len(tails), self.tables, self.lengths,
-                         [(place, tokens, answers) for place, tokens in enumerate(prompts)])
+                groups[-1].append(Answer(place, 0, range(tokens + own), table=self.tables[-1], stem=stem))
+        self.attend = KernelPaged(self.cache, Capacity.of(groups, BLOCK_SIZE))
+        self.attend.load(groups)
         self.queries = normal(self.attend.capacity.answers, H, D, dtype=dtype)
         self.touched = 2 * K * D * self.queries.element_size() * (sum(prompts) + sum(tails))   # bytes of keys, values
 

@@ -1,9 +1,8 @@
 """Rollouts: a prompt is prefilled once, its blocks are forked, and its G answers decode together.
 
-The stem is the prompt without its last token. It is prefilled once per group and its blocks are forked for the G
-answers. Then the last prompt token is fed G times, so the first decoding step is like all others. engine/schedule.py
-decides who runs. Each answer has its own random numbers, a function of (seed, key, sample index). So its tokens do not
-depend on the rest of the batch, the block size, the pool, or preemption.
+The stem is prefilled: the prompt without its last token. That token is then fed once per answer, so the first decoding
+step is like all others. engine/schedule.py decides who runs. Each answer has its own random numbers, a function of
+(seed, key, sample index). So its tokens do not depend on the rest of the batch, the block size, or preemption.
 """
 
 import math
@@ -16,24 +15,22 @@ from kernels import use_triton
 from . import parallel
 from .attention import pack
 from .engine.cuda_step import CudaDecoder
-from .engine.kvcache import BlockPool
+from .engine.kvcache import BlockPool, blocks_for
 from .engine.paged import KVCache, PastKeysValues, TorchDecoder
 from .engine.sampling import draw, exchange, uniforms
 from .engine.schedule import Answer, Schedule
 from .errors import NaNLogits, OutOfBlocks, SamplingError
-from .records import Completion, Group
+from .records import Group
 
 Span = tuple[Sequence[int], list[int], int]     # ids, block table, start: the first `start` tokens are already cached
 
 
 class Generator:
-    """Samples from a model with a paged KV cache of `num_blocks` blocks of `block_size` tokens. The cache takes memory
-    only while it samples. A forward pass prefills at most `prefill_tokens` tokens.
+    """Samples from a model with a paged KV cache, which takes memory only while it samples.
 
+    prefill_tokens: the most tokens that one forward pass prefills.
     kernels: whether to decode with kernels.paged_attention, on a GPU as a CUDA graph. None: if Triton can be used.
-
-    If there are several ranks, all must call `sample` alike. Each rank answers its share of the prompts, with the whole
-    weights (parallel.whole), and every rank gets all answers."""
+    All ranks must call `sample` alike. Each answers its share of the prompts, and every rank gets all answers."""
 
     def __init__(self, model, num_blocks: int = 4096, block_size: int = 16, prefill_tokens: int = 16384,
                  kernels: bool | None = None):
@@ -82,24 +79,18 @@ class Generator:
             self._answer(answers, temperature, top_p, max_new_tokens, frozenset(eos_ids), on_token)
 
         # 3. Collect the answers of all ranks: n per prompt, share after share.
-        completions = []
-        for a in answers:
-            finish_reason = a.finish_reason or "length"        # max_new_tokens is 0
-            completions.append(Completion(tuple(a.ids), tuple(a.logprobs), finish_reason))
-        completions = iter(exchange(completions))
+        completions = iter(exchange(answers))
         groups = [None] * len(prompts)
         for share in shares:
             for p in share:
-                group = tuple(islice(completions, n))
-                groups[p] = Group(keys[p], tuple(prompts[p]), group)
+                groups[p] = Group(keys[p], tuple(prompts[p]), tuple(islice(completions, n)))
         return groups
 
     def require(self, prompt_tokens: int, max_new_tokens: int) -> None:
-        """Raises OutOfBlocks if even the empty pool cannot hold one answer to a prompt of so many tokens, ModelError if
-        prompt and answer are longer than the model's window."""
+        """Raises OutOfBlocks if the empty pool cannot hold one such answer, ModelError if it exceeds the window."""
         length = prompt_tokens - 1 + max_new_tokens
         self.model.config.require_window(length)
-        needed = self.pool.blocks_for(length)
+        needed = blocks_for(length, self.pool.block_size)
         if needed > self.pool.num_blocks:
             raise OutOfBlocks(f"a prompt of {prompt_tokens} tokens with {max_new_tokens} new tokens needs {needed} "
                               f"blocks of {self.pool.block_size}, the pool has {self.pool.num_blocks}: give the cache "
@@ -115,10 +106,8 @@ class Generator:
             while schedule.waiting or schedule.running:
                 # 1. Admit waiting answers and prefill their stems.
                 self._prefill([(stem.ids, stem.table, 0) for stem in schedule.admit()])
-
                 # 2. Give each answer a block for its next token. This may preempt the youngest answers.
                 self.cache.copy_blocks(schedule.extend())
-
                 # 3. Prefill what preempted answers have lost.
                 again = []
                 for a in schedule.running:
@@ -126,7 +115,6 @@ class Generator:
                         ids = [*a.prompt_ids, *a.ids[:-1]]
                         again.append((ids, a.table, a.num_cached))
                 self._prefill(again)
-
                 # 4. Decode one token for each running answer.
                 ids, logprobs = self._decode(schedule.running, temperature, top_p)
                 for answer, token, logprob in zip(schedule.running, ids, logprobs):
@@ -138,7 +126,6 @@ class Generator:
                         answer.finish_reason = "length"
                     if on_token:
                         on_token(answer.prompt, answer.sample, token)
-
                 # 5. Retire the answers that have ended.
                 schedule.retire()
         finally:
@@ -148,15 +135,13 @@ class Generator:
                 torch.cuda.empty_cache()                       # otherwise later tensors would fragment this memory
 
     def _open_cache(self) -> None:
-        model, pool, c = self.model, self.pool, self.model.config
-        self.cache = KVCache(
-            c.num_hidden_layers, pool.num_blocks, pool.block_size, c.num_key_value_heads, c.head_dim,
-            model.dtype, model.device)
+        model, c = self.model, self.model.config
+        self.cache = KVCache(c.num_hidden_layers, self.pool.num_blocks, self.pool.block_size, c.num_key_value_heads,
+                             c.head_dim, model.dtype, model.device)
         use_kernels = self.kernels
         if use_kernels is None:
             use_kernels = use_triton(model.device) and model.dtype != torch.float64
-        decoder = CudaDecoder if use_kernels else TorchDecoder
-        self.decoder = decoder(model, self.cache)
+        self.decoder = CudaDecoder(model, self.cache) if use_kernels else TorchDecoder(model, self.cache)
 
     def _prefill(self, spans: Sequence[Span]) -> None:
         """Computes the keys and values of each span's tokens from `start` on, and writes them to its blocks."""
@@ -169,21 +154,19 @@ class Generator:
             for chunk, table, start in batch:
                 end = start + len(chunk)
                 slots.append(self.cache.slots([table], end)[0, start:])
-            slots = torch.cat(slots)
+            slots = torch.cat(slots)                           # (T,)
             for layer, (k, v) in enumerate(keys_values):
                 self.cache.write(layer, slots, k, v)
             del keys_values, k, v                              # or they stay in memory during the next pass
 
-    def _decode(
-        self, running: Sequence[Answer], temperature: float, top_p: float,
-    ) -> tuple[list[int], list[float]]:
+    def _decode(self, running: Sequence[Answer], temperature: float, top_p: float) -> tuple[list[int], list[float]]:
         """Feeds each of the S running answers its last token. Returns the next tokens and their log-probs."""
         logits = self.decoder.logits(running)                  # (S, vocabulary)
         u = [next(answer.uniforms) for answer in running]
         u = torch.tensor(u, dtype=torch.float64, device=logits.device)
-        drawn = draw(logits, u, temperature, top_p)            # ids (S,), log-probs (S,)
-        drawn = torch.stack([x.double() for x in drawn])
-        ids, logprobs = drawn.tolist()                         # one transfer to the CPU
+        ids, logprobs = draw(logits, u, temperature, top_p)    # (S,), (S,)
+        both = torch.stack([ids.double(), logprobs.double()])
+        ids, logprobs = both.tolist()                          # one transfer to the CPU
         if any(map(math.isnan, logprobs)):
             raise NaNLogits("the model's logits are NaN: its weights are damaged (--check-finite names the tensor), or "
                             "a training step broke them")

@@ -23,9 +23,9 @@ from nanoqwenlong.attention import Packed
 from nanoqwenlong.engine import paged
 from nanoqwenlong.engine.cuda_step import Capacity, CudaDecoder, KernelPaged
 from nanoqwenlong.engine.kvcache import BlockPool, blocks_for
-from nanoqwenlong.engine.paged import KVCache, PastKeysValues, SharedPaged, TorchDecoder
+from nanoqwenlong.engine.paged import KVCache, PastKeysValues, SharedPaged, TorchDecoder, by_prompt
 from nanoqwenlong.engine.sampling import draw, uniforms
-from nanoqwenlong.engine.schedule import Schedule
+from nanoqwenlong.engine.schedule import Answer, Schedule, Stem
 from nanoqwenlong.errors import OutOfBlocks, SamplingError
 from nanoqwenlong.generate import Generator
 
@@ -248,7 +248,7 @@ def test_a_scattered_past_is_copied_a_layer_at_a_time(blocks, copied, monkeypatc
 @pytest.mark.parametrize("block_size", [1, 4, 600])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
-def test_shared_decoding_equals_the_slow_reference_and_whole_sequences(kind, dtype, block_size):
+def test_shared_decoding_equals_the_slow_reference_and_whole_sequences(kind, dtype, block_size, monkeypatch):
     """Three steps, each form in a cache of its own, where all that was not written is NaN. Blocks of 4 follow one
     another, so that stems are read where they lie; the others are scattered."""
     model = tiny_qwen(kind, dtype, seed=2)
@@ -258,7 +258,8 @@ def test_shared_decoding_equals_the_slow_reference_and_whole_sequences(kind, dty
         random.Random(block_size).shuffle(pool.free_blocks)
     cache = KVCache(c.num_hidden_layers, num_blocks, block_size, c.num_key_value_heads, c.head_dim, dtype, model.device)
     cache.keys.fill_(torch.nan), cache.values.fill_(torch.nan)
-    stems, tables, sequences = [], [], []
+    monkeypatch.setattr(paged, "WORTH_SHARING", 0)
+    running, tables, sequences = [], [], []
 
     def place(table, position):
         pair = pool.append(table, position)
@@ -269,28 +270,29 @@ def test_shared_decoding_equals_the_slow_reference_and_whole_sequences(kind, dty
         for layer, (k, v) in enumerate(past):
             cache.write(layer, cache.slots([table], len(ids))[0, start:], k[start:], v[start:])
 
-    for stem_length, tails in GROUPS:
+    for prompt, (stem_length, tails) in enumerate(GROUPS):
         stem, stem_table = random_ids(stem_length, seed=len(tables)), pool.allocate(stem_length)
         if stem:
             write(stem_table, stem, 0)
-        whole_blocks = stem_length // block_size * block_size
-        stems.append((PastKeysValues(cache, stem_table, whole_blocks) if whole_blocks else (), len(tails)))
-        for tail_length in tails:
+        cached_stem = Stem(prompt, stem, stem_table)
+        for sample, tail_length in enumerate(tails):
             tables.append(pool.fork(stem_table))
             sequences.append(stem + random_ids(tail_length, seed=100 + len(tables)))
             for position in range(stem_length, len(sequences[-1])):
                 place(tables[-1], position)
             if len(sequences[-1]) > 1:
                 write(tables[-1], sequences[-1][:-1], stem_length)
+            running.append(Answer(prompt, sample, sequences[-1], table=tables[-1], stem=cached_stem))
     plain_cache, kernel_cache = copy.deepcopy(cache), copy.deepcopy(cache)
-    kernel_paged = KernelPaged(kernel_cache, Capacity.for_step(len(tables), len(GROUPS), 4, 550, 20))
-    shared = [(owner, len(stem[0][0]) if stem else 0, count) for owner, (stem, count) in enumerate(stems)]
+    kernel_paged = KernelPaged(kernel_cache, Capacity.of(by_prompt(running), block_size))
     for step in range(3):
         lengths = [len(sequence) for sequence in sequences]
         ids, positions = torch.tensor([sequence[-1] for sequence in sequences]), torch.tensor(lengths) - 1
-        ours, _ = model(ids, positions, SharedPaged(cache, tables, lengths, stems), head=F.linear)
+        shared = SharedPaged(cache, running)
+        assert shared.ids.equal(ids) and shared.positions.equal(positions)
+        ours, _ = model(ids, positions, shared, head=F.linear)
         theirs, _ = model(ids, positions, Paged(plain_cache, tables, lengths), head=F.linear)
-        kernel_paged.load(ids.tolist(), tables, lengths, shared)
+        kernel_paged.load(by_prompt(running))
         padded, _ = model(kernel_paged.ids, kernel_paged.positions, kernel_paged, head=F.linear)
         assert (padded[:len(ids)] - theirs).abs().max() <= BARS[dtype]
         whole = torch.stack([model.logits(torch.tensor(sequence))[-1] for sequence in sequences])
@@ -298,6 +300,13 @@ def test_shared_decoding_equals_the_slow_reference_and_whole_sequences(kind, dty
         for table, sequence in zip(tables, sequences):
             sequence += random_ids(1, seed=step + len(sequence))
             assert pool.append(table, len(sequence) - 1) is None
+
+
+def test_a_capacity_holds_its_groups_in_powers_of_two():
+    groups = [[Answer(prompt, sample, range(stem_length + 90), stem=Stem(prompt, range(stem_length), []))
+               for sample in range(size)] for prompt, (stem_length, size) in enumerate([(5000, 4), (16, 5), (0, 4)])]
+    assert Capacity.of(groups, 16) == Capacity(answers=16, groups=4, group_size=8, stem_tokens=8192, tail_tokens=256)
+    assert Capacity.of(groups[2:], 16) == Capacity(answers=8, groups=1, group_size=4, stem_tokens=256, tail_tokens=256)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -469,7 +478,7 @@ def test_a_stem_that_is_not_worth_it_is_read_with_the_tails(model, expected, mon
     """All of them, or those of the shorter prompts beside others that are shared."""
     calls, shared_paged = [], SharedPaged.__init__
     monkeypatch.setattr(SharedPaged, "__init__", lambda self, *args: (
-        calls.append({bool(stem) for stem, _ in args[-1]}), shared_paged(self, *args))[1])
+        shared_paged(self, *args), calls.append({bool(stem) for stem, _ in self.stems}))[0])
     monkeypatch.setattr(paged, "WORTH_SHARING", worth_sharing)
     Form(model, shared=True).check(Generator(model, 200, 4).sample(PROMPTS, keys=KEYS, **SETTINGS), expected)
     assert calls[0] == ({False} if worth_sharing > 20 else {False, True})

@@ -41,7 +41,7 @@ class Rollout:
         before = list(self.schedule.running)
         for stem in self.schedule.admit():
             self.stems[stem.prompt] += 1
-            assert len(stem.table) == self.pool.blocks_for(len(stem.ids))
+            assert len(stem.table) == blocks_for(len(stem.ids), self.size)
             assert all(self.pool.owners[block] > 0 for block in stem.table)
             self.slots.update({self.slot(stem.table, place): (None, token) for place, token in enumerate(stem.ids)})
         admitted = list(self.schedule.running)
@@ -79,7 +79,7 @@ class Rollout:
     def feed(self, answer) -> None:
         """What is not in the cache goes there: the newest token, and more if the answer was preempted."""
         assert len(answer.prompt_ids) - 1 <= answer.num_cached < answer.context_len
-        assert len(answer.table) == self.pool.blocks_for(answer.context_len)
+        assert len(answer.table) == blocks_for(answer.context_len, self.size)
         tokens = [*answer.prompt_ids, *answer.ids]
         for place in range(answer.num_cached, answer.context_len):
             assert self.pool.owners[answer.table[place // self.size]] == 1, "a place to write is private"

@@ -1,9 +1,5 @@
 """Decoding on a GPU: kernels.paged_attention over buffers that never move, so that a CUDA graph can replay a step.
 
-    CudaDecoder    logits of a decoding step, by one Step per Capacity
-    Step           one decoding step of the model, recorded as a CUDA graph
-    KernelPaged    the step's inputs and its attention
-
 Without a GPU it runs without graphs and with the torch reference of paged_attention, which the tests use.
 Legend: S answers, M groups (one per prompt), V vocabulary.
 """
@@ -23,11 +19,7 @@ Tensor = torch.Tensor
 
 
 class Capacity(NamedTuple):
-    """The largest batch that a KernelPaged holds. Sizes are powers of two, so a rollout needs only a few of them.
-
-    >>> Capacity.for_step(answers=13, groups=3, group_size=5, stem_tokens=5000, tail_tokens=90)
-    Capacity(answers=16, groups=4, group_size=8, stem_tokens=8192, tail_tokens=256)
-    """
+    """The largest batch that a KernelPaged holds. Sizes are powers of two, so a rollout needs only a few of them."""
 
     answers: int
     groups: int
@@ -36,10 +28,13 @@ class Capacity(NamedTuple):
     tail_tokens: int
 
     @classmethod
-    def for_step(cls, answers: int, groups: int, group_size: int, stem_tokens: int, tail_tokens: int) -> "Capacity":
-        sizes = (answers, groups, group_size, stem_tokens, tail_tokens)
-        least = (8, 1, 1, 256, 256)
-        return cls(*(max(floor, 1 << (size - 1).bit_length()) for size, floor in zip(sizes, least)))
+    def of(cls, groups: Sequence[Sequence[Answer]], block_size: int) -> "Capacity":
+        """The smallest one that holds these groups."""
+        answers = sum(groups, [])
+        stem_tokens = [len(answer.stem.ids) // block_size * block_size for answer in answers]
+        tail_tokens = [answer.context_len - stem for answer, stem in zip(answers, stem_tokens)]
+        sizes = (len(answers), len(groups), max(map(len, groups)), max(stem_tokens), max(tail_tokens))
+        return cls(*(max(least, 1 << (size - 1).bit_length()) for size, least in zip(sizes, (8, 1, 1, 256, 256))))
 
 
 class KernelPaged:
@@ -58,19 +53,15 @@ class KernelPaged:
         total = sum(math.prod(shape) for shape in shapes.values())
         self.host = torch.zeros(total, dtype=torch.int32, pin_memory=cache.device.type == "cuda")
         self.buffer = torch.zeros_like(self.host, device=cache.device)
-        self.host_arrays, device, start = {}, {}, 0            # views of the two buffers, by name
-        for name, shape in shapes.items():
-            end = start + math.prod(shape)
-            self.host_arrays[name] = self.host[start:end].view(shape).numpy()
-            device[name] = self.buffer[start:end].view(shape)
-            start = end
-        self.host_arrays["tails"][:, 0] = range(S)             # every row has its own tail: first answer, one answer
-        self.host_arrays["tails"][:, 1] = 1
+        self.arrays = {name: view.numpy() for name, view in views(self.host, shapes).items()}
+        self.arrays["tails"][:, 0] = range(S)                  # every row has its own tail: first answer, one answer
+        self.arrays["tails"][:, 1] = 1
+        device = views(self.buffer, shapes)
         self.ids, self.positions, self.slots = device["ids"], device["positions"], device["slots"]
         self.stems = self._segments(device["stems"], device["stem_blocks"], capacity.group_size, capacity.stem_tokens)
         self.tails = self._segments(device["tails"], device["tail_blocks"], 1, capacity.tail_tokens)
-        self.stem_owners = [None] * M                          # whose blocks each row of stem_blocks holds
-        self.tail_tables = {}                                  # row -> the blocks that it holds in tail_blocks
+        self.loaded_stems = [None] * M                         # whose blocks each row of stem_blocks holds
+        self.loaded_tails = [[]] * S                           # the blocks that each row of tail_blocks holds
 
     def _segments(self, rows: Tensor, tables: Tensor, answers: int, tokens: int) -> Segments:
         """Segments that paged_attention splits into parts of at least 512 tokens. If all segments are as long as they
@@ -79,42 +70,46 @@ class KernelPaged:
         split = min(tokens, max(512, 1 << (unsplit_programs * tokens // 512).bit_length() - 1))
         return Segments(rows, tables, answers, split, blocks_for(tokens, split))
 
-    def load(self, ids: Sequence[int], block_tables: Sequence[Sequence[int]], context_lens: Sequence[int],
-             stems: Sequence[tuple[object, int, int]]) -> None:
-        """Sets the batch of the next call. Per answer: its newest token, its block table, the number of its tokens.
-
-        stems: per group of neighbours (owner, tokens, answers). `owner` is any object that stands for the stem: while a
-        row has the same owner, its blocks are not copied again. `tokens` counts the stem's full blocks only."""
-        arrays, block_size, count = self.host_arrays, self.cache.block_size, len(ids)
-        positions = [length - 1 for length in context_lens]
-        arrays["ids"][:count] = ids
-        arrays["positions"][:count] = positions
-        arrays["slots"][:count] = [table[position // block_size] * block_size + position % block_size
-                                   for table, position in zip(block_tables, positions)]
-        arrays["slots"][count:] = self.cache.spare_slot        # padding
-        arrays["positions"][count:] = 0
-        arrays["stems"][len(stems):] = 0
-        arrays["tails"][count:, 2] = 0
-        first = 0
-        for group, (owner, tokens, answers) in enumerate(stems):
-            full_blocks = tokens // block_size
-            arrays["stems"][group] = first, answers, tokens
-            if self.stem_owners[group] is not owner:
-                arrays["stem_blocks"][group, :full_blocks] = block_tables[first][:full_blocks]
-                self.stem_owners[group] = owner
-            for row in range(first, first + answers):
-                arrays["tails"][row, 2] = context_lens[row] - tokens
-                tail_table = block_tables[row][full_blocks:]
-                if self.tail_tables.get(row) != tail_table:    # comparing is much faster than writing
-                    arrays["tail_blocks"][row, :len(tail_table)] = tail_table
-                    self.tail_tables[row] = tail_table
-            first += answers
+    def load(self, groups: Sequence[Sequence[Answer]]) -> None:
+        """Sets the batch of the next call: the running answers, one group per prompt. A group shares the full blocks of
+        its stem. While a row keeps its stem or the blocks of its tail, they are not written again: that is slow."""
+        arrays, block_size = self.arrays, self.cache.block_size
+        ids, positions, slots, tail_lens = [], [], [], []
+        for number, group in enumerate(groups):
+            stem = group[0].stem
+            stem_blocks = len(stem.ids) // block_size
+            stem_tokens = stem_blocks * block_size
+            arrays["stems"][number] = len(ids), len(group), stem_tokens
+            if self.loaded_stems[number] is not stem:
+                arrays["stem_blocks"][number, :stem_blocks] = group[0].table[:stem_blocks]
+                self.loaded_stems[number] = stem
+            for answer in group:
+                row, position, tail = len(ids), answer.context_len - 1, answer.table[stem_blocks:]
+                if self.loaded_tails[row] != tail:
+                    arrays["tail_blocks"][row, :len(tail)] = tail
+                    self.loaded_tails[row] = tail
+                ids.append(answer.last_id)
+                positions.append(position)
+                slots.append(answer.table[position // block_size] * block_size + position % block_size)
+                tail_lens.append(position + 1 - stem_tokens)
+        padding = self.capacity.answers - len(ids)
+        arrays["ids"][:len(ids)] = ids
+        arrays["positions"][:] = positions + padding * [0]
+        arrays["slots"][:] = slots + padding * [self.cache.spare_slot]
+        arrays["tails"][:, 2] = tail_lens + padding * [0]
+        arrays["stems"][len(groups):] = 0
         self.buffer.copy_(self.host, non_blocking=True)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.cache.write(layer, self.slots.long(), k, v)
         return paged_attention(q, self.cache.keys[layer], self.cache.values[layer], self.cache.block_size, self.stems,
                                self.tails)
+
+
+def views(buffer: Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Tensors of these shapes that lie in the buffer one after another."""
+    parts = buffer.split([math.prod(shape) for shape in shapes.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts)}
 
 
 class Step:
@@ -129,15 +124,14 @@ class Step:
     def __call__(self) -> Tensor:
         """Logits (capacity.answers, V). Rows of padding are meaningless."""
         self.calls += 1
-        can_record = use_triton(self.attend.buffer.device) and self.model.capturable
-        if self.graph is None and (self.calls == 1 or not can_record):
-            self.logits = self._forward()
-        elif self.graph is None:
+        if self.graph is None:
+            can_record = use_triton(self.attend.buffer.device) and self.model.capturable
+            if self.calls == 1 or not can_record:
+                return self._forward()
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph, pool=self.pool):                 # records without computing
                 self.logits = self._forward()
-        if self.graph is not None:
-            self.graph.replay()
+        self.graph.replay()
         return self.logits
 
     def _forward(self) -> Tensor:
@@ -155,17 +149,10 @@ class CudaDecoder:
 
     def logits(self, running: Sequence[Answer]) -> Tensor:
         """Next-token logits (S, V), after the last token of each running answer."""
-        block_size, stems, tail_lens = self.cache.block_size, [], []
-        for group in by_prompt(running):
-            stem = group[0].stem
-            tokens = len(stem.ids) // block_size * block_size
-            stems.append((stem, tokens, len(group)))
-            tail_lens += [answer.context_len - tokens for answer in group]
-        capacity = Capacity.for_step(len(running), len(stems), max(count for *_, count in stems),
-                                     max(tokens for _, tokens, _ in stems), max(tail_lens))
+        groups = by_prompt(running)
+        capacity = Capacity.of(groups, self.cache.block_size)
         if capacity not in self.steps:
             self.steps[capacity] = Step(self.model, KernelPaged(self.cache, capacity), self.graph_pool)
         step = self.steps[capacity]
-        ids, tables, context_lens = zip(*((a.last_id, a.table, a.context_len) for a in running))
-        step.attend.load(ids, tables, context_lens, stems)
+        step.attend.load(groups)
         return step()[:len(running)]

@@ -1,8 +1,8 @@
 """Which sequence owns which block of the paged KV cache. Pure Python: no tensors here.
 
 The block table of a sequence lists the blocks that hold its keys and values, in order. The token at position p lies in
-block table[p // block_size], at offset p % block_size. A fork shares every block and only raises the block's count of
-owners. Before a token is written, `append` makes its block private: a shared block is copied first (copy-on-write).
+block table[p // block_size], at offset p % block_size. A fork shares every block. Before a token is written, `append`
+makes its block private: a shared block is copied first (copy-on-write).
 """
 
 from heapq import heappop, heappush
@@ -39,13 +39,9 @@ class BlockPool:
     def num_free(self) -> int:
         return len(self.free_blocks)
 
-    def blocks_for(self, num_tokens: int) -> int:
-        """The number of blocks of this pool that hold `num_tokens` tokens."""
-        return blocks_for(num_tokens, self.block_size)
-
     def allocate(self, num_tokens: int) -> list[int]:
         """A new block table for `num_tokens` tokens. Raises OutOfBlocks if they do not fit, and then takes nothing."""
-        needed = self.blocks_for(num_tokens)
+        needed = blocks_for(num_tokens, self.block_size)
         if needed > self.num_free:
             raise OutOfBlocks(f"{num_tokens} tokens need {needed} blocks of {self.block_size}, {self.num_free} of "
                               f"{self.num_blocks} are free")
@@ -61,9 +57,8 @@ class BlockPool:
         return list(table)
 
     def append(self, table: list[int], position: int) -> tuple[int, int] | None:
-        """Makes the block of the token at `position` private to `table`, which it changes in place.
-
-        Returns (from, to) if the caller must copy a block's contents before it writes, else None."""
+        """(from, to) if the caller must copy a block before it writes the token at `position`, else None. The token's
+        block is then private to `table`, which is changed in place."""
         index = position // self.block_size
         if index == len(table):
             table += self.allocate(1)

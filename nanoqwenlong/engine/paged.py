@@ -1,9 +1,5 @@
 """The keys and values of running sequences, in blocks, and decoding steps over them with torch alone.
 
-    KVCache        stores the blocks
-    SharedPaged    attention of a decoding step: a group reads its stem once
-    TorchDecoder   logits of a decoding step. cuda_step.CudaDecoder is the same for a GPU
-
 Legend: S answers, T tokens, L layers, H query heads, K key-value heads, D head width, V vocabulary.
 """
 
@@ -13,7 +9,7 @@ from itertools import groupby
 
 import torch
 from kernels import linear_logits
-from kernels.flash import KeysValues, merge, part
+from kernels.flash import merge, part
 
 from .kvcache import blocks_for
 from .schedule import Answer
@@ -27,7 +23,7 @@ class KVCache:
     """Keys and values of all layers, in blocks of `block_size` tokens. kvcache.BlockPool decides who owns a block.
 
     A token's place is a slot: slot = block * block_size + offset. The slots of one head lie next to each other, so
-    consecutive blocks are one piece. One more block than the pool has holds `spare_slot`, where padding is written."""
+    consecutive blocks are one piece. Padding is written to `spare_slot`, in a block that the pool does not have."""
 
     def __init__(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
                  dtype: torch.dtype, device: torch.device):
@@ -39,10 +35,10 @@ class KVCache:
     def slots(self, block_tables: Sequence[Sequence[int]], length: int) -> Tensor:
         """The slots (S, length) of the first `length` tokens of each sequence."""
         num_blocks = blocks_for(length, self.block_size)
-        tables = [table[:num_blocks] for table in block_tables]
-        blocks = torch.tensor(tables, device=self.device)[:, :, None]          # (S, num_blocks, 1)
+        blocks = torch.tensor([table[:num_blocks] for table in block_tables], device=self.device)
         offsets = torch.arange(self.block_size, device=self.device)
-        return (blocks * self.block_size + offsets).flatten(1)[:, :length]
+        slots = blocks[:, :, None] * self.block_size + offsets                 # (S, num_blocks, block_size)
+        return slots.flatten(1)[:, :length]
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Stores k and v (T, K, D) in the slots (T,)."""
@@ -58,12 +54,10 @@ class KVCache:
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies whole blocks, each (from, to). This completes the copy-on-write of BlockPool.append."""
-        if not pairs:
-            return
-        source = self.slots([[block] for block, _ in pairs], self.block_size).flatten()
-        target = self.slots([[block] for _, block in pairs], self.block_size).flatten()
-        for x in (self.keys, self.values):
-            x[:, :, target] = x[:, :, source]
+        if pairs:
+            source, target = self.slots(list(zip(*pairs)), len(pairs) * self.block_size)
+            self.keys[:, :, target] = self.keys[:, :, source]
+            self.values[:, :, target] = self.values[:, :, source]
 
 
 class PastKeysValues(Sequence):
@@ -73,10 +67,10 @@ class PastKeysValues(Sequence):
     one layer. All layers at once would be as large as the cached prompt: 10 GB for 49,152 tokens of a 14B model."""
 
     def __init__(self, cache: KVCache, block_table: Sequence[int], length: int):
-        self.cache, first = cache, block_table[0] * cache.block_size
-        blocks = block_table[:blocks_for(length, cache.block_size)]
-        consecutive = list(blocks) == list(range(blocks[0], blocks[0] + len(blocks)))
-        self.slots = slice(first, first + length) if consecutive else cache.slots([blocks], length)[0]
+        self.cache, first_slot = cache, block_table[0] * cache.block_size
+        blocks = list(block_table[:blocks_for(length, cache.block_size)])
+        is_consecutive = blocks == list(range(blocks[0], blocks[0] + len(blocks)))
+        self.slots = slice(first_slot, first_slot + length) if is_consecutive else cache.slots([blocks], length)[0]
 
     def __len__(self) -> int:
         return len(self.cache.keys)
@@ -84,42 +78,51 @@ class PastKeysValues(Sequence):
     def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
         if not isinstance(self.slots, slice):
             return self.cache.read(layer, self.slots)
-        keys, values = self.cache.keys[layer, :, self.slots], self.cache.values[layer, :, self.slots]      # (K, P, D)
+        keys, values = self.cache.keys[layer, :, self.slots], self.cache.values[layer, :, self.slots]      # (K, T, D)
         return keys.transpose(0, 1), values.transpose(0, 1)
+
+
+def by_prompt(running: Sequence[Answer]) -> list[list[Answer]]:
+    """The running answers in groups, one per prompt, in order."""
+    return [list(group) for _, group in groupby(running, key=lambda answer: answer.prompt)]
 
 
 class SharedPaged:
     """The model's `attend` for one new token per answer: attend(layer, q, k, v) with q (S, H, D), k and v (S, K, D) ->
-    (S, H, D). Keys and values go to the cache. A query attends to the stem of its group, in one product with the
-    group's other answers, and to its own tail. The two parts are merged.
+    (S, H, D). Call the model with `ids` and `positions` (S,). Keys and values go to the cache.
 
-    context_lens: tokens of each sequence, the new one included. Its block must already be in the block table.
-    stems: per group of neighbours (keys and values of the stem's full blocks or empty, number of answers). What follows
-    them is each answer's tail."""
+    A query attends to the full blocks of its group's stem, in one product with the group's other answers, and to the
+    tokens after them, its tail. The two parts are merged. Each answer must already have a block for its new token."""
 
-    def __init__(self, cache: KVCache, block_tables: Sequence[Sequence[int]], context_lens: Sequence[int],
-                 stems: Sequence[tuple[KeysValues, int]]):
-        self.cache, self.stems = cache, stems
-        stem_lens = []                                         # per answer
-        for stem, count in stems:
-            stem_lens += [len(stem[0][0]) if stem else 0] * count
-        tail_lens = [length - start for length, start in zip(context_lens, stem_lens, strict=True)]
+    def __init__(self, cache: KVCache, running: Sequence[Answer]):
+        self.cache = cache
+        self.ids = torch.tensor([answer.last_id for answer in running], device=cache.device)
+        self.positions = torch.tensor([answer.context_len for answer in running], device=cache.device) - 1
+        self.stems = []                                        # per group: stem's keys and values or (), answers
+        tables, lengths = [], []                               # of the tails
+        for group in by_prompt(running):
+            stem, shared_blocks = group[0].stem, 0
+            if len(group) * len(stem.ids) >= WORTH_SHARING:
+                shared_blocks = len(stem.ids) // cache.block_size
+            shared_tokens = shared_blocks * cache.block_size
+            if shared_tokens and not stem.keys_values:         # views, or copies that live while its answers run
+                stem.keys_values = list(PastKeysValues(cache, stem.table, shared_tokens))
+            self.stems.append((stem.keys_values if shared_tokens else (), len(group)))
+            tables += [answer.table[shared_blocks:] for answer in group]
+            lengths += [answer.context_len - shared_tokens for answer in group]
         rows_by_size = defaultdict(list)                       # lengths within a factor of 2 share a call
-        for row, length in enumerate(tail_lens):
+        for row, length in enumerate(lengths):
             rows_by_size[max(length, SHORT_TAIL).bit_length()].append(row)
-        self.rows = torch.tensor([row for rows in rows_by_size.values() for row in rows], device=cache.device)
-        self.inverse = self.rows.argsort()                     # from the order of the tails to that of the answers
-        self.tails = []
-        for rows in rows_by_size.values():
-            tables = [block_tables[row][stem_lens[row] // cache.block_size:] for row in rows]
-            self.tails.append(self._tails(tables, [tail_lens[row] for row in rows]))
+        calls = rows_by_size.values()
+        self.tails = [self._tails([tables[row] for row in rows], [lengths[row] for row in rows]) for rows in calls]
         self.slot_mapping = torch.cat([newest for newest, _, _ in self.tails])             # (S,), in the order of rows
+        self.rows = torch.tensor(sum(calls, []), device=cache.device)
+        self.inverse = self.rows.argsort()                     # from the order of the tails to that of the answers
 
     def _tails(self, tables: list[Sequence[int]], lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Slots of the newest tokens (s,), slots of all tokens (s, n), and the mask of the padding (s, 1, 1, n)."""
         n, most_blocks = max(lengths), max(map(len, tables))
-        padded_tables = [[*table, *[0] * (most_blocks - len(table))] for table in tables]
-        slots = self.cache.slots(padded_tables, n)
+        slots = self.cache.slots([[*table, *[0] * (most_blocks - len(table))] for table in tables], n)
         end = torch.tensor(lengths, device=slots.device)[:, None]
         newest = slots.gather(1, end - 1)                                      # (s, 1)
         is_padding = torch.arange(n, device=slots.device) >= end               # (s, n)
@@ -149,29 +152,13 @@ class SharedPaged:
         return merge(stem_out, stem_lse, tail[self.inverse], tail_lse[self.inverse])
 
 
-def by_prompt(running: Sequence[Answer]) -> list[list[Answer]]:
-    """The running answers in groups, one per prompt, in order."""
-    return [list(group) for _, group in groupby(running, key=lambda answer: answer.prompt)]
-
-
 class TorchDecoder:
-    """Logits of decoding steps by SharedPaged."""
+    """Logits of decoding steps by SharedPaged. cuda_step.CudaDecoder is the same for a GPU."""
 
     def __init__(self, model, cache: KVCache):
         self.model, self.cache = model, cache
 
     def logits(self, running: Sequence[Answer]) -> Tensor:
         """Next-token logits (S, V), after the last token of each running answer."""
-        block_size, stems = self.cache.block_size, []
-        for group in by_prompt(running):
-            stem = group[0].stem
-            full_tokens = len(stem.ids) // block_size * block_size
-            is_shared = full_tokens > 0 and len(group) * len(stem.ids) >= WORTH_SHARING
-            if is_shared and not stem.keys_values:             # views, or copies that live while its answers run
-                stem.keys_values = list(PastKeysValues(self.cache, stem.table, full_tokens))
-            stems.append((stem.keys_values if is_shared else (), len(group)))
-        context_lens = [answer.context_len for answer in running]
-        attend = SharedPaged(self.cache, [answer.table for answer in running], context_lens, stems)
-        ids = torch.tensor([answer.last_id for answer in running], device=self.cache.device)
-        positions = torch.tensor(context_lens, device=self.cache.device) - 1
-        return self.model(ids, positions, attend, head=linear_logits)[0]
+        attend = SharedPaged(self.cache, running)
+        return self.model(attend.ids, attend.positions, attend, head=linear_logits)[0]

@@ -9,6 +9,7 @@ import torch
 
 from .. import parallel
 from ..records import Completion
+from .schedule import Answer
 
 Tensor = torch.Tensor
 
@@ -32,35 +33,32 @@ def draw(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[T
     if temperature == 0:
         ids = logprobs.argmax(-1, keepdim=True)                                # (S, 1)
     else:
-        mass, order = logprobs.double().exp(), None
+        mass = logprobs.double().exp()
         if top_p < 1:                                                          # smallest set of mass >= top_p
             mass, order = mass.sort(dim=-1, descending=True, stable=True)
-            before = mass.cumsum(-1) - mass
-            mass = torch.where(before < top_p, mass, 0.0)
+            mass = torch.where(mass.cumsum(-1) - mass < top_p, mass, 0.0)
         cdf = mass.cumsum(-1)
         ids = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)    # first place with cdf > u
         ids = ids.clamp(max=logits.shape[-1] - 1)                              # with NaN logits the search ends past V
-        if order is not None:
+        if top_p < 1:
             ids = order.gather(-1, ids)
     return ids[:, 0], logprobs.gather(-1, ids)[:, 0]
 
 
-def exchange(completions: Sequence[Completion]) -> Sequence[Completion]:
-    """The completions of all ranks, in the order of the ranks.
+def exchange(answers: Sequence[Answer]) -> list[Completion]:
+    """The completions of the answers of all ranks, in the order of the ranks.
 
     Each rank sends one row of float64 numbers, which hold all of these exactly. Per completion: the number of tokens,
     1 if it was truncated, the ids, the log-probs."""
-    if parallel.size() == 1:
-        return completions
-    row = []
-    for c in completions:
-        row += [len(c.ids), c.finish_reason == "length", *c.ids, *c.logprobs]
-    received = []
-    for row in parallel.gather_flat(torch.tensor(row, dtype=torch.float64)):
+    numbers = []
+    for a in answers:
+        numbers += [len(a.ids), a.finish_reason != "stop", *a.ids, *a.logprobs]
+    completions = []
+    for row in parallel.gather_flat(torch.tensor(numbers, dtype=torch.float64)):
         numbers = iter(row.tolist())
         for length in numbers:
             finish_reason = "length" if next(numbers) else "stop"
             ids = tuple(int(number) for number in islice(numbers, int(length)))
             logprobs = tuple(islice(numbers, int(length)))
-            received.append(Completion(ids, logprobs, finish_reason))
-    return received
+            completions.append(Completion(ids, logprobs, finish_reason))
+    return completions

@@ -1,8 +1,7 @@
 """Which answers run: admit them while the pool has free blocks, retire them when they end, preempt them if it is full.
 
-Pure Python, like the pool: no tensors. Answers are served in the order of their prompts, so every running answer is
-older than every waiting one. The blocks of a stem are allocated once and forked for each of its answers. It stays
-cached until its last waiting answer is admitted.
+Answers are served in order, so every running answer is older than every waiting one. The blocks of a stem are allocated
+once and forked for each of its answers. It stays cached until its last waiting answer is admitted.
 
 If a running answer needs a block and none is free, a cached stem that no running answer uses is evicted. Otherwise the
 youngest answer is preempted: its blocks are freed, and its keys and values are computed again later. The oldest answer
@@ -15,14 +14,14 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from ..errors import OutOfBlocks
-from .kvcache import BlockPool
+from .kvcache import BlockPool, blocks_for
 
 
 @dataclass(eq=False)
 class Stem:
     """A prompt without its last token, cached in the pool."""
 
-    prompt: int                                                # index of the prompt
+    prompt: int                                                # index of its prompt
     ids: Sequence[int]
     table: list[int]                                           # its block table
     keys_values: Sequence = ()                                 # see paged.TorchDecoder
@@ -71,13 +70,14 @@ class Schedule:
     def admit(self) -> list[Stem]:
         """Admits waiting answers while there is room. Returns the new stems, to be prefilled before anything else.
         Stem already cached: admit if each running answer can still get one block. New stem or preempted answer: admit
-        only if the expected growth of all running answers and their siblings fits too."""
-        new_stems = []
+        if the expected growth of all running answers and of its siblings fits too."""
+        new_stems, block_size = [], self.pool.block_size
         while self.waiting:
             answer = self.waiting[0]
             stem_len = len(answer.prompt_ids) - 1
-            needed = self.pool.blocks_for(answer.context_len) - stem_len // self.pool.block_size
-            needed += 0 if self.cached_stem else self.pool.blocks_for(stem_len)
+            needed = blocks_for(answer.context_len, block_size) - stem_len // block_size
+            if not self.cached_stem:
+                needed += blocks_for(stem_len, block_size)
             if self.cached_stem and not answer.ids:
                 reserve = len(self.running)
             else:
@@ -88,17 +88,15 @@ class Schedule:
             if not self.cached_stem:
                 self.cached_stem = Stem(answer.prompt, answer.prompt_ids[:-1], self.pool.allocate(stem_len))
                 new_stems.append(self.cached_stem)
-            answer.stem = self.cached_stem
+            answer.stem, answer.num_cached = self.cached_stem, stem_len
             answer.table = self.pool.fork(answer.stem.table)
-            answer.num_cached = stem_len
             self.running.append(self.waiting.popleft())
             if not self.waiting or self.waiting[0].prompt != answer.prompt:
                 self._evict_stem()
         return new_stems
 
     def extend(self) -> list[tuple[int, int]]:
-        """Gives each running answer blocks for its tokens, up to the one that is fed next. If there is no room, the
-        youngest answers are preempted. Returns the blocks to copy, as (from, to)."""
+        """Gives each running answer blocks for its tokens, the next one included. Returns the blocks to copy."""
         copies, row = [], 0
         while row < len(self.running):
             answer = self.running[row]
@@ -122,7 +120,6 @@ class Schedule:
         self.running = [answer for answer in self.running if not answer.finish_reason]
 
     def close(self) -> None:
-        """Frees every block."""
         while self.running:
             self._preempt()
         self._evict_stem()
@@ -130,17 +127,17 @@ class Schedule:
     def _expected_growth(self, answer: Answer) -> int:
         """Blocks that an answer will still take if it gets as long as the average retired one, at least one."""
         expected = self.tokens_retired // self.num_retired if self.num_retired else self.max_new_tokens
-        stem_len = len(answer.prompt_ids) - 1
-        num_blocks = len(answer.table) or stem_len // self.pool.block_size     # waiting: the full blocks of its stem
-        return max(1, self.pool.blocks_for(stem_len + expected) - num_blocks)
+        stem_len, block_size = len(answer.prompt_ids) - 1, self.pool.block_size
+        num_blocks = len(answer.table) or stem_len // block_size               # waiting: the full blocks of its stem
+        return max(1, blocks_for(stem_len + expected, block_size) - num_blocks)
 
     def _make_room(self) -> None:
         youngest, is_alone = self.running[-1], len(self.running) == 1
         if self.cached_stem and (is_alone or youngest.prompt != self.cached_stem.prompt):
             self._evict_stem()
         elif is_alone:
-            raise OutOfBlocks(f"one answer alone does not fit into {self.pool.num_blocks} blocks of "
-                              f"{self.pool.block_size} tokens")
+            size = f"{self.pool.num_blocks} blocks of {self.pool.block_size} tokens"
+            raise OutOfBlocks(f"one answer alone does not fit into {size}")
         else:
             self._preempt()
 
