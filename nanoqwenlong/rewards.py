@@ -3,8 +3,7 @@
 1. What follows the last `</think>` is cut down to an answer (reward/answers.py).
 2. The measure of the task compares the answer with each accepted one. The best counts (reward/tasks.py).
 3. If this rule gives 0 and the answer may say the same in other words, a judge is asked (reward/judge.py).
-
-The reward is the larger of rule and judge. If the judge gives no verdict it is NaN: unscorable, which is not wrong.
+   If the judge gives no verdict, the reward is NaN: unscorable, which is not wrong.
 """
 
 from collections.abc import Sequence
@@ -25,42 +24,39 @@ def score(text: str, example: Example, judge=None) -> Score:
     return score_all([[text]], [example], judge)[0][0]
 
 
-def score_all(
-    texts: Sequence[Sequence[str]],
-    examples: Sequence[Example],
-    judge=None,
-) -> list[list[Score]]:
-    """(P, G) The scores of G responses to each of P examples.
+def score_all(texts: Sequence[Sequence[str]], examples: Sequence[Example], judge=None) -> list[list[Score]]:
+    """(P, G) The scores of G responses to each of P examples. Raises DataError for an unknown task.
 
-    judge.ask(questions) -> 1.0, 0.0 or NaN for each. It is called exactly once, even without a question, because all
-    ranks have to call it alike. Raises DataError for an unknown task."""
+    judge.ask(questions) -> 1.0, 0.0 or NaN for each. Called exactly once, as on all ranks, even without a question."""
     scores = []
+    places = []
+    questions = []
     for group, example in zip(texts, examples, strict=True):
-        scores.append([by_rule(text, example) for text in group])
+        row = []
+        for text in group:
+            rule_score = by_rule(text, example)
+            question = for_judge(rule_score, example)
+            if question:
+                places.append((len(scores), len(row)))
+                questions.append(question)
+            row.append(rule_score)
+        scores.append(row)
     if judge is None:
         return scores
-    places, questions = [], []
-    for row, example in enumerate(examples):
-        for column, rule_score in enumerate(scores[row]):
-            question = for_judge(rule_score, example)
-            if question is not None:
-                places.append((row, column))
-                questions.append(question)
     verdicts = judge.ask(questions)
     for (row, column), verdict in zip(places, verdicts, strict=True):
-        # The rule gave 0, so the larger of the two is the verdict
-        rule_score = scores[row][column]
+        rule_score = scores[row][column]                       # the rule gave 0
         scores[row][column] = replace(rule_score, reward=verdict, judge=verdict)
     return scores
 
 
 def by_rule(text: str, example: Example) -> Score:
     """The score without a judge."""
-    answer = extract(text, example.task)
     measure = task_named(example.task).measure
+    answer = extract(text, example.task)
     rule = 0.0
     for gold in example.accepted:
-        rule = max(rule, measure(answer, gold))
+        rule = max(rule, float(measure(answer, gold)))
     return Score(rule, rule, None, answer)
 
 
@@ -78,20 +74,15 @@ def for_judge(score: Score, example: Example) -> Question | None:
 
 
 def worth_asking(answer: str, gold: str) -> bool:
-    """Whether the answer may say the same as the gold answer in other words.
-
-    It must hold at least two letters or digits besides articles, and must not be much longer than the gold answer. Two
-    numbers are compared by the rule alone. An answer that is not shown to the judge cannot persuade it.
-
-    >>> [worth_asking(*pair) for pair in (("United States", "USA"), ("!", "USA"), ("the", "USA"), ("5", "6"))]
-    [True, False, False, False]
-    """
+    """Whether the answer may say the same as the gold answer in other words: "United States", but not "the", for "USA"."""
     longest = min(200 + 2 * len(gold), LONGEST_ANSWER)
-    if len(answer) > longest or len(gold) > LONGEST_GOLD:
+    if len(answer) > longest:
+        return False
+    if len(gold) > LONGEST_GOLD:
         return False
     if number(answer) and number(gold):
-        return False
-    num_letters = 0
+        return False                                           # the rule has compared them
+    num_letters = 0                                            # and digits, besides those of articles
     for word in normalise(answer).split():
         if word not in ARTICLES:
             num_letters += sum(map(str.isalnum, word))
@@ -99,8 +90,9 @@ def worth_asking(answer: str, gold: str) -> bool:
 
 
 def agreed(scores: list[list[Score]]) -> list[list[Score]]:
-    """The scores of rank 0, on all ranks.
-
-    They are the same on all ranks, unless a comparison with a deadline (task "math") ends too late on one of them."""
-    first = parallel.gather([list(map(asdict, group)) for group in scores])[0]
+    """The scores of rank 0, on all ranks. They only differ if a task "math" meets its deadline on some ranks."""
+    as_dicts = []
+    for group in scores:
+        as_dicts.append(list(map(asdict, group)))
+    first = parallel.gather(as_dicts)[0]
     return [[Score(**fields) for fields in group] for group in first]

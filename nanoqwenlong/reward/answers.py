@@ -2,13 +2,10 @@
 
     response  --said-->  after the last </think>  --statement, final-->  the answer  --matches, near, choice
 
-A `statement` is one line after a marker such as "the answer is". A `final` answer may be bare and have many lines.
-Numbers are compared as numbers, exactly (numbers.py). Everything else is compared after normalisation (text.py).
 No text makes these functions fail, none is ever evaluated, and 10 MB take a second or two.
 """
 
 import re
-from fractions import Fraction
 
 from .numbers import number, same
 from .text import normalise, plain
@@ -22,11 +19,11 @@ CHOICE_AND_TEXT = re.compile(r"""
     (?: \(([A-J])\) | ([A-J]) (?=[).:] | \s-\s | ,?\s(?:because|since)\b) )              # (B), B. B) B: B - B because
     [).:\s-]* (\S.*)""", re.I | re.A | re.S | re.VERBOSE)
 ANOTHER = re.compile(r"""
-    [(\[] [A-J] [)\]]                                                          # (B)
-    | (?<!\w) [A-J] [).:] (?=\s|$)                                             # B)
+    [(\[] [A-J] [)\]]  |  (?<!\w) [A-J] [).:] (?=\s|$)                         # (B)  B)
     | (?<!\w) (?:or|and|nor|to|through|possibly|perhaps|maybe) \s+ [A-J] (?!\w)
     | (?i: ^\W{0,9} (?:or|and|nor|but)\b | ^(?:is|was) (?:n't|\s(?:not|wrong|incorrect|false))\b)
     """, re.VERBOSE)                    # in the text after a letter: it names others too, or rejects the letter
+ABOUT_ALL = re.compile(r"(?:both|all|neither|none)\b", re.I)                   # "D) both A and B" is one choice
 
 
 # 1. Extraction: what was answered
@@ -42,16 +39,15 @@ def said(text: str) -> str | None:
 
 
 def statement(said: str) -> str:
-    """The stated answer: the line after the last marker, without markdown emphasis, quotes and the final full stop.
-
-    "" without a marker. Markers: "the answer is" (also correct, final, best), [Answer], [答案], <answer>, \\boxed{}.
+    """The line after the last marker, without markdown emphasis, quotes and the final full stop. "" without a marker.
 
     >>> statement("The answer is 4? No: the answer is **(5)**.\\nThat is on page 3."), statement("four")
     ('(5)', '')
-    >>> [statement(text) for text in ("So <answer>Oslo</answer>.", r"Thus \\(\\boxed{\\frac{3}{4}}\\).", "[Answer] B)")]
-    ['Oslo', '3/4', 'B)']
+    >>> statement("So <answer>Oslo</answer>."), statement(r"\\(\\boxed{\\frac{3}{4}}\\)."), statement("[Answer] B)")
+    ('Oslo', '3/4', 'B)')
     """
-    line = (_after_marker(said) or "").lstrip(":： \t\r\n*").split("\n", 1)[0]
+    tail = _after_marker(said) or ""
+    line = tail.lstrip(":： \t\r\n*").split("\n", 1)[0]
     if len(line) > LINE:
         return ""
     line = re.sub(r"(\d\*+(?=\d))|\*+", r"\1", plain(line))                    # **bold**, but not 5*3
@@ -59,8 +55,7 @@ def statement(said: str) -> str:
 
 
 def final(said: str) -> str:
-    """What follows the last marker, everything if there is none. It may have many lines. Code fences are removed, and
-    so are quotes and emphasis around the whole.
+    """What follows the last marker, or else everything, without code fences, and without quotes and emphasis around it.
 
     >>> final("Here they are.\\n[Answer]\\n- tea\\n- salt"), final("**42**"), final('```json\\n{"data": []}\\n```')
     ('- tea\\n- salt', '42', '{"data": []}')
@@ -75,14 +70,13 @@ def final(said: str) -> str:
 
 def _after_marker(said: str) -> str | None:
     """What follows the last marker, up to its closing tag or brace. None without a marker."""
-    last = None
-    for last in MARKER.finditer(said):
-        pass
-    if last is None:
+    markers = list(MARKER.finditer(said))
+    if not markers:
         return None
+    last = markers[-1]
     tail = said[last.end():]
-    if last[0][0] != "\\":
-        return re.split(r"</answer>|\[/answer\]", tail, maxsplit=1, flags=re.IGNORECASE)[0]
+    if not last[0].startswith("\\"):
+        return re.split(r"</answer>|\[/answer\]", tail, maxsplit=1, flags=re.I)[0]
     depth = 1
     for place, char in enumerate(tail[:WHOLE]):
         depth += (char == "{") - (char == "}")
@@ -94,27 +88,27 @@ def _after_marker(said: str) -> str | None:
 # 2. Comparison: is it the same?
 
 def matches(answer: str, gold: str) -> bool:
-    """Equal as numbers if either is a number, else equal after normalisation. An empty answer matches nothing.
+    """Exact match (SQuAD, Rajpurkar et al. 2016) of numbers or normalised texts. An empty answer matches nothing.
 
-    >>> matches("1,000.0", "1000"), matches("-5", "5"), matches("20.4", "204"), matches("The U.K.", "uk")
-    (True, False, False, True)
-    >>> matches("5%", "0.05"), matches("5%", "5"), matches("5%", "500"), matches("$5", "5"), matches("$5", "€5")
-    (True, True, False, True, False)
+    >>> matches("1,000.0", "1000"), matches("20.4", "204"), matches("The U.K.", "uk"), matches("5%", "0.05")
+    (True, False, True, True)
     """
     a, b = number(answer), number(gold)
+    if a and b:
+        return same(a, b)
     if a or b:
-        return bool(a and b and same(a, b))
-    if max(len(answer), len(gold)) > LINE + 10 * min(len(answer), len(gold)):
         return False
-    answer = normalise(answer)
-    return bool(answer) and answer == normalise(gold)
+    shorter, longer = sorted(map(len, [answer, gold]))
+    if longer > LINE + 10 * shorter:
+        return False
+    words = normalise(answer)
+    return words != "" and words == normalise(gold)
 
 
 def near(answer: str, gold: str) -> bool:
-    """Equal as numbers up to rounding. A gold answer that is not a number (yes, no) has to be matched.
+    """Equal as numbers up to half a unit of the gold answer's last written digit, but at most 1 % of its value.
 
-    The tolerance is half a unit of the gold answer's last written digit, but at most 1 % of its value. If the gold
-    answer is not a whole number, the tolerance is at least 0.15 % of its value.
+    If the gold answer is not a whole number, the tolerance is at least 0.15 %. If it is not a number: `matches`.
 
     >>> near("20.43", "20.4"), near("20.5", "20.4"), near("-20.4", "20.4"), near("2018", "2019"), near("1.4", "1")
     (True, False, False, False, False)
@@ -122,30 +116,29 @@ def near(answer: str, gold: str) -> bool:
     a, b = number(answer), number(gold)
     if not b:
         return matches(answer, gold)
-    slack = min(b.step / 2, abs(b.value) * Fraction(1, 100))
-    if b.value.denominator > 1:
-        slack = max(slack, abs(b.value) * Fraction(15, 10_000))
-    return bool(a and same(a, b, slack))
+    value = abs(b.value)
+    slack = min(b.step / 2, value / 100)
+    if value.denominator > 1:
+        slack = max(slack, value * 15 / 10_000)
+    return bool(a) and same(a, b, slack)
 
 
 def choice(answer: str) -> str:
     """The letter of a multiple choice, in upper case, alone or before its text. "" for no letter and for several.
 
-    >>> [choice(text) for text in ("B", "(b)", "B.", "B) Bananas", "(B): bread and tea", "option B")]
-    ['B', 'B', 'B', 'B', 'B', 'B']
-    >>> [choice(text) for text in ("Bananas", "Both", "A or B", "A, B", "A and B", "(A) or (B)", "not A", "B) x, C) y")]
-    ['', '', '', '', '', '', '', '']
+    >>> [choice(text) for text in ("B", "(b)", "B) Bananas", "option B", "Bananas", "A or B", "not A", "B) x, C) y")]
+    ['B', 'B', 'B', 'B', '', '', '', '']
     """
     answer = plain(answer[:LINE]).strip(QUOTES + "*")
-    match = CHOICE.fullmatch(answer)
-    if match:
-        return "".join(filter(None, match.groups())).upper()
+    alone = CHOICE.fullmatch(answer)
+    if alone:
+        return alone[alone.lastindex].upper()
     match = CHOICE_AND_TEXT.fullmatch(answer)
     if not match:
         return ""
-    letter, text = match[1] or match[2], match[3]
+    *letters, text = match.groups("")
     if len(re.findall(r"\w", text)) < 2:
         return ""
-    if ANOTHER.search(text) and not re.match(r"(?:both|all|neither|none)\b", text, re.I):    # "D) both A and B" is one
+    if ANOTHER.search(text) and not ABOUT_ALL.match(text):
         return ""
-    return letter.upper()
+    return "".join(letters).upper()

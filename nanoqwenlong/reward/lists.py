@@ -3,7 +3,7 @@
 import re
 from bisect import bisect, insort
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from math import comb, log2
 
 from .numbers import number
@@ -24,8 +24,18 @@ def items(answer: str, gold_items: Sequence[str] = ()) -> list[str]:
     >>> items("tea, salt and pepper", ["rope"]), items("Doe, Jane", ["doe jane"]), items("Smith, J.; Doe, J.", ["x"])
     (['tea', 'salt', 'pepper'], ['doe jane'], ['smith j', 'doe j'])
     """
-    known = {normalise(item) for item in gold_items}
-    lines = _unbulleted(answer.split("\n"), known)
+    known = set(map(normalise, gold_items))
+
+    def listed(lines: list[str]) -> list[str]:
+        normalised = []
+        for line in lines:
+            item = normalise(line)
+            if item not in known and BULLET.match(line):       # "7. Symphony" stays whole if it is a gold item
+                item = normalise(BULLET.sub("", line))
+            normalised.append(item)
+        return list(filter(None, normalised))
+
+    lines = listed(answer.split("\n"))
     if len(lines) != 1 or not known or lines[0] in known:
         return lines
     line = plain(answer)
@@ -35,38 +45,25 @@ def items(answer: str, gold_items: Sequence[str] = ()) -> list[str]:
     separator = next((mark for mark in (";", "→", " > ") if mark in line), commas)
     *first, last = re.split(separator, line)
     last = [last] if normalise(last) in known else re.split(r"(?:^|\s)and\s", last)
-    return _unbulleted([*first, *last], known)
+    return listed(first + last)
 
 
-def _unbulleted(lines: Sequence[str], known: Collection[str]) -> list[str]:
-    """The non-empty lines, normalised, without bullets and numbers. "7. Symphony" stays whole if it is a known item."""
-    normalised = []
-    for line in lines:
-        item = normalise(line)
-        if item not in known and BULLET.match(line):
-            item = normalise(BULLET.sub("", line))
-        if item:
-            normalised.append(item)
-    return normalised
+def both(answer: str, gold: str) -> tuple[list[tuple], list[tuple]]:
+    """The items of the answer and those of the gold answer, each with how often it came before in the same list.
 
+    So a repeated item counts as often as it is there, also in a set.
 
-def lists(answer: str, gold: str) -> tuple[list[str], list[str]]:
-    """The items of both."""
-    gold_items = items(gold)
-    return items(answer, gold_items), gold_items
-
-
-def numbered(things: Iterable) -> list[tuple]:
-    """Each thing with how often it came before. In a set of these, a repeated thing counts as often as it is there.
-
-    >>> numbered("aba")
-    [('a', 0), ('b', 0), ('a', 1)]
+    >>> both("tea\\ntea\\nsalt", "salt")
+    ([('tea', 0), ('tea', 1), ('salt', 0)], [('salt', 0)])
     """
-    before, pairs = Counter(), []
-    for thing in things:
-        pairs.append((thing, before[thing]))
-        before[thing] += 1
-    return pairs
+    gold_items, sides = items(gold), []
+    for side in (items(answer, gold_items), gold_items):
+        before = Counter()
+        sides.append([])
+        for item in side:
+            sides[-1].append((item, before[item]))
+            before[item] += 1
+    return tuple(sides)
 
 
 # The measures
@@ -74,41 +71,36 @@ def numbered(things: Iterable) -> list[tuple]:
 def f1(answer: str, gold: str) -> float:
     r"""F1 of two sets of items (van Rijsbergen 1979): 2 |A & G| / (|A| + |G|).
 
-    The released code takes a bullet for a part of the item, and a blank line for a wrong item.
-
     >>> f1("- tea\n\n- salt", "salt\ntea"), round(f1("tea\nrice", "salt\ntea\noil"), 3)
     (1.0, 0.4)
     """
-    a, g = map(set, lists(answer, gold))
-    return 2 * len(a & g) / (len(a) + len(g)) if a & g else 0.0
+    g = items(gold)
+    a, g = set(items(answer, g)), set(g)
+    return 2 * len(a & g) / max(len(a) + len(g), 1)
 
 
 def sub_em(answer: str, gold: str) -> float:
     r"""The smaller of recall and precision of the items: |A & G| / max(|A|, |G|). A repeated item counts repeatedly.
 
-    The released code takes recall alone, so copying every candidate out of the document earns 1.
-
     >>> sub_em("tea", "tea\nsalt"), sub_em("tea\nrice", "tea\nsalt"), sub_em("tea\nsalt\nrice\noil", "tea\nsalt")
     (0.5, 0.5, 0.5)
     """
-    a, g = (set(numbered(side)) for side in lists(answer, gold))
+    a, g = map(set, both(answer, gold))
     return len(a & g) / max(len(a), len(g), 1)
 
 
 def ndcg(answer: str, gold: str) -> float:
     r"""Normalised discounted cumulative gain (Järvelin & Kekäläinen 2002) of the first k places, for k gold items.
 
-    The gain is linear, as in trec_eval's ndcg_cut_k: the first gold item is worth k, the last one 1.
-
         NDCG = DCG(answer) / DCG(gold),    DCG = sum over the places i = 1..k of worth(i) / log2(i + 1)
 
-    Every item of the answer takes a place. A wrong or repeated item is worth nothing. Items after place k neither earn
-    nor cost anything. In the released code only the last place of a repeated item counts.
+    The gain is linear, as in trec_eval's ndcg_cut_k: the first gold item is worth k, the last one 1. Every item of the
+    answer takes a place. A wrong or repeated item is worth nothing. Items after place k neither earn nor cost anything.
 
     >>> ndcg("a\nb\nc", "a\nb\nc"), round(ndcg("b\na\nc", "a\nb\nc"), 3), round(ndcg("x\na\nb\nc", "a\nb\nc"), 3)
     (1.0, 0.922, 0.607)
     """
-    a, g = map(numbered, lists(answer, gold))
+    a, g = both(answer, gold)
     worth = {item: len(g) - place for place, item in enumerate(g)}
 
     def dcg(side: list[tuple]) -> float:
@@ -123,12 +115,10 @@ def pairwise(answer: str, gold: str) -> float:
     missing, wrong or repeated item is in no right pair. The first place of a repeated item counts. A gold answer of one
     item has no order and gives 0.
 
-    The released code divides by the pairs of the answer: two of five items in the right order earn 1.
-
     >>> pairwise("a\nb\nc", "a\nb\nc"), round(pairwise("b\na\nc", "a\nb\nc"), 3), pairwise("a\nb\nc\nx", "a\nb\nc")
     (1.0, 0.667, 0.5)
     """
-    a, g = map(numbered, lists(answer, gold))
+    a, g = both(answer, gold)
     if len(g) < 2:
         return 0.0
     place = {item: number for number, item in enumerate(g)}

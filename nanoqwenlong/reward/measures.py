@@ -1,10 +1,8 @@
 """How right is an answer? The measures of GoLongRL's nine kinds of task, each by its textbook definition. No torch.
 
-Each takes an answer and a gold answer, both as text, and returns a number from 0 to 1. The gold answer itself earns
-exactly 1, an empty answer 0. Thinking and markers ("the answer is") are removed before, by answers.py. The released
-code does that in some tasks only.
-
-No text makes a measure fail, so an exception is a bug and is raised. The released code turns it into a wrong answer.
+Each takes an answer and a gold answer as texts, and returns a number from 0 to 1, or a bool. The gold answer itself
+earns exactly 1, an empty answer 0. answers.py has removed thinking and markers ("the answer is"). No text makes a
+measure fail, so an exception is a bug and is raised. docs/rewards.md lists how the released code differs.
 
     one value     em  accuracy  math              a list        f1  sub_em  ndcg  pairwise      (lists.py)
     a text        rouge_l                         a table       iou                             gold: JSON
@@ -13,12 +11,13 @@ No text makes a measure fail, so an exception is a bug and is raised. The releas
 import json
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import lru_cache
 
 from . import math_worker
-from .answers import choice, matches
-from .lists import f1, ndcg, numbered, pairwise, sub_em
+from .answers import choice
+from .answers import matches as em
+from .lists import f1, ndcg, pairwise, sub_em
 from .numbers import number
 from .text import normalise
 
@@ -27,50 +26,34 @@ __all__ = ["em", "accuracy", "math", "f1", "sub_em", "ndcg", "pairwise", "iou", 
 
 # One value
 
-def em(answer: str, gold: str) -> float:
-    """Exact match (SQuAD, Rajpurkar et al. 2016): equal as numbers, or else as normalised texts.
-
-    The released code compares byte by byte, so "Oslo." is not "Oslo".
-
-    >>> em("the Oslo.", "oslo"), em("1,000", "1000.0"), em("Oslo or Bern", "Oslo")
-    (1.0, 1.0, 0.0)
-    """
-    return float(matches(answer, gold))
-
-
-def accuracy(answer: str, gold: str) -> float:
+def accuracy(answer: str, gold: str) -> bool:
     """Whether the right option was chosen. If the gold answer is not an option's letter: exact match.
 
-    The released code takes any word after "The correct answer is" for the option it begins with: "Bananas" for B.
-
     >>> accuracy("(b)", "B"), accuracy("Bananas", "B"), accuracy("A or B", "B"), accuracy("Oslo", "oslo")
-    (1.0, 0.0, 0.0, 1.0)
+    (True, False, False, True)
     """
-    return float(choice(answer) == choice(gold) if choice(gold) else matches(answer, gold))
+    return choice(answer) == choice(gold) if choice(gold) else em(answer, gold)
 
 
-def math(answer: str, gold: str) -> float:
+def math(answer: str, gold: str) -> bool:
     r"""Whether two values are equal: numbers exactly, words as words.
 
     Everything else is equal if it is written the same, or if math-verify (where installed) finds it equal within 5
     seconds, to 6 decimals, units ignored. If the gold answer is a number, a calculation is wrong even if its value is
-    right: otherwise the question itself would be an answer ("37*41").
-
-    The answer as a whole is one expression: "5 or 6" is a set, not 5. The released code gives math-verify the last 500
-    characters of the response, the thinking included. It reads no bare "42", and neither of two boxed values.
+    right: otherwise the question itself would be an answer ("37*41"). "5 or 6" is a set, not 5.
 
     >>> math("42", "42.0"), math("-5", "5"), math(r"$\frac{3}{4}$", "0.75"), math("x + 1", "$x+1$"), math("40+2", "42")
-    (1.0, 0.0, 1.0, 1.0, 0.0)
+    (True, False, True, True, False)
     """
     if not (number(answer) and number(gold)):
         answer, gold = bare(answer), bare(gold)
     if number(gold):
         answer = ASSIGNED.sub("", answer)
     if number(answer) and number(gold) or gold.replace(" ", "").isalpha():
-        return float(matches(answer, gold))
-    if number(gold) and CALCULATION.search(answer):
-        return 0.0
-    return float(answer != "" and (answer == gold or math_worker.installed() and verified(gold, answer)))
+        return em(answer, gold)
+    if answer == "" or number(gold) and CALCULATION.search(answer):
+        return False
+    return answer == gold or math_worker.installed() and verified(gold, answer)
 
 
 ASSIGNED = re.compile(r"^[a-zA-Z](_\w)?\s*=\s*")             # x = 5
@@ -104,8 +87,6 @@ def iou(answer: str, gold: str) -> float:
     r"""Intersection over union (Jaccard 1901) of the rows: |A & G| / |A | G|. A repeated row counts repeatedly.
 
     Rows are equal if their cells are, in order: as numbers, or else as normalised texts. Two empty tables are equal.
-    The released code takes the first <answer> of the whole response, the thinking included. It gives 0 to two empty
-    tables, and to any error of its own.
 
     >>> iou('{"data": [["Oslo", "1,000"], ["Bern", 2]]}', '{"data": [["Bern", 2], ["oslo", 1000]]}')
     1.0
@@ -115,23 +96,23 @@ def iou(answer: str, gold: str) -> float:
     a, g = rows(answer), rows(gold)
     if a is None or g is None:
         return 0.0
-    a, g = set(numbered(a)), set(numbered(g))
-    return len(a & g) / len(a | g) if a | g else 1.0
+    return (a & g).total() / (a | g).total() if a or g else 1.0
 
 
-def rows(text: str) -> list[tuple] | None:
-    """The rows of a JSON table, {"data": rows} or rows alone, with or without a markdown fence. None if it is not one.
+def rows(text: str) -> Counter | None:
+    """How often each row is in a JSON table: {"data": rows} or rows alone, in a markdown fence or not. None if invalid.
 
     A row is a list of cells, an object (its names count, their order does not), or one cell.
 
     >>> rows('[[1, "The U.K."], {"b": 2, "a": null}]')
-    [('1', 'uk'), (('a', ''), ('b', '2'))]
+    Counter({('1', 'uk'): 1, (('a', ''), ('b', '2')): 1})
     """
     fenced = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
     try:
         table = json.loads(fenced[-1] if fenced else text, parse_int=str, parse_float=str, parse_constant=str)
-        table = table.get("data") if isinstance(table, dict) else table
-        return [row_of(row) for row in table] if isinstance(table, list) else None
+        if isinstance(table, dict):
+            table = table.get("data")
+        return Counter(map(row_of, table)) if isinstance(table, list) else None
     except (ValueError, RecursionError):                       # not JSON, or JSON of a thousand brackets
         return None
 
@@ -139,7 +120,7 @@ def rows(text: str) -> list[tuple] | None:
 def row_of(row) -> tuple:
     if isinstance(row, dict):
         return tuple(sorted((normalise(name), cell(value)) for name, value in row.items()))
-    return tuple(map(cell, row)) if isinstance(row, list) else (cell(row),)
+    return tuple(map(cell, row if isinstance(row, list) else [row]))
 
 
 def cell(value) -> str:
@@ -147,8 +128,8 @@ def cell(value) -> str:
     if value is None:
         return ""
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    known = number(text)
-    return f"{known.value}{known.unit}" if known else normalise(text)
+    parsed = number(text)
+    return f"{parsed.value}{parsed.unit}" if parsed else normalise(text)
 
 
 # A text
@@ -161,10 +142,6 @@ SPELT = re.compile(r"\w[\u0300-\u036f]{1,4}|[\uff01-\uff9f]")    # a letter and 
 def rouge_l(answer: str, gold: str) -> float:
     """ROUGE-L (Lin 2004): F1 of the longest common subsequence of words, 2 LCS / (|A| + |G|).
 
-    Words are runs of letters and digits, without case or stemming, as in the rouge-score package. In Chinese and
-    Japanese, where no spaces are written, each character is a word. The released code measures the thinking too, and
-    splits Chinese only if a field named "summary" says so.
-
     >>> rouge_l("The cat sat.", "the cat sat"), round(rouge_l("the dog sat", "the cat sat"), 3), rouge_l("東京都", "京都")
     (1.0, 0.667, 0.8)
     """
@@ -173,7 +150,10 @@ def rouge_l(answer: str, gold: str) -> float:
 
 
 def words(text: str) -> list[str]:
-    """Its words. Only parts that need it are put in NFKC: a whole text may take the square of its length.
+    """The runs of letters and digits, without case or stemming, as in the rouge-score package.
+
+    In Chinese and Japanese, where no spaces are written, each character is a word. Only parts that need it are put in
+    NFKC: a whole text may take the square of its length.
 
     >>> words("The well-known cafe\\u0301 (ＮＯ. 5) 東京タワー")
     ['the', 'well', 'known', 'café', 'no', '5', '東', '京', 'タ', 'ワ', 'ー']
@@ -182,7 +162,7 @@ def words(text: str) -> list[str]:
 
 
 def common(a: list[str], b: list[str]) -> int:
-    """The length of the longest common subsequence, one row of the table at a time, as bits of an integer (Hyyrö 2004).
+    """The length of the longest common subsequence: a row of the table at a time, as bits of an integer (Hyyrö 2004).
 
     20,000 words against 1,000 take hundredths of a second."""
     places = defaultdict(int)

@@ -1,7 +1,4 @@
-"""The tasks, and how an answer to each is rewarded: the table TASKS. No torch.
-
-A new task is a row here. If it needs a measure of its own, that is a function in measures.py.
-"""
+"""How an answer to each task is rewarded: the table TASKS. A new task: a row, maybe with a function in measures.py."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -11,24 +8,18 @@ from . import answers, measures
 
 
 class Task(NamedTuple):
-    """How one kind of task is rewarded."""
-
-    measure: Callable[[str, str], float]                       # (answer, gold) -> 0 to 1
+    measure: Callable[[str, str], float]                       # (answer, gold) -> 0 to 1, or a bool
     extract: Callable[[str], str]                              # what follows </think> -> the answer
     judged: bool                                               # whether a judge may be asked
     gold: str                                                  # what a gold answer looks like, for error messages
 
 
-def near(answer: str, gold: str) -> float:
-    return float(answers.near(answer, gold))
-
-
-def choice(answer: str, gold: str) -> float:
-    return float(answers.choice(answer) == answers.choice(gold) != "")
+def choice(answer: str, gold: str) -> bool:
+    return answers.choice(answer) == answers.choice(gold) != ""
 
 
 def value(said: str) -> str:
-    """The statement, or else everything: for prompts that ask for nothing but a value."""
+    """The statement, or else everything. For prompts that ask for nothing but a value."""
     return answers.statement(said) or answers.final(said)
 
 
@@ -37,7 +28,7 @@ ITEMS = "a list, one item a line"
 TASKS = {
     # QwenLong-L1: the answer has to be stated
     "qa": Task(measures.em, answers.statement, True, WORDS),
-    "number": Task(near, answers.statement, True, "a number, or yes or no"),
+    "number": Task(answers.near, answers.statement, True, "a number, or yes or no"),
     "choice": Task(choice, answers.statement, False, "a letter from A to J"),
     # GoLongRL: it may be bare
     "em": Task(measures.em, value, True, WORDS),
@@ -54,7 +45,7 @@ LISTS = ("f1", "sub_em", "ndcg", "pairwise")                   # the tasks with 
 
 
 def task_named(name: str) -> Task:
-    """The row of TASKS. Raises DataError for a name that is not there."""
+    """The row of TASKS. Raises DataError for an unknown name."""
     if name not in TASKS:
         raise DataError(f"there is no task {name!r}: the tasks are {', '.join(TASKS)}")
     return TASKS[name]
