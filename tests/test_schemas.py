@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from nanoqwenlong import data, rewards
-from nanoqwenlong.data import fields, formats, plain, verl
+from nanoqwenlong.data import fields, formats, verl
 from nanoqwenlong.errors import DataError
 from nanoqwenlong.records import Example
 from nanoqwenlong.reward import tasks
@@ -181,7 +181,7 @@ def test_a_good_row(case, tmp_path):
         assert case in ("a table", "golongrl, a list of gold objects")         # columns of one kind cannot hold these
     else:
         assert data.read([path])[1] == expected
-    assert formats.parse(json.loads(json.dumps(plain.as_row(expected)))) == expected
+    assert formats.parse(json.loads(json.dumps(data.as_row(expected)))) == expected
 
 
 @pytest.mark.parametrize("names, task", [

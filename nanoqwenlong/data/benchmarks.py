@@ -1,9 +1,4 @@
-"""The benchmarks of QwenLong-L1's evaluation, as they are released.
-
-    {"input": "...", "context": "...", "answers": ["Oslo"], "dataset": "hotpotqa", "_id": ...}  LongBench
-    {"Prompt": "...", "Answer": "...", "wiki_items": [{"title": "...", "text": "..."}]}         Frames, with its pages
-    {"question_id": ..., "question": "...", "paragraphs": ["..."], "ground_truth": 20.4}        DocMath-Eval
-"""
+"""The benchmarks of QwenLong-L1's evaluation, as they are released. docs/data.md shows a row of each."""
 
 from ..errors import DataError
 from ..records import Example
@@ -18,44 +13,37 @@ ACCEPTED = {"true": ["True", "yes"], "yes": ["True", "yes"], "false": ["False", 
 def longbench(row: dict) -> Example:
     """Each reference is accepted. One that could not earn full reward itself (such as bare punctuation) is left out,
     as long as there are others."""
-    usable, problems = [], []
-    for i, reference in enumerate(fields.list_of(row, "answers")):
-        gold = " ".join(fields.string(reference, f"answers[{i}]").split())     # in one line
-        problem = gold_problem("qa", gold)
-        if problem:
-            problems.append(problem)
-        else:
-            usable.append(gold)
-    if not usable:
+    references = fields.at(row, "answers", kind=list)
+    golds = [" ".join(fields.string(text, f"answers[{i}]").split()) for i, text in enumerate(references)]
+    problems = [gold_problem("qa", gold) for gold in golds]
+    if all(problems):
         raise DataError('"answers" ' + (f"cannot be used: {problems[0]}" if problems else "is an empty list"))
-    return Example(fields.id_of(row, "_id"), fields.text(row, "context"), fields.text(row, "input"), tuple(usable),
+    usable = tuple(gold for gold, problem in zip(golds, problems) if not problem)
+    return Example(fields.id_of(row, "_id"), fields.text(row, "context"), fields.text(row, "input"), usable,
                    source=fields.text(row, "dataset", ""))
 
 
 def frames(row: dict) -> Example:
     """A row with the texts of its Wikipedia pages. As released, Frames has only links to them."""
-    pages = fields.list_of(row, "wiki_items")
+    pages = fields.at(row, "wiki_items", kind=list)
     if not pages:
         raise DataError('"wiki_items" is an empty list')
-    lines = []
-    for i, page in enumerate(pages):
-        lines += [fields.text(page, name, under=f"wiki_items[{i}].") for name in ("title", "text")]
+    texts = [fields.text(page, name, under=f"wiki_items[{i}].")
+             for i, page in enumerate(pages) for name in ("title", "text")]
     gold = " ".join(fields.text(row, "Answer").split())
-    return Example(fields.id_of(row), "\n".join(lines), fields.text(row, "Prompt"), fields.golds(gold, "Answer", "qa"),
+    return Example(fields.id_of(row), "\n".join(texts), fields.text(row, "Prompt"), fields.golds(gold, "Answer", "qa"),
                    source="frames")
 
 
 def docmath(row: dict) -> Example:
     """A number may be near its gold answer. Any other answer has to be the same."""
-    paragraphs, gold = fields.list_of(row, "paragraphs"), fields.at(row, "ground_truth")
+    paragraphs, gold = fields.at(row, "paragraphs", kind=list), fields.at(row, "ground_truth")
     if not all(isinstance(paragraph, str) for paragraph in paragraphs):
         raise DataError('"paragraphs" should be a list of strings')
-    if isinstance(gold, bool):
-        gold = str(gold)
-    elif isinstance(gold, int | float):
-        if not abs(gold) < 1e308:                                      # an integer may be larger than any float
+    if isinstance(gold, int | float):
+        if not abs(gold) < 1e308:                              # an integer may be larger than any float
             raise DataError(f'"ground_truth" is {str(gold)[:20]}, which no answer can match')
-        gold = repr(gold)                                              # the shortest digits that give this number
+        gold = repr(gold)                                      # "True", or the shortest digits that give this number
     gold = fields.string(gold, "ground_truth").strip()
     task = "number" if answers.number(gold) else "qa"
     accepted = fields.golds(ACCEPTED.get(gold.lower(), gold), "ground_truth", task)

@@ -1,7 +1,4 @@
-"""Fields of a row: each function returns a checked value, or raises DataError with the name of the field.
-
-The caller adds the file and the number of the row.
-"""
+"""Fields of a row: each function returns a checked value, or raises DataError with the name of the field."""
 
 import json
 
@@ -11,13 +8,16 @@ from ..reward.tasks import LISTS, TASKS, gold_problem
 from .prompt import question_in
 
 ROLES = ("system", "user", "assistant")
-KINDS = {"NoneType": "null", "dict": "an object", "list": "a list", "str": "a string", "bool": "a boolean",
-         "int": "a number", "float": "a number"}
+KINDS = {type(None): "null", dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number",
+         float: "a number"}
 
 
-def kind(value) -> str:
-    name = type(value).__name__
-    return KINDS.get(name, f"of type {name}")
+def check(value, kind: type, name: str):
+    """The value, if it is of this kind."""
+    if not isinstance(value, kind):
+        actual = KINDS.get(type(value), f"of type {type(value).__name__}")
+        raise DataError(f'"{name}" should be {KINDS[kind]}, it is {actual}')
+    return value
 
 
 def without_nulls(value):
@@ -27,58 +27,47 @@ def without_nulls(value):
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def at(fields, path: str, *default, under: str = ""):
+def at(fields, path: str, *default, kind: type = object, under: str = ""):
     """The value at a path such as "extra_info.index", or the default. `under` is the path of `fields` in its row."""
-    if not isinstance(fields, dict):
-        raise DataError(f'"{under[:-1]}" should be an object, it is {kind(fields)}')
-    name, _, rest = path.partition(".")
-    if name in fields:
-        return at(fields[name], rest, *default, under=f"{under}{name}.") if rest else fields[name]
-    if not default:
-        raise DataError(f'the field "{under}{name}" is missing')
-    return default[0]
-
-
-def text(fields, path: str, *default: str, under: str = "") -> str:
-    """A string that is not empty, or the default if there is no such field."""
-    value = at(fields, path, ..., under=under) if default else at(fields, path, under=under)
-    return default[0] if value is ... else string(value, under + path)
+    for name in path.split("."):
+        if name not in check(fields, dict, under[:-1]):
+            if default:
+                return default[0]
+            raise DataError(f'the field "{under}{name}" is missing')
+        fields, under = fields[name], f"{under}{name}."
+    return check(fields, kind, under[:-1])
 
 
 def string(value, name: str) -> str:
-    """A string that is not empty."""
-    if not isinstance(value, str):
-        raise DataError(f'"{name}" should be a string, it is {kind(value)}')
-    if not value or value.isspace():
+    """A string that is not empty and can be written as UTF-8."""
+    if not check(value, str, name) or value.isspace():
         raise DataError(f'"{name}" is empty')
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise DataError(f'"{name}" holds half of a surrogate pair (\\ud800-\\udfff), which cannot be written as UTF-8'
-                        ) from None
+    if value.encode(errors="ignore").decode() != value:
+        raise DataError(f'"{name}" holds half of a surrogate pair (\\ud800-\\udfff), which UTF-8 cannot write')
     return value
 
 
-def list_of(row: dict, name: str) -> list:
-    value = at(row, name)
-    if not isinstance(value, list):
-        raise DataError(f'"{name}" should be a list, it is {kind(value)}')
-    return value
+def text(fields, path: str, *default: str, under: str = "") -> str:
+    """The string at a path, or the default if there is no such field."""
+    return default[0] if default and path not in fields else string(at(fields, path, under=under), under + path)
 
 
 def id_of(row: dict, path: str = "id") -> str:
     """The id, or "" if the row has none. A whole number is taken as text."""
     value = at(row, path, ...)
-    if value is ...:
-        return ""
-    return str(value) if type(value) is int else string(value, path)
+    if type(value) is int:
+        return str(value)
+    return "" if value is ... else string(value, path)
+
+
+def one_of(known, value: str, name: str) -> str:
+    if value not in known:
+        raise DataError(f'"{name}" is {value[:40]!r}; known are {", ".join(known)}')
+    return value
 
 
 def task_of(row: dict) -> str:
-    task = text(row, "task", "qa")
-    if task not in TASKS:
-        raise DataError(f'"task" is {task[:40]!r}; known tasks are {", ".join(TASKS)}')
-    return task
+    return one_of(TASKS, text(row, "task", "qa"), "task")
 
 
 def chat(row: dict, name: str, speaker: str = "user") -> tuple[tuple[str, str], ...]:
@@ -90,10 +79,9 @@ def chat(row: dict, name: str, speaker: str = "user") -> tuple[tuple[str, str], 
         raise DataError(f'"{name}" is an empty list')
     messages = []
     for i, turn in enumerate(turns):
-        role, content = text(turn, "role", under=f"{name}[{i}]."), text(turn, "content", under=f"{name}[{i}].")
-        if role not in ROLES:
-            raise DataError(f'"{name}[{i}].role" is {role[:40]!r}; known roles are {", ".join(ROLES)}')
-        messages.append((role, content))
+        under = f"{name}[{i}]."
+        role, content = text(turn, "role", under=under), text(turn, "content", under=under)
+        messages.append((one_of(ROLES, role, f"{under}role"), content))
     if name == "prompt" and role != "user":
         raise DataError(f'"prompt" should end with a turn of the user, not of the {role}')
     return tuple(messages)
@@ -112,7 +100,10 @@ def golds(value, name: str, task: str) -> str | tuple[str, ...]:
     if task in LISTS:
         gold = _lines(value, name)
     elif task == "iou" and isinstance(value, dict | list):
-        gold = _json(value, name)
+        try:
+            gold = string(json.dumps(value, ensure_ascii=False, allow_nan=False), name)
+        except (TypeError, ValueError, RecursionError) as error:       # Parquet has dates, bytes and NaN
+            raise DataError(f'"{name}" cannot be written as JSON: {str(error)[:80]}') from None
     elif isinstance(value, list):
         gold = tuple(string(item, f"{name}[{i}]") for i, item in enumerate(value))
     else:
@@ -128,20 +119,10 @@ def golds(value, name: str, task: str) -> str | tuple[str, ...]:
 def _lines(value, name: str) -> str:
     """The items of a list, one a line."""
     values = value if isinstance(value, list) else string(value, name).strip().splitlines()
-    items = []
-    for i, item in enumerate(values):
-        item = string(item, f"{name}[{i}]").strip()
+    items = [string(item, f"{name}[{i}]").strip() for i, item in enumerate(values)]
+    for i, item in enumerate(items):
         if len(item.splitlines()) > 1:
             raise DataError(f'"{name}[{i}]" has a line break in it; an item is one line')
         if not answers.normalise(item):
             raise DataError(f'"{name}[{i}]" is nothing but punctuation')
-        items.append(item)
     return "\n".join(items)
-
-
-def _json(value, name: str) -> str:
-    try:
-        written = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:               # Parquet has dates, bytes and NaN
-        raise DataError(f'"{name}" cannot be written as JSON: {str(error)[:80]}') from None
-    return string(written, name)

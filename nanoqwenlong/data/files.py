@@ -1,30 +1,35 @@
-"""Files of rows. A row that cannot be used is reported with file, number and field.
+"""Files of rows, and mixtures of tasks. An error names the file, the number of the row (from 1) and the field.
 
-The rows of a .parquet file are numbered from 1. Any other file is JSONL, numbered by line, or one JSON array, numbered
-from 1. A row without an id is named by its number, and a row without a source by its file. formats.py says what the
-fields mean.
+A file is Parquet (.parquet), one JSON array, or JSONL, where a row's number is that of its line.
 """
 
 import json
+import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from math import inf, nan
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..records import Example
+from ..reward.tasks import TASKS
 from . import formats
-from .fields import kind, without_nulls
+from .fields import check, without_nulls
 
 SHOWN = 20                                                     # bad rows that an error lists before "and N more"
 ID_FIELDS = {"id", "_id", "question_id"}                       # but not verl's index, which need not be unique
 Rows = Iterator[tuple[int, Callable[[], dict]]]                # number of a row, and a function that gives its fields
+BLANK = b"\xef\xbb\xbf \t\r\n"                                 # a BOM or white space
+COMMA = re.compile(r"[ \t\n\r]*([,\]]?)[ \t\n\r]*")            # what follows a value of a JSON array
+SKIM = json.JSONDecoder(parse_int=str, parse_float=str)        # only finds where a value ends
 
 
 def read(paths: Sequence[str | Path], need_response: bool = False, need_question: bool = False,
          tell: Callable[[str], None] | None = None) -> list[Example]:
-    """All examples of all files, in order.
+    """All examples of all files, in order. A row without an id is named by its number, and one without a source by its
+    file.
 
     need_response: each row is to be learned from. need_question: each is to be answered and rewarded.
     tell: bad rows are reported to this function and left out. Without it, or if no row is left, they raise DataError,
@@ -38,7 +43,12 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
             try:
                 row = load()
                 example = formats.parse(row)
-                _check_use(example, need_response, need_question)
+                if need_response and not example.response and example.task != "text":
+                    raise DataError('the field "response" is missing')
+                if need_question and example.task == "text":
+                    raise DataError('a row of plain "text" has no question; only train_sft.py --data can use it')
+                if need_question and not example.answer:
+                    raise DataError('the field "answer" is missing; without it only train_sft.py can use the row')
                 if not example.id or example.id in places and ID_FIELDS.isdisjoint(row):
                     short = len(paths) == 1 and str(number) not in places
                     example = replace(example, id=str(number) if short else place)
@@ -60,24 +70,15 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
     return examples
 
 
-def _check_use(example: Example, need_response: bool, need_question: bool) -> None:
-    if need_response and not example.response and example.task != "text":
-        raise DataError('the field "response" is missing')
-    if need_question and example.task == "text":
-        raise DataError('a row of plain "text" has no question; only train_sft.py --data can use it')
-    if need_question and not example.answer:
-        raise DataError('the field "answer" is missing; without it only train_sft.py --data can use the row')
-
-
 def _rows(path: Path) -> Rows:
     if path.suffix.lower() == ".parquet":
         return _parquet(path)
-    with path.open("rb") as file:                              # a row of JSONL never starts with a bracket
-        first = next((line for line in file if line.strip(b"\xef\xbb\xbf \t\r\n")), b"")
-    return _array(path) if first.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[") else _jsonl(path)
+    with path.open("rb") as file:
+        start = next(filter(None, (line.strip(BLANK) for line in file)), b"")
+    return _array(path) if start.startswith(b"[") else _lines(path)            # no row of JSONL starts with a bracket
 
 
-def _jsonl(path: Path) -> Rows:
+def _lines(path: Path) -> Rows:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             line = line.removesuffix(b"\n").removeprefix(b"\xef\xbb\xbf")      # joined files may have a BOM inside
@@ -85,31 +86,25 @@ def _jsonl(path: Path) -> Rows:
                 yield number, partial(_parse, line)
 
 
-SPACE = re.compile(r"[ \t\n\r]*")                              # what JSON allows between values
-SKIM = json.JSONDecoder(parse_int=str, parse_float=str)        # only finds where a value ends
-
-
 def _array(path: Path) -> Rows:
     """Each object is cut out first and parsed later, like a line, so a bad one does not spoil the others."""
-    place = str(path)
+    place, number = str(path), 0
     try:
         text = path.read_bytes().decode("utf-8")
-        number, at = 0, SPACE.match(text, text.index("[") + 1).end()
-        more = text[at:at + 1] != "]"
-        while more:
-            number, start = number + 1, at
+        comma = COMMA.match(text, text.index("[") + 1)
+        start = comma.start(1)
+        while comma[1] != "]":
+            number += 1
             place = f"{path}:{number}"
             _, end = SKIM.raw_decode(text, start)
-            at = SPACE.match(text, end).end()
-            if text[at:at + 1] not in (",", "]"):
-                raise json.JSONDecodeError("Expecting ',' or ']' after a row", text, at)
-            yield number, partial(_parse, text[start:end].encode())
-            more = text[at] == ","
-            if more:
-                at = SPACE.match(text, at + 1).end()
+            row, comma = text[start:end].encode(), COMMA.match(text, end)
+            start = comma.end()
+            if not comma[1]:
+                raise json.JSONDecodeError("Expecting ',' or ']' after a row", text, start)
+            yield number, partial(_parse, row)
     except (RecursionError, ValueError) as error:
         raise DataError(f"{place}: {_why(error, in_file=True)}; the file is one JSON array of objects") from None
-    if text[at + 1:].strip(" \t\n\r"):
+    if comma.end() < len(text):
         raise DataError(f"{path}: there is text after the end of the JSON array")
 
 
@@ -120,9 +115,7 @@ def _parse(line: bytes) -> dict:
         raise
     except (RecursionError, ValueError) as error:
         raise DataError(f"{_why(error)}; a row is one JSON object on one line") from None
-    if not isinstance(row, dict):
-        raise DataError(f"a row is one JSON object, this is {kind(row)}")
-    return row
+    return check(row, dict, "the row")
 
 
 def _why(error: RecursionError | ValueError, in_file: bool = False) -> str:
@@ -130,8 +123,7 @@ def _why(error: RecursionError | ValueError, in_file: bool = False) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 at byte {error.start}"
     if isinstance(error, json.JSONDecodeError):
-        line = f"line {error.lineno}, " if in_file else ""
-        return f"not JSON at {line}column {error.colno}: {error.msg}"
+        return f"not JSON at {f'line {error.lineno}, ' if in_file else ''}column {error.colno}: {error.msg}"
     return f"not usable as JSON: {str(error)[:80]}"            # absurd nesting, an integer of 5,000 digits
 
 
@@ -175,3 +167,36 @@ def _values(names: Sequence[str], scalars: Sequence) -> dict:
         except (ValueError, ArithmeticError, LookupError) as error:            # not UTF-8, a year 99,999, no time zone
             raise DataError(f"{json.dumps(name)[:80]} cannot be read: {str(error)[:80]}") from None
     return without_nulls(_unique_keys(pairs))
+
+
+def shares(words: Sequence[str]) -> dict[str, float]:
+    """{task: share} from the words of --task: ["qa=2", "f1"] is {"qa": 2.0, "f1": 1.0}. Raises ConfigError."""
+    result = {}
+    for word in words:
+        task, equals, share = word.partition("=")
+        if task not in TASKS:
+            raise ConfigError(f"--task {word}: there is no task {task!r}; known are {', '.join(TASKS)}")
+        if task in result:
+            raise ConfigError(f"--task {word}: {task} is named twice")
+        try:
+            result[task] = float(share) if equals else 1.0
+        except ValueError:
+            result[task] = nan
+        if not 0 < result[task] < inf:
+            raise ConfigError(f"--task {word}: a share is a number above 0, as in {task}=2")
+    return result
+
+
+def mix(examples: Sequence[Example], shares: Mapping[str, float], seed: int) -> list[Example]:
+    """Only the examples of these tasks, in these proportions and in the old order. The task with the fewest examples
+    for its share keeps all of them. The seed decides which the others lose. A task without examples is a DataError."""
+    places, chosen = {}, []
+    for task in shares:
+        places[task] = [i for i, example in enumerate(examples) if example.task == task]
+        if not places[task]:
+            raise DataError(f"--task {task}: none of the {len(examples)} examples is of this task")
+    unit = min(len(places[task]) / share for task, share in shares.items())
+    for task, share in shares.items():
+        random.Random(f"{seed}/mix/{task}").shuffle(places[task])
+        chosen += places[task][:max(1, round(unit * share))]
+    return [examples[i] for i in sorted(chosen)]

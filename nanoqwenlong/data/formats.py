@@ -1,23 +1,63 @@
-"""All forms of a row. A new one is a function from a row to an Example, and a line in FORMATS.
+"""All forms of a row, in the table FORMATS, and the functions for our own and TRL's. docs/data.md shows a row of each.
 
-`id` may be missing in each of them. `task` says how an answer is rewarded ("qa" if missing), `source` names the
-benchmark that a row belongs to, `response` is a worked answer to learn from, its thinking included. Unknown fields are
-ignored. An `answer` is a text or a list of accepted texts. For a task that asks for a list it is the list of its items,
-and for "iou" a table as JSON. Numbers are written as text, because their digits count: 4.50 says more than 4.5.
+A new form is a function from a row to an Example, and a line of the table. Unknown fields of a row are ignored.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections import namedtuple
 
 from ..errors import DataError
 from ..records import Example
-from . import benchmarks, plain, verl
+from . import benchmarks, fields, verl
 
 
-class Format(NamedTuple):
-    name: str                                       # how an error message calls it
-    matches: Callable[[dict], bool]
-    read: Callable[[dict], Example]                 # raises DataError with the name of a field
+def question(row: dict) -> Example:
+    document = fields.text(row, "document" if "document" in row else "context")
+    return _example(row, document=document, question=fields.text(row, "question"))
+
+
+def prompt(row: dict) -> Example:
+    return _example(row, messages=fields.chat(row, "prompt"))
+
+
+def completion(row: dict) -> Example:
+    """TRL's prompt and completion. With an answer it can be rewarded as well."""
+    messages, turns = fields.chat(row, "prompt"), fields.chat(row, "completion", "assistant")
+    if len(turns) != 1 or turns[0][0] != "assistant":
+        raise DataError('"completion" should be a string, or one turn of the assistant')
+    return _example(row, messages=messages, response=turns[0][1])
+
+
+def conversation(row: dict) -> Example:
+    """TRL's messages. The last turn is the response, and the turns before it are its prompt."""
+    turns = fields.chat(row, "messages")
+    if [role for role, _ in turns[-2:]] != ["user", "assistant"]:
+        raise DataError('"messages" should end with a turn of the user and one of the assistant, the response')
+    return _example(row, messages=turns[:-1], response=turns[-1][1])
+
+
+def page(row: dict) -> Example:
+    document = fields.text(row, "text")
+    return Example(fields.id_of(row), document, "", "", "text", source=fields.text(row, "source", ""))
+
+
+def _example(row: dict, document: str = "", question: str = "", messages=(), response: str = "") -> Example:
+    """A row needs an answer, unless its form brings a response."""
+    task = fields.task_of(row)
+    answer = "" if response and "answer" not in row else fields.golds(fields.at(row, "answer"), "answer", task)
+    return Example(fields.id_of(row), document, question or fields.question_of(row, messages, "question"), answer, task,
+                   messages, response or fields.text(row, "response", ""), source=fields.text(row, "source", ""))
+
+
+def as_row(example: Example) -> dict:
+    """The row that is read as this example."""
+    if example.task == "text":
+        row = {"id": example.id, "text": example.document, "source": example.source}
+    else:
+        prompt = [{"role": role, "content": content} for role, content in example.messages]
+        row = {"id": example.id, "prompt": prompt, "context": example.document, "question": example.question,
+               "answer": example.answer, "task": example.task,
+               "response" if example.answer else "completion": example.response, "source": example.source}
+    return {name: value for name, value in row.items() if value}
 
 
 def has_document(row: dict) -> bool:
@@ -28,18 +68,20 @@ def is_prompt(row: dict) -> bool:
     return "prompt" in row and not has_document(row)
 
 
-# Tried in this order. The second line of verl is for rows without reward_model, so that the error names this field.
+# Name for errors, whether a row is of this form, function from the row to an Example. Tried in this order. The second
+# line of verl is for rows without reward_model, so that the error names this field.
+Format = namedtuple("Format", "name matches read")
 FORMATS = [
     Format("verl", lambda row: "reward_model" in row, verl.read),
-    Format("context and question", lambda row: has_document(row) and "question" in row, plain.question),
+    Format("context and question", lambda row: has_document(row) and "question" in row, question),
     Format("LongBench", lambda row: has_document(row) and ("input" in row or "answers" in row), benchmarks.longbench),
     Format("Frames", lambda row: "wiki_items" in row or "Prompt" in row, benchmarks.frames),
     Format("DocMath-Eval", lambda row: "paragraphs" in row or "ground_truth" in row, benchmarks.docmath),
-    Format("messages", lambda row: "messages" in row, plain.conversation),
-    Format("prompt and completion", lambda row: "completion" in row, plain.completion),
+    Format("messages", lambda row: "messages" in row, conversation),
+    Format("prompt and completion", lambda row: "completion" in row, completion),
     Format("verl", lambda row: is_prompt(row) and "data_source" in row and "answer" not in row, verl.read),
-    Format("prompt and answer", is_prompt, plain.prompt),
-    Format("text", lambda row: "text" in row and "question" not in row, plain.page),
+    Format("prompt and answer", is_prompt, prompt),
+    Format("text", lambda row: "text" in row and "question" not in row, page),
 ]
 
 
@@ -49,5 +91,5 @@ def parse(row: dict) -> Example:
         if form.matches(row):
             return form.read(row)
     missing = "question" if has_document(row) else "context"
-    raise DataError(f'the field "{missing}" is missing; the forms of a row are: '
-                    f'{", ".join(dict.fromkeys(form.name for form in FORMATS))} (docs/data.md)')
+    names = ", ".join(dict.fromkeys(form.name for form in FORMATS))
+    raise DataError(f'the field "{missing}" is missing; the forms of a row are: {names} (docs/data.md)')

@@ -1,10 +1,8 @@
-"""The prompt: its text, its marks, and examples as token ids.
-
-This file is the only one that knows what the prompt says. To ask in another way, change PROMPT and the marks.
-"""
+"""The prompt, which no other file knows: its text, its marks, and examples as token ids."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 from ..errors import DataError, ModelError
 from ..records import Branch, Example
@@ -20,7 +18,6 @@ PROMPT = """Please read the following text and answer the question below.
 
 Format your response as follows: "Therefore, the answer is (insert answer here)"."""
 BEFORE_DOCUMENT, AFTER_DOCUMENT, AFTER_QUESTION = "<text>", "</text>", "Format your response as follows"
-PLACES = ("\ue000document\ue000", "\ue000question\ue000")               # placeholders that no template contains
 
 
 def document_in(turn: str) -> str:
@@ -42,59 +39,55 @@ def question_in(turn: str) -> str:
 
 def prompt_pieces(tokenizer) -> list[list[int]]:
     """The ids before the document, between document and question, and after the question."""
-    document, question = PLACES
-    return tokenizer.pieces(PROMPT.format(document=document, question=question), PLACES)
+    places = ("\ue000document\ue000", "\ue000question\ue000")         # no template contains these
+    return tokenizer.pieces(PROMPT.format(document=places[0], question=places[1]), places)
 
 
 def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int, cut: bool = False
              ) -> tuple[list[Example], int]:
-    """Returns the examples with prompt_ids and length filled in, and how many were dropped or cut.
+    """Returns the examples with prompt_ids and length filled in, and how many had a prompt over `max_prompt_tokens`.
 
-    A prompt over `max_prompt_tokens` is dropped in training: the answer may stand in the part that is cut away, and a
-    guess must not be rewarded. An evaluation has to ask every question. With `cut`, such a prompt loses the middle of
-    its document (in a chat: of its longest turn), until it fits exactly. `num_cut` says how many tokens it lost, and
-    `length` stays the length before the cut. Raises DataError if a question leaves no room for a document, if no
-    prompt fits, or if the chat template cannot show a chat. Equal documents are encoded once.
+    Without `cut` these are dropped. With it, such a prompt loses the middle of its document (in a chat: of its longest
+    turn) until it fits exactly. `num_cut` is the number of tokens that it lost, and `length` stays the length before.
+    Raises DataError if no prompt fits, or if the chat template cannot show a chat.
     """
-    kept, no_room, documents = [], [], {}
+    fitting, no_room, num_long = [], [], 0
+    encode = cache(tokenizer.encode)                           # equal documents are encoded once
     for example in examples:
-        parts = _parts(example, tokenizer, documents)
-        num_cut = max(0, sum(map(len, parts)) - max_prompt_tokens)
+        parts = _parts(example, tokenizer, encode)
         length = sum(map(len, parts[1::2]))
-        if num_cut and not cut:
-            continue
+        num_cut = max(0, sum(map(len, parts)) - max_prompt_tokens)
         if num_cut:
-            turns = range(1, len(parts), 2)
-            place = max(turns, key=lambda turn: len(parts[turn])) if example.messages else 1
-            whole = parts[place]
-            room = len(whole) - num_cut
+            num_long += 1
+            if not cut:
+                continue
+            turns = range(1, len(parts), 2) if example.messages else [1]
+            longest = max(turns, key=lambda turn: len(parts[turn]))
+            room = len(parts[longest]) - num_cut
             if room <= 0:
                 no_room.append(example.id)
                 continue
-            tail = room // 2
-            parts[place] = whole[:room - tail] + whole[len(whole) - tail:]
+            start = (room + 1) // 2
+            parts[longest] = parts[longest][:start] + parts[longest][start + num_cut:]
         ids = tuple(token for part in parts for token in part)
-        kept.append(replace(example, prompt_ids=ids, length=length, num_cut=num_cut))
+        fitting.append(replace(example, prompt_ids=ids, length=length, num_cut=num_cut))
     if no_room:
         raise DataError(f"{len(no_room)} of {len(examples)} questions leave no room for a document in a prompt of "
                         f"{max_prompt_tokens} tokens (the first is {no_room[0]!r}); raise --max-prompt-tokens")
-    if examples and not kept:
+    if examples and not fitting:
         raise DataError(f"all {len(examples)} prompts are longer than {max_prompt_tokens} tokens; raise "
                         "--max-prompt-tokens or give shorter documents")
-    return kept, sum(example.num_cut > 0 for example in kept) if cut else len(examples) - len(kept)
+    return fitting, num_long
 
 
-def _parts(example: Example, tokenizer, documents: dict[str, list[int]]) -> list[list[int]]:
-    """The ids of a prompt in parts: the template's, then what the example says, and so on in turn. `documents` keeps
-    what has been encoded."""
+def _parts(example: Example, tokenizer, encode) -> list[list[int]]:
+    """The ids of a prompt in parts: the template's, then what the example says, and so on in turn."""
     if example.messages:
         try:
             return tokenizer.chat_parts(example.messages)
         except ModelError as error:
             raise DataError(f"example {example.id!r}: {error}") from None
-    if example.document not in documents:
-        documents[example.document] = tokenizer.encode(example.document.strip())
-    document = documents[example.document]
+    document = encode(example.document.strip())
     if example.task == "text":
         return [[], document, []]
     before, between, after = prompt_pieces(tokenizer)
@@ -104,13 +97,11 @@ def _parts(example: Example, tokenizer, documents: dict[str, list[int]]) -> list
 def sft_branch(example: Example, tokenizer) -> Branch:
     """The whole sequence as one branch of an empty stem.
 
-    The targets share a weight of 1, so the loss of an example is the mean over its response (QwenLong-L1, Eq. 11). In
-    plain text every token is a target.
-    """
-    if example.task == "text":
-        ids, num_targets = (*example.prompt_ids, tokenizer.eos_id), len(example.prompt_ids)
-    else:
-        response = tokenizer.encode_response(example.response)
-        ids, num_targets = (*example.prompt_ids, *response), len(response)
+    The targets share a weight of 1: the loss of an example is the mean over its response (QwenLong-L1, Eq. 11), or
+    over all tokens of a plain text."""
+    is_text = example.task == "text"
+    response = [tokenizer.eos_id] if is_text else tokenizer.encode_response(example.response)
+    ids = (*example.prompt_ids, *response)
+    num_targets = len(example.prompt_ids) if is_text else len(response)
     weights = (0.0,) * (len(ids) - 1 - num_targets) + (1 / num_targets,) * num_targets
     return Branch(ids[:-1], ids[1:], weights)

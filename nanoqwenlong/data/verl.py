@@ -1,9 +1,6 @@
 """Rows of verl, as DocQA-RL-1.6K and GoLongRL are released.
 
     {"data_source": ..., "prompt": [...], "reward_model": {"ground_truth": ...}, "extra_info": {...}}
-
-`data_source` says what the task is. In GoLongRL, "longbench_pro" leaves that to extra_info.reward_mode, which names a
-sub-task of the benchmark (by its number) or a measure. Without reward_mode, `ability` says it.
 """
 
 import re
@@ -14,7 +11,6 @@ from ..reward.tasks import LISTS, extract
 from . import fields
 
 SINGLE = ("qa", "number", "choice", "em", "accuracy", "math")          # tasks whose answer is one value
-
 PARTS = {"docmath": "number", "long_toc_choices": "choice", "multihoprag": "qa", "musique": "qa",
          "math_longcot_math_verify": "math"}                           # the task, if data_source contains this
 SOURCES = {"EM": "em", "selection": "accuracy", "multitableqa_pretraining": "iou"}
@@ -63,19 +59,18 @@ def read(row: dict) -> Example:
 
 
 def _task(row: dict, source: str) -> str:
-    """An unknown name is an error: a misspelt one must not become a task."""
+    """data_source says what the task is. "longbench_pro" leaves that to reward_mode, which names a sub-task by its
+    number or a measure, or else to ability. A misspelt name must not become a task."""
     if "task" in row:
         return fields.task_of(row)
     if source != "longbench_pro":
-        field, value, known = "data_source", source, [*PARTS, *SOURCES, "longbench_pro"]
-        task = SOURCES.get(source) or next((task for part, task in PARTS.items() if part in source), None)
+        field, tasks = "data_source", {**PARTS, **SOURCES, "longbench_pro": ""}         # the last is for the error
+        name = next((part for part in PARTS if part in source), source)
     elif fields.at(row, "extra_info.reward_mode", None) is not None:
-        field, known = "extra_info.reward_mode", MODES
-        value = fields.text(row, field)
-        task = MODES.get(re.sub(r"^(T\d+\.\d+) .*", r"\1", value))
+        field, tasks = "extra_info.reward_mode", MODES
+        mode = fields.text(row, field)
+        number = re.sub(r"^(T\d+\.\d+) .*", r"\1", mode)
+        name = number if number in MODES else mode
     else:
-        field, value, known = "ability", fields.text(row, "ability"), ABILITIES
-        task = ABILITIES.get(value)
-    if task is None:
-        raise DataError(f'"{field}" is {value[:40]!r}, which names no task; known names are {", ".join(known)}')
-    return task
+        field, tasks, name = "ability", ABILITIES, fields.text(row, "ability")
+    return tasks[fields.one_of(tasks, name, field)]
