@@ -204,8 +204,8 @@ def train(cfg: Config, run: Run) -> None:
                   **step_metrics.judge_values(judge, rollouts), **step_metrics.retro_values(sampler, phase, rollouts),
                   **step_metrics.update_values(updates, learning_rate, with_kl=cfg.kl_coef > 0),
                   **step_metrics.timing_values(run.times, rollouts), **step_metrics.expert_values(model)}
-        run.log.metrics(step, values)
-        run.log.rollouts(step, step_metrics.rows(rollouts, patterns))
+        run.log.append("metrics.jsonl", step, values)
+        run.log.append("rollouts.jsonl", step, *step_metrics.rows(rollouts, patterns))
         run.log.line(step, values, HEADLINE)
         if step == 1 or step % SHOW_EVERY == 0:
             show(rollouts[0], say)

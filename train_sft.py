@@ -132,7 +132,7 @@ def train(cfg: Config, run: Run) -> None:
             values["eval/acc"] = measure(cfg, generator, tokenizer, heldout)
             patience.see(values["eval/acc"])
         values["elapsed"] = run.seconds
-        run.log.metrics(step, values)
+        run.log.append("metrics.jsonl", step, values)
         if last or step % cfg.print_every == 0:
             run.log.line(step, values, HEADLINE)
         if patience.is_over:

@@ -157,6 +157,21 @@ def test_a_number_out_of_range_is_refused(words, said):
     assert str(error.value).startswith(said)
 
 
+@pytest.mark.parametrize("numbers", [(), (1, 2), (3,), (2, 2), (3, 2), (0, 1)])
+def test_numbers_that_should_rise(numbers):
+    cfg = Config(ends=numbers)
+    if numbers in ((), (1, 2), (3,)):
+        flags.rising(cfg, "ends")
+    else:
+        with pytest.raises(ConfigError, match="--ends should rise from 1 or more, got "):
+            flags.rising(cfg, "ends")
+
+
+@pytest.mark.parametrize("value, words", [((20000, 60000), ["20000", "60000"]), (True, []), (False, ["False"])])
+def test_the_words_of_one_flag(value, words):
+    assert flags.flag_words("phase_lengths", value) == ["--phase-lengths", *words]
+
+
 @pytest.mark.parametrize("name", REMOVED)
 def test_a_removed_flag_says_which_constant_replaced_it(name):
     with pytest.raises(ConfigError) as error:

@@ -180,9 +180,9 @@ def test_one_line_per_step_in_the_file_and_on_the_console(tmp_path, capsys):
     log = Log(tmp_path)
     for step in (1, 2):
         values = {"reward": 0.25 * step, "loss": 1e-7, "phase": 1}
-        log.metrics(step, values)
+        log.append("metrics.jsonl", step, values)
         log.line(step, values, ("phase", "absent", "reward"))
-        log.rollouts(step, [{"text": "Tōkyō\n\u2028</think>"}])
+        log.append("rollouts.jsonl", step, {"text": "Tōkyō\n\u2028</think>"})
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
     assert rows == [{"step": s, "reward": 0.25 * s, "loss": 1e-7, "phase": 1} for s in (1, 2)]
     lines = (tmp_path / "rollouts.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
@@ -192,8 +192,7 @@ def test_one_line_per_step_in_the_file_and_on_the_console(tmp_path, capsys):
 
 def test_a_dry_run_keeps_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Log(None).metrics(1, {"a": 1})
-    Log(None).rollouts(1, [{"text": "x"}])
+    Log(None).append("metrics.jsonl", 1, {"a": 1})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -65,15 +65,13 @@ def memory_sentence(config, step: int, part: str, longest: int) -> str:
     sequence in that part."""
     if not part:
         return f"out of memory: give fewer --kv-blocks than {config.kv_blocks}, or --offload, or use more ranks"
-    advice = f"start again under another --name with --max-prompt-tokens {longest * 3 // 4}"
+    blocks = max(config.kv_blocks // 2, -(-longest // 16))
+    tokens = max(1, longest, config.max_tokens // 2)
+    advice = [(not config.checkpointing, "resume with --checkpointing"),
+              (tokens < config.max_tokens, f"resume with --max-tokens {tokens}"),
+              (not config.offload, "resume with --offload")]
     if part in ("sample", "evaluate"):
-        blocks = max(config.kv_blocks // 2, -(-longest // 16))
-        if blocks < config.kv_blocks:
-            advice = f"resume with --kv-blocks {blocks}"
-    elif not config.checkpointing:
-        advice = "resume with --checkpointing"
-    elif config.max_tokens > max(1, longest):
-        advice = f"resume with --max-tokens {max(1, longest, config.max_tokens // 2)}"
-    elif not config.offload:
-        advice = "resume with --offload"
-    return f"out of memory in step {step} ({part}; the longest sequence has {longest} tokens): {advice}"
+        advice = [(blocks < config.kv_blocks, f"resume with --kv-blocks {blocks}")]
+    advice.append((True, f"start again under another --name with --max-prompt-tokens {longest * 3 // 4}"))
+    first = next(text for applies, text in advice if applies)
+    return f"out of memory in step {step} ({part}; the longest sequence has {longest} tokens): {first}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-FILES = ("metrics.jsonl", "rollouts.jsonl", "skipped.jsonl")
+FILES = ("metrics.jsonl", "rollouts.jsonl", "skipped.jsonl")           # skipped: updates that were not made
 
 
 def progress(items: Iterable, description: str, quiet: bool = False) -> tqdm:
@@ -21,44 +21,29 @@ class Log:
     quiet: prints nothing either."""
 
     def __init__(self, directory: Path | None, quiet: bool = False):
-        self.directory, self.quiet = directory, quiet
+        self.paths = [directory / name for name in FILES] if directory else []
+        self.quiet = quiet
 
-    def append(self, name: str, *rows: dict) -> None:
-        """Append rows to a file, as JSON lines."""
-        if self.directory is not None:
-            with open(self.directory / name, "a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-    def metrics(self, step: int, values: dict) -> None:
-        """Append one step to metrics.jsonl."""
-        self.append("metrics.jsonl", {"step": step, **values})
-
-    def rollouts(self, step: int, rows: Iterable[dict]) -> None:
-        """Append the answers of a step to rollouts.jsonl, a line each."""
-        self.append("rollouts.jsonl", *({"step": step, **row} for row in rows))
-
-    def skipped(self, **row) -> None:
-        """Append an update that was not made, with the ids of its examples, to skipped.jsonl."""
-        self.append("skipped.jsonl", row)
+    def append(self, name: str, step: int, *rows: dict) -> None:
+        """Append rows of a step to one of FILES, as JSON lines."""
+        for path in self.paths:
+            if path.name == name:
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write("".join(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows))
 
     def steps(self) -> list[dict]:
         """The rows of metrics.jsonl so far. [] if the file is missing or damaged."""
-        if self.directory is None:
-            return []
         try:
-            with open(self.directory / "metrics.jsonl", encoding="utf-8") as file:
+            with open(self.paths[0], encoding="utf-8") as file:
                 rows = [json.loads(line) for line in file]
-        except (OSError, ValueError):
+        except (IndexError, OSError, ValueError):
             return []
         return rows if all(isinstance(row, dict) for row in rows) else []
-
-    def _paths(self) -> list[Path]:
-        return [] if self.directory is None else [self.directory / name for name in FILES]
 
     def sizes(self) -> dict[str, int]:
         """{file name: bytes}, after all of it is on the disk."""
         sizes = {}
-        for path in self._paths():
+        for path in self.paths:
             if path.exists():
                 with open(path, "rb+") as file:
                     os.fsync(file.fileno())
@@ -67,7 +52,7 @@ class Log:
 
     def cut(self, sizes: dict[str, int]) -> None:
         """Truncate the files to these sizes (others to 0). What was written later will be written again."""
-        for path in self._paths():
+        for path in self.paths:
             size = sizes.get(path.name, 0)
             if path.exists() and path.stat().st_size < size:
                 self.say(f"{path} is shorter than it was: some of its lines are lost")

@@ -7,8 +7,7 @@
             run.part("update", longest=...)                              names the next part, for times and for errors
 
 RUNS_DIR/NAME then holds config.json, metrics.jsonl, rollouts.jsonl, checkpoints/step_* and exit.json: how the last
-start ended, and the command that resumes it. The same command resumes a run to the same bits. If the source code has
-changed since, it stops instead, unless --resume says what to do.
+start ended, and the command that resumes it. The same command resumes a run to the same bits.
 """
 
 import inspect
@@ -19,6 +18,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,12 +43,11 @@ class Run:
 
     def __init__(self, config):
         self.config, self.script = config, Path(inspect.getfile(type(config)))
-        self.directory, self.source, self.state = None, None, {}
-        self.log, self.begun = Log(None), False
+        self.log, self.directory, self.source, self.state = Log(None), None, None, {}
         self.step, self.done = 0, 0                            # the present step, the last complete step
         self.ended, self.streaks = False, {}
         self.signal, self.error, self.saving, self.handlers = "", None, False, {}
-        self.started, self.spent = time.monotonic(), 0.0       # when this start began, seconds of earlier starts
+        self.started = time.monotonic()                        # less the seconds of earlier starts
         self.times, self.part_name, self.part_began, self.longest = Counter(), "", 0.0, 0
 
     # Before the first step
@@ -61,15 +60,15 @@ class Run:
         self.device = parallel.start(cfg.device, cfg.timeout_minutes)
         self.num_hosts = parallel.num_hosts()
         self.log = Log(None, quiet=parallel.rank() > 0)
-        # 2. Record what runs. Later edits of the source do not count: Python has read it
         self.dtype = computing_dtype(cfg)
         self.weights_dtype = torch.promote_types(self.dtype, torch.float32)
-        self.settings = {**flags.as_json(cfg), "dtype": str(self.dtype).removeprefix("torch.")}
         if cfg.dry_run:
             return self
+        # 2. Record what runs. Later edits of the source do not count: Python has read it
+        settings = {**flags.as_json(cfg), "dtype": str(self.dtype).removeprefix("torch.")}
         code = parallel.gather(files.code(self.script))[0]
         # 3. Lock the directory and find what to resume
-        self.directory = Directory(cfg, self.settings, code, self.log.say)
+        self.directory = Directory(cfg, settings, code, self.log.say)
         try:
             self.source, self.state = self.directory.find_source()
         except BaseException:
@@ -88,28 +87,26 @@ class Run:
         self.model, self.tokenizer, self.optimizer, self.states = model, tokenizer, optimizer, states
         if self.directory is None:
             return
-        log_sizes = {}
         if self.source:
-            state = self.state
             checkpoint.load_optimizer(self.source, model, optimizer)
-            for name, each in states.items():
-                if name not in state["states"]:
-                    raise CheckpointError(f"{self.source}/state.json lacks {name!r}: another version of this program "
-                                          "wrote it; start again from its weights, with --model and another --name")
-                each.load_state_dict(state["states"][name])
-            self.step = self.done = state["step"]
-            self.ended, self.streaks, self.spent = state["ended"], state["streaks"], state["seconds"]
-            log_sizes = state["logs"]
-        parallel.on_all_ranks(lambda: parallel.rank() == 0 and self._open(log_sizes), "cannot begin the run")
-        self.begun = True
+            try:
+                for name, each in states.items():
+                    each.load_state_dict(self.state["states"][name])
+                self.step = self.done = self.state["step"]
+                self.ended, self.streaks = self.state["ended"], self.state["streaks"]
+                self.started -= self.state["seconds"]
+            except KeyError as error:
+                raise CheckpointError(f"{self.source}/state.json lacks {error}: another version of this program wrote "
+                                      "it; start again from its weights, with --model and another --name") from None
+        parallel.on_all_ranks(lambda: parallel.rank() == 0 and self._open(), "cannot begin the run")
+        self.directory.begun = True                            # on all ranks
         if self.source:
             self.log.say(f"resuming from {self.source}")
 
-    def _open(self, log_sizes: dict[str, int]) -> None:
-        self.directory.make()
-        self.log, self.begun = Log(self.directory.path), True
-        self.log.cut(log_sizes)
-        self.directory.record()
+    def _open(self) -> None:
+        self.directory.begin()
+        self.log = Log(self.directory.path)
+        self.log.cut(self.state.get("logs", {}))
 
     # Step by step
 
@@ -163,7 +160,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """How long the run has taken, over all its starts."""
-        return self.spent + time.monotonic() - self.started
+        return time.monotonic() - self.started
 
     def is_late(self, minutes: float) -> bool:
         """Whether the run has taken this many minutes (0: never). All ranks return the same."""
@@ -175,13 +172,12 @@ class Run:
         bad_updates = self.in_a_row("bad updates", not math.isfinite(norm))
         if not bad_updates:
             return True
-        self.log.skipped(step=self.step, ids=list(ids))
+        self.log.append("skipped.jsonl", self.step, {"ids": list(ids)})
         self.log.say(f"    step {self.step}: the loss or its gradient is not finite; nothing was updated")
         if bad_updates >= self.config.max_bad_updates:
             raise errors.NonFinite(f"the loss or its gradient was not finite {bad_updates} times in a row, up to step "
-                                   f"{self.step}; nothing was updated (the examples are in skipped.jsonl): look at "
-                                   "them, or start from the last checkpoint under another --name with a lower "
-                                   "--learning-rate")
+                                   f"{self.step}: look at the examples in skipped.jsonl, or start from the last "
+                                   "checkpoint under another --name with a lower --learning-rate")
         return False
 
     def in_a_row(self, event: str, happened: bool) -> int:
@@ -197,7 +193,7 @@ class Run:
         path = self.directory.checkpoints / checkpoint.name_of(self.done)
         log_sizes = parallel.on_all_ranks(self.log.sizes, "cannot sync the logs")[0]
         state = {"step": self.done, "ended": self.ended, "streaks": self.streaks, "seconds": self.seconds,
-                 "logs": log_sizes, "config": self.settings, "code": self.directory.code,
+                 "logs": log_sizes, "config": self.directory.settings, "code": self.directory.code,
                  "inputs": self.directory.inputs,
                  "states": {name: each.state_dict() for name, each in self.states.items()}}
         checkpoint.save(path, self.model, self.tokenizer, self.optimizer, state)
@@ -219,13 +215,11 @@ class Run:
             if not self.signal:
                 self.signal = signal.Signals(number).name
                 more = " (Ctrl-C once more: at once, without saving it)" if number == signal.SIGINT else ""
-                try:                                           # print is not safe in a signal handler
+                with suppress(OSError):                        # the terminal is closed. print is not safe here
                     os.write(2, f"{self.signal}: stopping after step {self.step}{more}\n".encode())
-                except OSError:                                # SIGHUP: the terminal is closed
-                    pass
         for name in SIGNALS:
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) != signal.SIG_IGN:      # nohup ignores SIGHUP
+            number = signal.Signals[name]
+            if signal.getsignal(number) != signal.SIG_IGN:     # nohup ignores SIGHUP
                 self.handlers[number] = signal.signal(number, note)
 
     def _stop_if_signalled(self) -> None:
@@ -237,10 +231,9 @@ class Run:
         """The command line that resumes this run."""
         words = ["python"]
         if parallel.size() > 1:
-            words = ["torchrun", "--standalone"]
-            if self.num_hosts > 1:
-                words = ["torchrun", f"--nnodes={self.num_hosts}", "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:29500"]
-            words.append(f"--nproc_per_node={parallel.size() // self.num_hosts}")
+            nodes = f"--nnodes={self.num_hosts} --rdzv-backend=c10d --rdzv-endpoint=HOST:29500"
+            words = ["torchrun", *(nodes.split() if self.num_hosts > 1 else ["--standalone"]),
+                     f"--nproc_per_node={parallel.size() // self.num_hosts}"]
         return shlex.join([*words, self.script.name, *flags.flags(replace(self.config, resume="auto"))])
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -250,7 +243,7 @@ class Run:
         elif error is not None and parallel.is_loss(error):
             error = errors.LostRanks(parallel.loss(error))
         try:
-            if self.begun:
+            if self.directory and self.directory.begun:
                 self._write_exit(error)
         finally:
             if self.directory:
@@ -263,18 +256,13 @@ class Run:
     def _write_exit(self, error: BaseException | None) -> None:
         """exit.json: how the run ended and how to resume it. The first rank writes it, or a rank that failed by itself.
         A rank that only lost another one does not overwrite it."""
-        path, writes = self.directory.path / "exit.json", parallel.rank() == 0
-        if isinstance(error, errors.LostRanks):
-            writes = writes and not path.exists()
-        elif error is not None and not isinstance(error, errors.Stopped):
-            writes = True
-        if not writes:
+        path, lost = self.directory.path / "exit.json", isinstance(error, errors.LostRanks)
+        failed = error is not None and not lost and not isinstance(error, errors.Stopped)
+        if not failed and (parallel.rank() > 0 or lost and path.exists()):
             return
         code = errors.exit_code(error)
         content = {"code": code, "reason": "done" if error is None else exits.sentence(error), "step": self.done,
                    "checkpoint": str(self.source) if self.source else None,
                    "resume_command": None if code == errors.DONE else self.command()}
-        try:
+        with suppress(OSError):                                # the disk may be the reason
             files.put(path, content)
-        except OSError:                                        # the disk may be the reason
-            pass
