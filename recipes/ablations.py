@@ -11,11 +11,13 @@ import argparse
 import json
 import math
 import sys
+from itertools import groupby
 from pathlib import Path
 from statistics import mean, median, stdev
 
 from nanoqwenlong.errors import DataError
-from tools import figures, series
+from tools import series
+from tools.plot import COLOURS, REWARD, STYLE, Panel, draw_lines
 
 # {study: {name of a row: (kind of run, which of its checkpoints)}}: the last checkpoint, or the one at which the run
 # had used as many tokens or as much time as the phased run from the same model.
@@ -144,12 +146,25 @@ def trained(directory: Path, kind: str, seed: str) -> list[dict]:
 
 def values(rows: list[dict], key: str) -> list[float]:
     """The measured values, or one NaN if there are none."""
-    return [value for _, value in series.points(rows, key)] or [math.nan]
+    measured = [series.number(row, key) for row in rows]
+    return [value for value in measured if value is not None] or [math.nan]
 
 
 def beginning(rows: list[dict], key: str) -> float:
     """The mean over the first 50 steps of phase II. NaN without a phase II."""
     return mean(values([row for row in rows if row["phase"] == 2][:50], key))
+
+
+def rolling_std(rows: list[dict], key: str, width: int = 10) -> float:
+    """How much a metric moves from step to step: its standard deviation within `width` steps, averaged over all such
+    windows. A window never crosses phases. If a phase is shorter than `width`, it is one window."""
+    spreads = []
+    for _, part in groupby(rows, key=lambda row: row.get("phase")):
+        numbers = values(list(part), key)
+        size = min(width, len(numbers))
+        for start in range(len(numbers) - size + 1 if size > 1 else 0):
+            spreads.append(stdev(numbers[start:start + size]))
+    return mean(spreads) if spreads else math.nan
 
 
 # {name: (figure from the rows of a run, digits)}
@@ -162,10 +177,10 @@ WHILE_TRAINING = {
     "reward of long documents, last 20 steps": (lambda rows: mean(values(rows[-20:], "reward_by_len/80-200")), 3),
     "entropy on long documents, last 20 steps": (lambda rows: mean(values(rows[-20:], "entropy_by_len/80-200")), 3),
     "KL to the start, last 20 steps": (lambda rows: mean(values(rows[-20:], "kl")), 3),
-    "KL, std within 10 steps": (lambda rows: series.rolling_std([rows], "kl"), 4),
+    "KL, std within 10 steps": (lambda rows: rolling_std(rows, "kl"), 4),
     "KL, largest": (lambda rows: max(values(rows, "kl")), 3),
     "answer length, std within 10 steps": (
-        lambda rows: series.rolling_std([rows], "completions/mean_length"), 2),
+        lambda rows: rolling_std(rows, "completions/mean_length"), 2),
     "gradient norm, median where it is not 0": (
         lambda rows: median(list(filter(None, values(rows, "grad_norm"))) or [0.0]), 2),
     "quotes per answer, first 20 steps": (lambda rows: mean(values(rows[:20], "patterns/grounding")), 2),
@@ -174,7 +189,11 @@ WHILE_TRAINING = {
 
 def picture(directory: Path, seeds: list[str], path: Path) -> Path:
     """What RL adds to each warm-up, what phases change, and what is forgotten meanwhile."""
-    figure, ((before_after, by_tokens, facts),) = figures.canvas(1, 3, (12, 3.9), width_ratios=(3, 3.4, 3))
+    import matplotlib
+    from matplotlib.figure import Figure
+    matplotlib.rcParams.update(STYLE)
+    figure = Figure(figsize=(12, 3.9), layout="constrained")
+    before_after, by_tokens, facts = figure.subplots(1, 3)
     columns = TABLES[LOOKUPS][1]
     for axes, column, title in ((before_after, "long documents", "long documents: what RL adds"),
                                 (facts, "closed book", "facts of the warm-up: what is left")):
@@ -184,13 +203,11 @@ def picture(directory: Path, seeds: list[str], path: Path) -> Path:
     kinds = {"phases": "RL from base", "one stage": "RL from base in one stage, equal tokens"}
     groups = {name: [series.cumulated(series.read_metrics(directory / f"{DYNAMICS[run]}-{seed}" / "metrics.jsonl"))
                      for seed in seeds] for name, run in kinds.items()}
-    for place, (name, group) in enumerate(groups.items()):
-        figures.curve(by_tokens, group, "reward_by_len/80-200", place, name, x="million tokens")
-    by_tokens.set(title="RL from base: reward of long documents", ylabel=figures.REWARD)
-    figures.finish(by_tokens, groups, "reward", True, "million tokens, prompts and answers")
-    by_tokens.legend(frameon=False, fontsize=8.5, loc="lower right", title=f"mean and range of {len(seeds)} seeds",
-                     title_fontsize=8)
-    return figures.save(figure, path)
+    panel = Panel("RL from base: reward of long documents", REWARD, "reward_by_len/80-200", "share", "million tokens")
+    draw_lines(by_tokens, panel, groups)
+    by_tokens.legend(loc="lower right", title=f"mean and range of {len(seeds)} seeds", title_fontsize=8)
+    figure.savefig(path, dpi=150)
+    return path
 
 
 def pairs(axes, rates: dict[str, list[float]]) -> None:
@@ -198,13 +215,13 @@ def pairs(axes, rates: dict[str, list[float]]) -> None:
     for place, start in enumerate(STARTS):
         for side, name in enumerate((start, f"RL from {start}")):
             x = place + 0.36 * side - 0.18
-            axes.bar(x, mean(rates[name]), 0.32, color=figures.PALETTE[side], hatch=figures.HATCHES[side],
-                     edgecolor="white", linewidth=0.5, label=("before RL", "after RL")[side] if not place else None)
+            axes.bar(x, mean(rates[name]), 0.32, color=COLOURS[side], edgecolor="white",
+                     label=("before RL", "after RL")[side] if not place else None)
             axes.plot([x] * len(rates[name]), rates[name], "o", color="black", markerfacecolor="white", markersize=4)
             axes.annotate(f"{mean(rates[name]):.0f}", (x, max(rates[name])), xytext=(0, 5), ha="center", fontsize=8,
                           textcoords="offset points")
     axes.set(ylim=(0, 112), yticks=range(0, 101, 20), xticks=range(len(STARTS)), xticklabels=STARTS)
-    axes.legend(frameon=False, fontsize=8.5, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
 
 
 def main(argv: list[str]) -> int:

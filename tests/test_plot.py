@@ -3,11 +3,11 @@
 import json
 import math
 import sys
-from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from tools import bars, figures, plot, series, terminal
+from tools import plot, series, terminal
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -32,7 +32,7 @@ def cell(accuracy, low=0.4, high=0.6, **more):
 
 
 def results(**parts):
-    model = {"all": cell(0.5), "by_length": {"0-80": cell(0.5), "80-200": cell(None, None, None)}, "by_task": {},
+    model = {"all": cell(0.5), "by_length": {"0-80": cell(0.5), "80-200": cell(0.25, 0.1, 0.5)}, "by_task": {},
              "by_source": {}, "average": None, **parts}
     return {"settings": {}, "models": [{"model": "assets/nano-sft", **model},
                                        {"model": "runs/x/rl/checkpoints/step_000030", **model}]}
@@ -61,22 +61,17 @@ def pictures(directory) -> dict:
 ALL = {f"{name}.png" for name in ("dynamics", "length", "health", "time", "patterns")}
 
 
-@pytest.mark.parametrize("rendered", [{"length.png"}, pytest.param(ALL, marks=pytest.mark.full)])
-def test_the_pictures_of_a_run_that_broke_and_still_goes_on(tmp_path, monkeypatch, matplotlib, rendered):
-    """NaN, infinity, null, a missing judge, retrospective examples, and half a last line."""
-    save, made = figures.save, set()
-    monkeypatch.setattr(figures, "save", lambda figure, path: made.add(path.name) or (
-        save(figure, path) if path.name in rendered else path))
+def test_the_pictures_of_a_run_that_broke_and_still_goes_on(tmp_path, matplotlib):
+    """NaN, infinity, null, a text, a missing judge, retrospective examples, and half a last line."""
     rows = run()
-    rows[1].update(entropy=math.nan, grad_norm=math.inf, reward=None)
-    rows[2]["grad_norm"] = 1000                                              # so its axis is logarithmic
+    rows[1].update(entropy=math.nan, grad_norm=math.inf, reward=None, judge="x")
     rows[2].update({"reward_by_len/0-80": 0.25, "patterns/grounding": 2.0, "judge/error_rate": 0.5, "kl": 0.1})
     directory = write(tmp_path / "a", rows)
     with open(tmp_path / "a/metrics.jsonl", "a") as file:
         file.write('{"step": 4, "rew')
     assert plot.main([directory, "--out", str(tmp_path / "out")]) == 0
     found = pictures(tmp_path / "out")
-    assert made == ALL and set(found) == rendered
+    assert set(found) == ALL
     assert all(1000 <= width <= 2000 and 400 <= height <= 3000 for width, height in found.values()), found
 
 
@@ -85,7 +80,7 @@ def test_several_runs_of_different_lengths_in_one_panel(tmp_path, capsys, matplo
         ("a-0", run(3)), ("a-1", run(1)), ("b", [{"step": 1, "reward": 0.5}, {"step": 2, "reward": None}]))]
     assert plot.main([*runs, "--metric", "reward", "entropy", "--out", str(tmp_path / "ab.png")]) == 0
     assert set(pictures(tmp_path)) == {"ab.png"}
-    assert plot.main([*runs, "--metric", "rewart"]) == 78 and "'reward'" in capsys.readouterr().err
+    assert plot.main([*runs, "--metric", "rewart"]) == 78 and "there are reward, entropy" in capsys.readouterr().err
     assert plot.main([*runs, "--out", str(tmp_path / "ab.png")]) == 78 and "directory" in capsys.readouterr().err
 
 
@@ -103,48 +98,51 @@ def test_a_name_is_no_formula(tmp_path, matplotlib):
     assert plot.main([*runs, "--out", str(tmp_path / "out")]) == 0 and pictures(tmp_path / "out")
 
 
-def drawn(monkeypatch, draw) -> list:
-    """The figures that `draw` would have saved."""
-    found = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: found.append(figure) or path)
-    draw(figures)
-    return found
+@pytest.fixture
+def drawn(monkeypatch, matplotlib):
+    """The axes that plot.picture would have saved with these arguments."""
+    from matplotlib.figure import Figure
+    def draw(*arguments):
+        found = []
+        monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **options: found.append(figure))
+        plot.picture(Path("out/x.png"), *arguments)
+        return found[0].axes
+    return draw
 
 
-def test_what_is_drawn_are_the_numbers_of_the_runs(tmp_path, monkeypatch, matplotlib):
-    """The mean of two seeds and their band, thin where one has ended; bars as high as the accuracies; the KL is not
-    drawn where none was measured."""
-    one, two = run(4, 4), run(2, 4, seed=0.25)
-    (figure,) = drawn(monkeypatch, lambda f: f.dynamics({"a": [one, two]}, tmp_path))
-    reward, _, kl, length = figure.axes
-    thick, thin = reward.lines
-    assert list(thick.get_ydata()) == [0.5, 0.75] and list(thin.get_ydata()) == [0.75, 1.0]
-    (band,) = reward.collections
-    assert (band.get_datalim(reward.transData).y0, band.get_datalim(reward.transData).y1) == (0.25, 1.0)
-    assert not kl.lines and "--measure-kl" in kl.texts[0].get_text()
-    assert [text.get_text() for text in length.get_legend().get_texts()] == ["1"]         # 1.29 and 0.71, hand-computed
-    one[2]["kl"], one[3]["kl"] = 0.0, 0.5
-    (figure,) = drawn(monkeypatch, lambda f: f.dynamics({"a": [one], "b": [two]}, tmp_path))
-    assert [list(line.get_ydata()) for line in figure.axes[2].lines if len(line.get_ydata())][0] == [0.0, 0.5]
-    (figure,) = drawn(monkeypatch, lambda f: bars.evaluation(evaluated(tmp_path), tmp_path))
-    assert [bar.get_height() for bar in figure.axes[0].patches] == [50, 50]
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0-80 tokens", "80-200 tokens"]
-    undivided = evaluated(tmp_path, by_length={"all": cell(0.5)}, all=cell(0.5, **{"pass@0": 0.5, "pass@2": 0.5}))
-    (figure,) = drawn(monkeypatch, lambda f: bars.evaluation(undivided, tmp_path))
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["all"]
-    assert list(figure.axes[1].lines[0].get_xdata()) == [2]
-    figure.clear()
+def test_what_is_drawn_are_the_numbers_of_the_runs(tmp_path, monkeypatch, drawn):
+    """The mean of two seeds and their band. Bars as high as the accuracies."""
+    monkeypatch.chdir(tmp_path)
+    group = [run(4, 4), run(2, 4, seed=0.25)]
+    (axes,) = drawn([plot.Panel("reward", "", "reward", "share")], {"a": group}, [])
+    assert list(axes.lines[0].get_ydata()) == [0.5, 0.75, 0.75, 1.0] and axes.get_ylim() == (-0.03, pytest.approx(1.0375))
+    (band,) = axes.collections
+    assert (band.get_datalim(axes.transData).y0, band.get_datalim(axes.transData).y1) == (0.25, 1.0)
+    minutes = [series.cumulated(rows) for rows in group]
+    (axes,) = drawn([plot.Panel("reward", "", "reward", x="minutes")], {"a": minutes}, [])
+    assert list(axes.lines[0].get_xdata()) == [0.5, 1.0, 1.5, 2.0]
+    (axes,) = drawn(["by_length"], {}, evaluated(tmp_path))
+    assert [bar.get_height() for bar in axes.patches] == [50, 25, 50, 25]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0-80", "80-200"]
+    models = evaluated(tmp_path, all=cell(0.5, **{"pass@1": 0.5, "pass@2": 0.75}))
+    (axes,) = drawn(["pass@k"], {}, models)
+    assert [bar.get_height() for bar in axes.patches] == [50, 75, 50, 75]
 
 
-def test_retrospective_examples_are_dots_behind_the_phase_of_their_bucket(tmp_path, monkeypatch, matplotlib):
-    rows = run(4, 2)
-    rows[3]["reward_by_len/0-80"] = 0.125
-    (figure,) = drawn(monkeypatch, lambda f: f.lengths({"a": [rows]}, tmp_path))
-    dots = [list(zip(*line.get_data())) for line in figure.axes[0].lines if line.get_marker() == "o"
-            and line.get_linestyle() == "None"]
-    assert dots == [[(4, 0.125)]]
-    border = [line for line in figure.axes[0].lines if list(line.get_xdata()) == [2.5, 2.5]]
-    assert len(border) == 1 and figure.axes[0].texts[0].get_text() == "phase 2"
+def test_a_panel_without_a_metric_is_left_out():
+    def names(**more):
+        return {name: [panel.title for panel in panels] for name, panels in
+                plot.panels_of({"a": [[{**row, **more} for row in run()]]}, [], []).items()}
+    assert names()["dynamics"] == ["reward", "entropy", "response length"] and "patterns" not in names()
+    assert names(kl=0.0)["dynamics"][2] == "KL to the start"
+    assert names(**{"patterns/subgoal": 1})["patterns"] == ["subgoals"]
+    assert names()["length"] == ["documents of 0-80 tokens", "documents of 80-200 tokens"]
+
+
+def test_a_dashed_line_is_a_new_phase(tmp_path, monkeypatch, drawn):
+    monkeypatch.chdir(tmp_path)
+    (axes,) = drawn([plot.Panel("reward", "", "reward")], {"a": [run(4, 2)]}, [])
+    assert [list(line.get_xdata()) for line in axes.lines][2:] == [[2.5, 2.5]]
 
 
 def test_lines_can_be_told_apart_in_greyscale():
@@ -154,7 +152,7 @@ def test_lines_can_be_told_apart_in_greyscale():
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055)**2.4 for c in channels]
         luminance = sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear))
         return 116 * luminance**(1 / 3) - 16 if luminance > 0.008856 else 903.3 * luminance
-    found = sorted(map(lightness, figures.PALETTE))
+    found = sorted(map(lightness, plot.COLOURS))
     assert lightness("#004488") == pytest.approx(29, abs=0.5) and lightness("#FFFFFF") == pytest.approx(100, abs=0.1)
     assert min(b - a for a, b in zip(found, found[1:])) > 7 and found[-1] < 88
 
@@ -163,8 +161,8 @@ def test_seeds_differ_in_a_number_at_the_end(tmp_path):
     def grouped(*names):
         return {name: [str(run.relative_to(tmp_path)) for run in some]
                 for name, some in series.seeds([tmp_path / name for name in names]).items()}
-    assert grouped("a-0", "a-1", "b-0", "b") == {"a": ["a-0", "a-1"], "b-0": ["b-0"], "b": ["b"]}
-    assert grouped("demo-0/rl", "demo-1/rl") == {"demo/rl": ["demo-0/rl", "demo-1/rl"]}
+    assert grouped("a-0", "a-1", "b-0", "b") == {"a-*": ["a-0", "a-1"], "b-0": ["b-0"], "b": ["b"]}
+    assert grouped("demo-0/rl", "demo-1/rl") == {"demo-*/rl": ["demo-0/rl", "demo-1/rl"]}
     assert grouped("a", "a-0", "a-1") == {"a": ["a"], "a-*": ["a-0", "a-1"]}
     assert grouped("a", "a") == {"a": ["a"]}
     assert grouped("x/rl", "y/rl") == {"x/rl": ["x/rl"], "y/rl": ["y/rl"]}
@@ -172,24 +170,15 @@ def test_seeds_differ_in_a_number_at_the_end(tmp_path):
 
 
 def test_averages_begin_anew_with_a_phase():
-    """20 steps: averages over 2. Two runs: their averages' mean, lowest and highest."""
+    """20 steps: averages over 2. Two runs: the averages of both."""
     rows = [{"step": s, "phase": 1 + (s > 10), "x": float(s)} for s in range(1, 21)]
-    line = series.line([rows], "x")
-    assert line.mean[:3] == [1.0, 1.5, 2.5] and line.mean[9:12] == [9.5, 11.0, 11.5]
-    both = series.line([rows, [{**row, "x": row["x"] + 4} for row in rows[:1]]], "x")
-    assert (both.mean[:2], both.low[:2], both.high[:2]) == ([3.0, 1.5], [1.0, 1.5], [5.0, 1.5])
-    assert series.borders([rows]) == {11: "phase 2"}
-    broken = [{"step": s, "x": x} for s, x in enumerate((math.nan, 2, None, -math.inf, 10**400))]
-    assert series.points(broken, "x") == [(1, 2.0)] and series.not_finite([broken], "x") == [0, 3, 4]
-    assert series.moving_average([1.0, 3.0, 5.0, 7.0], 2) == [1.0, 2.0, 4.0, 6.0]
-
-
-def test_rolling_standard_deviation():
-    """Of 1, 3 it is sqrt(2), of 3, 3 it is 0; a jump between phases is no movement within one; of one step none."""
-    rows = [{"step": s, "phase": p, "x": x} for s, p, x in ((1, 1, 1), (2, 1, 3), (3, 1, 3), (4, 2, 100), (5, 2, 100))]
-    assert series.rolling_std([rows], "x", 2) == pytest.approx(math.sqrt(2) / 3)
-    assert series.rolling_std([rows[:1]], "x") is None
-    assert series.rolling_std([[{"step": s, "x": x} for s, x in enumerate((1e200, -1e200))]], "x") > 1e200
+    means = [value for (value,) in series.by_step([rows], "x", smooth=True).values()]
+    assert means[:3] == [1.0, 1.5, 2.5] and means[9:12] == [9.5, 11.0, 11.5]
+    both = series.by_step([rows, [{**row, "x": row["x"] + 4} for row in rows[:1]]], "x", smooth=True)
+    assert (both[1], both[2]) == ([1.0, 5.0], [1.5])
+    assert series.borders([rows]) == {11}
+    broken = [{"step": s, "x": x} for s, x in enumerate((math.nan, 2, None, -math.inf, 10**400, "x", True))]
+    assert series.by_step([broken], "x") == {1: [2.0]}
 
 
 def test_cumulated_time_and_tokens():
@@ -207,35 +196,36 @@ def plotext(monkeypatch):
 
 def numbers(out: str) -> dict[str, list[str]]:
     """{metric: its values} in the table under the panels."""
-    return {line.split()[0]: line.split()[-4:] for line in out[out.index("\nsteps "):].splitlines()[2:]}
+    lines = [line.split() for line in out.splitlines()]
+    head = lines.index(["first", "last", "lowest", "highest"])
+    return {line[0]: line[-4:] for line in lines[head + 1:]}
 
 
 def test_a_run_in_the_terminal(tmp_path, capsys, plotext):
-    """Two panels side by side, no line wider than the terminal. A metric that never changes is only in the table."""
+    """No line is wider than the terminal. A metric that never changes is only in the table."""
     rows = [{**row, "kl": 0.25, "judge/error_rate": math.inf if row["step"] == 2 else None} for row in run(200, 20)]
     assert plot.main([write(tmp_path, rows), "--text"]) == 0
     out = capsys.readouterr().out
-    assert max(map(len, out.splitlines())) <= 80 and "steps" in out and "1 to 200" in out
+    assert max(map(len, out.splitlines())) <= 80
     assert numbers(out)["reward"] == ["0.005", "1", "0.005", "1"] and numbers(out)["kl"] == ["0.25"] * 4
-    assert numbers(out)["judge/error_rate"] == ["nan"] * 4
-    assert list(numbers(out))[1:3] == ["reward_by_len/0-80", "reward_by_len/80-200"]
-    titles = [word for line in out[:out.index("\nsteps ")].splitlines() for word in line.split() if word[0].isalpha()]
-    assert titles[:2] == ["reward", "reward_by_len/0-80"] and not {"kl", "judge/error_rate"} & set(titles)
+    assert "judge/error_rate" not in out and {"reward_by_len/0-80", "reward_by_len/80-200"} <= set(numbers(out))
+    titles = {line.strip() for line in out.splitlines()}
+    assert {"reward", "reward_by_len/0-80"} <= titles and "kl" not in titles
 
 
-def test_the_panel_of_a_metric_shows_its_values_phases_and_what_was_not_finite(tmp_path, capsys, monkeypatch, plotext):
-    """A rise over 8 steps. Step 3 is not finite, the second phase begins after step 5."""
-    monkeypatch.setattr(terminal, "can_show", lambda text: text.isascii())
+def test_the_panel_of_a_metric_shows_its_values_and_phases(tmp_path, capsys, monkeypatch, plotext):
+    """A rise over 8 steps. Step 3 is not finite, the second phase begins after step 5. stdout can only write ASCII."""
+    said = []
+    monkeypatch.setattr(terminal, "sys", SimpleNamespace(stdout=SimpleNamespace(encoding="ascii")))
+    monkeypatch.setattr(terminal, "tell", lambda text, stream: said.append(text))
     rows = [{"step": step, "phase": 1 + (step > 5), "x": math.nan if step == 3 else step / 8} for step in range(1, 9)]
     assert plot.main([write(tmp_path, rows), "--text", "--metric", "x"]) == 0
-    out = capsys.readouterr().out
+    (out,) = said
     assert out.isascii()
-    title, _, *plotted, _, ticks, _, _ = out.splitlines()
-    assert title.strip() == "x" and ticks.split()[0] == "1" and ticks.split()[-1] == "8"
-    top, bottom = plotted[0], plotted[4]
-    assert top.startswith("1.0") and top.index("*") > 30 > bottom.index("*") and bottom.count("!") == 1
-    border = [line.index(":") for line in plotted if ":" in line]
-    assert len(set(border)) == 1 and bottom.index("*") < bottom.index("!") < border[0] < top.index("*")
+    marks, title, _, top, *_, bottom, _, ticks, _, _, _ = out.splitlines()
+    assert marks.startswith("* ") and title.strip() == "x" and ticks.split()[0] == "1.0"
+    assert top.startswith("1.0") and top.index("*") > 30 > bottom.index("*")
+    assert bottom.index("*") < bottom.index(":") < top.index("*")
 
 
 @pytest.mark.parametrize("num", [1, 3])
@@ -253,7 +243,7 @@ def test_without_plotext_a_sentence_says_what_to_install(tmp_path, capsys, monke
     for library in ("matplotlib", "plotext"):
         monkeypatch.setitem(sys.modules, library, None)
     assert plot.main([write(tmp_path, run())]) == 78
-    assert capsys.readouterr().err == 'plotext is not installed: pip install ".[plots]"\n'
+    assert capsys.readouterr().err.endswith('plotext is not installed: pip install ".[plots]"\n')
 
 
 def test_without_matplotlib_it_is_text(tmp_path, capsys, monkeypatch):
@@ -261,13 +251,12 @@ def test_without_matplotlib_it_is_text(tmp_path, capsys, monkeypatch):
     write(tmp_path, [results(all=cell(0.5, **{"pass@2": 0.75}))], "results.json")
     assert plot.main([str(tmp_path)]) == 0
     out, err = capsys.readouterr()
-    assert err.startswith("matplotlib is not installed") == bool(find_spec("plotext")) and not list(tmp_path.glob("*.png"))
+    assert err.startswith("matplotlib is not installed") and not list(tmp_path.glob("*.png"))
     assert [line.split()[-3:] for line in out.splitlines() if "0-80" in line] == [["50.0", "[40.0,", "60.0]"]] * 2
-    assert "not measured" in out and out.splitlines()[-1].split()[:4:3] == ["rl", "pass@2"] and out.endswith(" 75.0\n")
+    assert out.splitlines()[-1].split()[:4:3] == ["rl", "pass@2"] and " 75.0 [" in out.splitlines()[-1]
 
 
-def test_a_bar_is_one_line_whatever_its_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(terminal, "can_show", lambda text: True)
+def test_a_bar_is_one_line_whatever_its_name(tmp_path):
     models = evaluated(tmp_path, by_length={"a\n\x1b[2J": cell(0.5), "b": cell(1.0)})
     one, two = terminal.table(models[:1], 60).split("\n")
     assert one.split()[:2] == ["nano-sft", "a\\n\\x1b[2J"] and one.index("█") == two.index("█")
@@ -278,7 +267,7 @@ def test_a_bar_is_one_line_whatever_its_name(tmp_path, monkeypatch):
     ('{"step": 1, "rew', "no step in it yet"), ('{"step": 1}\nx\n{"step": 2}\n', "jsonl:2: "),
     ('{"step": 1}\n', "no step has a number to show"),
     ("[1]\n", "not a JSON object but a list"), ('{"reward": 1}\n', '"step"'),
-    ('{"step": 1, "reward": "x"}\n', "reward is 'x', which is not a number"),
+    ('{"step": 1, "reward": "x"}\n', "no step has a number to show"),
     ("\xff\n", "jsonl:1: "), ("[" * 9999, "step")])
 def test_metrics_that_cannot_be_drawn_are_refused_in_a_sentence(tmp_path, capsys, content, told):
     (tmp_path / "metrics.jsonl").write_bytes(content.encode("latin-1"))
@@ -295,7 +284,7 @@ def test_an_evaluation_that_is_none_is_refused_in_a_sentence(tmp_path, capsys, c
     (tmp_path / "results.json").write_text(content)
     assert plot.main([str(tmp_path)]) == plot.main([str(tmp_path), "--text"]) == 65
     err = capsys.readouterr().err
-    assert "results.json" in err and err.count("\n") == 2
+    assert "results.json" in err and err.count("\n") == 2 and "Traceback" not in err
 
 
 def test_a_directory_without_a_run_gets_one_sentence(tmp_path, capsys):
@@ -309,6 +298,5 @@ def test_labels():
     assert series.label(Path("assets/nano-base")) == "nano-base"
 
 
-def test_no_two_of_many_lines_or_bars_look_alike():
-    assert len({(figures.look(place)["color"], str(figures.look(place)["linestyle"])) for place in range(49)}) == 49
-    assert len({(figures.look(place)["color"], figures.hatch(place)) for place in range(14)}) == 14
+def test_no_two_of_many_lines_look_alike():
+    assert len({(plot.look(place)["color"], str(plot.look(place)["linestyle"])) for place in range(49)}) == 49

@@ -1,9 +1,10 @@
 """Answers to be read: which are shown, what is marked in them, and that they leave the terminal as it is."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
-from tools import rollouts
+from tools import rollouts, terminal
 
 
 def answer(step=1, id="q1", sample=0, reward=1.0, advantage=0.0, text="<think> Ann paid.</think> The answer is Ann.",
@@ -57,11 +58,11 @@ def test_what_is_told_of_an_answer(show):
     assert show([row])[1].splitlines() == [
         "step 7: the 1 worst of 1 answers", "-- q1, answer 0, task qa", "  question   Who paid?",
         "  gold       Ann | Anna", "  extracted  'Ann'",
-        "  reward     0.25 (rule 0, judge 1, penalty 0.75); advantage -0.50",
+        "  reward     0.25 (rule 0, judge 1, penalty 0.75, advantage -0.5)",
         "  ended      truncated at --max-new-tokens, 321 tokens", "  patterns   grounding 2, subgoal 0", "",
         "<think> Ann paid.</think> The answer is Ann.", ""]
     out = show([answer(reward=None, answer="")])[1]
-    assert "none (rule 1, no verdict)" in out and "extracted  nothing" in out
+    assert "none, no verdict of the judge (rule 1, advantage 0)" in out and "extracted  nothing" in out
 
 
 TEXT = "<think> I read: Ann paid twice. So?</think> Ann paid."
@@ -72,12 +73,11 @@ def test_quotes_of_the_document_are_marked(show, monkeypatch):
     marked = "<think> I read: «Ann paid» twice. So?</think> «Ann paid.»"
     assert marked in show([answer(text=TEXT, quotes=QUOTES)])[1]
     assert TEXT in show([answer(text=TEXT, quotes=[[3, 1], [-1, 3], [0, 999], ["a", 2], 7, [1]])])[1]   # of no text
-    monkeypatch.setattr(rollouts, "can_show", lambda text: False)
-    assert marked.replace("«", "<<").replace("»", ">>") in show([answer(text=TEXT, quotes=QUOTES)])[1]
-    bold, dim, plain = "\x1b[1m", "\x1b[2m", "\x1b[0m"
-    row = answer(text=TEXT, quotes=QUOTES)
-    assert rollouts.body(row, False, "terminal") == (
-        f"{dim}<think> I read: {plain}{bold}Ann paid{plain}{dim} twice. So?</think>{plain} {bold}Ann paid.{plain}")
+    monkeypatch.setattr(terminal, "sys", SimpleNamespace(stdout=SimpleNamespace(encoding="ascii")))
+    said = []
+    monkeypatch.setattr(terminal, "tell", lambda text, stream: said.append(text) or True)
+    show([answer(text=TEXT, quotes=QUOTES)])
+    assert marked.replace("«", "<<").replace("»", ">>") in said[1]
 
 
 def test_of_long_thinking_the_end_is_shown_with_its_quotes(show):
@@ -110,7 +110,7 @@ def test_what_a_model_says_does_not_reach_the_terminal_raw(show):
 def test_what_is_not_there_is_told_in_a_sentence(show, words, told):
     code, out, err = show([answer(1), answer(2), answer(3, "q2"), answer(7)], *words)
     assert (code, out) == (78, "") and told in err
-    assert ("there are 1-3, 7\n" in err) == (words == ["--step", 5])
+    assert ("there are steps between 1 and 7\n" in err) == (words == ["--step", 5])
 
 
 @pytest.mark.parametrize("line, told", [

@@ -1,113 +1,206 @@
 """Draw runs and evaluations as pictures, or as text in the terminal (both need `pip install ".[plots]"`):
 
     python -m tools.plot runs/a                                     a training run, or several in the same panels
-    python -m tools.plot runs/a-0 runs/a-1 runs/b --out pictures    a-0 and a-1 are seeds of one line: mean and band
+    python -m tools.plot runs/a-0 runs/a-1 runs/b --out pictures    a-0 and a-1 are seeds of one line: mean and range
     python -m tools.plot runs/a runs/b --metric reward entropy --out ab.png         a panel for each of these metrics
     python -m tools.plot runs/eval                                  an evaluation: what eval.py --out runs/eval wrote
     python -m tools.plot runs/demo-0 --out docs/demo.png            a demo: its RL run and its evaluation
 
-A training run gives dynamics.png (reward, entropy, KL, length: Figure 2 of QwenLong-L1), length.png (reward by length
-of the document), health.png, time.png (what it cost), and patterns.png if they were counted. The numbers come from
-metrics.jsonl and results.json, also while the run is still training. Thick lines are moving averages that start again
-with each phase. Thin lines are the values themselves. A cross at the foot of a panel is a value that was not finite.
+PICTURES lists what a training run gives, also while it trains. Lines are moving averages that start again with each
+phase (dashed). The faint line of a single run has its values. What is not finite is left out.
 """
 
 import argparse
-import difflib
+import math
 import shutil
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
 
-from tools import bars, figures, series
+from tools import series
 from tools.series import Evaluated, Group
 from tools.terminal import charts, run_tool, say, table
 
-from nanoqwenlong.errors import ConfigError, DataError
+from nanoqwenlong.errors import ConfigError
+
+COLOURS = ("#004488", "#DDAA33", "#BB5566", "#5FA8A0", "#B9D8F0", "#7A3F98", "#000000")     # differ in lightness, too
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (2, 2)))
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
+         "axes.axisbelow": True, "grid.color": "#E4E4E4", "axes.titlesize": 10.5, "legend.frameon": False,
+         "legend.fontsize": 9, "text.parse_math": False}        # a "$" in a name is a "$"
 
 
-def read(directories: list[Path], keys: list[str]) -> tuple[dict[str, Group], list[Evaluated]]:
-    """Return the groups of runs and the evaluated models. An evaluation has no runs. A demo has both."""
+class Panel(NamedTuple):
+    title: str
+    unit: str
+    key: str
+    scale: str = ""             # "share": the axis shows at least 0 to 1
+    x: str = "step"
+
+
+REWARD = "mean reward of the answers"
+PICTURES = {                    # panels of metrics that no run has are left out
+    "dynamics": (                                               # the four panels of QwenLong-L1's Figure 2
+        Panel("reward", REWARD, "reward", "share"),
+        Panel("entropy", "nats per token", "entropy"),
+        Panel("KL to the start", "nats per token (k3)", "kl"),
+        Panel("response length", "tokens per answer", "completions/mean_length")),
+    "health": (
+        Panel("groups that agree: they teach nothing", "share of groups", "frac_reward_zero_std", "share"),
+        Panel("answers cut off before their end", "share of answers", "completions/clipped_ratio", "share"),
+        Panel("made less likely than the clip allows", "share of tokens", "clip_ratio/low_mean"),
+        Panel("made more likely than the clip allows", "share of tokens", "clip_ratio/high_mean"),
+        Panel("gradient before it is clipped", "norm", "grad_norm"),
+        Panel("entropy", "nats per token", "entropy"),
+        Panel("hard examples of earlier phases", "share of the batch", "retro/frac", "share"),
+        Panel("sampler against trainer", "largest log-prob difference", "rollout_gap"),
+        Panel("left open by the judge", "share of its questions", "judge/error_rate", "share"),
+        Panel("busiest expert of a layer", "times the even share", "experts/max_load")),
+    "time": (
+        Panel("reward against wall time", REWARD, "reward", "share", "minutes"),
+        Panel("reward against tokens, prompts and answers", REWARD, "reward", "share", "million tokens"),
+        Panel("sampling", "seconds of a step", "timing_s/sample"),
+        Panel("rewarding", "seconds of a step", "timing_s/reward"),
+        Panel("updating", "seconds of a step", "timing_s/update"),
+        Panel("speed", "tokens per second", "tokens_per_s")),
+    "patterns": (
+        Panel("grounding", "quotes per answer", "patterns/grounding"),
+        Panel("subgoals", "times per answer", "patterns/subgoal"),
+        Panel("backtracking", "times per answer", "patterns/backtracking"),
+        Panel("verification", "times per answer", "patterns/verification"),
+        Panel("longest quote of the document", "words", "patterns/longest_quote"))}
+ACCURACY = {"by_length": "accuracy by document length (tokens)", "by_task": "accuracy by task",
+            "by_source": "accuracy by source", "pass@k": "at least one of k answers is right"}
+
+
+def look(place: int) -> dict:
+    """Return colour and dashes of line number `place`. When all colours are used, they come again with other dashes."""
+    return {"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[(place + place // len(COLOURS)) % len(DASHES)]}
+
+
+def draw_lines(axes, panel: Panel, groups: dict[str, Group]) -> None:
+    """Draw a metric of each group as a line. Several seeds are their mean, and a band from lowest to highest."""
+    borders: set[int] = set()
+    for place, (label, group) in enumerate(groups.items()):
+        style = look(place)
+        values = series.by_step(group, panel.key, smooth=True)
+        x_of = {step: mean(xs) for step, xs in series.by_step(group, panel.x).items()}
+        xs = [x_of[step] for step in values]
+        axes.plot(xs, list(map(mean, values.values())), label=label, marker="." if len(xs) < 12 else "", **style)
+        if len(group) > 1:
+            axes.fill_between(xs, list(map(min, values.values())), list(map(max, values.values())),
+                              color=style["color"], alpha=0.18, linewidth=0)
+        else:
+            raw = list(map(mean, series.by_step(group, panel.key).values()))
+            axes.plot(xs, raw, color=style["color"], alpha=0.3, linewidth=0.8)
+        borders |= series.borders(group)
+    if panel.x == "step":
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        for step in borders:
+            axes.axvline(step - 0.5, color="#777777", linestyle="--", linewidth=0.9)
+    if panel.scale == "share":
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, -0.03), max(high, 1.03))
+    axes.set(title=panel.title, ylabel=panel.unit, xlabel=panel.x)
+
+
+def draw_bars(axes, part: str, models: list[Evaluated], first_look: int) -> None:
+    """Draw the accuracies of each model as bars with their 95 % intervals."""
+    names = list(dict.fromkeys(name for _, parts in models for name in parts[part]))
+    width = 0.84 / len(models)
+    for place, (model, parts) in enumerate(models):
+        xs = [names.index(name) + (place - (len(models) - 1) / 2) * width for name in parts[part]]
+        rates = [rate for rate, _, _ in parts[part].values()]
+        below = [max(0, rate - low) for rate, low, _ in parts[part].values()]
+        above = [max(0, high - rate) for rate, _, high in parts[part].values()]
+        bars = axes.bar(xs, rates, 0.9 * width, yerr=[below, above], capsize=2.5, ecolor="#777777", edgecolor="white",
+                        label=model, color=look(place + first_look)["color"])
+        axes.bar_label(bars, fmt="%.0f", padding=1, fontsize=7)
+    axes.set(ylim=(0, 112), yticks=range(0, 101, 20), ylabel="%, with 95 % interval", title=ACCURACY[part])
+    axes.set_xticks(range(len(names)), names, rotation=20 if len(names) > 7 else 0)
+
+
+def picture(path: Path, panels: Sequence[Panel | str], groups: dict[str, Group], models: list[Evaluated]) -> None:
+    """Draw the panels, and save them as a PNG file. A panel is one of runs, or one of ACCURACY."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    matplotlib.rcParams.update(STYLE)
+    columns = 2 if groups and len(panels) > 1 else 1
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(10, 3 * rows + 0.8), layout="constrained")
+    handles = {}
+    for place, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        if isinstance(panel, Panel):
+            draw_lines(axes, panel, groups)
+        else:
+            draw_bars(axes, panel, models, first_look=len(groups))
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def panels_of(groups: dict[str, Group], models: list[Evaluated], keys: list[str]) -> dict[str, list[Panel | str]]:
+    """Return {name of a picture: its panels}. Raises ConfigError if no run has one of the keys."""
+    if models and groups:
+        return {"curve": [Panel("RL: reward by document length", REWARD, "reward", "share"), "by_length"]}
+    if models:
+        return {"evaluation": [part for part in ACCURACY if any(parts[part] for _, parts in models)]}
+    measured = series.metrics(groups)
+    for key in keys:
+        if key not in measured:
+            raise ConfigError(f"no step of these runs has {key!r}; there are {', '.join(measured)}")
+    if keys or "reward" not in measured:                        # the warm-up has other metrics than RL
+        return {"curve" if keys else "metrics": [Panel(key, "", key) for key in keys or measured]}
+    pictures = {name: [panel for panel in panels if panel.key in measured] for name, panels in PICTURES.items()}
+    pictures["length"] = [Panel(f"documents of {bucket} tokens", REWARD, series.BY_LENGTH + bucket, "share")
+                          for bucket in series.buckets(measured)]
+    return {name: panels for name, panels in pictures.items() if panels}
+
+
+def read(directories: list[Path]) -> tuple[dict[str, Group], list[Evaluated]]:
+    """Return the groups of runs and the evaluated models. A demo has both, and a group for each document length."""
     first = directories[0]
-    if len(directories) == 1 and not keys and not (first / "metrics.jsonl").exists():
+    if len(directories) == 1 and not (first / "metrics.jsonl").exists():
         if (first / "rl/metrics.jsonl").exists():
-            run = series.read_metrics(first / "rl/metrics.jsonl")
-            return {"rl": [run]}, series.read_results(first / "eval/results.json")
+            rows = series.read_metrics(first / "rl/metrics.jsonl")
+            groups = {}
+            for bucket in series.buckets(series.metrics({"rl": [rows]})):
+                groups[f"{bucket} tokens"] = [[{**row, "reward": row.get(series.BY_LENGTH + bucket)} for row in rows]]
+            return groups, series.read_results(first / "eval/results.json")
         if (first / "results.json").exists():
             return {}, series.read_results(first / "results.json")
-    groups = {name: [series.read_metrics(run / "metrics.jsonl") for run in runs]
-              for name, runs in series.seeds(directories).items()}
-    for key in keys:
-        if not any(series.has(group, key) for group in groups.values()):
-            near = difflib.get_close_matches(key, numbers(groups), n=1, cutoff=0.0)
-            raise ConfigError(f"no step of these runs has {key!r}; did you mean {(near or ['reward'])[0]!r}?")
+    groups = {}
+    for name, runs in series.seeds(directories).items():
+        label = name if len(runs) == 1 else f"{name} ({len(runs)} seeds: mean and range)"
+        groups[label] = [series.cumulated(series.read_metrics(run / "metrics.jsonl")) for run in runs]
     return groups, []
 
 
-def numbers(groups: dict[str, Group]) -> list[str]:
-    """Return the names of all metrics that are numbers. Raises DataError if there are none."""
-    rows = [row for group in groups.values() for rows in group for row in rows]
-    names = list(dict.fromkeys(key for row in rows for key, value in row.items() if key not in ("step", "phase")
-                               and isinstance(value, int | float) and not isinstance(value, bool)))
-    if not names:
-        raise DataError("no step has a number to show; it should be the metrics.jsonl of a run")
-    return names
-
-
-def draw(groups: dict[str, Group], models: list[Evaluated], keys: list[str], out: Path) -> list[Path]:
-    """Draw pictures and return their paths. `out` is a directory. If there is one picture, it can be a PNG file."""
-    one_file = out.suffix == ".png"
-    if models and groups:
-        return [bars.demo(groups["rl"][0], models, out if one_file else out / "curve.png")]
-    if models:
-        return [bars.evaluation(models, out if one_file else out / "evaluation.png")]
-    measured = numbers(groups)
-    if keys or "reward" not in measured:                          # the warm-up has other metrics than RL
-        specs = [(key, "", key) for key in keys or measured]
-        path = out if one_file else out / ("curve.png" if keys else "metrics.png")
-        return [figures.panels(groups, specs, path, columns=3)]
-    if one_file:
-        raise ConfigError(f"--out {out}: a run gives several pictures; name a directory, or choose with --metric")
-    health = [spec for spec in figures.HEALTH if spec[2] not in figures.OPTIONAL or spec[2] in measured]
-    made = [figures.dynamics(groups, out / "dynamics.png"), figures.lengths(groups, out / "length.png"),
-            figures.panels(groups, health, out / "health.png"), figures.time(groups, out / "time.png")]
-    if any(key in measured for _, _, key in figures.PATTERNS):
-        made.append(figures.panels(groups, figures.PATTERNS, out / "patterns.png"))
-    return made
-
-
-def default_keys(groups: dict[str, Group]) -> list[str]:
-    """Return the metrics of the pictures that these runs have. If they are not RL runs: all metrics."""
-    rows = [row for group in groups.values() for rows in group for row in rows]
-    lengths = [series.BY_LENGTH + name for name in series.buckets(rows)]
-    shown = [key for _, _, key in (*figures.DYNAMICS, *figures.HEALTH, *figures.PATTERNS)]
-    keys = dict.fromkeys(["reward", *lengths, *shown, "step_time", "tokens_per_s"])
-    return [key for key in keys if any(series.has(group, key) for group in groups.values())] or numbers(groups)
-
-
-def as_text(groups: dict[str, Group], models: list[Evaluated], keys: list[str]) -> str:
-    """Return the same as text: panels of the runs' metrics, and bars of the evaluation."""
-    width = shutil.get_terminal_size((100, 24)).columns
-    parts = []
-    if groups:
-        parts.append(charts(groups, keys or default_keys(groups), width))
-    if models:
-        parts.append(table(models, width))
-    return "\n\n".join(parts)
-
-
-def show(directories: list[Path], keys: list[str], out: Path | None, text: bool) -> None:
+def show(directories: list[Path], keys: list[str], out: Path, text: bool) -> None:
     """Draw, or print, what the directories hold."""
-    groups, models = read(directories, keys)
+    groups, models = read(directories)
+    pictures = panels_of(groups, models, keys)
     if not text and not find_spec("matplotlib"):
         text = True
-        if find_spec("plotext"):                                 # if not, charts says what to install
-            print('matplotlib is not installed (pip install ".[plots]"), so this is drawn as text', file=sys.stderr)
-    try:
-        say(as_text(groups, models, keys) if text else
-            f"wrote {', '.join(map(str, draw(groups, models, keys, out or directories[0])))}")
-    except DataError as error:
-        raise DataError(f"{' '.join(map(str, directories))} cannot be drawn: {error}") from None
+        print('matplotlib is not installed (pip install ".[plots]"), so this is drawn as text', file=sys.stderr)
+    if text:
+        width = shutil.get_terminal_size((100, 24)).columns
+        shown = [panel.key for panels in pictures.values() for panel in panels if isinstance(panel, Panel)]
+        parts = [charts(groups, list(dict.fromkeys(shown)), width)] if groups else []
+        parts += [table(models, width)] if models else []
+        say("\n\n".join(parts))
+    elif out.suffix == ".png" and len(pictures) > 1:
+        raise ConfigError(f"--out {out}: a run gives several pictures; name a directory, or choose with --metric")
+    else:
+        for name, panels in pictures.items():
+            path = out if out.suffix == ".png" else out / f"{name}.png"
+            picture(path, panels, groups, models)
+            say(f"wrote {path}")
 
 
 def main(argv: list[str]) -> int:
@@ -119,7 +212,7 @@ def main(argv: list[str]) -> int:
                                                  "first DIR)")
     parser.add_argument("--text", action="store_true", help="draw in the terminal")
     args = parser.parse_args(argv)
-    return run_tool(lambda: show(args.runs, args.metric, args.out, args.text))
+    return run_tool(lambda: show(args.runs, args.metric, args.out or args.runs[0], args.text))
 
 
 if __name__ == "__main__":

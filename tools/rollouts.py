@@ -6,155 +6,118 @@
     python -m tools.rollouts runs/a --task f1 --worst 10    of one task only
 
 The worst answer has the lowest reward. Among equals it has the lowest advantage: others of its group were right.
-Unscorable answers come last. Quotes of the document are bold on a terminal, and «marked» elsewhere. Of long thinking
-only the end is shown. --full shows all of it.
+Unscorable answers come last. Quotes of the document are «marked». The end of the thinking is shown, or all with --full.
 """
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
 from tools import series
-from tools.terminal import can_show, clean, run_tool, say
+from tools.terminal import clean, run_tool, say
 
 from nanoqwenlong.errors import ConfigError, DataError
 
-STEP = re.compile(rb'\{"step": (\d+),')                          # the start of a line as log.py writes it
 TAIL, HEAD = 700, 1500          # characters shown of the end of the thinking, and of the text after it
-BOLD, DIM, PLAIN = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 NUMBER = int | float | None
 FIELDS = {"step": int, "id": str, "text": str, "finish_reason": str | None, "reward": NUMBER, "advantage": NUMBER,
           "rule": NUMBER, "judge": NUMBER, "penalty": NUMBER}
 
 
-def read(path: Path, step: int | None, id: str | None, task: str | None) -> tuple[list[dict], int]:
-    """Return the answers of a step, and the step. Default: the last step that has such answers.
+def read(path: Path, step: int | None, id: str | None, task: str | None) -> list[dict]:
+    """Return the answers of a step. Default: the last step that has such answers. Only one step is kept in memory.
 
-    Raises ConfigError if there are none. Lines of other steps are not parsed, and only one step is kept in memory.
+    Raises ConfigError if there are none, and DataError for a line that is no answer.
     """
-    steps: set[int] = set()
-    answers, at = [], step
-
-    def wanted(number: int) -> bool:
-        steps.add(number)
-        return number == step if step is not None else at is None or number >= at
-
-    def skip(line: bytes) -> bool:
-        start = STEP.match(line)
-        return start is not None and line.endswith(b"\n") and not wanted(int(start[1]))
-
-    for number, row in series.read_rows(path, skip):
-        for name, kind in FIELDS.items():
-            value = row.get(name)
-            if isinstance(value, bool) or not isinstance(value, kind) or type(value) is int and abs(value) > 1e308:
-                raise DataError(f"{path}:{number}: {name!r} is {str(row.get(name, 'missing'))[:60]!r}; it should be a "
-                                "line of a run's rollouts.jsonl")
-            if value != value:                                   # NaN: unscorable
-                row[name] = None
-        if not wanted(row["step"]) or id not in (None, row["id"]) or task not in (None, row.get("task")):
+    answers: list[dict] = []
+    steps = set()
+    for number, row in series.read_rows(path):
+        check(row, f"{path}:{number}")
+        steps.add(row["step"])
+        if step not in (None, row["step"]) or id not in (None, row["id"]) or task not in (None, row.get("task")):
             continue
-        if row["step"] != at:
-            answers, at = [], row["step"]
+        if answers and answers[0]["step"] != row["step"]:
+            answers = []
         answers.append(row)
+    if not steps:
+        raise ConfigError(f"{path} is empty; wait for the run's first step")
     if step is not None and step not in steps:
-        raise ConfigError(f"there is no step {step} in {path}; there are {ranges(steps)}")
+        raise ConfigError(f"there is no step {step} in {path}; there are steps between {min(steps)} and {max(steps)}")
     if not answers:
-        asked = " and ".join(f"{name} {value}" for name, value in (("id", id), ("task", task)) if value is not None)
-        where = f"step {step} of {path}" if step is not None else f"{path}"
-        raise ConfigError(f"no answer in {where}" + (f" has {asked}; leave that out to see what there is" if asked else
-                                                     ": it is empty; wait for the run's first step"))
-    return answers, at
+        asked = [f"{name} {value}" for name, value in (("id", id), ("task", task)) if value is not None]
+        raise ConfigError(f"no answer in {path} has {' and '.join(asked)}; leave that out to see what there is")
+    return answers
 
 
-def ranges(numbers: set[int]) -> str:
-    """{1, 2, 3, 7} -> 1-3, 7"""
-    starts = [number for number in sorted(numbers) if number - 1 not in numbers]
-    ends = [number for number in sorted(numbers) if number + 1 not in numbers]
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends)) or "none"
+def check(row: dict, where: str) -> None:
+    """Raise DataError if a field is missing or has a wrong type. NaN (unscorable) becomes None."""
+    for name, kind in FIELDS.items():
+        value = row.get(name)
+        if isinstance(value, bool) or not isinstance(value, kind) or type(value) is int and abs(value) > 1e308:
+            shown = str(row.get(name, "missing"))[:60]
+            raise DataError(f"{where}: {name!r} is {shown!r}; it should be a line of a run's rollouts.jsonl")
+        row[name] = value if value == value else None
+    quotes = row.get("quotes") if isinstance(row.get("quotes"), list) else []      # old runs have none
+    row["quotes"] = [pair for pair in quotes if isinstance(pair, list) and list(map(type, pair)) == [int, int]
+                     and 0 <= pair[0] < pair[1] <= len(row["text"])]
 
 
-def shown(row: dict, full: bool, style: str) -> str:
-    """Return one answer with everything known about it. style: "terminal", "signs" or "ascii"."""
-    question = clean(str(row.get("question") or "not kept")).strip()
+def describe(row: dict, full: bool) -> str:
+    """Return one answer with everything known about it."""
+    question = str(row.get("question") or "not kept").strip()
     if len(question) > 600 and not full:                         # the question of a chat is at its end
         question = f"[{len(question) - 600} characters] ... {question[-600:]}"
     gold = row.get("gold")
-    golds = " | ".join(map(str, gold if isinstance(gold, list) else [gold]))
-    extracted = "nothing" if row.get("answer") in (None, "") else clean(repr(row["answer"]))
-    lines = {"question": question, "gold": clean(golds), "extracted": extracted, "reward": earned(row),
-             "ended": ended(row)}
+    ended = {"stop": "by itself", "length": "truncated at --max-new-tokens"}.get(row["finish_reason"], "?")
+    lines = [f"{row['id']}, answer {row.get('sample', '?')}, task {row.get('task', '?')}",
+             f"  question   {question}",
+             f"  gold       {' | '.join(map(str, gold if isinstance(gold, list) else [gold]))}",
+             f"  extracted  {'nothing' if row.get('answer') in (None, '') else repr(row['answer'])}",
+             f"  reward     {earned(row)}",
+             f"  ended      {ended}, {row.get('length', '?')} tokens"]
     if isinstance(row.get("patterns"), dict):
-        lines["patterns"] = clean(", ".join(f"{name} {count}" for name, count in row["patterns"].items()))
-    head = clean(f"{row['id']}, answer {row.get('sample', '?')}, task {row.get('task', '?')}")
-    if style == "terminal":
-        head = f"{BOLD}{head}{PLAIN}"
-    facts = "\n".join(f"  {name:10} {text}" for name, text in lines.items())
-    return f"{head}\n{facts}\n\n{body(row, full, style)}\n"
+        lines.append(f"  patterns   {', '.join(f'{name} {count}' for name, count in row['patterns'].items())}")
+    return clean("\n".join([*lines, "", body(row, full), ""]))
 
 
 def earned(row: dict) -> str:
     """Return the reward and its parts."""
-    reward, advantage, rule, judge = (row.get(name) for name in ("reward", "advantage", "rule", "judge"))
-    judged = f"judge {judge:.3g}" if judge is not None else "no verdict" if reward is None else "judge not asked"
-    parts = ["rule ?" if rule is None else f"rule {rule:.3g}", judged]
-    if row.get("penalty"):
-        parts.append(f"penalty {row['penalty']:.3g}")
-    text = f"{'none' if reward is None else f'{reward:.3g}'} ({', '.join(parts)})"
-    return text if advantage is None else f"{text}; advantage {advantage:+.2f}"
+    reward = "none, no verdict of the judge" if row["reward"] is None else f"{row['reward']:.3g}"
+    names = [name for name in ("rule", "judge", "penalty", "advantage") if row[name] is not None]
+    return f"{reward} ({', '.join(f'{name} {row[name]:.3g}' for name in names)})"
 
 
-def ended(row: dict) -> str:
-    """Return how the answer ended, and after how many tokens."""
-    how = {"stop": "by itself", "length": "truncated at --max-new-tokens"}.get(row.get("finish_reason"), "?")
-    return f"{how}, {row['length']} tokens" if isinstance(row.get("length"), int) else how
-
-
-def body(row: dict, full: bool, style: str) -> str:
-    """Return the text, cleaned. Quotes are marked, and the thinking is dim on a terminal."""
-    text, marks = row["text"], quotes(row)
+def body(row: dict, full: bool) -> str:
+    """Return the text, shortened unless `full`. Quotes are marked."""
+    text = row["text"]
     turn = text.rfind("</think>")
     turn = len(text) if turn < 0 else turn + len("</think>")     # the thinking ends here
     start = 0 if full or turn <= TAIL + 100 else turn - TAIL
     end = len(text) if full or len(text) - turn <= HEAD + 100 else turn + HEAD
-    marks = [(max(low, start), min(high, end)) for low, high in marks if low < end and high > start]
-    edges = sorted({start, min(turn, end), end, *(edge for mark in marks for edge in mark)})
     parts = [f"[{start:,} characters of thinking before this; --full shows them] ..."] if start else []
-    left, right = ("<<", ">>") if style == "ascii" else ("«", "»")
-    for a, b in zip(edges, edges[1:]):
-        part, quoted = clean(text[a:b]), any(low <= a and b <= high for low, high in marks)
-        if style == "terminal":
-            look = BOLD if quoted else DIM if b <= turn else ""
-            parts.append(f"{look}{part}{PLAIN}" if look else part)
-        else:
-            opens, closes = any(low == a for low, _ in marks), any(high == b for _, high in marks)
-            parts.append(left * opens + part + right * closes)
+    for low, high in row["quotes"]:
+        low, high = max(low, start), min(high, end)
+        if low < high:
+            parts += [text[start:low], "«", text[low:high], "»"]
+            start = high
+    parts.append(text[start:end])
     if end < len(text):
         parts.append(f"... [{len(text) - end:,} characters more; --full shows them]")
     return "".join(parts)
 
 
-def quotes(row: dict) -> list[tuple[int, int]]:
-    """Return the (start, end) of each valid quote. Old runs have none."""
-    pairs = row["quotes"] if isinstance(row.get("quotes"), list) else []
-    return [(pair[0], pair[1]) for pair in pairs if isinstance(pair, list) and len(pair) == 2
-            and all(type(edge) is int for edge in pair) and 0 <= pair[0] < pair[1] <= len(row["text"])]
-
-
 def show(run: Path, step: int | None, id: str | None, task: str | None, best: int | None, worst: int | None,
          full: bool) -> None:
-    answers, step = read(run / "rollouts.jsonl", step, id, task)
-    if id is not None:
-        title = f"all {len(answers)} answers to {clean(id)}"
-    else:
+    answers = read(run / "rollouts.jsonl", step, id, task)
+    title = f"all {len(answers)} answers to {clean(str(id))}"
+    if id is None:
         unscorable = [row for row in answers if row["reward"] is None]
         scored = [row for row in answers if row["reward"] is not None]
         scored.sort(key=lambda row: (row["reward"], row["advantage"] or 0.0), reverse=bool(best))
         title = f"{'best' if best else 'worst'} of {len(answers)} answers"
         answers = (scored + unscorable)[:best or worst or 5]
         title = f"the {len(answers)} {title}"
-    style = "terminal" if sys.stdout.isatty() else "signs" if can_show("«»") else "ascii"
-    texts = [f"step {step}: {title}", *(f"-- {shown(row, full, style)}" for row in answers)]
+    texts = [f"step {answers[0]['step']}: {title}", *(f"-- {describe(row, full)}" for row in answers)]
     all(map(say, texts))                                         # stops if the reader, such as `head`, is gone
 
 

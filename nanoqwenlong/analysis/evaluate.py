@@ -30,8 +30,7 @@ def answer_examples(sample: Callable, tokenizer, examples: Sequence[Example], n:
                     saved: "SavedAnswers | None" = None, model: str = "", **sampling) -> list[list[Answer]]:
     """Return `n` answers to each example. `sample` is Generator.sample. It is called for one batch at a time.
 
-    Batches that are in `saved` under the name `model` are read, not sampled. Batches never depend on what is saved, so
-    the others come out as they would have without the interruption.
+    Batches that are in `saved` under the name `model` are read, not sampled. They do not change the other batches.
     """
     answers = []
     for start in progress(range(0, len(examples), AT_ONCE), "answers", quiet=parallel.rank() > 0):
@@ -52,8 +51,7 @@ def answer_examples(sample: Callable, tokenizer, examples: Sequence[Example], n:
 class SavedAnswers:
     """The file answers.jsonl: one line per question, in the order of asking, one model after the other.
 
-    A resumed evaluation asks for the same batches in the same order. It reads the saved ones back and appends the
-    rest. Only the first rank touches the file. All ranks get what it read.
+    A resumed evaluation reads the saved batches back and appends the rest. Only the first rank touches the file.
     """
 
     def __init__(self, path: Path):
@@ -65,50 +63,51 @@ class SavedAnswers:
 
         Raises DataError if the file holds something else at this place.
         """
-        read_on_first = lambda: parallel.rank() == 0 and self._read(model, ids, n)
-        answers = parallel.on_all_ranks(read_on_first, "cannot read answers")[0]
-        if isinstance(answers, str):
-            raise DataError(answers)
-        return answers and [[Answer(*fields) for fields in question] for question in answers]
-
-    def append(self, model: str, ids: Sequence[str], answers: Sequence[Sequence[Answer]]) -> None:
-        """Write the answers to these questions. They are on the disk when this returns."""
-        parallel.on_all_ranks(lambda: parallel.rank() == 0 and self._append(model, ids, answers), "cannot save answers")
-
-    def _read(self, model: str, ids: Sequence[str], n: int) -> list[list[Answer]] | str | None:
-        """As `read`, but returns the sentence of the DataError: the other ranks have to raise it too."""
-        if not self.path.exists():
-            return None
-        with open(self.path, "rb+") as file:
-            file.seek(self.end)
-            lines = [line for line in islice(file, len(ids)) if line.endswith(b"\n")]   # half a line: killed
-            if len(lines) < len(ids):
-                file.truncate(self.end)
+        def read_lines() -> list[str] | None:
+            if parallel.rank() > 0 or not self.path.exists():
                 return None
+            with open(self.path, "rb+") as file:
+                file.seek(self.end)
+                lines = [line for line in islice(file, len(ids)) if line.endswith(b"\n")]   # half a line: killed
+                if len(lines) < len(ids):
+                    file.truncate(self.end)
+                    return None
+            self.end += sum(map(len, lines))
+            return [line.decode(errors="surrogateescape") for line in lines]
+
+        lines = parallel.on_all_ranks(read_lines, "cannot read answers")[0]
+        if lines is None:
+            return None
         answers = []
         for id, line in zip(ids, lines):
             try:
                 row = json.loads(line)
-                answers.append([Answer(**fields) for fields in row["answers"]])
-                in_place = (row["model"], row["id"], len(answers[-1])) == (model, id, n)
-                valid = in_place and all(map(is_valid, answers[-1]))
+                group = [Answer(**fields) for fields in row["answers"]]
+                valid = (row["model"], row["id"], len(group)) == (model, id, n) and all(map(is_valid, group))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 valid = False
             if not valid:
-                return (f"{self.path} does not have {model}'s {n} answers to {id!r} where they should be: the file was "
-                        "changed. Use another --out")
-        self.end += sum(map(len, lines))
+                raise DataError(f"{self.path} does not have {model}'s {n} answers to {id!r} where they should be: the "
+                                "file was changed. Use another --out")
+            answers.append(group)
         return answers
 
-    def _append(self, model: str, ids: Sequence[str], answers: Sequence[Sequence[Answer]]) -> None:
+    def append(self, model: str, ids: Sequence[str], answers: Sequence[Sequence[Answer]]) -> None:
+        """Write the answers to these questions. They are on the disk when this returns."""
         rows = [{"model": model, "id": id, "answers": [answer._asdict() for answer in group]}
                 for id, group in zip(ids, answers, strict=True)]
-        with open(self.path, "ab") as file:
-            if file.tell() != self.end:
-                raise OSError(errno.EBUSY, "another process writes into it", str(self.path))
-            self.end += file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-            file.flush()
-            os.fsync(file.fileno())
+
+        def write() -> None:
+            if parallel.rank() > 0:
+                return
+            with open(self.path, "ab") as file:
+                if file.tell() != self.end:
+                    raise OSError(errno.EBUSY, "another process writes into it", str(self.path))
+                self.end += file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+                file.flush()
+                os.fsync(file.fileno())
+
+        parallel.on_all_ranks(write, "cannot save answers")
 
 
 def is_valid(answer: Answer) -> bool:
@@ -118,15 +117,12 @@ def is_valid(answer: Answer) -> bool:
 
 
 def score_answers(examples: Sequence[Example], answers: Sequence[Sequence[Answer]], judge=None) -> list[list[Score]]:
-    """Return the scores of each example's answers. The judge is asked once, about all answers that the rule rejects."""
+    """Return the scores of each example's answers. The judge is asked once, for all answers that the rule rejects."""
     return agreed(score_all([[answer.text for answer in group] for group in answers], examples, judge))
 
 
 def accuracy(scores: Sequence[Sequence[Score]], unscorable: float = 0.0) -> float:
-    """Return the mean over questions of the mean reward of their answers.
-
-    An answer without a verdict of the judge (NaN) counts as `unscorable`. So every question stays in the denominator.
-    """
+    """Return the mean over questions of the mean reward. A reward without a verdict (NaN) counts as `unscorable`."""
     means = [sum(unscorable if isnan(s.reward) else s.reward for s in question) / len(question) for question in scores]
     return sum(means) / len(means)
 
@@ -138,9 +134,7 @@ def mean_rewards(scores: Sequence[Sequence[Score]]) -> list[float]:
 
 
 def interval(rate: float, num_questions: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's 95 % interval (low, high) of a rate over independent questions.
-
-    Samples of one question are not independent, so they count as one. The interval is then too wide, never too narrow.
+    """Return Wilson's 95 % interval (low, high) of a rate. The samples of a question depend on each other: they are one.
 
     >>> low, high = interval(0.5, 100)
     >>> round(low, 3), round(high, 3)
@@ -153,9 +147,7 @@ def interval(rate: float, num_questions: int, z: float = 1.96) -> tuple[float, f
 
 
 def average(rates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """Return the mean of independent rates and its interval (rate, low, high). Each rate has the same three numbers.
-
-    The interval is MOVER's (Zou and Donner 2008): the squares of the distances to each limit add up.
+    """Return the mean of independent (rate, low, high), by MOVER (Zou and Donner 2008): squared distances add up.
 
     >>> [round(x, 3) for x in average([(0.5, 0.4, 0.6), (0.7, 0.6, 0.8)])]
     [0.6, 0.529, 0.671]

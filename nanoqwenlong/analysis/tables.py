@@ -81,11 +81,12 @@ def markdown(results: dict) -> str:
             if kind == "by_source":
                 columns["average"] = [model["average"] for model in models]
             parts.append(table(title, models, columns))
-    passes: dict[str, list[dict]] = {}
-    for cell in [model["all"] for model in models]:
-        for name in [name for name in cell if name.startswith("pass@")]:
+    passes = {}
+    for name in [name for name in models[0]["all"] if name.startswith("pass@")]:
+        passes[name] = []
+        for cell in [model["all"] for model in models]:
             low, high = evaluate.interval(cell[name], cell["questions"])
-            passes.setdefault(name, []).append({**cell, "accuracy": cell[name], "low": low, "high": high})
+            passes[name].append({"accuracy": cell[name], "low": low, "high": high, "questions": cell["questions"]})
     if passes:
         parts.append(table("at least one of k right, %", models, passes))
     remarks = [remark(model, results.get("settings", {})) for model in models]
