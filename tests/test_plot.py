@@ -115,7 +115,8 @@ def test_what_is_drawn_are_the_numbers_of_the_runs(tmp_path, monkeypatch, drawn)
     monkeypatch.chdir(tmp_path)
     group = [run(4, 4), run(2, 4, seed=0.25)]
     (axes,) = drawn([plot.Panel("reward", "", "reward", "share")], {"a": group}, [])
-    assert list(axes.lines[0].get_ydata()) == [0.5, 0.75, 0.75, 1.0] and axes.get_ylim() == (-0.03, pytest.approx(1.0375))
+    assert list(axes.lines[0].get_ydata()) == [0.5, 0.75, 0.75, 1.0]
+    assert axes.get_ylim() == (-0.03, pytest.approx(1.0375))
     (band,) = axes.collections
     assert (band.get_datalim(axes.transData).y0, band.get_datalim(axes.transData).y1) == (0.25, 1.0)
     minutes = [series.cumulated(rows) for rows in group]

@@ -134,7 +134,7 @@ def mean_rewards(scores: Sequence[Sequence[Score]]) -> list[float]:
 
 
 def interval(rate: float, num_questions: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's 95 % interval (low, high) of a rate. The samples of a question depend on each other: they are one.
+    """Return Wilson's 95 % interval (low, high) of a rate. The samples of a question count as one.
 
     >>> low, high = interval(0.5, 100)
     >>> round(low, 3), round(high, 3)
