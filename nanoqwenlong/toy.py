@@ -11,9 +11,7 @@
     <think> We showed Tom Oslo. We sent Oslo tea.</think> Therefore, the answer is tea.   (a worked response)
 
 Each person was shown another town, and each town was sent another thing. So a question is a choice among all records
-of its kind (at least four), and the third question needs two look-ups. Everything is a function of the seed. A hash of
-its text decides whether a document is held out, so training and held-out documents never overlap. Worked answers may
-be paraphrased (chai for tea). No rule accepts those, but a judge can.
+of its kind (at least four), and the third question needs two look-ups. Everything is a function of the seed.
 """
 
 import math
@@ -39,6 +37,7 @@ Kyoto""".split()
 GOODS = "tea salt wool corn silk rice fish milk wine rope coal iron gold clay soap wax oats figs nuts plums".split()
 OTHER_WORDS = dict(zip(GOODS, """chai brine fleece maize satin paddy haddock dairy claret cord coke steel bullion loam
 suds paraffin porridge sultanas almonds prunes""".split()))
+TASKS = ("qa", "f1", "pairwise")
 NUM_NAMED = 3                           # people or towns in a question of f1 and pairwise
 SHORT, LONG = (8, 12), (24, 36)         # records in a document of either length: fewest, most
 LENGTHS = (80, 200)                     # tokens (document + question) of the longest short and long ones
@@ -57,14 +56,11 @@ def facts(rng: random.Random, num_records: int) -> tuple[dict[str, str], dict[st
 def write_document(rng: random.Random, shown: dict[str, str], received: dict[str, str], mentions: int = 0) -> str:
     """Each record once, in random order. With `mentions`: so many records, drawn with replacement."""
     records = [SHOWED.format(*item) for item in shown.items()] + [SENT.format(*item) for item in received.items()]
-    chosen = rng.choices(records, k=mentions) if mentions else rng.sample(records, len(records))
-    return "Notes." + "".join(chosen)
+    return "Notes." + "".join(rng.choices(records, k=mentions) if mentions else rng.sample(records, len(records)))
 
-
-# Questions: each function returns the question, the records to quote, and the answer.
 
 def ask(rng: random.Random, shown: dict, received: dict) -> tuple[str, str, str]:
-    """One of the three kinds of questions."""
+    """A question of the task qa, the records to quote, and the answer."""
     kind = rng.choice(["shown", "received", "both"])
     if kind == "shown":
         person, town = rng.choice(list(shown.items()))
@@ -77,34 +73,22 @@ def ask(rng: random.Random, shown: dict, received: dict) -> tuple[str, str, str]
     return f"What did we send the town that we showed {person}?", quotes, goods
 
 
-def ask_several(rng: random.Random, shown: dict, received: dict) -> tuple[str, str, list[str]]:
-    """What we sent to several towns."""
-    towns = rng.sample(list(received), NUM_NAMED)
-    quotes = "".join(SENT.format(town, received[town]) for town in towns)
-    answer = [received[town] for town in towns]
-    return f"What did we send {', '.join(towns[:-1])} and {towns[-1]}?", quotes, answer
-
-
-def ask_order(rng: random.Random, shown: dict, received: dict) -> tuple[str, str, list[str]]:
-    """The towns that we showed several people, in alphabetical order."""
-    people = rng.sample(list(shown), NUM_NAMED)
-    quotes = "".join(SHOWED.format(person, shown[person]) for person in people)
-    answer = sorted(shown[person] for person in people)
-    return f"Order the towns that we showed {', '.join(people[:-1])} and {people[-1]}.", quotes, answer
-
-
-ASK = {"qa": ask, "f1": ask_several, "pairwise": ask_order}
+def ask_several(rng: random.Random, records: dict, sentence: str, question: str) -> tuple[str, str, list[str]]:
+    """The question with several of the keys filled in, the records to quote, and the values of the keys."""
+    keys = rng.sample(list(records), NUM_NAMED)
+    quotes = "".join(sentence.format(key, records[key]) for key in keys)
+    return question.format(f"{', '.join(keys[:-1])} and {keys[-1]}"), quotes, [records[key] for key in keys]
 
 
 def examples(num: int, records: tuple[int, int], seed: int, split: str = "train", tasks: Sequence[str] = (),
              paraphrased: float = 0.0) -> list[Example]:
     """`num` questions with worked responses, each about its own document.
 
-    records: the fewest and the most records of a document. split: "train" or "heldout".
+    records: the fewest and the most records of a document. split: "train" or "heldout", which never share a document.
     tasks: each has the same chance. Without any, all are qa. paraphrased: the share of responses to qa that call a
-    thing by its other word. The gold answer does not."""
-    if unknown := sorted(set(tasks) - set(ASK)):
-        raise ConfigError(f"--task {unknown[0]}: the toy task has {', '.join(ASK)} only; give --data for other tasks")
+    thing by its other word (chai for tea). A judge can accept it, but no rule does."""
+    if unknown := sorted(set(tasks) - set(TASKS)):
+        raise ConfigError(f"--task {unknown[0]}: the toy task has {', '.join(TASKS)} only; give --data for other tasks")
     tasks = tasks or ["qa"]
     rng = random.Random(f"{seed}/{records}/{split}")
     made = []
@@ -112,11 +96,18 @@ def examples(num: int, records: tuple[int, int], seed: int, split: str = "train"
         shown, received = facts(rng, rng.randint(*records))
         document = write_document(rng, shown, received)
         digest = blake2b(document.encode(), digest_size=1).digest()
-        if (digest[0] % 8 == 0) != (split == "heldout"):               # one document in eight is held out
+        if (digest[0] % 8 == 0) != (split == "heldout"):               # one document in eight, by its text
             continue
         task = rng.choice(tasks) if len(tasks) > 1 else tasks[0]
-        question, quotes, answer = ASK[task](rng, shown, received)
-        said, gold = (answer, answer) if task == "qa" else (", ".join(answer), "\n".join(answer))
+        if task == "qa":
+            question, quotes, gold = ask(rng, shown, received)
+        elif task == "f1":
+            question, quotes, items = ask_several(rng, received, SENT, "What did we send {}?")
+            gold = "\n".join(items)
+        else:
+            question, quotes, items = ask_several(rng, shown, SHOWED, "Order the towns that we showed {}.")
+            gold = "\n".join(sorted(items))
+        said = gold.replace("\n", ", ")
         if paraphrased and rng.random() < paraphrased and task == "qa":
             said = OTHER_WORDS.get(said, said)
         made.append(Example(f"{split}-{records[0]}-{records[1]}-{seed}-{len(made):05d}", document, question, gold, task,
@@ -125,8 +116,7 @@ def examples(num: int, records: tuple[int, int], seed: int, split: str = "train"
 
 
 def pages(num: int, seed: int) -> list[Example]:
-    """Plain text to pretrain on, without questions. A page repeats few records, so most of what it says can be looked
-    up earlier on it."""
+    """Plain text to pretrain on. A page repeats few records, so most of it can be looked up earlier on the page."""
     rng = random.Random(f"{seed}/pages")
     texts = [write_document(rng, *facts(rng, rng.randint(*PAGE)), mentions=MENTIONS) for _ in range(num)]
     return [Example(f"page-{seed}-{i:05d}", text, question="", answer="", task="text") for i, text in enumerate(texts)]
@@ -150,53 +140,45 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 
 def new_model(seed: int, texts: Sequence[str] = (), looks_back: Sequence[int] = (1,), **changes
               ) -> tuple[Qwen, Tokenizer]:
-    """A random tiny model and its tokenizer, which has a token for each frequent word of `texts`.
+    """A random tiny model and its tokenizer, which has a token for each frequent word of `texts`. changes: to CONFIG.
 
-    looks_back: the first heads start by attending to the token at these distances. changes: to CONFIG."""
+    looks_back: the first heads start by attending to the token at these distances, by biases alone. In the four
+    fastest planes, rope turns the bias of the query against that of the key, so their product peaks there. Without
+    this, a model this small never learns look-ups. They need two layers (note the token before, then search for it),
+    and neither helps without the other."""
     with tempfile.TemporaryDirectory() as directory:
         vocab_size = save_tokenizer(Path(directory), texts)
         tokenizer = Tokenizer(directory)
     settings = {**CONFIG, **changes, "vocab_size": vocab_size, "eos_token_id": tokenizer.eos_id}
     config = ModelConfig.from_json(settings, "toy.CONFIG")
     model = Qwen.random(config, seed)
+    attention, strength = model.model.layers[0].self_attn, 4.0
     with torch.no_grad():
         model.model.embed_tokens.weight /= config.initializer_range    # std 1: a token outweighs what is added to it
         for head, distance in enumerate(looks_back):
-            look_back(model.model.layers[0].self_attn, config, head, distance)
+            for plane in range(4):
+                place = head * config.head_dim + plane
+                angle = distance * config.rope_theta ** (-2 * plane / config.head_dim)
+                attention.k_proj.bias[place] = strength
+                attention.q_proj.bias[place] = strength * math.cos(angle)
+                attention.q_proj.bias[place + config.head_dim // 2] = -strength * math.sin(angle)
     return model, tokenizer
 
 
-def look_back(attention, config: ModelConfig, head: int, distance: int) -> None:
-    """Make a head attend to the token `distance` back, by biases alone.
-
-    In the four fastest planes, rope turns the bias of the query by `distance` positions against that of the key, so
-    their product peaks there. Without this, a model this small does not learn look-ups in its whole pretraining: they
-    need two layers (note the token before, then search for it), and neither helps without the other."""
-    half, first = config.head_dim // 2, head * config.head_dim
-    strength = 4.0
-    for plane in range(4):
-        angle = distance * config.rope_theta ** (-2 * plane / config.head_dim)
-        attention.k_proj.bias[first + plane] = strength
-        attention.q_proj.bias[first + plane] = strength * math.cos(angle)
-        attention.q_proj.bias[first + plane + half] = -strength * math.sin(angle)
-
-
 def save_tokenizer(directory: Path, texts: Sequence[str] = ()) -> int:
-    """Write a byte-level BPE tokenizer, with the words of the toy task if there are no texts. Returns its vocabulary
-    size, rounded up to a multiple of 16."""
+    """Write a byte-level BPE tokenizer for these texts or the toy task. Returns its size, rounded up to 16 tokens."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as BPE
     from transformers import PreTrainedTokenizerFast
     every_word = write_document(random.Random(0), dict(zip(PEOPLE, TOWNS)), dict(zip(TOWNS, GOODS)))
-    words = [every_word, PROMPT, "user assistant system\n",
-             "Which town did we show Tom? What did we send Rome? What did we send the town that we showed Tom?",
-             "Therefore, the answer is Rome."]
+    asked = "Which town did we show Tom? What did we send Rome? What did we send the town that we showed Tom?"
+    texts = texts or [every_word, PROMPT, "user assistant system\n", asked, "Therefore, the answer is Rome."]
     bpe = BPE(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(texts or words, trainers.BpeTrainer(
-        vocab_size=4096, min_frequency=1 + len(texts) // 64, show_progress=False, initial_alphabet=alphabet))
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=4096, min_frequency=1 + len(texts) // 64, show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     bpe.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     bpe.add_tokens([AddedToken(marker, normalized=False) for marker in ("<think>", "</think>")])
     hf = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>",
