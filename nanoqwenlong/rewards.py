@@ -74,7 +74,7 @@ def for_judge(score: Score, example: Example) -> Question | None:
 
 
 def worth_asking(answer: str, gold: str) -> bool:
-    """Whether the answer may say the same as the gold answer in other words: "United States", but not "the", for "USA"."""
+    """Whether the answer may say the same as the gold answer in other words: "United States" for "USA"."""
     longest = min(200 + 2 * len(gold), LONGEST_ANSWER)
     if len(answer) > longest:
         return False

@@ -182,9 +182,9 @@ def test_a_question_is_asked_once():
     judge = Judge(complete)
     assert judge.ask([OSLO, BERGEN, OSLO]) == [1.0, 0.0, 1.0] and judge.ask([BERGEN]) == [0.0]
     assert len(calls) == 1 and len(calls[0]) == 4
-    assert judge.take() == Counter(asked=2, cached=2, yes=2, canaries=2, unscorable=0, canaries_wrong=0)
+    assert judge.take() == Counter(asked=2, cached=2)
     assert judge.ask([OSLO, *questions(2)]) == [1.0, 1.0, 0.0]
-    assert judge.take() == Counter(asked=2, cached=1, yes=2, canaries=2)
+    assert judge.take() == Counter(asked=2, cached=1)
     assert judge.ask([]) == [] and judge.take() == Counter() and len(calls) == 2 and judge.trouble() == ""
 
 
@@ -224,7 +224,7 @@ def test_two_questions_with_known_answers_go_along_with_a_hundred(count, canarie
     judge.ask(questions(count))
     own = {prompt(question, nonce(question)): value for question, value in CANARIES}
     values = [own[text] for text in calls[0] if text in own]
-    assert len(values) == canaries == judge.counts["canaries"] and len(calls[0]) == count + canaries
+    assert len(values) == canaries and len(calls[0]) == count + canaries
     assert all(a != b for a, b in zip(values, values[1:]))                     # right and wrong in turn
     assert len(judge.state_dict()) == count                                    # and they are not kept
 
@@ -245,7 +245,7 @@ def test_a_canary_judged_wrongly_spoils_the_call(reply):
     judge.complete = lambda texts: [reply] * len(texts)
     found = judge.ask([OSLO, *questions(101)])
     assert found[0] == 1.0 and all(map(math.isnan, found[1:])) and len(judge.state_dict()) == 1
-    assert judge.take() == Counter(asked=101, cached=1, yes=1, unscorable=101, canaries=4, canaries_wrong=2)
+    assert judge.take() == Counter(asked=101, cached=1, canaries_wrong=2)
     assert judge.trouble() == ("2 of 4 questions with a known answer judged wrongly, so the verdicts they "
                                "vouch for do not count")
     judge.complete = honest
@@ -276,7 +276,7 @@ def test_no_verdict_is_no_zero_and_is_asked_again():
     assert same(judge.ask([*questions(3), questions(1)[0]]), [math.nan] * 4) and judge.state_dict() == {}
     assert judge.trouble() == ("3 of 5 questions without a verdict: 2 x no single verdict on the last line of the "
                                "reply, 1 x no reply")
-    assert judge.take() == Counter(asked=3, cached=1, unscorable=4, canaries=2)
+    assert judge.take() == Counter(asked=3, cached=1)
     judge.complete = honest
     assert judge.ask(questions(3)) == [1.0, 0.0, 1.0]
 
@@ -286,13 +286,13 @@ def test_a_canary_without_a_verdict_is_not_wrong():
     assert judge.ask([OSLO]) == [1.0] and judge.counts["canaries_wrong"] == 0
 
 
-@pytest.mark.parametrize("replies, error", [
-    (lambda texts: [], ValueError), (lambda texts: honest(texts)[1:], ValueError), (lambda texts: "[[YES]]", TypeError),
-    (lambda texts: honest(texts) * 2, ValueError), (lambda texts: [1.0] * len(texts), TypeError),
-    (lambda texts: None, TypeError), (lambda texts: [b"[[YES]]"] * len(texts), TypeError)])
-def test_a_bug_of_complete_is_loud(replies, error):
+@pytest.mark.parametrize("replies", [
+    lambda texts: [], lambda texts: honest(texts)[1:], lambda texts: honest(texts) * 2, lambda texts: "[[YES]]",
+    lambda texts: "Y" * len(texts), lambda texts: [1.0] * len(texts), lambda texts: None,
+    lambda texts: [b"[[YES]]"] * len(texts)])
+def test_a_bug_of_complete_is_loud(replies):
     judge = Judge(replies)
-    with pytest.raises(error, match="complete"):
+    with pytest.raises(TypeError, match="complete"):
         judge.ask([OSLO])
     assert judge.state_dict() == {}
 
@@ -441,7 +441,7 @@ def test_a_server_that_fails_gives_no_reward(mode):
         judge = build.judge(server.url, "m", SENTINEL, **limits)
         assert same(judge.ask([OSLO]), [math.nan])             # and not 0.0
         assert time.monotonic() - begun < 10
-    assert judge.counts == Counter(asked=1, unscorable=1, canaries=2) and judge.state_dict() == {}
+    assert judge.counts == Counter(asked=1) and judge.state_dict() == {}
     assert judge.trouble().startswith("3 of 3 questions without a verdict: ")
     if calls:
         assert {*server.tries.values()} == {calls} and judge.complete.problems == ({reason: 3} if reason else {})

@@ -45,16 +45,14 @@ the right one, only repeats the question, or adds claims that contradict answer 
 Explain in a sentence or two. Then write on the last line, alone, [[YES]] if answer 1 says the same as answer 2, \
 else [[NO]]."""
 LONGEST_QUESTION, LONGEST_ANSWER, LONGEST_GOLD = 1000, 600, 1000               # characters that are shown of each
-BRACKETS = str.maketrans("[]［］⟦⟧〚〛", "()" * 4)
 PER_CANARIES = 100                      # questions that share two canaries, a right answer and a wrong one
-CANARIES = [(Question(*question), known) for *question, known in (
-    ("What is the capital of France?", ("Paris",), "The city of Paris", 1.0),
-    ("What is the capital of France?", ("Paris",), "Madrid", 0.0),
-    ("How many days does a week have?", ("7",), "seven days", 1.0),
-    ("How many days does a week have?", ("7",), "twelve", 0.0),
-    ("Who wrote the play Hamlet?", ("William Shakespeare",), "Shakespeare", 1.0),
-    ("Who wrote the play Hamlet?", ("William Shakespeare",), "Charles Dickens", 0.0))]      # right and wrong in turn
-ZERO = dict(asked=0, cached=0, yes=0, unscorable=0, canaries=0, canaries_wrong=0)
+CANARIES = []                           # (question, verdict), right and wrong in turn
+for _question, _gold, _right, _wrong in (
+        ("What is the capital of France?", "Paris", "The city of Paris", "Madrid"),
+        ("How many days does a week have?", "7", "seven days", "twelve"),
+        ("Who wrote the play Hamlet?", "William Shakespeare", "Shakespeare", "Charles Dickens")):
+    CANARIES.append((Question(_question, (_gold,), _right), 1.0))
+    CANARIES.append((Question(_question, (_gold,), _wrong), 0.0))
 
 
 class Judge:
@@ -62,13 +60,7 @@ class Judge:
 
     complete: prompts -> replies. Its attribute `problems`, if any, counts the reasons for missing replies.
     name: of the model that answers. Its verdicts are not reused under another name. seed: for the codes in the prompts.
-
-    counts, since the last take():  asked           questions that were shown to the judge
-                                    cached          questions whose verdict was known, or that were asked twice
-                                    yes             questions of both kinds whose answer is right
-                                    unscorable      questions that got NaN
-                                    canaries        canaries that were shown to the judge
-                                    canaries_wrong  canaries that it judged wrongly
+    counts: since the last take(). asked: questions shown to the judge. cached: known, or asked twice. canaries_wrong.
 
     >>> wrong = ("Madrid", "twelve", "Dickens", "Bergen")
     >>> judge = Judge(lambda prompts: ["[[NO]]" if any(word in p for word in wrong) else "[[YES]]" for p in prompts])
@@ -79,22 +71,18 @@ class Judge:
     def __init__(self, complete: Complete, name: str = "", seed: int = 0):
         self.complete, self.name, self.seed = complete, name, seed
         self.verdicts: dict[str, float] = {}                   # in the order they were first asked for
-        self.counts = Counter(ZERO)
+        self.counts = Counter()
         self.troubles, self.last_troubles = [], []             # since the last take(), and before it
 
     def ask(self, questions: Sequence[Question]) -> list[float]:
-        """1.0, 0.0 or NaN for each. If a canary is judged wrongly, its hundred questions get NaN.
-
-        Raises TypeError or ValueError if `complete` does not return one reply for each prompt."""
+        """1.0, 0.0 or NaN for each. Raises TypeError if `complete` does not return one reply for each prompt."""
         prompts = [prompt(question, nonce(question, self.seed)) for question in questions]
         keys = [sha256(f"{self.name}\n{text}".encode()).hexdigest() for text in prompts]
         new = {key: text for key, text in zip(keys, prompts) if key not in self.verdicts}
         verdicts = self.verdicts | (self._judge(new) if new else {})
         self.verdicts = {key: value for key, value in verdicts.items() if not math.isnan(value)}
-        values = [verdicts[key] for key in keys]
-        self.counts.update(asked=len(new), cached=len(questions) - len(new), yes=values.count(1.0),
-                           unscorable=sum(map(math.isnan, values)))
-        return values
+        self.counts.update(asked=len(new), cached=len(questions) - len(new))
+        return [verdicts[key] for key in keys]
 
     def _judge(self, new: dict[str, str]) -> dict[str, float]:
         """{key: verdict} for new prompts {key: prompt}, which are shown together with some canaries."""
@@ -104,26 +92,22 @@ class Judge:
         shown = [prompt(question, nonce(question, self.seed)) for question, _ in canaries] + list(new.values())
         # 2. Ask
         replies = self.complete(shown)
-        if not isinstance(replies, list) or not all(reply is None or isinstance(reply, str) for reply in replies):
-            raise TypeError("a judge's `complete` has to return a list of texts, with None for a missing reply")
-        if len(replies) != len(shown):
-            raise ValueError(f"a judge's `complete` got {len(shown)} prompts and returned {len(replies)} replies")
+        if not isinstance(replies, list) or len(replies) != len(shown) or {*map(type, replies)} - {str, type(None)}:
+            raise TypeError(f"a judge's `complete` has to return a list of {len(shown)} texts, None if missing")
         # 3. Read the verdicts. A hundred questions with a wrong canary get none
         values = [math.nan if reply is None else verdict(reply) for reply in replies]
         wrong = [value == 1.0 - known for (_, known), value in zip(canaries, values)]
-        self.counts.update(canaries=num_canaries, canaries_wrong=sum(wrong))
-        self._note_trouble(replies, values, wrong)
-        values = values[num_canaries:]
-        for place in range(len(values)):
+        self.counts.update(canaries_wrong=sum(wrong))
+        self._note_trouble(replies.count(None), values, wrong)
+        verdicts = {}
+        for place, (key, value) in enumerate(zip(new, values[num_canaries:])):
             pair = 2 * (place // PER_CANARIES)
-            if any(wrong[pair:pair + 2]):
-                values[place] = math.nan
-        return dict(zip(new, values))
+            verdicts[key] = math.nan if any(wrong[pair:pair + 2]) else value
+        return verdicts
 
-    def _note_trouble(self, replies: list[str | None], values: list[float], wrong: list[bool]) -> None:
+    def _note_trouble(self, num_missing: int, values: list[float], wrong: list[bool]) -> None:
         """Keep a sentence about what went wrong with these replies, if anything did."""
-        num_missing, num_open = replies.count(None), sum(map(math.isnan, values))
-        reasons = Counter(getattr(self.complete, "problems", {}))
+        num_open, reasons = sum(map(math.isnan, values)), Counter(getattr(self.complete, "problems", {}))
         reasons["no reply"] += max(0, num_missing - reasons.total())
         reasons["no single verdict on the last line of the reply"] += num_open - num_missing
         if num_open:
@@ -134,13 +118,13 @@ class Judge:
                                  "verdicts they vouch for do not count")
 
     def trouble(self) -> str:
-        """What went wrong since the last take() but one, canaries included, in a sentence, or ""."""
+        """What went wrong since the last take() but one, or ""."""
         return "; ".join(self.last_troubles + self.troubles)
 
     def take(self) -> Counter:
         """The counts since the last call."""
         self.last_troubles, self.troubles = self.troubles, []
-        counts, self.counts = self.counts, Counter(ZERO)
+        counts, self.counts = self.counts, Counter()
         return counts
 
     def state_dict(self) -> dict[str, float]:
@@ -180,10 +164,11 @@ def prompt(question: Question, nonce: str) -> str:
 
 
 def clean(text: str, nonce: str) -> str:
-    """The text as one plain line. Control, format and private characters (invisible letters, surrogates), square
-    brackets, fences and the nonce are removed."""
-    text = "".join(c for c in text if c.isspace() or unicodedata.category(c)[0] != "C").translate(BRACKETS)
-    return " ".join(re.sub("<{3,}|>{3,}", " ", text).replace(nonce, " ").split())
+    """The text as one plain line, without control, format and private characters (invisible letters, surrogates),
+    square brackets, fences and the nonce."""
+    text = "".join(c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
+    text = re.sub("<{3,}|>{3,}", " ", text.translate(str.maketrans("[]［］⟦⟧〚〛", "()" * 4)))
+    return " ".join(text.replace(nonce, " ").split())
 
 
 def cut(text: str, longest: int) -> str:

@@ -28,10 +28,9 @@ LARGEST = 1_000_000                     # bytes of a response
 class Server:
     """Completes prompts by POST url/chat/completions at temperature 0, many at once. Rank 0 posts for all ranks.
 
-    deadline: seconds for a whole call, whatever the server does. Later replies are dropped.
-    timeout: seconds to connect and to wait for data. A body that still drips after that time is a failed try.
-    tries: of one prompt. The pauses between them are `pause` seconds, twice that, and so on, less up to a half at
-    random, but at least what Retry-After says. A prompt has failed if the pause would end after the deadline.
+    deadline, timeout: seconds for a whole call and for one try, whatever the server does.
+    tries, pause: for one prompt. The pauses are `pause` seconds, twice that, and so on, less up to a half at random,
+    but at least what Retry-After says. A prompt has failed if the next pause would end after the deadline.
     problems: the reasons of the last call, one for each prompt without a reply.
 
     Only the host of `url` is contacted: no redirect is followed and no proxy of the environment used. The key goes into
@@ -59,8 +58,7 @@ class Server:
         """(reply, "") or (None, reason) for each prompt. The threads are daemons: none can hold up the process."""
         end, over = time.monotonic() + self.deadline, threading.Event()
         results = [(None, f"no reply within {self.deadline:g} s")] * len(prompts)
-        numbers = iter(range(len(prompts)))                    # shared: each thread takes the next one
-        replied, bugs = [], []
+        numbers, replied, bugs = iter(range(len(prompts))), [], []             # shared by the threads
 
         def work() -> None:
             try:
@@ -81,11 +79,11 @@ class Server:
                     thread.start()
                 for thread in threads:
                     thread.join(max(0.0, end - time.monotonic()))
-                if bugs:
-                    raise bugs[0]
-                return list(results)
             finally:
                 over.set()
+        if bugs:
+            raise bugs[0]
+        return list(results)
 
     def _ask(self, client: httpx.Client, prompt: str, end: float, over: threading.Event) -> tuple[str | None, str]:
         """(reply, ""), or (None, the reason of the last try) if all tries failed."""
@@ -104,7 +102,7 @@ class Server:
         received, seconds = bytearray(), max(1e-3, end - time.monotonic())
         try:
             with client.stream("POST", self.url, content=json.dumps(body), timeout=seconds) as response:
-                if response.status_code // 100 != 2:
+                if not response.is_success:
                     return None, *refusal(response.status_code, response.headers.get("Retry-After", ""))
                 for chunk in response.iter_raw():
                     received += chunk
@@ -129,7 +127,7 @@ def chat_url(url: str) -> str:
         host, _ = (parts.hostname or "").encode("idna"), parts.port            # ValueError if invalid
     except ValueError:
         host = b""
-    if not host or parts.scheme not in ("http", "https") or not all("!" <= c <= "~" and c not in "@?#" for c in url):
+    if not host or parts.scheme not in ("http", "https") or not re.fullmatch("[!-~]+", url) or re.search("[@?#]", url):
         raise ConfigError("the judge's URL is invalid: give one like http://localhost:8000/v1, without user, password, "
                           "query or fragment (the key is given apart, which keeps it out of names and logs)")
     return url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
@@ -140,8 +138,9 @@ def refusal(status: int, retry_after: str) -> tuple[str, float]:
     hints = {401: " (is the key right?)", 403: " (is the key right?)", 404: " (is the model's name right?)"}
     hint = ", a redirect, which is not followed" if status // 100 == 3 else hints.get(status, "")
     seconds = re.fullmatch(r"\s*(\d{1,9}(\.\d+)?)\s*", retry_after, re.ASCII)      # it may also be a date: ignored
-    passing = status in (408, 409, 425, 429) or status >= 500
-    return f"HTTP {status}{hint}", inf if not passing else float(seconds[1]) if seconds else 0.0
+    if status < 500 and status not in (408, 409, 425, 429):
+        return f"HTTP {status}{hint}", inf
+    return f"HTTP {status}{hint}", float(seconds[1]) if seconds else 0.0
 
 
 def content(body: bytes) -> str | None:

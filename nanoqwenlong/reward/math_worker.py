@@ -38,14 +38,14 @@ class Worker:
 
     def ask(self, question):
         """The reply. None if the process died or took too long, or if the question is too long: only PIPE_BUF bytes
-        (4,096 on Linux) pass through a pipe in one piece."""
-        line = json.dumps(question).encode() + b"\n"
+        (4,096 on Linux) pass through a pipe in one piece. Raises RuntimeError if the process does not start."""
+        line, reply = json.dumps(question).encode() + b"\n", b""
         if len(line) > select.PIPE_BUF:
             return None
         with self.lock:
-            reply = b""
             try:
-                self.start()
+                if self.process is None or self.process.poll() is not None:
+                    self.start()
                 self.process.stdin.write(line)
                 reply = self.read(self.deadline)
             except BrokenPipeError:
@@ -56,44 +56,38 @@ class Worker:
         return json.loads(reply) if reply else None
 
     def start(self) -> None:
-        """Start the process if it does not run. Raises RuntimeError if it does not start."""
-        if self.process is None or self.process.poll() is not None:
-            self.stop()
-            self.process = subprocess.Popen(self.command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                            stderr=subprocess.DEVNULL)
-            if not self.read(START):
-                raise RuntimeError(f"`{' '.join(self.command)}`, which compares expressions, does not start")
+        self.stop()
+        self.process = subprocess.Popen(self.command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL)
+        if not self.read(START):
+            raise RuntimeError(f"`{' '.join(self.command)}`, which compares expressions, does not start")
 
     def read(self, seconds: float) -> bytes:
         """The next line that the process writes, b"" if it died or did not write one in time."""
-        line, end, arrivals = b"", time.monotonic() + seconds, select.poll()
-        arrivals.register(self.process.stdout, select.POLLIN)
+        line, end, pipe = b"", time.monotonic() + seconds, self.process.stdout
+        arrivals = select.poll()
+        arrivals.register(pipe, select.POLLIN)
         while not line.endswith(b"\n"):
             in_time = arrivals.poll(max(0, 1000 * (end - time.monotonic())))
-            more = in_time and self.process.stdout.read(select.PIPE_BUF)
+            more = pipe.read(select.PIPE_BUF) if in_time else b""
             if not more:
                 return b""
             line += more
         return line
 
     def stop(self) -> None:
-        """Kill the process, if there is one."""
+        """Kill the process, if there is one, and close its pipes."""
         if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.forget()
+            with self.process as process:
+                process.kill()
+            self.process = None
 
     def leave(self) -> None:
-        """In a forked child: leave the parent's process and lock alone."""
+        """In a forked child: close the pipes, but leave the parent's process and lock alone."""
         self.lock = threading.Lock()
         if self.process is not None:
-            self.process.returncode = 0                        # otherwise Popen would wait for it
-            self.forget()
-
-    def forget(self) -> None:
-        process, self.process = self.process, None
-        process.stdin.close()
-        process.stdout.close()
+            self.process.returncode = 0                        # Popen kills and waits for a running process only
+            self.stop()
 
 
 def serve() -> None:
@@ -114,14 +108,11 @@ def serve() -> None:
         """What math-verify reads in a box with this text, [] if it does not understand it."""
         return parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
 
-    def reply(value) -> None:
-        os.write(1, json.dumps(value).encode() + b"\n")        # in one piece
-
-    reply("ready")
+    os.write(1, b'"ready"\n')                                  # in one piece, as every reply
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_REAL, 2 * DEADLINE)
         gold, answer = map(expression, json.loads(line))
-        reply(bool(verify(gold, answer, timeout_seconds=None)))
+        os.write(1, json.dumps(bool(verify(gold, answer, timeout_seconds=None))).encode() + b"\n")
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
