@@ -1,17 +1,11 @@
 """What is wrong with a training run, judged from its metrics. Pure Python.
 
-A run with one of these faults does not crash. It wastes days instead.
-
-    diagnose(rows)         the faults at the last of these steps. A row is a line of metrics.jsonl
-    Doctor().look(values)  the same step by step while training, without repeating itself at every step
-    stop_reason(...)       the error to end a run with, or None
-
-Values that are missing, null or not finite count as not measured. If one fault explains another, only the cause is
-reported: answers that are cut off cannot be parsed.
+A run with one of these faults does not crash. It wastes days instead. `diagnose` judges rows of metrics.jsonl, `Doctor`
+one step after the other while training. Values that are missing, null or not finite count as not measured.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from math import exp, inf, nan
+from math import exp, nan
 from statistics import fmean, median
 from typing import NamedTuple
 
@@ -31,28 +25,22 @@ class Finding(NamedTuple):
 
 
 def diagnose(rows: Rows) -> list[Finding]:
-    """The faults of a run at the last of these steps.
+    """The faults of a run at the last of these steps. If one fault explains another, only the cause is reported.
 
     >>> [finding.name for finding in diagnose([{"completions/clipped_ratio": 0.95, "answers/extracted": 0.02}])]
     ['answers cut off']
     """
-    known = [row for row in rows if row is rows[-1] or row.get("phase") == rows[-1].get("phase")]
+    phase = [row for row in rows if row is rows[-1] or row.get("phase") == rows[-1].get("phase")]
     findings = {}
-    for name, check, sentence in RULES if known else ():
-        figures = check(known)
+    for name, check, sentence in RULES if phase else ():
+        figures = check(phase)
         if figures:
             findings.setdefault(name, Finding(name, figures[0], sentence.format(*figures)))
-    return [finding for name, finding in findings.items()
-            if not any(cause in findings for cause in EXPLAINED_BY.get(name, ()))]
+    return [finding for name, finding in findings.items() if not findings.keys() & EXPLAINED_BY.get(name, set())]
 
 
 class Doctor:
-    """Looks at a run step by step.
-
-    >>> doctor, bad = Doctor(), {"completions/clipped_ratio": 1.0}
-    >>> [len(doctor.look(bad)) for _ in range(12)]             # reported again after WINDOW steps of silence
-    [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
-    """
+    """Looks at a run step by step. A finding is repeated after WINDOW steps of silence."""
 
     def __init__(self):
         self.rows: list[Mapping] = []                          # the first and the last rows of the present phase
@@ -82,15 +70,12 @@ def is_unjudged(values: Mapping) -> bool:
 
 
 def stop_reason(values: Mapping, in_a_row: Callable[[str, bool], int], judge=None) -> UserError | None:
-    """The error to end a run with after a step with these metrics, or None to continue.
-
-    in_a_row(what, happened) counts how many steps in a row `what` has happened: run.Run.in_a_row."""
+    """The error to end a run with after a step with these metrics, or None. in_a_row is run.Run.in_a_row."""
     unjudged = in_a_row("unjudged", is_unjudged(values))
     idle = in_a_row("idle", not values["sampling/informative"] and values["reward"] is not None)
     if unjudged >= MAX_UNJUDGED_STEPS:
-        return JudgeUnavailable(
-            f"{unjudged} steps in a row the judge left over {MAX_UNSCORABLE:.0%} of its questions open, at last: "
-            f"{judge.trouble()}; repair it, then resume with the same command")
+        return JudgeUnavailable(f"{unjudged} steps in a row the judge left over {MAX_UNSCORABLE:.0%} of its questions "
+                                f"open, at last: {judge.trouble()}; repair it, then resume with the same command")
     if idle and idle % MAX_IDLE_STEPS == 0:
         return DataError(
             f"in {idle} steps in a row no group's answers earned different rewards (the last mean was "
@@ -99,15 +84,8 @@ def stop_reason(values: Mapping, in_a_row: Callable[[str, bool], int], judge=Non
     return None
 
 
-# The rules. A check gets the known rows of the phase. It returns the badness and other figures for the sentence, or
-# something false. `mean` and `measured` look at the last WINDOW rows.
-
 def measured(rows: Rows, *keys: str) -> list[float]:
-    """The value of the first of these keys that a row has, for each of the last rows where it is a finite number.
-
-    >>> measured([{"a": 1}, {"a": None}, {"a": float("nan")}, {}, {"b": 2.5, "c": 3}], "a", "b")
-    [1, 2.5]
-    """
+    """The value of the first of these keys that a row has, for each of the last WINDOW rows where it is finite."""
     values = [next((row[key] for key in keys if key in row), None) for row in rows[-WINDOW:]]
     return [value for value in values if isinstance(value, int | float) and -1e300 < value < 1e300]
 
@@ -116,19 +94,11 @@ def mean(rows: Rows, *keys: str) -> float:
     return fmean(measured(rows, *keys) or [nan])               # any comparison with NaN is false
 
 
+# The rules. A check gets the rows of the phase. It returns the badness and other figures for the sentence, or something
+# false.
+
 def above(limit: float, key: str) -> Callable:
-    """The check whether the mean of a metric is above a limit."""
-    def check(rows: Rows):
-        return mean(rows, key) > limit and (mean(rows, key),)
-    return check
-
-
-def alike(lowest: float, highest: float) -> Callable:
-    """The check whether over 19 of 20 groups agree, at a mean reward within these bounds."""
-    def check(rows: Rows):
-        share, reward = mean(rows, "frac_reward_zero_std"), fmean(measured(rows, "accuracy", "reward") or [0.5])
-        return share > 0.95 and lowest <= reward <= highest and (share,)
-    return check
+    return lambda rows: mean(rows, key) > limit and (mean(rows, key),)
 
 
 def unparsed(rows: Rows):
@@ -143,8 +113,8 @@ def wrong_canaries(rows: Rows):
 
 
 def skipped(rows: Rows):
-    """An update with a non-finite gradient is skipped, so the row has fewer updates than it should: as many as other
-    steps, or one per group that teaches something if those are fewer."""
+    """A step has an update less if a gradient was not finite. It should have as many as other steps, or one per group
+    that teaches something if those are fewer."""
     usual, bad = max([1, *(number for row in rows for number in measured([row], "updates"))]), 0
     for row in rows[-WINDOW:]:
         updates, groups = mean([row], "updates"), mean([row], "sampling/informative")
@@ -155,19 +125,17 @@ def skipped(rows: Rows):
 
 
 def collapsing(rows: Rows):
-    """Low entropy with a high reward is success. Phases differ in difficulty, so a phase is compared with its start."""
-    first, now = rows[:WINDOW], measured(rows, "entropy")
-    before, reward = mean(first, "accuracy", "reward"), mean(rows, "accuracy", "reward")
-    if len(rows) < 2 * WINDOW or len(now) < 3 or not measured(first, "entropy") or not reward < min(0.9, before + 0.05):
+    """Low entropy with a high reward is success. Phases differ in difficulty, so a phase is compared with its start.
+    Below 0.001 nats per token one or two of a thousand ten-token answers differ. That is too few at any time."""
+    first, now, reward = rows[:WINDOW], measured(rows, "entropy"), mean(rows, "accuracy", "reward")
+    if len(now) < 3 or not reward < 0.9:
         return None
-    start, level = median(measured(first, "entropy")), max(0.0, median(now))
-    return level < 0.2 * start and (1 - level, start, level, before, reward)
-
-
-def collapsed(rows: Rows):
-    """Below 0.001 nats per token one or two of a thousand ten-token answers differ. That is too few at any time."""
-    now, reward = measured(rows, "entropy"), mean(rows, "accuracy", "reward")
-    return len(now) >= 3 and median(now) < 0.001 and reward < 0.9 and (1 - max(0.0, median(now)), median(now), reward)
+    level, before = max(0.0, median(now)), mean(first, "accuracy", "reward")
+    start = median(measured(first, "entropy") or [0.0])
+    if len(rows) >= 2 * WINDOW and level < 0.2 * start and not reward >= before + 0.05:
+        return 1 - level, (f"entropy fell from {start:.2g} to {level:.2g} within the phase, while the mean reward went "
+                           f"from {before:.2f} to {reward:.2f}")
+    return level < 0.001 and (1 - level, f"entropy is {level:.1g} at a mean reward of {reward:.2f}")
 
 
 def kl_spikes(rows: Rows):
@@ -180,60 +148,54 @@ def kl_spikes(rows: Rows):
 
 
 def pool_empty(rows: Rows):
-    """Only at the start of a later phase, and only if its first step drew no old example. Later, an empty pool means
-    that its examples have been solved."""
+    """A later phase starts with an empty pool and draws no old example. An empty pool later means solved examples."""
     start = rows[:1]
-    later = len(rows) <= WINDOW and mean(start, "phase") > 1
-    return later and mean(start, "retro/pool") == 0 and not any(measured(start, "retro/frac")) and (1,)
+    starts = len(rows) <= WINDOW and mean(start, "phase") > 1
+    return starts and mean(start, "retro/pool") == 0 and not any(measured(start, "retro/frac")) and (1,)
 
 
 def rollout_gap(rows: Rows):
-    """The median of the steps' largest gaps. Rounding gives about 1e-5 in float32. In bfloat16 the toy model had 0.02
-    to 0.26, over 2,000 tokens a step. A wrong temperature, position or weight costs whole nats."""
+    """Rounding gives about 1e-5 in float32, 0.02 to 0.26 in bfloat16 (the toy model, largest of 2,000 tokens a step).
+    A wrong temperature, position or weight costs whole nats."""
     level = median(measured(rows, "rollout_gap") or [0])
     return level > 0.5 and (level, exp(min(level, 99)))
 
 
+def alike(rows: Rows):
+    """Over 19 of 20 groups agree. What to change depends on the mean reward."""
+    share, reward = mean(rows, "frac_reward_zero_std"), fmean(measured(rows, "accuracy", "reward") or [0.5])
+    advice = "raise --group-size, or --max-refills, which replaces such groups by others"
+    if reward >= 0.9:
+        advice = "nearly all are right: take harder examples (--data, --difficulty) or fewer --phase-steps"
+    elif reward <= 0.1:
+        advice = "nearly all are wrong: take easier examples (--data), warm up with train_sft.py, or raise --group-size"
+    return share > 0.95 and (share, advice)
+
+
 MISSING = ("{sampling/missing} groups are missing after {sampling/refills} refills: {sampling/informative} disagreed, "
            "{sampling/all_wrong} were all wrong, {sampling/all_right} all right")
-COLLAPSED = ("the answers hardly differ, so little can be learned from them; resume from an earlier checkpoint with a "
-             "lower --learning-rate, a higher --clip-high or an --entropy-coef")
-ALIKE = "in {0:.0%} of the groups all answers earned the same, so these steps teach next to nothing; "
 RULES = (                               # (name, check, sentence). For each name the first rule that applies counts
-    ("answers cut off", above(0.5, "completions/clipped_ratio"),
-     "{0:.0%} of the answers were cut off before their end and can earn nothing; raise --max-new-tokens, or warm up "
-     "with train_sft.py on answers that fit"),
-    ("nothing parsed", unparsed,
-     'only {1:.0%} of the answers hold "</think> ... the answer is ...", so the reward stays 0; warm up with '
-     "train_sft.py on answers in that form"),
-    ("judge failing", wrong_canaries,
-     "in {0} of {1} steps the judge got a question with a known answer wrong, and it left {2:.0%} of its questions "
-     "open; take a better one (--judge, --judge-model)"),
-    ("judge failing", above(0.1, "judge/error_rate"),
-     "the judge left {0:.0%} of its questions open, and those answers train nothing; check its server, or raise "
-     "--judge-minutes"),
-    ("updates skipped", skipped,
-     "in {0} of {1} steps the loss or its gradient was not finite and an update was skipped; look at the examples in "
-     "skipped.jsonl, check the model's weights with --check-finite, or start from an earlier checkpoint with a lower "
-     "--learning-rate"),
-    ("entropy collapsing", collapsing,
-     "entropy fell from {1:.2g} to {2:.2g} within the phase, while the mean reward went from {3:.2f} to {4:.2f}: "
-     + COLLAPSED),
-    ("entropy collapsing", collapsed, "entropy is {1:.1g} at a mean reward of {2:.2f}: " + COLLAPSED),
-    ("KL spikes", kl_spikes,
-     "the KL to the starting model jumped to {0:.2g}, in {1} of {2} steps to over ten times the median of {3:.2g}; "
-     "lower --learning-rate or --max-grad-norm, or raise --kl-coef"),
-    ("retrospective pool empty", pool_empty,
-     "no example of the earlier phases is hard enough to come back; raise --retro-hard-below, or give --difficulty. If "
-     "the examples are simply solved, shorten the earlier --phase-steps"),
-    ("rollout gap large", rollout_gap,
-     "sampler and trainer differ by {0:.2g} in the log-prob of a token (a ratio of {1:.2g} before any update), so they "
-     "do not run the same model; try --dtype float32, or --old-logprobs recompute if --updates-per-step is above 1"),
-    ("groups all alike", alike(0.9, inf),
-     ALIKE + "nearly all are right: take harder examples (--data, --difficulty) or fewer --phase-steps"),
-    ("groups all alike", alike(-inf, 0.1),
-     ALIKE + "nearly all are wrong: take easier examples (--data), warm up with train_sft.py, or raise --group-size"),
-    ("groups all alike", alike(-inf, inf),
-     ALIKE + "raise --group-size, or --max-refills, which replaces such groups by others"))
-EXPLAINED_BY = {"nothing parsed": ("answers cut off",),
-                "groups all alike": ("answers cut off", "nothing parsed", "judge failing", "entropy collapsing")}
+    ("answers cut off", above(0.5, "completions/clipped_ratio"), "{0:.0%} of the answers were cut off before their end "
+     "and can earn nothing; raise --max-new-tokens, or warm up with train_sft.py on answers that fit"),
+    ("nothing parsed", unparsed, 'only {1:.0%} of the answers hold "</think> ... the answer is ...", so the reward '
+     "stays 0; warm up with train_sft.py on answers in that form"),
+    ("judge failing", wrong_canaries, "in {0} of {1} steps the judge got a question with a known answer wrong, and it "
+     "left {2:.0%} of its questions open; take a better one (--judge, --judge-model)"),
+    ("judge failing", above(0.1, "judge/error_rate"), "the judge left {0:.0%} of its questions open, and those answers "
+     "train nothing; check its server, or raise --judge-minutes"),
+    ("updates skipped", skipped, "in {0} of {1} steps the loss or its gradient was not finite and an update was "
+     "skipped; look at the examples in skipped.jsonl, check the model's weights with --check-finite, or start from an "
+     "earlier checkpoint with a lower --learning-rate"),
+    ("entropy collapsing", collapsing, "{1}: the answers hardly differ, so little can be learned from them; resume "
+     "from an earlier checkpoint with a lower --learning-rate, a higher --clip-high or an --entropy-coef"),
+    ("KL spikes", kl_spikes, "the KL to the starting model jumped to {0:.2g}, in {1} of {2} steps to over ten times "
+     "the median of {3:.2g}; lower --learning-rate or --max-grad-norm, or raise --kl-coef"),
+    ("retrospective pool empty", pool_empty, "no example of the earlier phases is hard enough to come back; raise "
+     "--retro-hard-below, or give --difficulty. If the examples are simply solved, shorten the earlier --phase-steps"),
+    ("rollout gap large", rollout_gap, "sampler and trainer differ by {0:.2g} in the log-prob of a token (a ratio of "
+     "{1:.2g} before any update), so they do not run the same model; try --dtype float32, or --old-logprobs recompute "
+     "if --updates-per-step is above 1"),
+    ("groups all alike", alike, "in {0:.0%} of the groups all answers earned the same, so these steps teach next to "
+     "nothing; {1}"))
+EXPLAINED_BY = {"nothing parsed": {"answers cut off"},
+                "groups all alike": {"answers cut off", "nothing parsed", "judge failing", "entropy collapsing"}}

@@ -1,13 +1,12 @@
 """What a step of RL did: numbers for metrics.jsonl, under TRL's names where it has them, and rows for rollouts.jsonl.
 
-Most numbers are reported for the whole step and again for each slice of it: per length bucket, and per task if there
-are several. The key of a slice is the name with a suffix, such as `entropy_by_len/0-80`.
+Some are also reported for slices of the step: per length bucket, and per task if there are several. The key of a slice
+is the name with a suffix, such as `entropy_by_len/0-80`.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple
 from statistics import mean
 
 import torch
@@ -18,51 +17,37 @@ from ..curriculum import bucket
 from ..records import Rollout
 from . import patterns
 
-Tensor = torch.Tensor
 PATTERNS = ("grounding", *patterns.CUES)
 
 
 def slices_of(rollouts: Sequence[Rollout], ends: Sequence[int]) -> list[tuple[str, ...]]:
-    """The slices of each rollout, as suffixes of metric names. `ends`: where the length buckets end.
-
-    >>> from nanoqwenlong.records import Example
-    >>> short, long = Example("a", "", "", "", length=70), Example("b", "", "", "", "f1", length=90)
-    >>> slices_of([Rollout(example, None, (), (), ()) for example in (short, long)], (80, 200))
-    [('_by_len/0-80', '_by_task/qa'), ('_by_len/80-200', '_by_task/f1')]
-    """
+    """The slices of each rollout, as suffixes of metric names. `ends`: where the length buckets end."""
     examples = [rollout.example for rollout in rollouts]
     several_tasks = len({example.task for example in examples}) > 1
     return [(f"_by_len/{bucket(example.length, ends)}", *[f"_by_task/{example.task}"] * several_tasks)
             for example in examples]
 
 
-# What was sampled and rewarded
-
 def rollout_values(rollouts: Sequence[Rollout], slices: Sequence[tuple[str, ...]]) -> dict:
     """Numbers about all answers of the step. Unscorable answers count in no reward.
 
     `reward` is what is trained on, length penalties included. Everything else called a reward is without them."""
     scores = [score for rollout in rollouts for score in rollout.scores]
-    lengths = [len(answer.ids) for rollout in rollouts for answer in rollout.group.completions]
+    lengths = [length for rollout in rollouts for length in rollout.group.lengths]
     shaped = torch.tensor([rollout.shaped_rewards for rollout in rollouts], dtype=torch.float64)       # (P, G)
     rewards = torch.tensor([rollout.rewards for rollout in rollouts], dtype=torch.float64)             # (P, G)
     stats = GroupStats.of(shaped, MIN_STD)
     whole = slice_values(rollouts)
     values = {
-        "reward": number(shaped.nanmean()),
-        "reward_std": float(stats.std.mean()),
-        "frac_reward_zero_std": float(stats.agrees.double().mean()),
-        "accuracy": number(rewards.nanmean()),
+        "reward": mean_of(shaped.nanmean()), "reward_std": float(stats.std.mean()),
+        "frac_reward_zero_std": float(stats.agrees.double().mean()), "accuracy": mean_of(rewards.nanmean()),
         "rewards/rule/mean": mean(score.rule for score in scores),
-        "rewards/overlong/mean": number((shaped - rewards).nanmean()),
-        "entropy": whole["entropy"],
-        "answers/extracted": mean(bool(score.answer) for score in scores),
+        "rewards/overlong/mean": mean_of((shaped - rewards).nanmean()),
+        "entropy": whole["entropy"], "answers/extracted": mean(bool(score.answer) for score in scores),
         "completions/mean_length": whole["mean_length"],
-        "completions/min_length": min(lengths),
-        "completions/max_length": max(lengths),
+        "completions/min_length": min(lengths), "completions/max_length": max(lengths),
         "completions/clipped_ratio": whole["clipped_ratio"],
-        "prompts/mean_length": mean(len(rollout.group.prompt_ids) for rollout in rollouts),
-    }
+        "prompts/mean_length": mean(len(rollout.group.prompt_ids) for rollout in rollouts)}
     for suffix in dict.fromkeys(suffix for suffixes in slices for suffix in suffixes):
         members = [rollout for rollout, suffixes in zip(rollouts, slices) if suffix in suffixes]
         values |= {name + suffix: value for name, value in slice_values(members).items()}
@@ -72,22 +57,17 @@ def rollout_values(rollouts: Sequence[Rollout], slices: Sequence[tuple[str, ...]
 def slice_values(rollouts: Sequence[Rollout]) -> dict:
     """Numbers for a part of the step. entropy: estimated by the mean of -log-prob over all sampled tokens."""
     answers = [answer for rollout in rollouts for answer in rollout.group.completions]
-    num_tokens = sum(len(answer.ids) for answer in answers)
-    return {"reward": mean_of([rollout.mean_reward for rollout in rollouts]),
+    num_tokens = sum(rollout.group.num_tokens for rollout in rollouts)
+    return {"reward": mean_of(*(rollout.mean_reward for rollout in rollouts)),
             "entropy": -sum(sum(answer.logprobs) for answer in answers) / max(1, num_tokens),
             "mean_length": mean(len(answer.ids) for answer in answers),
             "clipped_ratio": mean(answer.finish_reason == "length" for answer in answers)}
 
 
-def mean_of(values: Sequence[float]) -> float | None:
-    """The mean without NaN. None if nothing else is left."""
-    known = [value for value in values if not math.isnan(value)]
+def mean_of(*values: float) -> float | None:
+    """The mean without NaN. None, as JSON has no NaN, if nothing else is left."""
+    known = [float(value) for value in values if not math.isnan(value)]
     return mean(known) if known else None
-
-
-def number(value: float | Tensor) -> float | None:
-    """A number as JSON can hold it: None for NaN."""
-    return mean_of([float(value)])
 
 
 def sampling_values(rollouts: Sequence[Rollout], num_groups: int, refills: int) -> dict:
@@ -96,8 +76,8 @@ def sampling_values(rollouts: Sequence[Rollout], num_groups: int, refills: int) 
     all_wrong = sum(all(reward == 0 for reward in rollout.rewards) for rollout in rollouts)
     all_right = sum(all(reward == 1 for reward in rollout.rewards) for rollout in rollouts)
     return {"sampling/refills": refills, "sampling/informative": informative,
-            "sampling/missing": max(0, num_groups - informative),
-            "sampling/all_wrong": all_wrong, "sampling/all_right": all_right}
+            "sampling/missing": max(0, num_groups - informative), "sampling/all_wrong": all_wrong,
+            "sampling/all_right": all_right}
 
 
 def verdicts_of(rollouts: Sequence[Rollout]) -> list[float]:
@@ -116,8 +96,7 @@ def judge_values(judge, rollouts: Sequence[Rollout]) -> dict:
         return {}
     counts = judge.take()
     return {"judge/calls": counts["asked"], "judge/cached": counts["cached"],
-            "judge/error_rate": unjudged_share(rollouts),
-            "rewards/judge/mean": mean_of(verdicts_of(rollouts)) or 0.0,
+            "judge/error_rate": unjudged_share(rollouts), "rewards/judge/mean": mean_of(*verdicts_of(rollouts)) or 0.0,
             "judge/canaries_wrong": counts["canaries_wrong"]}
 
 
@@ -132,13 +111,10 @@ def retro_values(sampler, phase, rollouts: Sequence[Rollout]) -> dict:
     return values
 
 
-# What was learned
-
 def kl_values(reference, rollouts: Sequence[Rollout], slices: Sequence[tuple[str, ...]], **scoring) -> dict:
     """The KL to the starting model: k3 per token of all sampled answers. Empty without a reference.
 
-    Groups that agree are included: the others are few towards the end, and hard. The reference reads every answer once
-    for it."""
+    Groups that agree are included: the others are few towards the end, and hard."""
     if reference is None:
         return {}
     sums = Counter()
@@ -151,36 +127,26 @@ def kl_values(reference, rollouts: Sequence[Rollout], slices: Sequence[tuple[str
             for suffix in ("", *slices[row]):
                 sums.update({f"kl{suffix}": k3, f"tokens{suffix}": len(answer.ids)})
     sums = parallel.reduce(sums)
-    suffixes = [name.removeprefix("kl") for name in sums if name.startswith("kl")]
-    return {f"kl{suffix}": sums[f"kl{suffix}"] / max(1, sums[f"tokens{suffix}"]) for suffix in suffixes}
+    return {name: total / max(1, sums[f"tokens{name.removeprefix('kl')}"]) for name, total in sums.items()
+            if name.startswith("kl")}
 
 
 def update_values(updates: Sequence[tuple[Counter, float]], learning_rate: float, with_kl: bool) -> dict:
-    """What the updates did. `updates`: the sums over tokens and the gradient norm of each.
+    """What the updates did. `updates`: the sums over tokens of informative groups, and the gradient norm, of each.
 
-    Token sums are over informative groups and divided once. with_kl: the loss has a KL term, reported as
-    `kl_trained`."""
+    with_kl: the loss has a KL term, reported as `kl_trained`."""
     total = Counter()
     for sums, _ in updates:
         total.update(sums)
-
-    def per_token(name: str, suffix: str = "") -> float:
-        return total[name + suffix] / max(1, total["num_tokens" + suffix])
-
-    values = {"loss": total["loss"], "entropy_trained": per_token("entropy")}
+    num_tokens = max(1, total["num_tokens"])
+    values = {"loss": total["loss"], "entropy_trained": total["entropy"] / num_tokens}
     if with_kl:
-        values["kl_trained"] = per_token("kl")
-    values |= {
-        "clip_ratio/low_mean": per_token("clipped_low"),
-        "clip_ratio/high_mean": per_token("clipped_high"),
-        "clip_ratio/dual_mean": per_token("clipped_dual"),
-        "updates": len(updates),
-        "grad_norm": mean([norm for _, norm in updates] or [0.0]),
-        "learning_rate": learning_rate,
-        "rollout_gap": max([sums["gap"] for sums, _ in updates], default=0.0),
-    }
-    suffixes = [name.removeprefix("num_tokens") for name in total if name.startswith("num_tokens_by_")]
-    for suffix in suffixes:
+        values["kl_trained"] = total["kl"] / num_tokens
+    for name in ("low", "high", "dual"):
+        values[f"clip_ratio/{name}_mean"] = total[f"clipped_{name}"] / num_tokens
+    values |= {"updates": len(updates), "grad_norm": mean([norm for _, norm in updates] or [0.0]),
+               "learning_rate": learning_rate, "rollout_gap": max([sums["gap"] for sums, _ in updates], default=0.0)}
+    for suffix in [name.removeprefix("num_tokens") for name in total if name.startswith("num_tokens_by_")]:
         clipped = total["clipped_low" + suffix] + total["clipped_high" + suffix]
         values[f"clip_ratio{suffix}"] = clipped / max(1, total["num_tokens" + suffix])
     return values
@@ -210,36 +176,29 @@ def timing_values(times: Mapping[str, float], rollouts: Sequence[Rollout]) -> di
     return {"step_time": step_time, **parts, "tokens_per_s": num_tokens / step_time}
 
 
-# Reasoning patterns, and every answer in words
-
 def patterns_of(rollouts: Sequence[Rollout]) -> list[list[patterns.Patterns]]:
-    """The reasoning patterns of each answer of each rollout. Every rank reads its share of the documents.
-
-    A long document takes a second or two with its answers, so ranks read one document at a time."""
-    def read(rollout: Rollout) -> list[tuple]:
+    """The reasoning patterns of each answer of each rollout. Every rank reads its share, one document at a time."""
+    def read(rollout: Rollout) -> list[patterns.Patterns]:
         document = patterns.Document(patterns.read_by(rollout.example))
-        return [astuple(patterns.count(text, document)) for text in rollout.texts]
+        return [patterns.count(text, document) for text in rollout.texts]
 
     shares = parallel.gather([read(rollout) for rollout in rollouts[parallel.rank()::parallel.size()]])
-    result = []
-    for row in range(len(rollouts)):
-        answers = shares[row % len(shares)][row // len(shares)]
-        result.append([patterns.Patterns(*answer) for answer in answers])
-    return result
+    groups = [shares[row % len(shares)][row // len(shares)] for row in range(len(rollouts))]
+    return [[patterns.Patterns(*answer) for answer in group] for group in groups]             # gathered as lists
 
 
-def pattern_values(found: Sequence[Sequence[patterns.Patterns]]) -> dict:
+def pattern_values(counted: Sequence[Sequence[patterns.Patterns]]) -> dict:
     """How many patterns an answer has on average, and how many words its longest quote has."""
-    answers = [answer for group in found for answer in group]
-    names = (*PATTERNS, "longest_quote")
-    return {f"patterns/{name}": mean(getattr(answer, name) for answer in answers) for name in names}
+    answers = [answer for group in counted for answer in group]
+    return {f"patterns/{name}": mean(getattr(answer, name) for answer in answers)
+            for name in (*PATTERNS, "longest_quote")}
 
 
-def rows(rollouts: Sequence[Rollout], found: Sequence[Sequence[patterns.Patterns]]) -> Iterator[dict]:
+def rows(rollouts: Sequence[Rollout], counted: Sequence[Sequence[patterns.Patterns]]) -> Iterator[dict]:
     """Every answer of the step, for rollouts.jsonl.
 
     The reward is what is trained on, penalty included. `quotes`: where the answer's text quotes the document."""
-    for rollout, patterns_of_group in zip(rollouts, found):
+    for rollout, patterns_of_group in zip(rollouts, counted):
         example = rollout.example
         for i, completion in enumerate(rollout.group.completions):
             score, habits = rollout.scores[i], patterns_of_group[i]
@@ -247,8 +206,7 @@ def rows(rollouts: Sequence[Rollout], found: Sequence[Sequence[patterns.Patterns
             yield {
                 "id": example.id, "sample": i, "task": example.task, "question": example.question,
                 "gold": example.accepted, "text": rollout.texts[i], "answer": score.answer, "rule": score.rule,
-                "judge": None if score.judge is None else number(score.judge),
-                "reward": number(shaped), "penalty": number(reward - shaped), "advantage": rollout.advantages[i],
-                "length": len(completion.ids), "finish_reason": completion.finish_reason,
-                "patterns": {name: getattr(habits, name) for name in PATTERNS}, "quotes": habits.quotes,
-            }
+                "judge": None if score.judge is None else mean_of(score.judge), "reward": mean_of(shaped),
+                "penalty": mean_of(reward - shaped), "advantage": rollout.advantages[i], "length": len(completion.ids),
+                "finish_reason": completion.finish_reason,
+                "patterns": {name: getattr(habits, name) for name in PATTERNS}, "quotes": habits.quotes}
