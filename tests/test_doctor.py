@@ -205,8 +205,8 @@ def test_fifty_idle_steps_in_a_row_end_the_run_and_it_may_be_resumed_for_fifty_m
     idle = {"sampling/informative": 0, "reward": 0.0}
     stops = reasons([idle] * 49 + [{}] + [idle] * 101 + [{**idle, "reward": None}] + [idle] * 49)
     assert [step for step, error in enumerate(stops, start=1) if error] == [100, 150]
-    assert isinstance(stops[99], errors.DataError) and "50 steps in a row" in str(stops[99]) and "100" in str(stops[149])
-    assert "--group-size" in str(stops[99]) and "\n" not in str(stops[99])
+    assert isinstance(stops[99], errors.DataError) and "50 steps in a row" in str(stops[99])
+    assert "100" in str(stops[149]) and "--group-size" in str(stops[99]) and "\n" not in str(stops[99])
 
 
 def test_groups_that_are_missing_after_refills_are_reported_at_each_step():

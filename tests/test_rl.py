@@ -494,7 +494,8 @@ def test_habits_are_counted_and_quotes_are_found(in_tmp, toy_directory, monkeypa
     """Each answer quotes its own document: where the quote stands is in rollouts.jsonl, how many in metrics.jsonl."""
     documents = {}
     real = step_metrics.patterns.read_by
-    monkeypatch.setattr(step_metrics.patterns, "read_by", lambda example: documents.setdefault(example.id, real(example)))
+    monkeypatch.setattr(step_metrics.patterns, "read_by",
+                        lambda example: documents.setdefault(example.id, real(example)))
     quote = lambda example: ". ".join(example.document.split(". ")[1:3]) + "."             # noqa: E731  two records
     monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: "?")
 
