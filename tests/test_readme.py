@@ -35,7 +35,7 @@ CHEAP = {
     'python sample.py --document examples/notes.txt --question "What did we send the town that we showed Kim?"': 0,
     "python train_rl.py --data examples/licence_qa.jsonl --dry-run": 0,
     "python -m tools.plan --help": 0,
-    "python -m tools.plan --preset r1-distill-qwen-14b --gpus 8 --gpu-memory 80": 1,    # it does not fit, as the page says
+    "python -m tools.plan --preset r1-distill-qwen-14b --gpus 8 --gpu-memory 80": 1,    # it does not fit
 }
 
 
