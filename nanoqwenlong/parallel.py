@@ -1,24 +1,17 @@
 """Many processes as one: the only file that imports torch.distributed.
 
-A lone process is a world of one. Then each function returns what it was given. Under torchrun every rank runs the same
-script and makes the same calls in the same order. Ranks exchange only this:
-
-    gather, reduce, any_rank     small values, over gloo on the CPU: numbers and JSON, never a pickle
-    shard                        FSDP2: a rank keeps a part of every weight, gradient and optimizer state
-    whole                        the weights of a sharded model in one piece, for sampling without communication
-
-Ranks with a sharded model must call it equally often, because each call gathers the weights layer by layer from all
-ranks. engine/deal.py ensures that.
+A lone process is a world of one. Under torchrun every rank runs the same script and makes the same calls in the same
+order. Ranks exchange small values over gloo on the CPU: numbers and JSON, never a pickle. They also exchange the parts
+of a sharded model (FSDP2). A pass gathers its weights from all ranks, so all must make equally many (group_pass.deal).
 """
 
 import json
-import re
 import socket
 import time
 import warnings
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -29,21 +22,22 @@ from torch.distributed.elastic.utils import get_env_variable_or_raise
 from .errors import DeviceError, Elsewhere, LostRanks
 
 Tensor = torch.Tensor
-timeout = timedelta(minutes=30)         # how long ranks wait for each other. `start` sets it
+is_launched = dist.is_torchelastic_launched     # whether torchrun started this process
+NCCL = "cpu:gloo,cuda:nccl"                     # with GPUs: tensors on the CPU still go over gloo
+timeout = timedelta(minutes=30)                 # how long ranks wait for each other. `start` sets it
 
 
 def start(device: str, timeout_minutes: float) -> str:
-    """The device of this rank: "cuda" becomes "cuda:N" under torchrun, N being the rank's number on its node.
-
-    Joins the other processes, if torchrun started them. Raises DeviceError if the device cannot be used."""
+    """Joins the other processes, if torchrun started them. Returns the device of this rank: "cuda" becomes "cuda:N", N
+    being the rank's number on its node. Raises DeviceError if the device cannot be used."""
     global timeout
     timeout = timedelta(minutes=min(timeout_minutes, 1e6))
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    on_gpu = device.startswith("cuda")
+    if on_gpu and not torch.cuda.is_available():
         require_device(device)                                 # it raises a clear error. NCCL would not
     if is_launched() and not dist.is_initialized():
-        with named_losses():
-            dist.init_process_group(backend(device), timeout=timeout)
-    if device.startswith("cuda") and size() > 1:
+        dist.init_process_group(NCCL if on_gpu else "gloo", timeout=timeout)
+    if on_gpu and size() > 1:
         device = f"cuda:{dist.get_node_local_rank(fallback_rank=rank())}"
     require_device(device)
     return device
@@ -60,20 +54,10 @@ def require_device(device: str | torch.device) -> None:
         raise DeviceError(f"--device {str(device)!r} cannot be used: {reason}; without a GPU it is cpu") from None
 
 
-def backend(device: str) -> str:
-    """What ranks communicate with. CPU tensors always use gloo."""
-    return "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-
-
 def stop() -> None:
     """Leave the other ranks. Without it torch complains when the process exits."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def is_launched() -> bool:
-    """Whether torchrun started this process."""
-    return dist.is_torchelastic_launched()
 
 
 def num_restarts() -> int:
@@ -101,11 +85,10 @@ def gather_flat(tensor: Tensor) -> list[Tensor]:
         return [tensor]
     lengths = torch.zeros(size(), dtype=torch.int64)
     lengths[rank()] = len(tensor)
-    with named_losses():
-        dist.all_reduce(lengths)
-        longest = int(lengths.max())
-        padded = [tensor.new_empty(longest) for _ in range(size())]
-        dist.all_gather(padded, torch.cat([tensor, tensor.new_zeros(longest - len(tensor))]))
+    dist.all_reduce(lengths)
+    longest = int(lengths.max())
+    padded = [tensor.new_empty(longest) for _ in range(size())]
+    dist.all_gather(padded, torch.cat([tensor, tensor.new_zeros(longest - len(tensor))]))
     return [row[:length] for row, length in zip(padded, lengths.tolist())]
 
 
@@ -119,20 +102,15 @@ def gather(value) -> list:
 
 def reduce(sums: dict[str, float], highest: Sequence[str] = ()) -> Counter:
     """The sums over all ranks, by name. A rank may lack a name. Names in `highest` get the maximum instead."""
-    rows = gather(sums)
-    return Counter({name: (max if name in highest else sum)(row[name] for row in rows if name in row)
-                    for name in dict.fromkeys(name for row in rows for name in row)})
-
-
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on at least one rank."""
-    return any(gather(bool(flag)))
+    rows, totals = gather(sums), Counter()
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row[name] for row in rows if name in row]
+        totals[name] = max(values) if name in highest else sum(values)
+    return totals
 
 
 def on_all_ranks(work: Callable, what: str) -> list:
-    """The results of `work()` on all ranks. It must not communicate.
-
-    If it raises an OSError on one rank, all ranks raise it, so that none continues alone."""
+    """The results of `work()` on all ranks. It must not communicate. If it raises an OSError on one rank, all raise."""
     try:
         outcome = [work(), None]
     except OSError as error:
@@ -166,47 +144,23 @@ def balance(costs: Sequence[float], parts: int) -> list[list[int]]:
     return dealt
 
 
-# Lost ranks
-
-@contextmanager
-def named_losses():
-    """Inside, a collective that fails because of another rank raises LostRanks, with one sentence."""
-    try:
-        yield
-    except RuntimeError as error:                              # gloo has no error class of its own
-        if not is_loss(error):
-            raise
-        raise LostRanks(loss(error)) from None
-
-
-def is_loss(error: BaseException) -> bool:
-    """Whether torch reports with this error that another rank is gone."""
-    if not isinstance(error, RuntimeError) or size() == 1:
-        return isinstance(error, dist.DistError | LostRanks)
-    words = ("connection", "timed out", "timeout", "broken pipe", "gloo")
-    return isinstance(error, dist.DistError | LostRanks) or any(word in str(error).lower() for word in words)
-
-
-def loss(error: BaseException) -> str:
-    """The sentence about it, with the ranks that no longer answer."""
-    if isinstance(error, LostRanks):
-        return str(error)
-    missing = ", ".join(map(str, missing_ranks()))
-    text = re.sub(r"^(\[[^\]]*\] ?)+", "", " ".join(str(error).split())).split(". ")[0][:160]  # no "[pair.cc:553]"
-    return (f"rank {rank()} lost {f'rank {missing}' if missing else 'another rank'}: {text} (ranks wait "
-            f"{timeout.total_seconds() / 60:g} minutes for each other: --timeout-minutes); what that rank reported "
-            "stands above; the same command resumes the run from its last checkpoint")
-
-
-def missing_ranks(seconds: float = 3.0) -> list[int]:
-    """The ranks that do not answer a roll call within this time."""
-    try:
+def lost_ranks(error: BaseException | None) -> LostRanks | None:
+    """If torch reports with this error that other ranks are gone: the same as a sentence that names them."""
+    words = ("connection", "timed out", "timeout", "broken pipe", "gloo")      # gloo has no error class of its own
+    is_gloo = type(error) is RuntimeError and size() > 1 and any(word in str(error).lower() for word in words)
+    if not is_gloo and not isinstance(error, dist.DistError):
+        return None
+    missing = "another rank"
+    with suppress(RuntimeError, ValueError):                   # if the rank that held the store is gone
         store = dist.distributed_c10d._get_default_store()
         store.set(f"alive/{rank()}", "yes")
-        time.sleep(seconds)
-        return [number for number in range(size()) if not store.check([f"alive/{number}"])]
-    except (RuntimeError, ValueError):                         # the rank that held the store is gone
-        return []
+        time.sleep(3)
+        silent = [str(number) for number in range(size()) if not store.check([f"alive/{number}"])]
+        missing = f"rank {', '.join(silent)}" if silent else missing
+    text = " ".join(str(error).split())[:160]
+    return LostRanks(f"rank {rank()} lost {missing}: {text} (ranks wait {timeout.total_seconds() / 60:g} minutes for "
+                     "each other: --timeout-minutes); what that rank reported stands above; the same command resumes "
+                     "the run from its last checkpoint")
 
 
 # A sharded model
@@ -215,35 +169,32 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], dtype: torch.dtype, dev
           replicas: int = 0) -> nn.Module:
     """The model, split by FSDP2: every rank keeps some rows of every weight. A layer's weights are gathered in `dtype`
     while it runs, all other weights for the whole pass. Gradients are sums over the ranks, in the dtype of the weights.
+    The weights may still be on the meta device. A lone process that computes in their dtype gets its model unchanged.
 
-    replicas: how many nodes hold a whole model, in parts (HSDP: gradients are summed over them, too). 0: one per host.
-    offload: weights, gradients and optimizer stay in CPU memory. The weights may still be on the meta device. A lone
-    process that computes in its weights' dtype gets its model back unchanged."""
+    offload: weights, gradients and optimizer stay in CPU memory.
+    replicas: how many whole models there are, each split over its own ranks (HSDP). 0: one per host."""
     from torch.distributed.device_mesh import init_device_mesh  # imported here: they take seconds
-    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
     weights_dtype = next(model.parameters()).dtype
     if size() == 1 and dtype == weights_dtype and not offload:
         return model
     kind = torch.device(device).type
     if not dist.is_initialized():
-        dist.init_process_group(backend(device), store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(NCCL if kind == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     replicas = replicas or num_hosts()
-    mesh = (init_device_mesh(kind, (replicas, size() // replicas), mesh_dim_names=("replicate", "shard"))
-            if replicas > 1 else init_device_mesh(kind, (size(),), mesh_dim_names=("shard",)))
-    precision = MixedPrecisionPolicy()
+    shape, names = (size(),), ("shard",)
+    if replicas > 1:
+        shape, names = (replicas, size() // replicas), ("replicate", "shard")
+    settings = dict(mesh=init_device_mesh(kind, shape, mesh_dim_names=names))
     if dtype != weights_dtype:
-        precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=weights_dtype)
-    settings = dict(mesh=mesh, mp_policy=precision)
+        settings["mp_policy"] = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=weights_dtype)
     if offload:
         settings["offload_policy"] = CPUOffloadPolicy(pin_memory=kind == "cuda")
         model.compute_device = torch.device(device)
-    for layer in layers:
-        fully_shard(layer, **settings)
-    fully_shard(model, reshard_after_forward=False, **settings)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)                             # not recursive
-            module.set_force_sum_reduction_for_comms(True)                     # gloo has no scaled sum
+    for module in [*layers, model]:
+        fully_shard(module, reshard_after_forward=module is not model, **settings)
+        module.set_gradient_divide_factor(1.0)                                 # gradients are sums
+        module.set_force_sum_reduction_for_comms(True)                         # gloo has no scaled sum
     warnings.filterwarnings("ignore", message=".*returned a view tensor")      # nobody writes into keys and values
     return model
 
@@ -251,17 +202,13 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], dtype: torch.dtype, dev
 @contextmanager
 def whole(model: nn.Module):
     """Inside, a sharded model is a plain one: all weights in one piece, in the dtype it computes in, without FSDP's
-    hooks. Ranks may call it as often as they like, and a CUDA graph records nothing but the model. Use it under no_grad
-    (inference_mode would break the next training pass). It costs 2 bytes a parameter in bfloat16 on every rank, in
-    addition to the rank's share of weights, gradients and optimizer."""
-    from torch.distributed.fsdp import FSDPModule  # imported here: it takes seconds
-    modules = [module for module in model.modules() if isinstance(module, FSDPModule) and module._forward_pre_hooks]
+    hooks. Ranks may call it as often as they like. Use it under no_grad (inference_mode would break the next training
+    pass). It costs 2 bytes a parameter in bfloat16 on every rank, in addition to the rank's share of the training."""
+    modules = [module for module in model.modules() if hasattr(module, "unshard") and module._forward_pre_hooks]
     hooks = [(module._forward_pre_hooks, module._forward_hooks) for module in modules]
-    with named_losses():
-        for module in modules:
-            module.unshard()
     for module in modules:
-        module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+        module.unshard()
+        module._forward_pre_hooks, module._forward_hooks = {}, {}
     try:
         yield model
     finally:
@@ -271,8 +218,7 @@ def whole(model: nn.Module):
 
 
 def at_rest(model: nn.Module) -> None:
-    """Give up the weights that the last pass without a gradient left gathered (those outside of the layers). Then the
-    model's parameters are each rank's own rows again. A backward pass does that by itself."""
+    """Give up the weights that a pass without a gradient leaves gathered: those outside of the layers."""
     if hasattr(model, "reshard"):
         model.reshard()
 
@@ -289,11 +235,11 @@ def local(tensor: Tensor) -> Tensor:
 def rows(tensor: Tensor) -> slice:
     """Which rows these are. FSDP2 splits like torch.chunk."""
     if not is_sharded(tensor):
-        return slice(0, tensor.shape[0]) if tensor.ndim else slice(None)
+        return slice(0, None)
     mesh = tensor.device_mesh
-    share = -(-tensor.shape[0] // mesh.size(-1))
-    start = min(share * mesh.get_coordinate()[-1], tensor.shape[0])
-    return slice(start, start + tensor.to_local().shape[0])
+    share = -(-len(tensor) // mesh.size(-1))
+    start = min(share * mesh.get_coordinate()[-1], len(tensor))
+    return slice(start, start + len(tensor.to_local()))
 
 
 def is_replica(tensor: Tensor) -> bool:
@@ -305,10 +251,8 @@ def is_replica(tensor: Tensor) -> bool:
 
 def full(tensor: Tensor) -> Tensor | None:
     """All rows on rank 0, in CPU memory. The other ranks must call it, too, and get None."""
-    if is_sharded(tensor):
-        with named_losses():
-            tensor = tensor.full_tensor()
-    return tensor.cpu() if rank() == 0 else None
+    whole_tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
+    return whole_tensor.cpu() if rank() == 0 else None
 
 
 def norm(tensors: Sequence[Tensor]) -> float:

@@ -390,14 +390,14 @@ def check_random_schedules(model, form, expected):
 
 def one_slot_further(attend):
     if isinstance(attend, SharedPaged):
-        attend.tails = [(newest, slots + 1, mask) for newest, slots, mask in attend.tails]
+        attend.tails = [(rows, slots + 1, mask) for rows, slots, mask in attend.tails]
     else:
         attend.slots = [slots + 1 for slots in attend.slots]
 
 
 def behind_the_mask(attend):
     last = attend.cache.keys.shape[2] - 1
-    attend.tails = [(newest, slots.masked_fill(mask[:, 0, 0] < 0, last), mask) for newest, slots, mask in attend.tails]
+    attend.tails = [(rows, slots.masked_fill(mask[:, 0, 0] < 0, last), mask) for rows, slots, mask in attend.tails]
 
 
 @pytest.mark.parametrize("module, name, overread", [(paged, "SharedPaged", one_slot_further),

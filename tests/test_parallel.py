@@ -673,7 +673,7 @@ def talk(values: list, numbers: list, dtype: str, sums: list[dict], flags: list[
     except OSError as error:
         done = [error.errno, str(error)]
     return [parallel.gather(values[own]), [row.tolist() for row in rows], parallel.reduce(sums[own], highest=("max",)),
-            parallel.any_rank(flags[own]), done]
+            any(parallel.gather(flags[own])), done]
 
 
 something = st.recursive(st.none() | st.booleans() | st.integers(-2**60, 2**60) | st.floats(allow_nan=False) |

@@ -113,32 +113,32 @@ class SharedPaged:
         rows_by_size = defaultdict(list)                       # lengths within a factor of 2 share a call
         for row, length in enumerate(lengths):
             rows_by_size[max(length, SHORT_TAIL).bit_length()].append(row)
-        calls = rows_by_size.values()
-        self.tails = [self._tails([tables[row] for row in rows], [lengths[row] for row in rows]) for rows in calls]
-        self.slot_mapping = torch.cat([newest for newest, _, _ in self.tails])             # (S,), in the order of rows
-        self.rows = torch.tensor(sum(calls, []), device=cache.device)
-        self.inverse = self.rows.argsort()                     # from the order of the tails to that of the answers
+        self.tails = []
+        for rows in rows_by_size.values():
+            slots, mask = self._tails([tables[row] for row in rows], [lengths[row] for row in rows])
+            self.tails.append((torch.tensor(rows, device=cache.device), slots, mask))
+        self.inverse = torch.cat([rows for rows, _, _ in self.tails]).argsort()            # from tails to answers
+        self.slot_mapping = torch.cat([slots[:, -1] for _, slots, _ in self.tails])[self.inverse]          # (S,)
 
-    def _tails(self, tables: list[Sequence[int]], lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Slots of the newest tokens (s,), slots of all tokens (s, n), and the mask of the padding (s, 1, 1, n)."""
-        n, most_blocks = max(lengths), max(map(len, tables))
-        slots = self.cache.slots([[*table, *[0] * (most_blocks - len(table))] for table in tables], n)
-        end = torch.tensor(lengths, device=slots.device)[:, None]
-        newest = slots.gather(1, end - 1)                                      # (s, 1)
-        is_padding = torch.arange(n, device=slots.device) >= end               # (s, n)
-        slots = torch.where(is_padding, newest, slots)                         # never read a slot that was not written
-        mask = torch.zeros(is_padding.shape, dtype=self.cache.keys.dtype, device=slots.device)
-        return newest[:, 0], slots, mask.masked_fill(is_padding, -torch.inf)[:, None, None]
+    def _tails(self, tables: list[list[int]], lengths: list[int]) -> tuple[Tensor, Tensor]:
+        """Slots of the tokens (s, n), and the mask of their padding (s, 1, 1, n), which repeats the newest token: never
+        read a slot that was not written."""
+        most_blocks = max(map(len, tables))
+        slots = self.cache.slots([table + [0] * (most_blocks - len(table)) for table in tables], max(lengths))
+        places = torch.arange(max(lengths), device=slots.device)
+        newest = torch.tensor(lengths, device=slots.device)[:, None] - 1       # (s, 1)
+        mask = torch.zeros(slots.shape, dtype=self.cache.keys.dtype, device=slots.device)
+        mask = mask.masked_fill(places > newest, -torch.inf)
+        return slots.gather(1, places.minimum(newest)), mask[:, None, None]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.cache.write(layer, self.slot_mapping, k[self.rows], v[self.rows])
+        self.cache.write(layer, self.slot_mapping, k, v)
         # 1. Tails: one call per size.
         tails = []
-        rows_by_call = self.rows.split([len(slots) for _, slots, _ in self.tails])
-        for rows, (_, slots, mask) in zip(rows_by_call, self.tails):
+        for rows, slots, mask in self.tails:
             keys, values = self.cache.read(layer, slots)
             tails.append(part(q[rows, None], keys, values, mask=mask))
-        tail, tail_lse = (torch.cat(parts)[:, 0] for parts in zip(*tails))     # (S, H, D), (S, H, 1)
+        tail, tail_lse = (torch.cat(parts)[:, 0][self.inverse] for parts in zip(*tails))   # (S, H, D), (S, H, 1)
         # 2. Stems: one call per group. No stem: a part of weight 0.
         stems = []
         for queries, (stem, count) in zip(q.split([count for _, count in self.stems]), self.stems):
@@ -148,8 +148,7 @@ class SharedPaged:
             else:
                 stems.append((torch.zeros_like(queries)[None], torch.full_like(tail_lse[None, :count], -torch.inf)))
         stem_out, stem_lse = (torch.cat(parts, dim=1)[0] for parts in zip(*stems))
-        # 3. Merge.
-        return merge(stem_out, stem_lse, tail[self.inverse], tail_lse[self.inverse])
+        return merge(stem_out, stem_lse, tail, tail_lse)
 
 
 class TorchDecoder:

@@ -27,6 +27,12 @@ def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str
         if parallel.rank() == 0 or of_this_rank:
             tell(sentence(error), sys.stderr)
         return exit_code(error)
+    except RuntimeError as error:
+        lost = parallel.lost_ranks(error)
+        if lost is None:
+            raise
+        tell(str(lost), sys.stderr)
+        return exit_code(lost)
 
 
 def exit_process(code: int) -> NoReturn:

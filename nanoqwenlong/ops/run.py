@@ -131,7 +131,7 @@ class Run:
             self.done = self.step
             bar.update()
             over = self.done == last or self.ended
-            stops = parallel.any_rank(bool(self.signal or self.error))
+            stops = any(parallel.gather(bool(self.signal or self.error)))
             if over or stops or self.done in ends or self.done % self.config.save_every == 0:
                 self.save(ends)
                 if self.error:
@@ -164,7 +164,7 @@ class Run:
 
     def is_late(self, minutes: float) -> bool:
         """Whether the run has taken this many minutes (0: never). All ranks return the same."""
-        return minutes > 0 and parallel.any_rank(self.seconds > minutes * 60)
+        return minutes > 0 and any(parallel.gather(self.seconds > minutes * 60))
 
     def watch(self, norm: float, ids: Sequence) -> bool:
         """Whether an update was made. norm: what optim.step returned. If it is not finite, the ids of the update's
@@ -240,8 +240,8 @@ class Run:
         raised = error
         if exits.is_out_of_memory(error):
             error = errors.OutOfMemory(exits.memory_sentence(self.config, self.step, self.part_name, self.longest))
-        elif error is not None and parallel.is_loss(error):
-            error = errors.LostRanks(parallel.loss(error))
+        else:
+            error = parallel.lost_ranks(error) or error
         try:
             if self.directory and self.directory.begun:
                 self._write_exit(error)
