@@ -289,9 +289,9 @@ def test_an_evaluation_that_is_none_is_refused_in_a_sentence(tmp_path, capsys, c
 
 
 def test_a_directory_without_a_run_gets_one_sentence(tmp_path, capsys):
-    assert plot.main([str(tmp_path)]) == 66 and "metrics.jsonl is not there" in capsys.readouterr().err
+    assert plot.main([str(tmp_path)]) == 66 and "metrics.jsonl: No such file" in capsys.readouterr().err
     write(tmp_path / "rl", run())
-    assert plot.main([str(tmp_path)]) == 66 and "eval/results.json is not there" in capsys.readouterr().err
+    assert plot.main([str(tmp_path)]) == 66 and "eval/results.json: No such file" in capsys.readouterr().err
 
 
 def test_labels():

@@ -134,4 +134,4 @@ def test_a_number_of_answers_that_is_none(number, tmp_path, capsys):
 
 def test_no_answers_yet(show, tmp_path, capsys):
     assert show([])[0] == 78 and rollouts.main([str(tmp_path / "none")]) == 66
-    assert "rollouts.jsonl is not there" in capsys.readouterr().err
+    assert "rollouts.jsonl: No such file" in capsys.readouterr().err

@@ -2,9 +2,8 @@
 
     python -m tools.doctor runs/my-rl [runs/other ...]
 
-Prints a line for each fault: its name, the steps at which it was there, and a sentence with the worst figure and the
-flag to change. nanoqwenlong/analysis/doctor.py has the rules. train_rl.py prints the same while it trains. A run may
-still be going: a half-written last line is left out.
+Prints a line for each fault: its name, its steps, and a sentence with the worst figure and the flag to change. The
+rules are in nanoqwenlong/analysis/doctor.py. train_rl.py prints the same while it trains. A run may still be going.
 
 Exit code: 0 if no run has a fault, 1 if one has, 65 if a file cannot be read, 66 if it is missing.
 """
@@ -19,19 +18,21 @@ from tools.terminal import run_tool
 from nanoqwenlong.analysis.doctor import Doctor
 
 
-def report(rows: list[dict]) -> list[str]:
-    """A line for each fault, in the order in which they began. Empty for a healthy run."""
+def check(run: Path) -> int:
+    """Print the faults of a run, in the order in which they began. Returns 1 if there are any."""
+    rows = read_metrics(run / "metrics.jsonl")
     doctor, times, worst = Doctor(), {}, {}
-    for number, row in enumerate(rows, start=1):
+    for row in rows:
         doctor.look(row)
         for finding in doctor.findings:
-            times.setdefault(finding.name, []).append(row.get("step", number))
+            times.setdefault(finding.name, []).append(row["step"])
             worst[finding.name] = max(worst.get(finding.name, finding), finding, key=lambda f: f.badness)
-    lines = []
     for name, steps in times.items():
         when = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
-        lines.append(f"{name} ({when}: {len(steps)} of {len(rows)}): {worst[name].sentence}")
-    return lines
+        print(f"{run}: {name} ({when}: {len(steps)} of {len(rows)}): {worst[name].sentence}")
+    if not times:
+        print(f"{run}: no complaint in {len(rows)} steps")
+    return int(bool(times))
 
 
 def main(argv: list[str]) -> int:
@@ -39,14 +40,6 @@ def main(argv: list[str]) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="directories of runs")
     return max(run_tool(lambda: check(run)) for run in parser.parse_args(argv).runs)
-
-
-def check(run: Path) -> int:
-    """Print the faults of a run. Returns 1 if there are any."""
-    rows = read_metrics(run / "metrics.jsonl")
-    lines = report(rows)
-    print("\n".join(f"{run}: {line}" for line in lines or [f"no complaint in {len(rows)} steps"]))
-    return int(bool(lines))
 
 
 if __name__ == "__main__":

@@ -69,22 +69,17 @@ def describe(row: dict, full: bool) -> str:
         question = f"[{len(question) - 600} characters] ... {question[-600:]}"
     gold = row.get("gold")
     ended = {"stop": "by itself", "length": "truncated at --max-new-tokens"}.get(row["finish_reason"], "?")
+    reward = "none, no verdict of the judge" if row["reward"] is None else f"{row['reward']:.3g}"
+    parts = [f"{name} {row[name]:.3g}" for name in ("rule", "judge", "penalty", "advantage") if row[name] is not None]
     lines = [f"{row['id']}, answer {row.get('sample', '?')}, task {row.get('task', '?')}",
              f"  question   {question}",
              f"  gold       {' | '.join(map(str, gold if isinstance(gold, list) else [gold]))}",
              f"  extracted  {'nothing' if row.get('answer') in (None, '') else repr(row['answer'])}",
-             f"  reward     {earned(row)}",
+             f"  reward     {reward} ({', '.join(parts)})",
              f"  ended      {ended}, {row.get('length', '?')} tokens"]
     if isinstance(row.get("patterns"), dict):
         lines.append(f"  patterns   {', '.join(f'{name} {count}' for name, count in row['patterns'].items())}")
     return clean("\n".join([*lines, "", body(row, full), ""]))
-
-
-def earned(row: dict) -> str:
-    """Return the reward and its parts."""
-    reward = "none, no verdict of the judge" if row["reward"] is None else f"{row['reward']:.3g}"
-    names = [name for name in ("rule", "judge", "penalty", "advantage") if row[name] is not None]
-    return f"{reward} ({', '.join(f'{name} {row[name]:.3g}' for name in names)})"
 
 
 def body(row: dict, full: bool) -> str:
@@ -111,12 +106,11 @@ def show(run: Path, step: int | None, id: str | None, task: str | None, best: in
     answers = read(run / "rollouts.jsonl", step, id, task)
     title = f"all {len(answers)} answers to {clean(str(id))}"
     if id is None:
-        unscorable = [row for row in answers if row["reward"] is None]
-        scored = [row for row in answers if row["reward"] is not None]
-        scored.sort(key=lambda row: (row["reward"], row["advantage"] or 0.0), reverse=bool(best))
-        title = f"{'best' if best else 'worst'} of {len(answers)} answers"
-        answers = (scored + unscorable)[:best or worst or 5]
-        title = f"the {len(answers)} {title}"
+        answers.sort(key=lambda row: (row["reward"] or 0.0, row["advantage"] or 0.0), reverse=bool(best))
+        answers.sort(key=lambda row: row["reward"] is None)      # unscorable ones come last
+        chosen = answers[:best or worst or 5]
+        title = f"the {len(chosen)} {'best' if best else 'worst'} of {len(answers)} answers"
+        answers = chosen
     texts = [f"step {answers[0]['step']}: {title}", *(f"-- {describe(row, full)}" for row in answers)]
     all(map(say, texts))                                         # stops if the reader, such as `head`, is gone
 

@@ -21,21 +21,13 @@ def run_tool(tool: Callable[[], int | None]) -> int:
     """Call a tool and return its exit code. A user's error is printed as one sentence."""
     try:
         return tool() or 0
-    except (FileNotFoundError, NotADirectoryError) as error:
-        advice = "is not there; give the directory of a run or an evaluation"
-        code, sentence = 66, f"{error.filename} {advice}" if error.filename else error
     except (UserError, OSError) as error:
-        code, sentence = exit_code(error), reason(error) if isinstance(error, OSError) else error
-    print(sentence, file=sys.stderr)
-    return code
+        print(reason(error) if isinstance(error, OSError) else error, file=sys.stderr)
+        return exit_code(error)
 
 
 def clean(text: str) -> str:
-    """Return text that cannot change a terminal: control characters and changes of direction become their codes.
-
-    >>> clean("a\\x1b[31mb\\r\\n")
-    'a\\\\x1b[31mb\\\\r\\n'
-    """
+    """Return text that cannot change a terminal: control characters and changes of direction become their codes."""
     return "".join(char if char.isprintable() or char in "\n\t\u00a0\u3000" else
                    char.encode("unicode_escape").decode() for char in text)
 

@@ -83,7 +83,11 @@ class SavedAnswers:
             try:
                 row = json.loads(line)
                 group = [Answer(**fields) for fields in row["answers"]]
-                valid = (row["model"], row["id"], len(group)) == (model, id, n) and all(map(is_valid, group))
+                valid = (row["model"], row["id"], len(group)) == (model, id, n)
+                for answer in group:
+                    answer.text.encode()        # raises ValueError for half a surrogate pair
+                    in_range = type(answer.length) is int and 0 <= answer.length < 1 << 53
+                    valid = valid and in_range and answer.finish_reason in ("stop", "length")
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 valid = False
             if not valid:
@@ -110,12 +114,6 @@ class SavedAnswers:
         parallel.on_all_ranks(write, "cannot save answers")
 
 
-def is_valid(answer: Answer) -> bool:
-    """Whether an answer from a file is valid. Raises ValueError for a text that UTF-8 cannot hold."""
-    answer.text.encode()
-    return type(answer.length) is int and 0 <= answer.length < 1 << 53 and answer.finish_reason in ("stop", "length")
-
-
 def score_answers(examples: Sequence[Example], answers: Sequence[Sequence[Answer]], judge=None) -> list[list[Score]]:
     """Return the scores of each example's answers. The judge is asked once, for all answers that the rule rejects."""
     return agreed(score_all([[answer.text for answer in group] for group in answers], examples, judge))
@@ -134,12 +132,7 @@ def mean_rewards(scores: Sequence[Sequence[Score]]) -> list[float]:
 
 
 def interval(rate: float, num_questions: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's 95 % interval (low, high) of a rate. The samples of a question count as one.
-
-    >>> low, high = interval(0.5, 100)
-    >>> round(low, 3), round(high, 3)
-    (0.404, 0.596)
-    """
+    """Return Wilson's 95 % interval (low, high) of a rate. The samples of a question count as one."""
     centre = rate + z * z / (2 * num_questions)
     spread = z * sqrt(rate * (1 - rate) / num_questions + z * z / (4 * num_questions**2))
     scale = 1 + z * z / num_questions
@@ -147,11 +140,7 @@ def interval(rate: float, num_questions: int, z: float = 1.96) -> tuple[float, f
 
 
 def average(rates: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """Return the mean of independent (rate, low, high), by MOVER (Zou and Donner 2008): squared distances add up.
-
-    >>> [round(x, 3) for x in average([(0.5, 0.4, 0.6), (0.7, 0.6, 0.8)])]
-    [0.6, 0.529, 0.671]
-    """
+    """Return the mean of independent (rate, low, high), by MOVER (Zou and Donner 2008): squared distances add up."""
     mean = sum(rate for rate, _, _ in rates) / len(rates)
     below = sqrt(sum((rate - low) ** 2 for rate, low, _ in rates)) / len(rates)
     above = sqrt(sum((rate - high) ** 2 for rate, _, high in rates)) / len(rates)

@@ -1,6 +1,6 @@
 """The results of an evaluation, as a record for JSON and as Markdown tables."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import isnan
 
 from ..curriculum import bucket
@@ -19,34 +19,29 @@ def summarise(model: str, examples: Sequence[Example], answers: Sequence[Sequenc
               scores: Sequence[Sequence[Score]], lengths: Sequence[int] = ()) -> dict:
     """Return one model's results: {"model", "all", "by_length", "by_task", "by_source", "average"}.
 
-    Length buckets come shortest first, without empty ones. `lengths`: where they end, in tokens. "by_task" and
-    "by_source" are {} if there is only one task or source. "average" is the mean over sources, or None.
+    Length buckets end at `lengths` (tokens). They come shortest first, without empty ones. "by_task" and "by_source"
+    are {} if there is only one task or source. "average" is the mean over sources, or None.
     """
     rows = list(zip(examples, answers, scores, strict=True))
-    by_length = cells(sorted(rows, key=lambda row: row[0].length), lambda example: bucket(example.length, lengths))
-    by_task = cells(rows, lambda example: example.task)
-    by_source = cells(rows, lambda example: example.source)
-    average = None
-    if len(by_source) > 1:
-        rate, low, high = evaluate.average([(c["accuracy"], c["low"], c["high"]) for c in by_source.values()])
-        average = {"accuracy": rate, "low": low, "high": high, "questions": len(examples), "sources": len(by_source)}
-    return {"model": model, "all": cell(rows), "by_length": by_length, "by_task": by_task if len(by_task) > 1 else {},
-            "by_source": by_source if len(by_source) > 1 else {}, "average": average}
-
-
-def cells(rows: Sequence[Row], name_of: Callable[[Example], str]) -> dict[str, dict]:
-    """Return {name: the results of the questions that have this name}."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(name_of(row[0]), []).append(row)
-    return {name: cell(group) for name, group in groups.items()}
+    results = {"model": model, "all": cell(rows), "by_length": {}, "by_task": {}, "by_source": {}, "average": None}
+    for kind, name_of in (("by_length", lambda example: bucket(example.length, lengths)),
+                          ("by_task", lambda example: example.task), ("by_source", lambda example: example.source)):
+        groups: dict[str, list[Row]] = {}
+        for row in sorted(rows, key=lambda row: row[0].length) if kind == "by_length" else rows:
+            groups.setdefault(name_of(row[0]), []).append(row)
+        if kind == "by_length" or len(groups) > 1:
+            results[kind] = {name: cell(group) for name, group in groups.items()}
+    if sources := results["by_source"].values():
+        rate, low, high = evaluate.average([(source["accuracy"], source["low"], source["high"]) for source in sources])
+        results["average"] = {"accuracy": rate, "low": low, "high": high, "questions": len(rows),
+                              "sources": len(sources)}
+    return results
 
 
 def cell(rows: Sequence[Row]) -> dict:
-    """Return the results of some questions. "unscorable" and "cut" are there if they are not 0.
+    """Return the results of some questions. With several samples there is pass@k for k = 1, 2, 4, ... and all of them.
 
-    An unscorable answer (the judge gave no verdict) is wrong in "accuracy" and "low", and right in "high". With several
-    samples there is pass@k for k = 1, 2, 4, ... and the number of samples.
+    An unscorable answer (the judge gave no verdict) is wrong in "accuracy" and "low", and right in "high".
     """
     scores = [question for _, _, question in rows]
     sampled = [answer for _, answers, _ in rows for answer in answers]
@@ -102,7 +97,10 @@ def table(title: str, models: Sequence[dict], columns: dict[str, list[dict | Non
         head.append(f"{plain(name)}{unit} (n={'-'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))})")
     lines = [head]
     for place, model in enumerate(models):
-        lines.append([plain(model["model"]), *(shown(column[place]) for column in columns.values())])
+        lines.append([plain(model["model"])])
+        for cell in [column[place] for column in columns.values()]:
+            rates = [100 * cell[name] for name in ("accuracy", "low", "high")] if cell else []
+            lines[-1].append("{:.1f} [{:.1f}, {:.1f}]".format(*rates) if cell else "")
     widths = [max(map(len, column)) for column in zip(*lines)]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     text = ["| " + " | ".join(part.ljust(width) for part, width in zip(line, widths)) + " |" for line in lines]
@@ -115,19 +113,15 @@ def plain(name: str) -> str:
     return text.replace("|", "\\|")
 
 
-def shown(cell: dict | None) -> str:
-    return "" if cell is None else f"{100 * cell['accuracy']:.1f} [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
-
-
 def remark(model: dict, settings: dict) -> str:
     """Return how many documents were cut and how many answers were truncated or unscorable. "" if none were."""
     cell, parts = model["all"], []
     if cell.get("cut"):
         parts.append(f"{cell['cut']} of {cell['questions']} documents were cut in their middle to fit "
-                     f"{settings.get('max_prompt_tokens', 'so many')} tokens")
+                     f"{settings.get('max_prompt_tokens')} tokens")
     if cell["clipped_ratio"]:
-        parts.append(f"{100 * cell['clipped_ratio']:.1f} % of the answers were truncated at "
-                     f"{settings.get('max_new_tokens', 'so many')} tokens")
+        share = 100 * cell["clipped_ratio"]
+        parts.append(f"{share:.1f} % of the answers were truncated at {settings.get('max_new_tokens')} tokens")
     if cell.get("unscorable"):
         parts.append(f"{cell['unscorable']} answers unscorable: no verdict of the judge (counted wrong, and right in "
                      "the upper end of the interval)")
