@@ -38,8 +38,7 @@ def frames(row: dict) -> Example:
 def docmath(row: dict) -> Example:
     """A number may be near its gold answer. Any other answer has to be the same."""
     paragraphs, gold = fields.at(row, "paragraphs", kind=list), fields.at(row, "ground_truth")
-    if not all(isinstance(paragraph, str) for paragraph in paragraphs):
-        raise DataError('"paragraphs" should be a list of strings')
+    texts = [fields.check(text, str, f"paragraphs[{i}]") for i, text in enumerate(paragraphs)]
     if isinstance(gold, int | float):
         if not abs(gold) < 1e308:                              # an integer may be larger than any float
             raise DataError(f'"ground_truth" is {str(gold)[:20]}, which no answer can match')
@@ -47,5 +46,5 @@ def docmath(row: dict) -> Example:
     gold = fields.string(gold, "ground_truth").strip()
     task = "number" if answers.number(gold) else "qa"
     accepted = fields.golds(ACCEPTED.get(gold.lower(), gold), "ground_truth", task)
-    return Example(fields.id_of(row, "question_id"), fields.string("\n".join(paragraphs), "paragraphs"),
+    return Example(fields.id_of(row, "question_id"), fields.string("\n".join(texts), "paragraphs"),
                    fields.text(row, "question"), accepted, task, source="docmath")

@@ -110,8 +110,8 @@ def golds(value, name: str, task: str) -> str | tuple[str, ...]:
         gold = string(value, name)
     if not gold:
         raise DataError(f'"{name}" is an empty list')
-    for one in gold if isinstance(gold, tuple) else (gold,):
-        if problem := gold_problem(task, one):
+    for text in [gold] if isinstance(gold, str) else gold:
+        if problem := gold_problem(task, text):
             raise DataError(f'"{name}" cannot be used: {problem}')
     return gold
 

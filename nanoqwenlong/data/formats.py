@@ -10,13 +10,19 @@ from ..records import Example
 from . import benchmarks, fields, verl
 
 
-def question(row: dict) -> Example:
-    document = fields.text(row, "document" if "document" in row else "context")
-    return _example(row, document=document, question=fields.text(row, "question"))
-
-
-def prompt(row: dict) -> Example:
-    return _example(row, messages=fields.chat(row, "prompt"))
+def plain(row: dict, messages=(), response: str = "") -> Example:
+    """A question about a document, or a prompt. TRL's rows bring messages and a response, and need no answer then."""
+    document = ""
+    if has_document(row) and not messages:
+        document = fields.text(row, "document" if "document" in row else "context")
+        question = fields.text(row, "question")
+    else:
+        messages = messages or fields.chat(row, "prompt")
+        question = fields.question_of(row, messages, "question")
+    task = fields.task_of(row)
+    answer = "" if response and "answer" not in row else fields.golds(fields.at(row, "answer"), "answer", task)
+    return Example(fields.id_of(row), document, question, answer, task, messages,
+                   response or fields.text(row, "response", ""), source=fields.text(row, "source", ""))
 
 
 def completion(row: dict) -> Example:
@@ -24,7 +30,7 @@ def completion(row: dict) -> Example:
     messages, turns = fields.chat(row, "prompt"), fields.chat(row, "completion", "assistant")
     if len(turns) != 1 or turns[0][0] != "assistant":
         raise DataError('"completion" should be a string, or one turn of the assistant')
-    return _example(row, messages=messages, response=turns[0][1])
+    return plain(row, messages, turns[0][1])
 
 
 def conversation(row: dict) -> Example:
@@ -32,7 +38,7 @@ def conversation(row: dict) -> Example:
     turns = fields.chat(row, "messages")
     if [role for role, _ in turns[-2:]] != ["user", "assistant"]:
         raise DataError('"messages" should end with a turn of the user and one of the assistant, the response')
-    return _example(row, messages=turns[:-1], response=turns[-1][1])
+    return plain(row, turns[:-1], turns[-1][1])
 
 
 def page(row: dict) -> Example:
@@ -40,23 +46,12 @@ def page(row: dict) -> Example:
     return Example(fields.id_of(row), document, "", "", "text", source=fields.text(row, "source", ""))
 
 
-def _example(row: dict, document: str = "", question: str = "", messages=(), response: str = "") -> Example:
-    """A row needs an answer, unless its form brings a response."""
-    task = fields.task_of(row)
-    answer = "" if response and "answer" not in row else fields.golds(fields.at(row, "answer"), "answer", task)
-    return Example(fields.id_of(row), document, question or fields.question_of(row, messages, "question"), answer, task,
-                   messages, response or fields.text(row, "response", ""), source=fields.text(row, "source", ""))
-
-
 def as_row(example: Example) -> dict:
     """The row that is read as this example."""
-    if example.task == "text":
-        row = {"id": example.id, "text": example.document, "source": example.source}
-    else:
-        prompt = [{"role": role, "content": content} for role, content in example.messages]
-        row = {"id": example.id, "prompt": prompt, "context": example.document, "question": example.question,
-               "answer": example.answer, "task": example.task,
-               "response" if example.answer else "completion": example.response, "source": example.source}
+    document, task = ("text", "") if example.task == "text" else ("context", example.task)
+    row = {"id": example.id, "prompt": [{"role": role, "content": content} for role, content in example.messages],
+           document: example.document, "question": example.question, "answer": example.answer, "task": task,
+           "response" if example.answer else "completion": example.response, "source": example.source}
     return {name: value for name, value in row.items() if value}
 
 
@@ -73,14 +68,14 @@ def is_prompt(row: dict) -> bool:
 Format = namedtuple("Format", "name matches read")
 FORMATS = [
     Format("verl", lambda row: "reward_model" in row, verl.read),
-    Format("context and question", lambda row: has_document(row) and "question" in row, question),
+    Format("context and question", lambda row: has_document(row) and "question" in row, plain),
     Format("LongBench", lambda row: has_document(row) and ("input" in row or "answers" in row), benchmarks.longbench),
     Format("Frames", lambda row: "wiki_items" in row or "Prompt" in row, benchmarks.frames),
     Format("DocMath-Eval", lambda row: "paragraphs" in row or "ground_truth" in row, benchmarks.docmath),
     Format("messages", lambda row: "messages" in row, conversation),
     Format("prompt and completion", lambda row: "completion" in row, completion),
     Format("verl", lambda row: is_prompt(row) and "data_source" in row and "answer" not in row, verl.read),
-    Format("prompt and answer", is_prompt, prompt),
+    Format("prompt and answer", is_prompt, plain),
     Format("text", lambda row: "text" in row and "question" not in row, page),
 ]
 
