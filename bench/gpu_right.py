@@ -200,7 +200,7 @@ def right_mixture(s: Section) -> None:
     """A mixture of experts in bfloat16: a recorded step, bit by bit."""
     c, new = s.pick(shape(4, 256, 8, 2, 512, 1000, tied=False, D=64, E=64, k=8), TINY_MIXTURE), s.pick(32, 4)
     model = random_model(c, torch.bfloat16, std=0.1)
-    if GPU and not model.capturable:
+    if GPU and not cuda_step.is_capturable(model):
         s.note("a mixture's decoding steps are not recorded on this GPU: torch's grouped_mm waits")
     right_graph(s, "CUDA graph and none, mixture", greedy_answers(s, model, new), new)
 

@@ -13,7 +13,7 @@ Legend: T packed tokens, S sequences, P tokens of the stem, H query heads, K key
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from kernels.flash import KeysValues, attention, flash_backend, merge, part, part_backward
@@ -29,36 +29,35 @@ class Packed:
 
     cu_seqlens: S + 1 offsets, 0 first and T last. stem_kv: keys and values of each layer, empty if there is no stem."""
 
-    def __init__(self, cu_seqlens: Sequence[int], stem_kv: KeysValues | None = None,
-                 device: torch.device | str = "cpu"):
-        self.lengths = [end - start for start, end in zip(cu_seqlens, cu_seqlens[1:])]
+    def __init__(self, cu_seqlens: Sequence[int], stem_kv: KeysValues | None = None, device="cpu"):
+        self.lengths = [end - start for start, end in pairwise(cu_seqlens)]
         self.stem_kv = stem_kv
         self.buckets = buckets(self.lengths, device)
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, layer: int, q, k, v) -> Tensor:
         if self.stem_kv:
             stem_k, stem_v = self.stem_kv[layer]
             if flash_backend(q.device, q.dtype):
                 return StemAttention.apply(q, k, v, stem_k, stem_v, self.buckets)
             return stem_attention_plain(q, k, v, stem_k, stem_v, self.lengths)
-        rows = []
+        outs = []
         for bucket in self.buckets:
-            rows.append(bucket.unpad(attention(bucket.pad(q), bucket.pad(k), bucket.pad(v), causal=True)))
-        return torch.cat(rows)
+            out = attention(*bucket.pad(q, k, v), causal=True)
+            outs.append(bucket.unpad(out))
+        return torch.cat(outs)
 
 
-def pack(sequences: Sequence[Sequence[int]], device: torch.device, stem_kv: KeysValues | None = None
-         ) -> tuple[Tensor, Tensor, Packed]:
+def pack(sequences, device, stem_kv: KeysValues | None = None) -> tuple[Tensor, Tensor, Packed]:
     """The model's arguments for these token ids: ids (T,), positions (T,) and who attends to whom. In every sequence
     the positions continue those of the stem."""
     first = len(stem_kv[0][0]) if stem_kv else 0
-    tokens: list[int] = []
-    positions = []
+    tokens, positions, cu_seqlens = [], [], [0]
     for sequence in sequences:
         tokens += sequence
-        positions.append(torch.arange(first, first + len(sequence), device=device))
+        cu_seqlens.append(len(tokens))
+        positions.append(first + torch.arange(len(sequence), device=device))
     ids = torch.tensor(tokens, device=device)
-    attend = Packed([0, *accumulate(map(len, sequences))], stem_kv, device)
+    attend = Packed(cu_seqlens, stem_kv, device)
     return ids, torch.cat(positions), attend
 
 
@@ -71,15 +70,18 @@ class StemAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, stem_k, stem_v, buckets):
-        stem_out, stem_lse = part(q[None], stem_k[None], stem_v[None])         # (1, T, H, D), (1, T, H, 1)
+        out, lse = part(q[None], stem_k[None], stem_v[None])                   # one long sequence
+        stem_out = out[0]                                                      # (T, H, D)
+        stem_lse = lse[0]                                                      # (T, H, 1)
         outs, lses = [], []
         for bucket in buckets:
-            out, lse = part(bucket.pad(q), bucket.pad(k), bucket.pad(v), causal=True)
+            out, lse = part(*bucket.pad(q, k, v), causal=True)
             outs.append(bucket.unpad(out))
             lses.append(bucket.unpad(lse))
+        tail_out = torch.cat(outs)                                             # (T, H, D)
         tail_lse = torch.cat(lses)                                             # (T, H, 1)
-        merged = merge(stem_out[0], stem_lse[0], torch.cat(outs), tail_lse)
-        merged_lse = torch.logaddexp(stem_lse[0], tail_lse)
+        merged = merge(stem_out, stem_lse, tail_out, tail_lse)
+        merged_lse = torch.logaddexp(stem_lse, tail_lse)
         ctx.save_for_backward(q, k, v, stem_k, stem_v, merged, merged_lse)
         ctx.buckets = buckets
         return merged
@@ -90,25 +92,22 @@ class StemAttention(torch.autograd.Function):
         q, k, v, stem_k, stem_v, merged, merged_lse = ctx.saved_tensors
         stem_batch = [x[None] for x in (grad, q, stem_k, stem_v, merged, merged_lse)]
         dq_stem, d_stem_k, d_stem_v = part_backward(*stem_batch)
-        dqs, dks, dvs = [], [], []
+        pieces = []                                                            # gradients of q, k, v by bucket
         for bucket in ctx.buckets:
-            padded = [bucket.pad(x) for x in (grad, q, k, v, merged, merged_lse)]
-            dq, dk, dv = part_backward(*padded, causal=True)
-            dqs.append(bucket.unpad(dq))
-            dks.append(bucket.unpad(dk))
-            dvs.append(bucket.unpad(dv))
-        dq = dq_stem[0] + torch.cat(dqs)
-        dk = torch.cat(dks)
-        dv = torch.cat(dvs)
-        return dq, dk, dv, d_stem_k[0], d_stem_v[0], None
+            padded = bucket.pad(grad, q, k, v, merged, merged_lse)
+            gradients = part_backward(*padded, causal=True)
+            pieces.append([bucket.unpad(x) for x in gradients])
+        dq, dk, dv = map(torch.cat, zip(*pieces))
+        return dq_stem[0] + dq, dk, dv, d_stem_k[0], d_stem_v[0], None
 
 
-def stem_attention_plain(q: Tensor, k: Tensor, v: Tensor, stem_k: Tensor, stem_v: Tensor, lengths: Sequence[int]
-                         ) -> Tensor:
+def stem_attention_plain(q, k, v, stem_k, stem_v, lengths: Sequence[int]) -> Tensor:
     """The reference of StemAttention: every sequence gets a copy of the stem's keys and values."""
     outs = []
-    for queries, keys, values in zip(q.split(lengths), k.split(lengths), v.split(lengths)):
+    sequences = [x.split(lengths) for x in (q, k, v)]
+    for queries, keys, values in zip(*sequences):
         keys = torch.cat([stem_k, keys])
         values = torch.cat([stem_v, values])
-        outs.append(attention(queries[None], keys[None], values[None], causal=True)[0])
+        out = attention(queries[None], keys[None], values[None], causal=True)
+        outs.append(out[0])
     return torch.cat(outs)

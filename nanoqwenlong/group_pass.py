@@ -16,7 +16,7 @@ Legend: N weighted targets of a micro-batch, P tokens of the stem, K key-value h
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import compress
+from itertools import compress, count
 from os.path import commonprefix
 
 import torch
@@ -32,67 +32,64 @@ from .records import Branch, Family
 Tensor = torch.Tensor
 DUMMY_STEM = (0,)
 DUMMY_BRANCH = Branch((0,), (0,), (1.0,))
-NO_FAMILY = Family((), ())
 
 
-def backward(model, stem: Sequence[int], branches: Sequence[Branch], loss: Callable, temperature: float = 1.0,
-             max_tokens: int = 16384, calls: Calls | None = None) -> None:
+def backward(model, stem, branches: Sequence[Branch], loss: Callable, temperature=1.0, max_tokens=16384,
+             calls: Calls | None = None) -> None:
     """Adds the gradient of the loss to the parameters, in micro-batches of at most `max_tokens` branch tokens.
 
     loss(rows, logprobs (N,), entropy (N,)) returns a scalar for one micro-batch. `rows` are the indices of its
     branches. The values belong to their weighted targets, one branch after the other. The scalars are added up, so
     their normaliser must be counted before, over all of an optimizer step. `calls`: how many to fill up to."""
     # 1. The stem runs forward.
-    edges, leaves = [], []
-    for k, v in _run_stem(model, stem, branches, calls):
-        edges += [get_gradient_edge(x) for x in (k, v) if x.requires_grad]
-        leaves.append([x.detach().requires_grad_(x.requires_grad) for x in (k, v)])            # (P, K, D) each
-        del k, v                                                               # only edges keep the stem's graph
+    edges, leaves, stem_kv = [], [], []
+    for pair in _run_stem(model, stem, branches, calls):
+        stem_kv.append([x.detach() for x in pair])                             # (P, K, D) each
+        for x, leaf in zip(pair, stem_kv[-1]):
+            if x.requires_grad:
+                edges.append(get_gradient_edge(x))
+                leaves.append(leaf.requires_grad_())
+        del pair, x, leaf                                                      # only edges keep the stem's graph
 
     # 2. The branches run, forward and backward.
-    for rows, logprobs, entropy in _run_branches(model, leaves, stem, branches, temperature, max_tokens, calls):
+    for rows, logprobs, entropy in _run_branches(model, stem_kv, stem, branches, temperature, max_tokens, calls):
         scalar = loss(rows, logprobs, entropy) if rows else 0 * logprobs.sum()
         scalar.backward()
         del logprobs, entropy, scalar                                          # before the next take memory
 
     # 3. The stem runs backward.
-    gradients = []
-    for pair in leaves:
-        for x in pair:
-            if x.requires_grad:
-                gradients.append(torch.zeros_like(x) if x.grad is None else x.grad)
+    gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
     leaves.clear()
+    stem_kv.clear()
     if edges:
         torch.autograd.backward(edges, gradients)
 
 
 @torch.no_grad()
-def logprobs(model, stem: Sequence[int], branches: Sequence[Branch], temperature: float = 1.0,
-             max_tokens: int = 16384, calls: Calls | None = None) -> list[Tensor]:
+def logprobs(model, stem, branches: Sequence[Branch], temperature=1.0, max_tokens=16384,
+             calls: Calls | None = None) -> list[Tensor]:
     """For each branch the log-probs (num_targets,) of its weighted targets, without gradient. See `backward`."""
     result = []
     stem_kv = _run_stem(model, stem, branches, calls)
     for rows, values, _ in _run_branches(model, stem_kv, stem, branches, temperature, max_tokens, calls):
+        lengths = [branches[row].num_targets for row in rows]
         if rows:
-            result += values.split([branches[row].num_targets for row in rows])
+            result += values.split(lengths)
     return result
 
 
-def backward_all(model, families: Mapping, loss_of: Callable, temperature: float = 1.0, max_tokens: int = 16384
-                 ) -> None:
+def backward_all(model, families: Mapping, loss_of: Callable, temperature=1.0, max_tokens=16384) -> None:
     """`backward` for many families, {name: object with .stem and .branches}, each rank its share. All ranks must pass
     the same families. loss_of(name) gives the loss of one, and is only called for this rank's."""
-    for name, calls in deal(model, families, max_tokens):
-        family = families.get(name, NO_FAMILY)
+    for name, family, calls in deal(model, families, max_tokens):
         loss = loss_of(name) if name in families else None
         backward(model, family.stem, family.branches, loss, temperature, max_tokens, calls)
 
 
-def logprobs_all(model, families: Mapping, temperature: float = 1.0, max_tokens: int = 16384) -> dict:
+def logprobs_all(model, families: Mapping, temperature=1.0, max_tokens=16384) -> dict:
     """{name: logprobs} of this rank's share of the families, which is the share that backward_all gives it."""
     result = {}
-    for name, calls in deal(model, families, max_tokens):
-        family = families.get(name, NO_FAMILY)
+    for name, family, calls in deal(model, families, max_tokens):
         result[name] = logprobs(model, family.stem, family.branches, temperature, max_tokens, calls)
     parallel.at_rest(model)
     return result
@@ -108,44 +105,49 @@ Branch(input_ids=(6, 9), target_ids=(9, 8), weights=(1, 1))))
     """
     stem = commonprefix([branch.input_ids[:-1] for branch in branches])
     for branch in branches:
-        context = next((i for i, weight in enumerate(branch.weights) if weight), len(stem))
+        context = next(compress(count(), branch.weights), len(stem))           # inputs before the first weighted target
         stem = stem[:context]
     P = len(stem)
-    rest = [Branch(b.input_ids[P:], b.target_ids[P:], b.weights[P:]) for b in branches]
+    rest = []
+    for branch in branches:
+        rest.append(Branch(*(field[P:] for field in branch)))
     return Family(stem, tuple(rest))
 
 
 def _run_stem(model, stem, branches, calls) -> KeysValues:
     """Keys and values of each layer, (P, K, D). If there is nothing to run: a dummy call if `calls` needs one."""
-    if stem and branches:
-        return model(*pack([stem], model.device))[1]
-    if calls and calls.stem:
-        return model(*pack([DUMMY_STEM], model.device))[1]
-    return []
+    if not (stem and branches):
+        if calls is None or not calls.stem:
+            return []
+        stem = DUMMY_STEM
+    _, keys_values = model(*pack([stem], model.device))
+    return keys_values
 
 
 def _run_branches(model, stem_kv, stem, branches, temperature, max_tokens, calls):
     """Yields (rows, logprobs (N,), entropy (N,)) for each micro-batch, then for dummy calls, whose rows are empty."""
+    past = stem_kv if stem else None
     batches = list(microbatches(branches, max_tokens))
     for rows in batches:
-        yield rows, *_score(model, stem_kv if stem else (), branches[rows.start:rows.stop], temperature)
+        batch = branches[rows.start:rows.stop]
+        yield rows, *_score(model, past, batch, temperature)
     missing = calls.branches - len(batches) if calls else 0
     for _ in range(missing):
-        yield range(0), *_score(model, (), [DUMMY_BRANCH], temperature)
+        yield range(0), *_score(model, None, [DUMMY_BRANCH], temperature)
 
 
 def _score(model, stem_kv, branches, temperature) -> tuple[Tensor, Tensor]:
     """logprobs (N,) and entropy (N,) of all weighted targets."""
-    rows, targets, start = [], [], 0
+    rows, targets, sequences, start = [], [], [], 0
     for branch in branches:
-        end = start + len(branch.input_ids)
-        rows += compress(range(start, end), branch.weights)
+        rows += compress(count(start), branch.weights)
         targets += compress(branch.target_ids, branch.weights)
-        start = end
+        sequences.append(branch.input_ids)
+        start += len(branch.input_ids)
     rows, targets = torch.tensor([rows, targets], dtype=torch.long, device=model.device)
 
     def head(hidden, weight):
         return linear_logprob(hidden[rows], weight, targets, temperature)
 
-    ids, positions, attend = pack([branch.input_ids for branch in branches], model.device, stem_kv)
-    return model(ids, positions, attend, head)[0]
+    scores, _ = model(*pack(sequences, model.device, stem_kv), head)
+    return scores

@@ -131,7 +131,7 @@ def test_buckets_cover_every_token_once_and_waste_little(lengths):
     assert sum(bucket.S for bucket in found) == len(lengths) and found[-1].end == sum(lengths)
     sequences = iter(x.split(lengths))
     for bucket in found:
-        padded = bucket.pad(x)
+        (padded,) = bucket.pad(x)
         assert padded.shape == (bucket.S, bucket.n, 2, 3)
         assert torch.equal(bucket.unpad(padded), x[bucket.start:bucket.end])
         assert bucket.S * bucket.n <= 1.25 * (bucket.end - bucket.start)

@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT, random_hf
 
 MODEL, ARCHITECTURE = "nanoqwenlong/model.py", "nanoqwenlong/pretrained/config.py"
+CUDA_STEP = "nanoqwenlong/engine/cuda_step.py"
 WEIGHTS = "nanoqwenlong/pretrained/weights.py"
 ROPE, MIXTURE = "nanoqwenlong/pretrained/rope.py", "nanoqwenlong/pretrained/mixture.py"
 DYNAMICS, GROUPED = "nanoqwenlong/analysis/step_metrics.py", "kernels/grouped_linear.py"
@@ -34,8 +35,8 @@ MUTANTS = {
     "float64 angles in float32": (ROPE, "wide = torch.promote_types(dtype, torch.float32)", "wide = torch.float32", A),
     "bfloat16 angles in bfloat16": (ROPE, "wide = torch.promote_types(dtype, torch.float32)", "wide = dtype", A),
     "sine for cosine": (ROPE, "angles.cos() * scale", "angles.sin() * scale", A),
-    "values rotated": (MODEL, "v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))",
-                       "v = rotate(self.v_proj(x).unflatten(-1, (-1, self.head_dim)), cos, sin)", A),
+    "values rotated": (MODEL, "v = self.v_proj(x).unflatten(-1, self.per_head)",
+                       "v = rotate(self.v_proj(x).unflatten(-1, self.per_head), *rope)", A),
     # YaRN
     "yarn left out": (ROPE, "yarn) if yarn else 1.0 / periods", "yarn) if 0 else 1.0 / periods", A + B),
     "attention factor on the cosine only": (ROPE, "angles.sin() * scale", "angles.sin() * 1", A + B),
@@ -57,21 +58,19 @@ MUTANTS = {
                                       A + B),
     "the ramp not kept within 0 and 1": (ROPE, ".clamp(0, 1)", ".clamp(0)", A + B),
     # Layers
-    "eps left out": (MODEL, "self.norm = nn.RMSNorm(c.hidden_size, c.rms_norm_eps)",
-                     "self.norm = nn.RMSNorm(c.hidden_size, 0.0)", A),
-    "eps of the keys' norm left out": (MODEL, "self.k_norm = nn.RMSNorm(c.head_dim, c.rms_norm_eps)",
-                                       "self.k_norm = nn.RMSNorm(c.head_dim, 0.0)", A),
+    "eps left out": (MODEL, "self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)",
+                     "self.norm = RMSNorm(c.hidden_size, 0.0)", A),
+    "eps of the keys' norm left out": (MODEL, "self.k_norm = RMSNorm(D, c.rms_norm_eps)",
+                                       "self.k_norm = RMSNorm(D, 0.0)", A),
     "norm's weight left out": (MODEL, "hidden = self.model.norm(x)",
                                "hidden = F.rms_norm(x, x.shape[-1:], None, self.model.norm.eps)", A),
     "no norm of keys": (MODEL, "k = self.k_norm(k)", "pass", A),
     "no norm of queries": (MODEL, "q = self.q_norm(q)", "pass", A),
     "the keys' norm for queries": (MODEL, "q = self.q_norm(q)", "q = self.k_norm(q)", A),
-    "keys rotated, then normalised": (MODEL, "k = rotate(k, cos, sin)", "k = self.k_norm(rotate(self.k_proj("
-                                      "x).unflatten(-1, (-1, self.head_dim)), cos, sin)) if self.qk_norm else "
-                                      "rotate(k, cos, sin)", A),
-    "queries rotated, then normalised": (MODEL, "q = rotate(q, cos, sin)", "q = self.q_norm(rotate(self.q_proj("
-                                         "x).unflatten(-1, (-1, self.head_dim)), cos, sin)) if self.qk_norm else "
-                                         "rotate(q, cos, sin)", A),
+    "keys rotated, then normalised": (MODEL, "k = self.k_norm(k)\n        k = rotate(k, *rope)",
+                                      "k = self.k_norm(rotate(k, *rope))", A),
+    "queries rotated, then normalised": (MODEL, "q = self.q_norm(q)\n        q = rotate(q, *rope)",
+                                         "q = self.q_norm(rotate(q, *rope))", A),
     "normalised input as the residual": (MODEL, "x = x + attended", "x = self.input_layernorm(x) + attended", A),
     "no residual of attention": (MODEL, "x = x + attended", "x = attended", A),
     "no residual of the MLP": (MODEL, "x = x + self.mlp(", "x = self.mlp(", A),
@@ -122,17 +121,17 @@ MUTANTS = {
     "experts in every layer": (MODEL, "Mixture(c) if c.is_mixture(number)", "Mixture(c) if c.num_experts", A),
     "layouts not told apart": (WEIGHTS, "model.fused_experts = any(", "any(", A),
     "experts without first values": (WEIGHTS, "if parameter.ndim > 1:", "if parameter.ndim == 2:", A + C),
-    "graphs of what waits": (MODEL, "if c.num_experts == 0:", "if True:", C),
-    "what does not wait waits": (MODEL, "if c.num_experts == 0:", "if False:", C),
+    "graphs of what waits": (CUDA_STEP, "c.num_experts == 0 or is", "True or is", C),
+    "what does not wait waits": (CUDA_STEP, "c.num_experts == 0 or is", "is", C),
     # Passes
-    "the last layer computed in vain": (MODEL, "if head is None and number == c.num_hidden_layers - 1:", "if False:",
+    "the last layer computed in vain": (MODEL, "if head is None and layer is last:", "if False:",
                                         A),
-    "no layer computed for a stem": (MODEL, "if head is None and number == c.num_hidden_layers - 1:",
+    "no layer computed for a stem": (MODEL, "if head is None and layer is last:",
                                      "if head is None:", A),
     "no checkpointing": (MODEL, "elif self.checkpointing and torch.is_grad_enabled():", "elif False:", C),
     "rows of a batch see each other": (MODEL, "Packed(range(0, B * T + 1, T))", "Packed([0, B * T])", A),
-    "positions go on": (MODEL, "torch.arange(T, device=rows.device).repeat(B)", "torch.arange(B * T)", A),
-    "no window": (MODEL, "self.config.require_window(input_ids.shape[-1])", "pass", B),
+    "positions go on": (MODEL, "torch.arange(T, device=ids.device).repeat(B)", "torch.arange(B * T)", A),
+    "no window": (MODEL, "self.config.require_window(T)", "pass", B),
     # config.json
     "Qwen2 without biases": (ARCHITECTURE, 'kind == "qwen2" or attention_bias', "attention_bias", A),
     "no bias of the output": (ARCHITECTURE, 'kind != "qwen2" and attention_bias', "False", A),

@@ -567,10 +567,10 @@ def test_every_family_is_dealt_once_and_all_ranks_make_the_same_calls(found, siz
             patch.setattr(parallel, "size", lambda: size)
             patch.setattr(parallel, "rank", lambda: rank)
             shares.append(group_pass.deal(model, families, max_tokens))
-    assert sorted(name for share in shares for name, _ in share if name is not None) == sorted(families)
-    assert len({tuple(calls for _, calls in share) for share in shares}) == 1
-    for place, (_, calls) in enumerate(shares[0]):
-        own = [calls_of(*families[share[place][0]], max_tokens) for share in shares if share[place][0]]
+    assert sorted(name for share in shares for name, *_ in share if name is not None) == sorted(families)
+    assert len({tuple(calls for *_, calls in share) for share in shares}) == 1
+    for place, (*_, calls) in enumerate(shares[0]):
+        own = [calls_of(families[share[place][0]], max_tokens) for share in shares if share[place][0]]
         assert calls == (any(c.stem for c in own), max(c.branches for c in own))       # what is needed, and no more
 
 
@@ -597,7 +597,7 @@ def test_the_dearest_share_is_at_most_a_third_above_the_best_possible(costs, par
 def test_calls_that_only_keep_company_change_no_bit(kind, stem):
     model = tiny_qwen(kind, tie_word_embeddings=kind == "qwen2")
     branches = [branch([9, 2, 6, 5], 2), branch([3, 5], 1), branch([8, 9, 7, 9, 3], 4)]
-    own, found, num_calls, forward = calls_of(stem, branches, 4), [], [], model.forward
+    own, found, num_calls, forward = calls_of(Family(stem, branches), 4), [], [], model.forward
     model.forward = lambda *args: (num_calls.append(1), forward(*args))[1]
     for calls in (None, own, Calls(True, own.branches + 3)):
         model.zero_grad()

@@ -14,6 +14,7 @@ import torch
 from .. import group_pass, parallel
 from ..advantages import MIN_STD, GroupStats
 from ..curriculum import bucket
+from ..pretrained.mixture import take_loads
 from ..records import Rollout
 from . import patterns
 
@@ -159,7 +160,7 @@ def expert_values(model) -> dict:
     experts over k the worst). experts/unused: the share of experts that no token went to."""
     if not model.config.num_experts:
         return {}
-    ranks = [loads for loads in parallel.gather(model.take_loads()) if loads]
+    ranks = [loads for loads in parallel.gather(take_loads(model)) if loads]
     if not ranks:
         return {}
     loads = torch.tensor(ranks, dtype=torch.float64).sum(0)                    # (layers, E)

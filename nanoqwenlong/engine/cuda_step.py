@@ -9,13 +9,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from kernels import Segments, linear_logits, paged_attention, use_triton
+from kernels import Segments, is_one_call, linear_logits, paged_attention, use_triton
 
 from .kvcache import blocks_for
 from .paged import KVCache, by_prompt
 from .schedule import Answer
 
 Tensor = torch.Tensor
+
+
+def is_capturable(model) -> bool:
+    """Whether a CUDA graph can capture a pass: not if it has to fetch how many tokens chose each expert."""
+    c = model.config
+    return c.num_experts == 0 or is_one_call(model.device, model.dtype, c.hidden_size, c.moe_intermediate_size)
 
 
 class Capacity(NamedTuple):
@@ -125,7 +131,7 @@ class Step:
         """Logits (capacity.answers, V). Rows of padding are meaningless."""
         self.calls += 1
         if self.graph is None:
-            can_record = use_triton(self.attend.buffer.device) and self.model.capturable
+            can_record = use_triton(self.attend.buffer.device) and is_capturable(self.model)
             if self.calls == 1 or not can_record:
                 return self._forward()
             self.graph = torch.cuda.CUDAGraph()

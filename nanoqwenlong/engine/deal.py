@@ -8,7 +8,9 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from .. import parallel
-from ..records import Branch
+from ..records import Branch, Family
+
+NO_FAMILY = Family((), ())
 
 
 class Calls(NamedTuple):
@@ -19,21 +21,17 @@ class Calls(NamedTuple):
 
 
 def deal(model, families: Mapping, max_tokens: int) -> list[tuple]:
-    """[(name, calls)]: this rank's families, balanced by cost, the most expensive first. `calls` is what the ranks need
-    for their n-th families together. All ranks get equally long lists, filled up with the name None."""
+    """[(name, family, calls)]: this rank's families, balanced by cost, the most expensive first. `calls` is what the
+    ranks need for their n-th families together. All ranks get equally long lists, filled up with empty families."""
     names = list(families)
     costs = [cost(family, model.config.hidden_size) for family in families.values()]
-    parts = parallel.balance(costs, parallel.size())
     dealt = []
-    for indices in zip_longest(*parts):                                        # the n-th family of each rank
+    for indices in zip_longest(*parallel.balance(costs, parallel.size())):     # the n-th family of each rank
         turn = [None if index is None else names[index] for index in indices]
-        stem, num_branches = False, 0
-        for name in turn:
-            if name is not None:
-                needed = calls_of(families[name].stem, families[name].branches, max_tokens)
-                stem = stem or needed.stem
-                num_branches = max(num_branches, needed.branches)
-        dealt.append((turn[parallel.rank()], Calls(stem, num_branches)))
+        needed = [calls_of(families[name], max_tokens) for name in turn if name is not None]
+        calls = Calls(any(c.stem for c in needed), max(c.branches for c in needed))
+        name = turn[parallel.rank()]
+        dealt.append((name, families.get(name, NO_FAMILY), calls))
     return dealt
 
 
@@ -49,7 +47,8 @@ def cost(family, hidden_size: int) -> int:
     return pairs + 6 * hidden_size * tokens
 
 
-def calls_of(stem: Sequence[int], branches: Sequence[Branch], max_tokens: int) -> Calls:
+def calls_of(family, max_tokens: int) -> Calls:
+    stem, branches = family.stem, family.branches
     return Calls(bool(stem and branches), len(list(microbatches(branches, max_tokens))))
 
 

@@ -4,15 +4,14 @@ Legend: T packed tokens, S sequences of a batch, n tokens of each with its pads.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 Tensor = torch.Tensor
 
 
-@dataclass(frozen=True)
-class Bucket:
+class Bucket(NamedTuple):
     """Neighbours in a packed row, tokens `start` to `end`, as a batch of S sequences padded to n tokens.
 
     Pads come after their sequence, so a causal order hides them. What is computed for a pad is dropped."""
@@ -23,12 +22,15 @@ class Bucket:
     n: int
     rows: Tensor | None                 # where the tokens lie in the padded row (S n); None: there are no pads
 
-    def pad(self, x: Tensor) -> Tensor:
-        """(T, heads, D) -> (S, n, heads, D)"""
-        x = x[self.start:self.end]
-        if self.rows is not None:
-            x = x.new_zeros(self.S * self.n, *x.shape[1:]).index_copy(0, self.rows, x)
-        return x.unflatten(0, (self.S, self.n))
+    def pad(self, *tensors: Tensor) -> list[Tensor]:
+        """(T, heads, D) each -> (S, n, heads, D) each"""
+        padded = []
+        for x in tensors:
+            x = x[self.start:self.end]
+            if self.rows is not None:
+                x = x.new_zeros(self.S * self.n, *x.shape[1:]).index_copy(0, self.rows, x)
+            padded.append(x.unflatten(0, (self.S, self.n)))
+        return padded
 
     def unpad(self, x: Tensor) -> Tensor:
         """(S, n, heads, D) -> (end - start, heads, D)"""
@@ -36,28 +38,25 @@ class Bucket:
         return x if self.rows is None else x.index_select(0, self.rows)
 
 
-def buckets(lengths: Sequence[int], device: torch.device | str = "cpu", waste: float = 1.25) -> list[Bucket]:
+def buckets(lengths: Sequence[int], device: torch.device | str = "cpu") -> list[Bucket]:
     """Neighbours share a bucket as long as their pads are less than a quarter of their tokens.
 
     >>> [(b.S, b.n) for b in buckets([17, 17, 15, 90, 100])]
     [(3, 17), (2, 100)]
     """
-    groups: list[list[int]] = []
-    longest = tokens = 0
-    for length in lengths:
-        longest, tokens = max(longest, length), tokens + length
-        if not groups or longest * (len(groups[-1]) + 1) > waste * tokens:
-            groups.append([])
-            longest = tokens = length
-        groups[-1].append(length)
-
     result, start = [], 0
-    for group in groups:
-        longest, end = max(group), start + sum(group)
+    while lengths:
+        S, n, tokens = 1, lengths[0], lengths[0]
+        for length in lengths[1:]:
+            if max(n, length) * (S + 1) > 1.25 * (tokens + length):
+                break
+            S += 1
+            n = max(n, length)
+            tokens += length
         rows = None
-        if end - start < longest * len(group):
-            pieces = [torch.arange(length) + i * longest for i, length in enumerate(group)]
+        if tokens < S * n:
+            pieces = [torch.arange(length) + i * n for i, length in enumerate(lengths[:S])]
             rows = torch.cat(pieces).to(device)
-        result.append(Bucket(start, end, len(group), longest, rows))
-        start = end
+        result.append(Bucket(start, start + tokens, S, n, rows))
+        start, lengths = start + tokens, lengths[S:]
     return result

@@ -51,13 +51,13 @@ class Mixture(nn.Module):
         return Combine.apply(self.experts(rows, shares, ends), order, place)
 
 
-def take_loads(model: nn.Module, num_experts: int) -> list[list[int]]:
+def take_loads(model: nn.Module) -> list[list[int]]:
     """For each mixture layer how many of the tokens trained on since the last call chose each expert, (E,). Empty for a
     dense model, or if there were no such tokens."""
     loads = []
     for module in model.modules():
         if isinstance(module, Mixture):
-            loads.append([0] * num_experts if module.load is None else module.load.tolist())
+            loads.append([0] * model.config.num_experts if module.load is None else module.load.tolist())
             module.load = None
     return loads if any(map(any, loads)) else []
 
