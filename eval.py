@@ -190,19 +190,11 @@ def difference(record: Path, settings: dict) -> str:
         then = before.get(name)
         if name in before and json.dumps(then) == json.dumps(now):             # the order of files counts as well
             continue
-        how = f"now it is {brief(now)}, then it was {brief(then)}"
-        if isinstance(then, dict) and list(then) == list(now):
-            how = "the files have changed since"
+        new, old = (" ".join(each) or "none" if isinstance(each, dict | list) else each for each in (now, then))
+        how = f"now it is {new}, then it was {old}" if new != old else "the files have changed since"
         return (f"{record.parent} holds answers of another --{name.replace('_', '-')} ({how}): take another --out, or "
                 "restore what was")
     return ""
-
-
-def brief(value) -> str:
-    """A setting as a message shows it. Files are shown by name, without their digests."""
-    if isinstance(value, dict | list):
-        return " ".join(map(str, value)) or "none"
-    return str(value)
 
 
 def check_outputs(cfg: Config) -> None:

@@ -40,18 +40,12 @@ def phases(lengths: Sequence[int], steps: Sequence[int]) -> list[Phase]:
     if len(lengths) != len(steps) or not rising or not positive:
         raise CurriculumError(f"phases need rising lengths and a step count for each, got lengths {tuple(lengths)} and "
                               f"steps {tuple(steps)}")
-    result, low = [], 0
-    for high, num_steps in zip(lengths, steps):
-        result.append(Phase(len(result) + 1, low, high, num_steps))
-        low = high
-    return result
+    lows = (0, *lengths)
+    return [Phase(k + 1, lows[k], lengths[k], steps[k]) for k in range(len(lengths))]
 
 
 def phase_of_each_step(phases: Sequence[Phase]) -> list[Phase]:
-    steps = []
-    for phase in phases:
-        steps += [phase] * phase.num_steps
-    return steps
+    return [phase for phase in phases for _ in range(phase.num_steps)]
 
 
 def bucket(length: int, lengths: Sequence[int]) -> str:
@@ -98,11 +92,8 @@ class RetrospectiveSampler:
                  hard_below: float = 0.5, floor: float = 1 / 16, seed: int = 0):
         if not 0 <= fraction < 1 or floor <= 0:
             raise CurriculumError(f"the sampler needs 0 <= fraction < 1 and floor > 0, got {fraction} and {floor}")
-        self.phases = phases
-        self.fraction = fraction
-        self.hard_below = hard_below
-        self.floor = floor
-        self.seed = seed
+        self.phases, self.seed = phases, seed
+        self.fraction, self.hard_below, self.floor = fraction, hard_below, floor
         self.members: dict[int, list[str]] = {}                # phase number -> its own examples, in data order
         for phase in phases:
             self.members[phase.number] = [key for key in lengths if phase.has(lengths[key])]

@@ -14,12 +14,9 @@ from typing import NamedTuple
 class Example:
     """One question about one document.
 
-    >>> e = Example(id="a1", document="Tom lives in Oslo.", question="Where does Tom live?", answer=("Oslo", "oslo"))
-    >>> e.accepted, e.task
-    (('Oslo', 'oslo'), 'qa')
-    >>> Example(id="a2", document="Rain fell.", question="", answer="", task="text").accepted   # pretraining text
-    ('',)
-    >>> Example(id="a3", document="", question="", answer="tea\\nsalt", task="f1").task      # a list: one item per line
+    >>> Example(id="a1", document="Tom lives in Oslo.", question="Where does Tom live?", answer="Oslo").accepted
+    ('Oslo',)
+    >>> Example(id="a2", document="", question="", answer="tea\\nsalt", task="f1").task      # a list: one item per line
     'f1'
     """
 
@@ -75,11 +72,7 @@ class Branch(NamedTuple):
 
 
 class Family(NamedTuple):
-    """What group_pass computes at once: a stem, which may be empty, and its branches. A Group also has both.
-
-    >>> Family(stem=(3, 4), branches=(Branch((7,), (5,), (1.0,)),)).stem
-    (3, 4)
-    """
+    """What group_pass computes at once: a stem, which may be empty, and its branches. Group and Rollout have both."""
 
     stem: tuple[int, ...]
     branches: tuple[Branch, ...]
@@ -128,11 +121,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Score:
-    """What one response earned.
-
-    >>> Score(reward=1.0, rule=1.0, judge=None, answer="Oslo").reward
-    1.0
-    """
+    """What one response earned."""
 
     reward: float                       # the larger of rule and judge. NaN: unscorable
     rule: float
