@@ -22,9 +22,9 @@ from .reward.tasks import missing_package
 # Data
 
 def questions(cfg, say: Callable[[str], None], split: str = "train") -> list[Example]:
-    """The examples in the files of --data. Without --data: the toy task, short and long documents.
+    """The examples in the files of --data, or else of the toy task: short and long documents of this split.
 
-    `split` selects the toy task's training or held-out documents. `say` reports rows that were left out."""
+    `say` reports rows that were left out."""
     shares = data.shares(cfg.task)
     if cfg.data:
         examples = data.read(cfg.data, need_question=True, tell=say if cfg.skip_bad_rows else None)
@@ -40,11 +40,8 @@ def questions(cfg, say: Callable[[str], None], split: str = "train") -> list[Exa
     return examples
 
 
-def curriculum(cfg, examples: Sequence[Example], say: Callable[[str], None]
-               ) -> tuple[list[Phase], RetrospectiveSampler]:
-    """The phases of a run, and the sampler over them and these examples. `say` reports both.
-
-    Raises CurriculumError if a phase has no example."""
+def curriculum(cfg, examples: Sequence[Example], say: Callable) -> tuple[list[Phase], RetrospectiveSampler]:
+    """The phases of a run and the sampler over them, reported to `say`. Raises CurriculumError if a phase is empty."""
     lengths = {example.id: example.length for example in examples}
     ends, steps = cfg.phase_lengths, cfg.phase_steps
     if not ends and not cfg.data:
@@ -52,9 +49,8 @@ def curriculum(cfg, examples: Sequence[Example], say: Callable[[str], None]
     elif not ends:
         ends = sorted({int(median(lengths.values())), max(lengths.values())})
         steps = steps if len(ends) > 1 else (sum(steps),)      # all examples have one length: a single phase
-    num_unused = sum(length > ends[-1] for length in lengths.values())
     plan = phases(ends, steps)
-    if num_unused:
+    if num_unused := sum(length > ends[-1] for length in lengths.values()):
         say(f"{num_unused} examples are longer than the last phase ({ends[-1]} tokens) and are not used")
     sampler = RetrospectiveSampler(lengths, plan, cfg.retro_fraction, cfg.retro_hard_below, seed=cfg.seed)
     for phase in plan:
@@ -90,24 +86,22 @@ def tokenizer(cfg, run) -> Tokenizer:
 
 
 def policy(cfg, run) -> Qwen:
-    """The model to train, split over the ranks: from the checkpoint that the run resumes from, or else from --model.
-
-    "new" is the random tiny model of toy.py."""
+    """The model to train, split over the ranks: from the checkpoint that the run resumes from, or else from --model."""
     if cfg.model == "new" and run.source is None:
         model, _ = toy.new_model(cfg.seed)
         run.prepare(model.to(run.device, run.weights_dtype))
     else:
-        directory = run.source or cfg.model
-        model = Qwen.from_pretrained(directory, run.weights_dtype, run.device, run.prepare, cfg.check_finite)
+        source = run.source or cfg.model
+        model = Qwen.from_pretrained(source, run.weights_dtype, run.device, run.prepare, cfg.check_finite)
     model.checkpointing = cfg.checkpointing
     return model
 
 
 def reference(cfg, run) -> Qwen | None:
     """The starting model, if the settings ask for a KL to it."""
-    if not (cfg.kl_coef or cfg.measure_kl):
-        return None
-    return Qwen.from_pretrained(cfg.model, run.dtype, run.device, run.prepare)
+    if cfg.kl_coef or cfg.measure_kl:
+        return Qwen.from_pretrained(cfg.model, run.dtype, run.device, run.prepare)
+    return None
 
 
 # The judge
@@ -128,37 +122,29 @@ def judge_of(cfg, key: str, device: str, dtype: torch.dtype, prepare: Callable |
 
 
 def judge(where: str, model: str = "", key: str = "", seed: int = 0, device: str | torch.device = "cpu",
-          dtype: torch.dtype = torch.float32, prepare: Callable | None = None, kv_blocks: int = 4096,
-          max_new_tokens: int = 256, **limits) -> Judge:
-    """The judge at `where`: the URL of a server, or the directory of a Hugging Face model.
+          dtype: torch.dtype = torch.float32, prepare: Callable | None = None, max_new_tokens: int = 256,
+          **limits) -> Judge:
+    """The judge at `where`: the URL of a server, or the directory of a Hugging Face model. All ranks call it alike.
 
     model, key, limits: for a server. The name of the model there, its key, and the other arguments of `Server`.
-    device, dtype, prepare: for a directory, as in Qwen.from_pretrained.
-    kv_blocks: for a directory. The default holds about a hundred usual prompts at once, and the longest one that any
-    tokenizer makes. The blocks take memory only while the judge is asked.
-
-    All ranks call it alike. Raises ConfigError if `where` is neither, and ModelError if the directory is invalid."""
+    Raises ConfigError if `where` is neither, and ModelError if the directory is invalid."""
     if "://" in str(where):
-        from .reward.judge_server import Server  # imported here: httpx takes a quarter of a second
-        server = Server(where, model, key, max_new_tokens=max_new_tokens, **limits)
-        return Judge(server, server.name, seed)
+        from .reward.judge_server import Server                # imported here: httpx takes a quarter of a second
+        return Judge(Server(where, model, key, max_new_tokens=max_new_tokens, **limits), model, seed)
     if not Path(where).is_dir():
-        raise ConfigError(f"--judge {where} is neither a URL nor a model's directory: give a URL like "
-                          "http://localhost:8000/v1, or the directory of a Hugging Face model")
+        raise ConfigError(f"--judge {where} is neither a URL like http://localhost:8000/v1 nor a model's directory")
     if model:
-        raise ConfigError(f"--judge {where} is a directory, so the model's name {model!r} has no meaning: give a URL, "
-                          "or leave the name out")
+        raise ConfigError(f"--judge {where} is a directory: leave out the model's name {model!r}, or give a URL")
     tokenizer = Tokenizer(where)
-    generator = Generator(Qwen.from_pretrained(where, dtype, device, prepare), num_blocks=kv_blocks)
+    # 4096 blocks hold a hundred usual prompts, or the longest one that a tokenizer makes
+    generator = Generator(Qwen.from_pretrained(where, dtype, device, prepare), num_blocks=4096)
     digest = parallel.on_all_ranks(lambda: identity(Path(where)) if parallel.rank() == 0 else "",
                                    "cannot read the judge")[0]
     return Judge(completer(generator, tokenizer, max_new_tokens), f"{Path(where).resolve().name} {digest}", seed)
 
 
 def completer(generator: Generator, tokenizer: Tokenizer, max_new_tokens: int) -> Complete:
-    """A function from prompts to a model's replies, all sampled at once and greedily. Several ranks share the work.
-
-    Two tokens with nearly the same probability may fall differently in another batch (see Generator)."""
+    """A function from prompts to a model's replies, all sampled at once and greedily. Several ranks share the work."""
     def complete(prompts: list[str]) -> list[str]:
         prompt_ids = [tokenizer.chat([("user", prompt)]) for prompt in prompts]
         groups = generator.sample(prompt_ids, temperature=0, max_new_tokens=max_new_tokens, eos_ids=tokenizer.eos_ids)

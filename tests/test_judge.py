@@ -684,7 +684,7 @@ def test_without_a_key_none_is_sent_and_without_a_model_nothing():
 # A model of our own
 
 def test_the_judge_of_a_directory(toy_directory):
-    judge = build.judge(str(toy_directory), kv_blocks=512, max_new_tokens=6)
+    judge = build.judge(str(toy_directory), max_new_tokens=6)
     assert same(judge.ask([OSLO]), [math.nan])                 # the toy model knows nothing of verdicts
     assert judge.trouble() == ("3 of 3 questions without a verdict: 3 x no single verdict on the last line of the "
                                "reply")

@@ -19,8 +19,6 @@ from typing import NamedTuple
 
 
 class Question(NamedTuple):
-    """What a judge is asked: does the answer say the same as one of the gold answers?"""
-
     question: str
     golds: tuple[str, ...]
     answer: str
@@ -38,10 +36,6 @@ the right one, only repeats the question, or adds claims that contradict answer 
 
 {}
 
-{}
-
-{}
-
 Explain in a sentence or two. Then write on the last line, alone, [[YES]] if answer 1 says the same as answer 2, \
 else [[NO]]."""
 LONGEST_QUESTION, LONGEST_ANSWER, LONGEST_GOLD = 1000, 600, 1000               # characters that are shown of each
@@ -51,8 +45,7 @@ for _question, _gold, _right, _wrong in (
         ("What is the capital of France?", "Paris", "The city of Paris", "Madrid"),
         ("How many days does a week have?", "7", "seven days", "twelve"),
         ("Who wrote the play Hamlet?", "William Shakespeare", "Shakespeare", "Charles Dickens")):
-    CANARIES.append((Question(_question, (_gold,), _right), 1.0))
-    CANARIES.append((Question(_question, (_gold,), _wrong), 0.0))
+    CANARIES += [(Question(_question, (_gold,), _right), 1.0), (Question(_question, (_gold,), _wrong), 0.0)]
 
 
 class Judge:
@@ -60,13 +53,7 @@ class Judge:
 
     complete: prompts -> replies. Its attribute `problems`, if any, counts the reasons for missing replies.
     name: of the model that answers. Its verdicts are not reused under another name. seed: for the codes in the prompts.
-    counts: since the last take(). asked: questions shown to the judge. cached: known, or asked twice. canaries_wrong.
-
-    >>> wrong = ("Madrid", "twelve", "Dickens", "Bergen")
-    >>> judge = Judge(lambda prompts: ["[[NO]]" if any(word in p for word in wrong) else "[[YES]]" for p in prompts])
-    >>> judge.ask([Question("Capital?", ("Paris",), "Paris, France"), Question("Capital?", ("Oslo",), "Bergen")])
-    [1.0, 0.0]
-    """
+    counts: of questions since the last take(): asked, cached (known, or asked twice), canaries_wrong."""
 
     def __init__(self, complete: Complete, name: str = "", seed: int = 0):
         self.complete, self.name, self.seed = complete, name, seed
@@ -97,7 +84,7 @@ class Judge:
         # 3. Read the verdicts. A hundred questions with a wrong canary get none
         values = [math.nan if reply is None else verdict(reply) for reply in replies]
         wrong = [value == 1.0 - known for (_, known), value in zip(canaries, values)]
-        self.counts.update(canaries_wrong=sum(wrong))
+        self.counts["canaries_wrong"] += sum(wrong)
         self._note_trouble(replies.count(None), values, wrong)
         verdicts = {}
         for place, (key, value) in enumerate(zip(new, values[num_canaries:])):
@@ -160,7 +147,7 @@ def prompt(question: Question, nonce: str) -> str:
         if text and len(longer) <= LONGEST_GOLD:               # only whole ones: half a name would be another answer
             golds = longer
     parts = (("question", end_of_question), ("answer 1", answer), ("answer 2", golds))
-    return PROMPT.format(*(f"<<<{nonce} {title}\n{text}\n{nonce}>>>" for title, text in parts))
+    return PROMPT.format("\n\n".join(f"<<<{nonce} {title}\n{text}\n{nonce}>>>" for title, text in parts))
 
 
 def clean(text: str, nonce: str) -> str:
@@ -182,11 +169,7 @@ TURNED = re.compile(r"(?:\b(?:not|never)|n['’]t)\W*(?:(?:say|write)\W*)?\[\[(?
 
 def verdict(reply: str) -> float:
     """1.0 for [[YES]], 0.0 for [[NO]], else NaN. It must be the only one in the reply (after </think>, if the judge
-    thinks), on the last line, without a "not" before it and without words after it.
-
-    >>> verdict("Both name Oslo.\\n[[YES]]"), verdict("[[NO]]\\n"), verdict("YES"), verdict("[[YES]] or [[NO]]?")
-    (1.0, 0.0, nan, nan)
-    """
+    thinks), on the last line, without a "not" before it and without words after it."""
     reply = reply.rpartition("</think>")[2]
     tokens = re.findall(r"\[\[\s*(?:yes|no)\s*\]\]", reply, re.IGNORECASE)
     last_line = next(iter(reply.rstrip().splitlines()[-1:]), "")

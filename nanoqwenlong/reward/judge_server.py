@@ -13,7 +13,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from math import inf
 from urllib.parse import urlsplit
 
 import httpx
@@ -30,7 +29,7 @@ class Server:
 
     deadline, timeout: seconds for a whole call and for one try, whatever the server does.
     tries, pause: for one prompt. The pauses are `pause` seconds, twice that, and so on, less up to a half at random,
-    but at least what Retry-After says. A prompt has failed if the next pause would end after the deadline.
+    but at least what Retry-After says. A prompt fails when the next pause would end after the deadline.
     problems: the reasons of the last call, one for each prompt without a reply.
 
     Only the host of `url` is contacted: no redirect is followed and no proxy of the environment used. The key goes into
@@ -95,8 +94,7 @@ class Server:
         return reply, reason
 
     def _post(self, client: httpx.Client, prompt: str, end: float) -> tuple[str | None, str, float]:
-        """(reply, reason, seconds before another try may help) of one try. What the server says of an error is never
-        repeated: it may hold the key."""
+        """(reply, reason, seconds before another try may help). The server's words may hold the key: never repeated."""
         body = {"model": self.name, "messages": [{"role": "user", "content": prompt}], "temperature": 0,
                 "max_tokens": self.max_new_tokens}
         received, seconds = bytearray(), max(1e-3, end - time.monotonic())
@@ -139,7 +137,7 @@ def refusal(status: int, retry_after: str) -> tuple[str, float]:
     hint = ", a redirect, which is not followed" if status // 100 == 3 else hints.get(status, "")
     seconds = re.fullmatch(r"\s*(\d{1,9}(\.\d+)?)\s*", retry_after, re.ASCII)      # it may also be a date: ignored
     if status < 500 and status not in (408, 409, 425, 429):
-        return f"HTTP {status}{hint}", inf
+        return f"HTTP {status}{hint}", float("inf")
     return f"HTTP {status}{hint}", float(seconds[1]) if seconds else 0.0
 
 

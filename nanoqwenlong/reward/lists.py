@@ -19,10 +19,8 @@ def items(answer: str, gold_items: Sequence[str] = ()) -> list[str]:
 
     With `gold_items`, a single line that is none of them is cut at ";", at arrows, or else at "," and the last "and".
 
-    >>> items("1. Tea\\n\\n2) the salt"), items("* Smith, John")
-    (['tea', 'salt'], ['smith john'])
-    >>> items("tea, salt and pepper", ["rope"]), items("Doe, Jane", ["doe jane"]), items("Smith, J.; Doe, J.", ["x"])
-    (['tea', 'salt', 'pepper'], ['doe jane'], ['smith j', 'doe j'])
+    >>> items("1. Tea\\n\\n2) the salt"), items("tea, salt and pepper", ["rope"]), items("Doe, Jane", ["doe jane"])
+    (['tea', 'salt'], ['tea', 'salt', 'pepper'], ['doe jane'])
     """
     known = set(map(normalise, gold_items))
 
@@ -49,13 +47,9 @@ def items(answer: str, gold_items: Sequence[str] = ()) -> list[str]:
 
 
 def both(answer: str, gold: str) -> tuple[list[tuple], list[tuple]]:
-    """The items of the answer and those of the gold answer, each with how often it came before in the same list.
+    """The items of the answer and of the gold answer, each with how often it came before: ("tea", 0), ("tea", 1).
 
-    So a repeated item counts as often as it is there, also in a set.
-
-    >>> both("tea\\ntea\\nsalt", "salt")
-    ([('tea', 0), ('tea', 1), ('salt', 0)], [('salt', 0)])
-    """
+    So a repeated item counts as often as it is there, also in a set."""
     gold_items, sides = items(gold), []
     for side in (items(answer, gold_items), gold_items):
         before = Counter()
@@ -74,16 +68,15 @@ def f1(answer: str, gold: str) -> float:
     >>> f1("- tea\n\n- salt", "salt\ntea"), round(f1("tea\nrice", "salt\ntea\noil"), 3)
     (1.0, 0.4)
     """
-    g = items(gold)
-    a, g = set(items(answer, g)), set(g)
+    a, g = ({item for item, _ in side} for side in both(answer, gold))
     return 2 * len(a & g) / max(len(a) + len(g), 1)
 
 
 def sub_em(answer: str, gold: str) -> float:
     r"""The smaller of recall and precision of the items: |A & G| / max(|A|, |G|). A repeated item counts repeatedly.
 
-    >>> sub_em("tea", "tea\nsalt"), sub_em("tea\nrice", "tea\nsalt"), sub_em("tea\nsalt\nrice\noil", "tea\nsalt")
-    (0.5, 0.5, 0.5)
+    >>> sub_em("tea", "tea\nsalt"), sub_em("tea\nsalt\nrice\noil", "tea\nsalt")
+    (0.5, 0.5)
     """
     a, g = map(set, both(answer, gold))
     return len(a & g) / max(len(a), len(g), 1)
@@ -94,8 +87,8 @@ def ndcg(answer: str, gold: str) -> float:
 
         NDCG = DCG(answer) / DCG(gold),    DCG = sum over the places i = 1..k of worth(i) / log2(i + 1)
 
-    The gain is linear, as in trec_eval's ndcg_cut_k: the first gold item is worth k, the last one 1. Every item of the
-    answer takes a place. A wrong or repeated item is worth nothing. Items after place k neither earn nor cost anything.
+    The gain is linear, as in trec_eval's ndcg_cut_k: the first gold item is worth k, the last one 1. A wrong or
+    repeated item takes a place and is worth nothing.
 
     >>> ndcg("a\nb\nc", "a\nb\nc"), round(ndcg("b\na\nc", "a\nb\nc"), 3), round(ndcg("x\na\nb\nc", "a\nb\nc"), 3)
     (1.0, 0.922, 0.607)
@@ -111,9 +104,8 @@ def ndcg(answer: str, gold: str) -> float:
 def pairwise(answer: str, gold: str) -> float:
     r"""The share of pairs in the right order (those that Kendall 1938 calls concordant), of all pairs of items.
 
-    All items are the n gold items and those of the answer that are not among them, or not so often: C(n, 2) pairs. So a
-    missing, wrong or repeated item is in no right pair. The first place of a repeated item counts. A gold answer of one
-    item has no order and gives 0.
+    All n items are the gold items and those of the answer that are not among them, or not so often: C(n, 2) pairs. So a
+    missing, wrong or repeated item is in no right pair. A gold answer of one item has no order and gives 0.
 
     >>> pairwise("a\nb\nc", "a\nb\nc"), round(pairwise("b\na\nc", "a\nb\nc"), 3), pairwise("a\nb\nc\nx", "a\nb\nc")
     (1.0, 0.667, 0.5)

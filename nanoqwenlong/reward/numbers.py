@@ -34,9 +34,6 @@ class Number(NamedTuple):
 def number(text: str) -> Number | None:
     """The number that a text is, None if it is anything more than a number. Nothing is rounded.
 
-    A number has a sign, thousands commas, decimals, an exponent, a fraction, a currency, percent, or a scale from
-    thousand to trillion. Parentheses around it do not count.
-
     >>> [str(number(text).value) for text in ("1,000.50", "-$5 million", "1.2 × 10^3", "(3/4)", "12 %", "1e-3")]
     ['2001/2', '-5000000', '1200', '3/4', '12', '1/1000']
     >>> [number(text) for text in ("", "5 km", "12,34", "five", "1/0", "4-5", "1e999999999", "9" * 5000)]
@@ -53,8 +50,7 @@ def number(text: str) -> Number | None:
     below = Fraction(match["below"] or 1)
     if len(units) > 1 or not below:
         return None
-    exponent = int(match["exponent"] or match["power"] or 0)
-    exponent += SCALES.get((match["scale"] or "").lower(), 0)
+    exponent = int(match["exponent"] or match["power"] or 0) + SCALES.get((match["scale"] or "").lower(), 0)
     power = Fraction(10) ** exponent
     value = Fraction(match["digits"].replace(",", "").rstrip(".")) * power / below
     if "-" in match["sign"] + match["inner"]:
@@ -67,10 +63,9 @@ def same(a: Number, b: Number, slack: Fraction = Fraction(0)) -> bool:
     """Whether a is within `slack` of b. If only one of them has a percent sign, it may also mean a hundredth."""
     if a.unit and b.unit and not set(a.unit) & set(b.unit):
         return False
-    if abs(a.value - b.value) <= slack:
-        return True
+    difference = abs(a.value - b.value)
     if a.unit == "%" and b.unit != "%":
-        return abs(a.value / 100 - b.value) <= slack
+        difference = min(difference, abs(a.value / 100 - b.value))
     if b.unit == "%" and a.unit != "%":
-        return abs(a.value - b.value / 100) <= slack / 100
-    return False
+        difference = min(difference, abs(100 * a.value - b.value))
+    return difference <= slack

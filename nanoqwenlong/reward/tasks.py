@@ -54,8 +54,6 @@ def task_named(name: str) -> Task:
 def extract(text: str, task: str = "qa") -> str:
     """The answer that a response gives, "" if it gives none.
 
-    >>> extract("<think>the answer is 3</think> The answer is 4? No: the answer is (5).")
-    '(5)'
     >>> extract("the answer is 4"), extract("<think>hm</think> four"), extract("<think>hm</think> four", "em")
     ('', '', 'four')
     """
@@ -64,11 +62,7 @@ def extract(text: str, task: str = "qa") -> str:
 
 
 def gold_problem(task: str, gold: str) -> str:
-    """Why this gold answer is invalid, or "". It is valid if, given as an answer, it earns exactly 1.
-
-    >>> gold_problem("number", "5.2 %"), gold_problem("choice", "Oslo")
-    ('', "'Oslo' does not match itself; a gold answer of task choice is a letter from A to J")
-    """
+    """Why this gold answer is invalid, or "". It is valid if, given as an answer, it earns exactly 1."""
     row = task_named(task)
     if row.measure(extract(f"</think>The answer is {gold}", task), gold) == 1:
         return ""
