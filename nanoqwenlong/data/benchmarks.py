@@ -13,11 +13,11 @@ ACCEPTED = {"true": ["True", "yes"], "yes": ["True", "yes"], "false": ["False", 
 def longbench(row: dict) -> Example:
     """Each reference is accepted. One that could not earn full reward itself (such as bare punctuation) is left out,
     as long as there are others."""
-    references = fields.at(row, "answers", kind=list)
-    golds = [" ".join(fields.string(text, f"answers[{i}]").split()) for i, text in enumerate(references)]
+    references = fields.items(fields.at(row, "answers"), "answers")
+    golds = [" ".join(fields.string(text, place).split()) for place, text in references]
     problems = [gold_problem("qa", gold) for gold in golds]
     if all(problems):
-        raise DataError('"answers" ' + (f"cannot be used: {problems[0]}" if problems else "is an empty list"))
+        raise DataError(f'"answers" cannot be used: {problems[0]}')
     usable = tuple(gold for gold, problem in zip(golds, problems) if not problem)
     return Example(fields.id_of(row, "_id"), fields.text(row, "context"), fields.text(row, "input"), usable,
                    source=fields.text(row, "dataset", ""))
@@ -25,11 +25,8 @@ def longbench(row: dict) -> Example:
 
 def frames(row: dict) -> Example:
     """A row with the texts of its Wikipedia pages. As released, Frames has only links to them."""
-    pages = fields.at(row, "wiki_items", kind=list)
-    if not pages:
-        raise DataError('"wiki_items" is an empty list')
-    texts = [fields.text(page, name, under=f"wiki_items[{i}].")
-             for i, page in enumerate(pages) for name in ("title", "text")]
+    pages = fields.items(fields.at(row, "wiki_items"), "wiki_items")
+    texts = [fields.text(page, name, under=f"{place}.") for place, page in pages for name in ("title", "text")]
     gold = " ".join(fields.text(row, "Answer").split())
     return Example(fields.id_of(row), "\n".join(texts), fields.text(row, "Prompt"), fields.golds(gold, "Answer", "qa"),
                    source="frames")
@@ -37,8 +34,9 @@ def frames(row: dict) -> Example:
 
 def docmath(row: dict) -> Example:
     """A number may be near its gold answer. Any other answer has to be the same."""
-    paragraphs, gold = fields.at(row, "paragraphs", kind=list), fields.at(row, "ground_truth")
-    texts = [fields.check(text, str, f"paragraphs[{i}]") for i, text in enumerate(paragraphs)]
+    paragraphs = fields.items(fields.at(row, "paragraphs"), "paragraphs")
+    document = "\n".join(fields.check(text, str, place) for place, text in paragraphs)
+    gold = fields.at(row, "ground_truth")
     if isinstance(gold, int | float):
         if not abs(gold) < 1e308:                              # an integer may be larger than any float
             raise DataError(f'"ground_truth" is {str(gold)[:20]}, which no answer can match')
@@ -46,5 +44,5 @@ def docmath(row: dict) -> Example:
     gold = fields.string(gold, "ground_truth").strip()
     task = "number" if answers.number(gold) else "qa"
     accepted = fields.golds(ACCEPTED.get(gold.lower(), gold), "ground_truth", task)
-    return Example(fields.id_of(row, "question_id"), fields.string("\n".join(texts), "paragraphs"),
+    return Example(fields.id_of(row, "question_id"), fields.string(document, "paragraphs"),
                    fields.text(row, "question"), accepted, task, source="docmath")

@@ -27,7 +27,14 @@ def without_nulls(value):
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def at(fields, path: str, *default, kind: type = object, under: str = ""):
+def items(value, name: str) -> list[tuple]:
+    """(name, item) of each item of a list that is not empty."""
+    if not check(value, list, name):
+        raise DataError(f'"{name}" is an empty list')
+    return [(f"{name}[{i}]", item) for i, item in enumerate(value)]
+
+
+def at(fields, path: str, *default, under: str = ""):
     """The value at a path such as "extra_info.index", or the default. `under` is the path of `fields` in its row."""
     for name in path.split("."):
         if name not in check(fields, dict, under[:-1]):
@@ -35,7 +42,7 @@ def at(fields, path: str, *default, kind: type = object, under: str = ""):
                 return default[0]
             raise DataError(f'the field "{under}{name}" is missing')
         fields, under = fields[name], f"{under}{name}."
-    return check(fields, kind, under[:-1])
+    return fields
 
 
 def string(value, name: str) -> str:
@@ -75,13 +82,10 @@ def chat(row: dict, name: str, speaker: str = "user") -> tuple[tuple[str, str], 
     turns = at(row, name)
     if not isinstance(turns, list):
         return ((speaker, string(turns, name)),)
-    if not turns:
-        raise DataError(f'"{name}" is an empty list')
     messages = []
-    for i, turn in enumerate(turns):
-        under = f"{name}[{i}]."
-        role, content = text(turn, "role", under=under), text(turn, "content", under=under)
-        messages.append((one_of(ROLES, role, f"{under}role"), content))
+    for place, turn in items(turns, name):
+        role = one_of(ROLES, text(turn, "role", under=f"{place}."), f"{place}.role")
+        messages.append((role, text(turn, "content", under=f"{place}.")))
     if name == "prompt" and role != "user":
         raise DataError(f'"prompt" should end with a turn of the user, not of the {role}')
     return tuple(messages)
@@ -105,11 +109,9 @@ def golds(value, name: str, task: str) -> str | tuple[str, ...]:
         except (TypeError, ValueError, RecursionError) as error:       # Parquet has dates, bytes and NaN
             raise DataError(f'"{name}" cannot be written as JSON: {str(error)[:80]}') from None
     elif isinstance(value, list):
-        gold = tuple(string(item, f"{name}[{i}]") for i, item in enumerate(value))
+        gold = tuple(string(item, place) for place, item in items(value, name))
     else:
         gold = string(value, name)
-    if not gold:
-        raise DataError(f'"{name}" is an empty list')
     for text in [gold] if isinstance(gold, str) else gold:
         if problem := gold_problem(task, text):
             raise DataError(f'"{name}" cannot be used: {problem}')
@@ -119,10 +121,11 @@ def golds(value, name: str, task: str) -> str | tuple[str, ...]:
 def _lines(value, name: str) -> str:
     """The items of a list, one a line."""
     values = value if isinstance(value, list) else string(value, name).strip().splitlines()
-    items = [string(item, f"{name}[{i}]").strip() for i, item in enumerate(values)]
-    for i, item in enumerate(items):
-        if len(item.splitlines()) > 1:
-            raise DataError(f'"{name}[{i}]" has a line break in it; an item is one line')
-        if not answers.normalise(item):
-            raise DataError(f'"{name}[{i}]" is nothing but punctuation')
-    return "\n".join(items)
+    lines = []
+    for place, item in items(values, name):
+        lines.append(string(item, place).strip())
+        if len(lines[-1].splitlines()) > 1:
+            raise DataError(f'"{place}" has a line break in it; an item is one line')
+        if not answers.normalise(lines[-1]):
+            raise DataError(f'"{place}" is nothing but punctuation')
+    return "\n".join(lines)

@@ -40,8 +40,8 @@ def read(row: dict) -> Example:
     task = _task(row, source)
     name = "reward_model.ground_truth"
     gold = fields.at(row, name)
-    if isinstance(gold, list) and gold:
-        name, gold = f"{name}[{len(gold) - 1}]", gold[-1]
+    if isinstance(gold, list):
+        name, gold = fields.items(gold, name)[-1]
     if isinstance(gold, dict):
         has_items = source == "longbench_pro" or task in (*LISTS, "rouge_l")
         field = "doc_ids" if has_items else "golden_label"
