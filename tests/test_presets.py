@@ -7,8 +7,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from ranks import ranks
-from tools.models import MODELS as RELEASED
-from tools.models import YARN
+from tools.plan import MODELS as RELEASED
 
 import eval as eval_script
 import train_rl
@@ -23,6 +22,9 @@ from nanoqwenlong.pretrained.config import ModelConfig
 SCRIPTS = {"train_rl": train_rl, "train_sft": train_sft, "eval": eval_script}
 EVERY = [(script, preset) for script, module in SCRIPTS.items() for preset in module.PRESETS]
 MODELS = sorted(RELEASED)
+# For inputs of 32,769 to 4 x 32,768 = 131,072 tokens, the READMEs of QwenLong-L1 ("Processing Long Documents") and of
+# Qwen2.5 add this to config.json as "rope_scaling".
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 PARAMETERS = {"r1-distill-qwen-14b": 14_770_033_664, "r1-distill-qwen-32b": 32_763_876_352, "qwen2.5-7b": 7_615_616_512,
               "qwen2.5-1.5b": 1_543_714_304, "qwen3-4b": 4_022_468_096, "qwen3-30b-a3b": 30_532_122_624}
 STRETCHED = {"qwen2.5-1.5b", "qwen2.5-7b"}                      # windows of 32,768 that need YaRN

@@ -1,29 +1,35 @@
 """What a step of train_rl.py will take on GPUs that are not there yet: memory, what to change, operations, seconds.
 
     python -m tools.plan --preset r1-distill-qwen-14b --gpus 8 --gpu-memory 80
-    python -m tools.plan --preset qwen2.5-7b --max-prompt-tokens 20000
     python -m tools.plan --model DIR --gpus 2 --measure         measure the rates of this machine first
     python -m tools.plan --table --gpus 8 --gpu-memory 141      every preset, prompts of 20,000 and 60,000 tokens
 
 Each column is a moment of the step, its sum the tensors on each GPU in bytes. docs/planning.md has the formulas.
-
-Exit code: 0 if the step fits, or after a table; 1 if it does not; 65 for an invalid model, 66 for a missing one; 78 for
-a bad setting.
+Exit code: 0 if the step fits, 1 if it does not, 65 for an invalid model, 66 for a missing one, 78 for a bad setting.
 """
 
+import json
 import sys
-import time
+import timeit
 from dataclasses import dataclass, fields, replace
+from itertools import product
+from pathlib import Path
 
-from tools.models import MODELS
+import torch
 from tools.terminal import run_tool
 
+from kernels.flash import attention
+from nanoqwenlong import parallel
 from nanoqwenlong.analysis import plan
 from nanoqwenlong.errors import ConfigError, ModelError
 from nanoqwenlong.ops import presets
-from nanoqwenlong.ops.flags import parse
+from nanoqwenlong.ops.flags import flag_words, parse
 from nanoqwenlong.ops.settings import fixed
 from nanoqwenlong.pretrained.config import ModelConfig
+from nanoqwenlong.pretrained.weights import read_config
+
+# The presets' models: the part of each released config.json that decides what is computed.
+MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,10 @@ class Config(plan.Settings):
     bandwidth: float = fixed(4.3, least=1e-9)  # TB/s at which a GPU reads its memory
     measure: bool = False               # measure these three rates here, on --device
 
+    @property
+    def room(self) -> float:
+        return self.gpu_memory * 2**30 - self.reserve * 1e9
+
 
 PRESETS = {name: {key: value for key, value in settings.items() if key != "model" and hasattr(Config, key)}
            for name, settings in presets.RL.items()}
@@ -45,22 +55,17 @@ PRESETS = {name: {key: value for key, value in settings.items() if key != "model
 
 def job_of(cfg: Config) -> plan.Job:
     """Raises ConfigError, ModelError or FileNotFoundError."""
-    if cfg.model:
-        from nanoqwenlong.pretrained.weights import read_config  # imported here: it takes seconds
-        model = read_config(cfg.model)
-    elif cfg.preset in MODELS:
-        model = ModelConfig.from_json(MODELS[cfg.preset], cfg.preset)
-    else:
+    if not cfg.model and cfg.preset not in MODELS:
         raise ConfigError(f"no model to plan for: give --model DIR, or a preset that names one ({', '.join(MODELS)})")
+    model = read_config(cfg.model) if cfg.model else ModelConfig.from_json(MODELS[cfg.preset], cfg.preset)
     return plan.Job(model=model, **{field.name: getattr(cfg, field.name) for field in fields(plan.Settings)})
 
 
-def table(rows: list[list]) -> str:
+def table(*rows: list) -> str:
     """The rows as text. Numbers have one digit after the point, and zeros are left out."""
-    rows = [[cell if isinstance(cell, str) else f"{cell:.1f}" if cell else "" for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
-    return "\n".join(map("  ".join, lines))
+    cells = [[cell if isinstance(cell, str) else f"{cell:.1f}" if cell else "" for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells)
 
 
 def memory_table(job: plan.Job) -> str:
@@ -68,109 +73,89 @@ def memory_table(job: plan.Job) -> str:
     moments = plan.moments(job)
     unit, name = (1e9, "GB") if max(plan.peaks(job).values()) >= 1e9 else (1e6, "MB")
     rows = [[item, *(items.get(item, 0) / unit for items in moments.values())] for item in plan.ITEMS]
-    rows = [row for row in rows if any(row[1:])]
-    heading = f"{name} on each {'GPU' if job.numbers.on_gpu else 'process'}"
-    return table([[heading, *moments], *rows, ["sum", *(sum(items.values()) / unit for items in moments.values())]])
+    sums = [sum(items.values()) / unit for items in moments.values()]
+    return table([f"{name} on each {'GPU' if job.numbers.on_gpu else 'process'}", *moments],
+                 *(row for row in rows if any(row[1:])), ["sum", *sums])
 
 
-def time_table(job: plan.Job, rates: plan.Rates) -> str:
+def time_table(job: plan.Job, rates: plan.Work) -> str:
     seconds = plan.seconds(job, rates)
-    rows = [[phase, work.products / 1e15, work.attention / 1e15, work.bytes / 1e12, f"{seconds[phase]:.4g}"]
-            for phase, work in plan.work(job).items()]
-    sums = [sum(row[column] for row in rows) for column in (1, 2, 3)]
-    return table([["on each GPU", "PFLOP of products", "of attention", "TB read", "seconds"], *rows,
-                  ["step", *sums, f"{sum(seconds.values()):.4g}"]])
+    rows = [[work.products / 1e15, work.attention / 1e15, work.bytes / 1e12] for work in plan.work(job).values()]
+    return table(["on each GPU", "PFLOP of products", "of attention", "TB read", "seconds"],
+                 *([phase, *row, f"{seconds[phase]:.4g}"] for phase, row in zip(seconds, rows)),
+                 ["step", *map(sum, zip(*rows)), f"{sum(seconds.values()):.4g}"])
 
 
-def overview(cfg: Config, rates: plan.Rates) -> str:
+def overview(cfg: Config, rates: plan.Work) -> str:
     """A line for each preset, and prompts of 20,000 and of 60,000 tokens."""
-    lines = ["| preset | prompt, answer | at rest | rollout | update | optimizer | seconds: rollout, update | fits, or "
-             "what would |", "|---|---|---|---|---|---|---|---|"]
-    for name in MODELS:
-        for prompt in (20000, 60000):
-            job = job_of(replace(cfg, **{**PRESETS[name], "preset": name, "max_prompt_tokens": prompt}))
-            seconds, fits = plan.seconds(job, rates), plan.fits(job, room_of(cfg))
-            cells = [name, f"{prompt}, {job.max_new_tokens}",
-                     *(f"{size / 1e9:.0f} GB" for size in plan.peaks(job).values()),
-                     f"{seconds['prefill'] + seconds['decode']:.0f}, {seconds['update']:.0f}",
-                     "fits" if fits else "; ".join(remedies(job, cfg, rates))]
-            lines.append(f"| {' | '.join(cells)} |")
+    heading = "preset | prompt, answer | at rest | rollout | update | optimizer | seconds: rollout, update"
+    lines = [f"| {heading} | fits, or what would |", "|---|---|---|---|---|---|---|---|"]
+    for name, prompt in product(MODELS, (20000, 60000)):
+        job = job_of(replace(cfg, **{**PRESETS[name], "preset": name, "max_prompt_tokens": prompt}))
+        seconds, sizes = plan.seconds(job, rates), [f"{size / 1e9:.0f} GB" for size in plan.peaks(job).values()]
+        advice = "fits" if plan.fits(job, cfg.room) else "; ".join(remedies(job, cfg, rates))
+        lines.append(f"| {name} | {prompt}, {job.max_new_tokens} | {' | '.join(sizes)} | "
+                     f"{seconds['prefill'] + seconds['decode']:.0f}, {seconds['update']:.0f} | {advice} |")
     return "\n".join(lines)
-
-
-def room_of(cfg: Config) -> float:
-    return cfg.gpu_memory * 2**30 - cfg.reserve * 1e9
 
 
 def flags(job: plan.Job, other: plan.Job) -> str:
     """The flags that lead from one job to the other."""
-    changes = [(field.name, getattr(other, field.name)) for field in fields(job)
-               if getattr(other, field.name) != getattr(job, field.name)]
-    return ", ".join(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in changes)
+    values = {field.name: getattr(other, field.name) for field in fields(job)}
+    return ", ".join(" ".join(flag_words(name, value)) for name, value in values.items() if value != getattr(job, name))
 
 
-def remedies(job: plan.Job, cfg: Config, rates: plan.Rates) -> list[str]:
+def remedies(job: plan.Job, cfg: Config, rates: plan.Work) -> list[str]:
     """Flags that make a step fit, with the memory and the time that it takes then."""
     return [f"{flags(job, other)} ({max(plan.peaks(other).values()) / 1e9:.1f} GB, "
             f"{sum(plan.seconds(other, rates).values()):.0f} s)"
-            for other in plan.advice(job, room_of(cfg))] or ["no change of these settings"]
+            for other in plan.advice(job, cfg.room)] or ["no change of these settings"]
 
 
-def measured(device: str, dtype: str) -> plan.Rates:
-    """The rates of a matrix product, causal attention and a copy here, the best of five each."""
-    import torch
-
-    from kernels.flash import attention
-    from nanoqwenlong import parallel
-    parallel.require_device(device)
-    n, tokens = (8192, 16384) if device == "cuda" else (1024, 1024)
-    options = dict(dtype=getattr(torch, dtype), device=device)
-    a, q, x = torch.randn(n, n, **options), torch.randn(1, tokens, 16, 128, **options), torch.randn(n * n, **options)
-    y = torch.empty_like(x)
+def rates_of(cfg: Config) -> plan.Work:
+    """The given rates, or those of a matrix product, causal attention and a copy here, the best of five each."""
+    if not cfg.measure:
+        return plan.Work(cfg.product_tflops * 1e12, cfg.attention_tflops * 1e12, cfg.bandwidth * 1e12)
+    parallel.require_device(cfg.device)
+    n, tokens = (8192, 16384) if cfg.device == "cuda" else (1024, 1024)
+    options = dict(dtype=getattr(torch, cfg.dtype), device=cfg.device)
+    a, b = torch.randn(2, n, n, **options)
+    q = torch.randn(1, tokens, 16, 128, **options)
+    finish = torch.cuda.synchronize if cfg.device == "cuda" else int
 
     def best(call) -> float:
-        times = []
-        for _ in range(6):                                     # the first one is warm-up
-            start = time.perf_counter()
-            call()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-        return min(times[1:])
+        return min(timeit.repeat(lambda: (call(), finish()), number=1, repeat=6)[1:])      # the first one is warm-up
 
-    return plan.Rates(2 * n**3 / best(lambda: a @ a),
-                      2 * 16 * 128 * tokens**2 / best(lambda: attention(q, q, q, causal=True)),
-                      2 * x.nbytes / best(lambda: y.copy_(x)))
+    return plan.Work(products=2 * n**3 / best(lambda: a @ a), bytes=2 * a.nbytes / best(lambda: b.copy_(a)),
+                     attention=2 * 16 * 128 * tokens**2 / best(lambda: attention(q, q, q, causal=True)))
 
 
 def report(cfg: Config) -> int:
     """Print the plan of a step, or the table. Returns the exit code."""
     if cfg.table and (cfg.preset or cfg.model):
         raise ConfigError("--table is of all presets; leave out --preset and --model")
-    job = None if cfg.table else job_of(cfg)
-    rates = measured(cfg.device, cfg.dtype) if cfg.measure else plan.Rates(
-        cfg.product_tflops * 1e12, cfg.attention_tflops * 1e12, cfg.bandwidth * 1e12)
-    if job is None:
-        print(overview(cfg, rates))
+    if cfg.table:
+        print(overview(cfg, rates_of(cfg)))
         return 0
+    job = job_of(cfg)
+    rates, n, peaks, fits = rates_of(cfg), job.numbers, plan.peaks(job), plan.fits(job, cfg.room)
     print(plan.words(job))
     try:
-        job.model.require_window(job.numbers.P + job.numbers.R)
+        job.model.require_window(n.P + n.R)
     except ModelError as error:
         print(f"note: {error}")
     print(f"\n{memory_table(job)}")
     if job.offload:
-        print(f"in CPU memory, for each GPU: at least {20 * job.numbers.total / job.gpus / 1e9:.1f} GB of weights, "
-              "gradients and optimizer")
-    room, peaks, fits = room_of(cfg), plan.peaks(job), plan.fits(job, room_of(cfg))
+        print(f"in CPU memory, for each GPU: at least {20 * n.total / job.gpus / 1e9:.1f} GB of "
+              "weights, gradients and optimizer")
     if fits:
-        print(f"\nfits: {(room - max(peaks.values())) / 1e9:.1f} GB are left beside {cfg.reserve:g} GB in reserve")
+        print(f"\nfits: {(cfg.room - max(peaks.values())) / 1e9:.1f} GB are left beside {cfg.reserve:g} GB in reserve")
     else:
         print("\ndoes not fit")
-        for phase in [phase for phase in peaks if peaks[phase] > room]:
-            print(f"{phase}: {peaks[phase] / 1e9:.1f} GB, {(peaks[phase] - room) / 1e9:.1f} too many")
-        if job.kv_blocks < job.numbers.needed_blocks:
-            print(f"rollout: one answer needs --kv-blocks {job.numbers.needed_blocks}, there are {job.kv_blocks}")
+        for phase in [phase for phase in peaks if peaks[phase] > cfg.room]:
+            print(f"{phase}: {peaks[phase] / 1e9:.1f} GB, {(peaks[phase] - cfg.room) / 1e9:.1f} too many")
+        if job.kv_blocks < n.needed_blocks:
+            print(f"rollout: one answer needs --kv-blocks {n.needed_blocks}, there are {job.kv_blocks}")
         print("\n".join(f"would fit: {line}" for line in remedies(job, cfg, rates)))
     print(f"\n{time_table(job, rates)}\nat {rates.products / 1e12:.4g} TFLOP/s of products, "
           f"{rates.attention / 1e12:.4g} of attention and {rates.bytes / 1e12:.3g} TB/s, "

@@ -1,15 +1,10 @@
 """How much memory and time a step of train_rl.py will take, computed before it runs. No tensor is made.
 
-    moments(job)       bytes on each GPU at each moment of a step, item by item
-    seconds(job)       how long each phase takes at given rates
-    advice(job, room)  what to change if the step does not fit
+docs/planning.md has the formulas in words, and compares them with measured tensors. Only tensors are counted.
 
-docs/planning.md has the formulas in words, and compares them with measured tensors. Only tensors are counted. The CUDA
-context, libraries and gaps in the allocator come on top.
-
-Legend: L layers, C hidden size, I intermediate size of an MLP or expert, H query and K key heads of width D, Q = H D,
-KV = K D, V vocabulary, E experts of which a token meets k, P tokens of a stem, G answers of R tokens, T tokens of a
-micro-batch, b bytes of a number in the dtype of the computation, w bytes of a weight.
+L layers, C hidden size, I intermediate size of an MLP or expert, H query and K key heads of width D, Q = H D, KV = K D,
+V vocabulary, E experts of which a token meets k, P tokens of a stem, G answers of R tokens, T tokens of a micro-batch,
+b bytes of a number in the dtype of the computation, w bytes of a weight.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -34,7 +29,6 @@ PHASES = {"at rest": ("at rest",), "rollout": ("prefill", "decode"), "update": (
 
 @dataclass(frozen=True)
 class Settings:
-    # the step, as in train_rl.py
     max_prompt_tokens: int = fixed(60000, least=2)  # tokens of every prompt
     max_new_tokens: int = fixed(10000, least=1)  # tokens of every answer
     prompts_per_step: int = fixed(16, least=1)
@@ -45,10 +39,9 @@ class Settings:
     checkpointing: bool = False
     offload: bool = False
     old_logprobs: Literal["rollout", "recompute"] = "rollout"
-    kl_coef: float = 0.0                # this or --measure-kl: the starting model is kept
+    kl_coef: float = 0.0                # with this or --measure-kl the starting model is kept
     measure_kl: bool = False
     top_p: float = 1.0                  # below 1 the sampler sorts
-    # the machine
     gpus: int = fixed(8, least=1)       # GPUs of a node, over which a model is split
     nodes: int = fixed(1, least=1)      # each holds a whole model
     device: Literal["cuda", "cpu"] = "cuda"
@@ -67,30 +60,31 @@ class Job(Settings):
 
 
 class Numbers:
-    """What the formulas use, computed from a job. The legend above explains the letters."""
+    """What the formulas use. The docstring at the top explains the letters."""
 
     def __init__(self, job: Settings, c: ModelConfig):
-        # the model. layers: parameters of each layer. products: those that a token is multiplied by. root: the others
+        # 1) The model. layers: their parameters. products: those that a token is multiplied by. root: the others
         self.C, self.L, self.V, self.D = c.hidden_size, c.num_hidden_layers, c.vocab_size, c.head_dim
-        self.H, self.K = c.num_attention_heads, c.num_key_value_heads
+        self.H, self.K, self.E, self.k = (c.num_attention_heads, c.num_key_value_heads, c.num_experts,
+                                          c.num_experts_per_tok)
         self.Q, self.KV, self.qk_norm = self.H * self.D, self.K * self.D, c.qk_norm
-        self.E, self.k = c.num_experts, c.num_experts_per_tok
         self.mixtures = [c.is_mixture(layer) for layer in range(self.L)]
-        self.I = c.moe_intermediate_size if any(self.mixtures) else c.intermediate_size
+        self.mixture = any(self.mixtures)
+        self.I = c.moe_intermediate_size if self.mixture else c.intermediate_size
         attention = self.C * (self.Q + 2 * self.KV) + self.Q * self.C
         vectors = c.qkv_bias * (self.Q + 2 * self.KV) + c.o_bias * self.C + c.qk_norm * 2 * self.D + 2 * self.C
         mlp, router, self.expert = 3 * self.C * c.intermediate_size, self.E * self.C, 3 * self.C * self.I
-        self.layers = [attention + vectors + (router + self.E * self.expert if mixture else mlp)
-                       for mixture in self.mixtures]
         self.products = [attention + (router + self.k * self.expert if mixture else mlp) for mixture in self.mixtures]
+        unmet = (self.E - self.k) * self.expert
+        self.layers = [met + vectors + unmet * mixture for met, mixture in zip(self.products, self.mixtures)]
         self.root = self.V * self.C * (1 if c.tie_word_embeddings else 2) + self.C
         self.total = sum(self.layers) + self.root
-        # the machine. w is also the size of a gradient, and of each of the optimizer's two numbers
+        # 2) The machine. w is also the size of a gradient, and of each of the optimizer's two numbers
         self.b = BYTES[job.dtype]
         self.w = max(4, self.b)
         self.on_gpu, self.ranks = job.device == "cuda", job.gpus * job.nodes
         self.sharded = self.ranks > 1 or self.b != self.w or job.offload       # as parallel.shard decides
-        # the step, on the rank with most groups
+        # 3) The step, on the rank with most groups
         self.P, self.R, self.G = job.max_prompt_tokens - 1, job.max_new_tokens, job.group_size
         self.groups = -(-job.prompts_per_step // self.ranks)
         self.answers = min(self.G, max(1, job.max_tokens // self.R))           # of a micro-batch
@@ -101,18 +95,11 @@ class Numbers:
         self.decoding = max(1, min(self.groups * self.G, whole * self.G + part))       # at once, at half their length
 
 
-# Memory
-
 def kept(job: Job, mixture: bool, stem: bool) -> float:
-    """Bytes per token that autograd keeps of a layer for its backward pass, if it is not checkpointed.
-
-    Two norms: input and output each, on a CPU a third row. Attention: queries, output (of a stem twice, because it is
-    put together from sequences), log-sum-exp, and of branches keys and values. If queries and keys are normed, they are
-    kept from before as well. MLP: gate, silu(gate), up, and their product. Mixture: for each of k experts the input and
-    5 rows of I, and the router's probabilities, shares and indices."""
+    """Bytes per token that autograd keeps of a layer for its backward pass, if it is not checkpointed."""
     n, norm = job.numbers, 1 if job.numbers.on_gpu else 2
     norms = 2 * (1 + norm) * n.C + n.qk_norm * norm * (n.Q + n.KV)
-    attention = 3 * n.Q if stem else 2 * n.Q + 2 * n.KV
+    attention = 3 * n.Q if stem else 2 * n.Q + 2 * n.KV        # a stem is put together: its output twice
     if mixture:
         mlp = n.k * (n.C + 5 * n.I) * n.b + (n.E + 3 * n.k) * n.w + 3 * 8 * n.k
     else:
@@ -121,26 +108,22 @@ def kept(job: Job, mixture: bool, stem: bool) -> float:
 
 
 def at_work(job: Job, tokens: int, stem: int) -> float:
-    """Bytes while the backward pass is in a layer, beside what was kept: `tokens` tokens after a stem of `stem`.
-
-    Checkpointing makes again what autograd would have kept. Then the MLP or attention, whichever is larger. Several
-    ranks also have the gradients of a whole layer on their way to each other."""
-    n, mixture = job.numbers, any(job.numbers.mixtures)
-    again = tokens * (kept(job, mixture, not stem) - n.C * n.b) if job.checkpointing else 0
-    I, matrix = (n.k * n.I, n.E * n.C * n.I) if mixture else (n.I, n.C * n.I)
-    mlp = tokens * (n.C + 2 * I + n.k * n.C * mixture) + matrix
+    """Bytes while the backward pass is in a layer, beside what was kept: `tokens` tokens after a stem of `stem`."""
+    n = job.numbers
+    again = tokens * (kept(job, n.mixture, not stem) - n.C * n.b) if job.checkpointing else 0
+    I, matrix = (n.k * n.I, n.E * n.C * n.I) if n.mixture else (n.I, n.C * n.I)
+    mlp = tokens * (n.C + 2 * I + n.k * n.C * n.mixture) + matrix
     keys = max(tokens, stem)
     if n.on_gpu:               # flash-attention: gradients of queries also in float32, of keys for each query head
         attention = tokens * n.Q * (2 + 4 / n.b) + 2 * keys * (n.KV + n.Q * (n.H > n.K))
     else:
         attention = tokens * (n.C + 3 * n.Q) + 4 * keys * n.KV
     attention -= tokens * 4 * I                                # the MLP's part is gone by then
-    return again + max(mlp, attention) * n.b + n.sharded * max(n.layers) * n.w
+    return again + max(mlp, attention) * n.b + n.sharded * max(n.layers) * n.w         # gradients between ranks
 
 
 def moments(job: Job) -> dict[str, dict[str, float]]:
-    """{moment: {item: bytes}} on one GPU. An update has three moments: its backward pass is in the head, in the
-    branches, and in the stem."""
+    """{moment: {item: bytes}} on one GPU. The backward pass of an update is in the head, the branches, or the stem."""
     n = job.numbers
     share = n.total / job.gpus * (not job.offload)
     rest = {"weights": share * n.w, "optimizer": 2 * share * n.w,
@@ -148,7 +131,9 @@ def moments(job: Job) -> dict[str, dict[str, float]]:
     rollout = rest | {"gathered weights": n.total * n.b * n.sharded,
                       "KV pool": 2 * n.L * n.KV * (job.kv_blocks + 1) * BLOCK_SIZE * n.b}
     update = rest | {"gradients": share * n.w}
-    return {"at rest": rest, "prefill": rollout | prefill(job), "decode": rollout | decode(job),
+    # decode: logits and log-probs in float32, probabilities and sums in float64, twice as many if they are sorted
+    return {"at rest": rest, "prefill": rollout | prefill(job),
+            "decode": rollout | {"head": n.decoding * n.V * (40 if job.top_p < 1 else 24)},
             **{name: update | items for name, items in backward(job).items()},
             "optimizer": update | {"layer at work": share * n.w}}              # the roots of variances
 
@@ -158,43 +143,35 @@ def prefill(job: Job) -> dict[str, float]:
     n = job.numbers
     tokens = max(1, min(n.P, job.max_tokens))
     tokens *= max(1, min(n.groups, job.max_tokens // tokens))  # short prompts go together
-    mlp = 4 * n.C + (n.k * (2 * n.C + 3 * n.I) if any(n.mixtures) else 3 * n.I)
+    mlp = 4 * n.C + (n.k * (2 * n.C + 3 * n.I) if n.mixture else 3 * n.I)
     merging = 4 + 3 * n.w / n.b if n.P >= 2 * job.max_tokens else 0            # a long prompt goes in pieces
     attention = 2 * n.C + max((4 + n.qk_norm) * n.Q, merging * n.Q, (5 + n.qk_norm) * n.KV)
-    return {"stem keys, values": tokens * 2 * n.KV * (n.L - 1) * n.b,
-            "layer at work": tokens * max(mlp, attention) * n.b}
-
-
-def decode(job: Job) -> dict[str, float]:
-    """Logits and log-probs in float32, probabilities and sums in float64, twice as many if they are sorted."""
-    return {"head": job.numbers.decoding * job.numbers.V * (40 if job.top_p < 1 else 24)}
+    keys = tokens * 2 * n.KV * (n.L - 1) * n.b
+    return {"stem keys, values": keys, "layer at work": tokens * max(mlp, attention) * n.b}
 
 
 def backward(job: Job) -> dict[str, dict[str, float]]:
     """The three moments of an update. The stem's last layer makes keys and values only, so nothing else is kept."""
     n, norm = job.numbers, 2 if job.numbers.on_gpu else 3
-    branches = [n.C * n.b if job.checkpointing else kept(job, mixture, stem=False) for mixture in n.mixtures]
-    stems = [n.C * n.b if job.checkpointing else kept(job, mixture, stem=True) for mixture in n.mixtures[:-1]]
-    stem, tables = sum(stems), 2 * n.D * n.b + 8               # of a token: its layers; cos, sin, id
+    branches, stems = ([n.C * n.b if job.checkpointing else kept(job, mixture, stem) for mixture in n.mixtures]
+                       for stem in (False, True))
+    stem, tables = sum(stems[:-1]), 2 * n.D * n.b + 8          # of a token: its layers; cos, sin, id
     pairs = 2 * n.KV * n.b * n.P * n.L                         # keys and values of the stem
     whole = {"gathered weights": (n.root + GATHERED * max(n.layers)) * n.b * n.sharded}
     family = whole | {"stem keys, values": pairs, "stem activations": n.P * (stem + norm * n.C * n.b + tables),
                       "their gradients": pairs * (n.microbatches > 1)}
-
     # 1) In the head: a chunk of logits, and the gradients of the head's weights and of its input.
     logits = min(n.T, max(1, CHUNK_LOGITS // n.V)) * n.V
     piece = 0 if n.on_gpu else min(logits, IN_CACHE)           # the reference holds two or three of them
     work = (logits + min(logits, 2 * piece) + max(n.V * n.C, piece) + n.T * n.C) * n.w
     work += (logits + n.V * n.C) * n.b * (n.b != n.w)
     head = family | {"head": work, "branch activations": n.T * (sum(branches) + norm * n.C * n.b + tables)}
-
     # 2) In the branches: the last layer has all activations, the first one all gradients of keys and values.
-    work = {"layer at work": at_work(job, n.T, n.P), "head": n.V * n.C * n.b * n.sharded}
-    last = family | work | {"branch activations": n.T * (sum(branches) + tables)}
-    first = family | work | {"branch activations": n.T * (branches[0] + tables),
-                            "their gradients": max(family["their gradients"], pairs * (1 - 1 / n.L))}
+    last = family | {"layer at work": at_work(job, n.T, n.P), "head": n.V * n.C * n.b * n.sharded,
+                     "branch activations": n.T * (sum(branches) + tables)}
+    first = last | {"branch activations": n.T * (branches[0] + tables),
+                    "their gradients": max(family["their gradients"], pairs * (1 - 1 / n.L))}
     branch = max(first, last, key=lambda items: sum(items.values()))
-
     # 3) In the last whole layer of the stem. Attention's keys and values are the stem's.
     again = pairs / n.L if job.checkpointing else pairs * (1 - 1 / n.L)
     last = whole | {"stem activations": n.P * (stem + tables), "their gradients": pairs, "stem keys, values": again,
@@ -208,27 +185,18 @@ def peaks(job: Job) -> dict[str, float]:
     return {phase: max(totals[name] for name in names) for phase, names in PHASES.items()}
 
 
-# Time
-
 class Work(NamedTuple):
     products: float                     # operations of matrix products on one GPU
     attention: float                    # operations of attention
     bytes: float = 0                    # read from memory
 
 
-class Rates(NamedTuple):                # the same per second. An H200: attention is assumed, the others are measured
-    products: float = 790e12
-    attention: float = 400e12
-    bytes: float = 4.3e12
+H200 = Work(products=790e12, attention=400e12, bytes=4.3e12)   # per second. Attention: assumed
 
 
 def work(job: Job) -> dict[str, Work]:
-    """{phase: Work} of a step, on the GPU with most groups.
-
-    A token costs 2 operations for each parameter that it meets, and 4 Q in each layer for each token that it attends
-    to. Backward costs twice as much as forward in products, 2.5 times as much in attention. With checkpointing the
-    layers run forward once more. The head always computes its logits once more."""
-    n, again = job.numbers, job.checkpointing
+    """{phase: Work} of a step, on the GPU with most groups. docs/planning.md has the formulas."""
+    n, again = job.numbers, job.checkpointing                  # checkpointing: the layers run forward once more
     N, head = n.G * n.R, 2 * n.V * n.C * n.G * n.R
     body = 2 * sum(n.products[:-1]) * n.P                      # a stem's last layer makes keys and values only
     stem, branches = body + 4 * n.C * n.KV * n.P, 2 * sum(n.products) * N
@@ -236,34 +204,31 @@ def work(job: Job) -> dict[str, Work]:
     pairs = 4 * n.Q * n.L * (n.P * N + N * n.R / 2)
     steps = n.R * -(-n.groups * n.G // n.decoding)
     keys_read = n.groups * (n.P * n.R + N * n.R / 2) * 2 * n.KV * n.L
-    read = (steps * weights_read(job) + keys_read) * n.b
     groups = job.updates_per_step * -(-job.prompts_per_step // (job.updates_per_step * n.ranks))
     later = groups - groups // job.updates_per_step            # groups after the first update
     phases = {"prefill": Work(n.groups * stem, n.groups * stem_pairs),
-              "decode": Work(n.groups * (branches + head), n.groups * pairs, read)}
+              "decode": Work(n.groups * (branches + head), n.groups * pairs,
+                             (steps * weights_read(job) + keys_read) * n.b)}
     if job.old_logprobs == "recompute" and later:
         phases["old log-probs"] = Work(later * (stem + branches + head), later * (stem_pairs + pairs))
+    # Backward costs 2 times a forward pass in products, 2.5 times in attention. The head computes its logits again.
     phases["update"] = Work(groups * (3 * (stem + branches) + again * (body + branches) + 4 * head),
                             groups * (3.5 + again) * (stem_pairs + pairs))
     return phases
 
 
 def weights_read(job: Job) -> float:
-    """Parameters that a decoding step reads. Of E experts, of which each answer chooses k, (1 - k / E)^answers are
-    chosen by none."""
+    """Parameters that a decoding step reads. (1 - k / E)^answers of the experts are chosen by no answer."""
     n = job.numbers
     unchosen = n.E * (1 - n.k / n.E) ** n.decoding if n.E else 0
     return sum(n.layers) + n.V * n.C - sum(n.mixtures) * unchosen * n.expert
 
 
-def seconds(job: Job, rates: Rates = Rates()) -> dict[str, float]:
-    """{phase: seconds} at these rates. A lower bound: communication, launches, Python, the judge and the optimizer are
-    not in it."""
+def seconds(job: Job, rates: Work = H200) -> dict[str, float]:
+    """{phase: seconds} at these rates. A lower bound: communication, Python, judge and optimizer are left out."""
     return {phase: max(w.products / rates.products + w.attention / rates.attention, w.bytes / rates.bytes)
             for phase, w in work(job).items()}
 
-
-# What to change
 
 def fits(job: Job, room: float) -> bool:
     """Whether every phase stays within `room` bytes, and the KV cache holds one answer."""
@@ -283,8 +248,7 @@ def options(job: Job) -> dict[str, list]:
 
 
 def advice(job: Job, room: float) -> list[Job]:
-    """Jobs that fit, with as few settings changed as possible. Shorter prompts come last, because they change what is
-    learned. Empty if the job fits or nothing helps."""
+    """Jobs that fit, with as few settings changed as possible. Shorter prompts, another task, come last."""
     names = [] if fits(job, room) else [name for name, values in options(job).items() if values]
     for count in range(1, len(names) + 1):
         changed = [change(job, room, some) for some in combinations(names, count)]
@@ -298,21 +262,17 @@ def change(job: Job, room: float, names: tuple[str, ...]) -> Job | None:
     if not names:
         return job if fits(job, room) else None
     for value in options(job)[names[0]]:
-        other = replace(job, **{names[0]: value})
-        strongest = other
+        strongest = other = replace(job, **{names[0]: value})
         for name in names[1:]:
-            strongest = replace(strongest, **{name: values[-1] for values in [options(strongest)[name]] if values})
+            strongest = replace(strongest, **{name: value for value in options(strongest)[name][-1:]})
         if fits(strongest, room):
             return change(other, room, names[1:])
     return None
 
 
-# What train_rl.py prints before its first step
-
 def of_run(cfg, model: ModelConfig, prompts: int, prompt: int, bytes: int, ranks: int, replicas: int) -> Job:
     """The job of a run with settings `cfg` (train_rl.Config): at most `prompts` prompts a step of at most `prompt`
-    tokens, computed in numbers of `bytes` bytes by `ranks` processes on `replicas` nodes. Every answer counts as if it
-    were as long as it may be."""
+    tokens, computed in numbers of `bytes` bytes by `ranks` processes on `replicas` nodes. All answers are longest."""
     settings = {field.name: getattr(cfg, field.name) for field in fields(Settings) if hasattr(cfg, field.name)}
     settings |= {"max_prompt_tokens": prompt, "prompts_per_step": prompts, "gpus": ranks // replicas, "nodes": replicas,
                  "device": "cuda" if cfg.device.startswith("cuda") else "cpu",
@@ -323,18 +283,17 @@ def of_run(cfg, model: ModelConfig, prompts: int, prompt: int, bytes: int, ranks
 def words(job: Job) -> str:
     """The plan in four lines."""
     n, prompts = job.numbers, job.prompts_per_step
-    size = {phase: gigabytes(value) for phase, value in peaks(job).items()}
+    answers, pool = prompts * n.G, gigabytes(moments(job)["decode"]["KV pool"])
+    rest, rollout, update, optimizer = map(gigabytes, peaks(job).values())
     parameters = f"{n.total / 1e9:.2f} billion" if n.total > 1e8 else f"{n.total / 1e6:.2f} million"
-    pool = gigabytes(moments(job)["decode"]["KV pool"])
-    return (f"plan: {parameters} parameters; processes: {n.ranks}; a step has {prompts:,} prompts of at most "
-            f"{n.P + 1:,} tokens and {prompts * n.G:,} answers of at most {n.R:,}: {prompts * (n.P + 1):,} and "
-            f"{prompts * n.G * n.R:,} tokens\n"
-            f"plan: prompts per update: {-(-prompts // job.updates_per_step)}; micro-batches per prompt: "
-            f"{n.microbatches}; answers per micro-batch: {n.answers}, {n.T:,} tokens\n"
-            f"plan: KV cache: {job.kv_blocks:,} blocks, {job.kv_blocks * BLOCK_SIZE:,} tokens, {pool}; answers at "
-            f"once: {n.decoding}\n"
-            f"plan: tensors on each {'GPU' if n.on_gpu else 'process'}: {size['at rest']} at rest; at most "
-            f"{size['rollout']} in a rollout, {size['update']} in an update, {size['optimizer']} in an optimizer step")
+    return f"""\
+plan: {parameters} parameters; processes: {n.ranks}; a step has {prompts:,} prompts of at most {n.P + 1:,} tokens and \
+{answers:,} answers of at most {n.R:,}: {prompts * (n.P + 1):,} and {answers * n.R:,} tokens
+plan: prompts per update: {-(-prompts // job.updates_per_step)}; micro-batches per prompt: {n.microbatches}; \
+answers per micro-batch: {n.answers}, {n.T:,} tokens
+plan: KV cache: {job.kv_blocks:,} blocks, {job.kv_blocks * BLOCK_SIZE:,} tokens, {pool}; answers at once: {n.decoding}
+plan: tensors on each {'GPU' if n.on_gpu else 'process'}: {rest} at rest; at most {rollout} in a rollout, {update} in \
+an update, {optimizer} in an optimizer step"""
 
 
 def gigabytes(value: float) -> str:

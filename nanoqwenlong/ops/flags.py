@@ -17,7 +17,7 @@ import typing
 from dataclasses import asdict, fields, is_dataclass
 
 from ..errors import ConfigError
-from .settings import REMOVED
+from .settings import REMOVED, RENAMED
 
 
 def flag_of(name: str) -> str:
@@ -55,6 +55,8 @@ def split_flags(argv: list[str], known) -> dict[str, list[str]]:
             name = flag.replace("-", "_")
             if name not in known and name in REMOVED:
                 raise ConfigError(f"--{flag} is no longer a flag; change the constant {REMOVED[name]} instead")
+            if name not in known and RENAMED.get(name, "").split(" ")[0] in map(flag_of, known):
+                raise ConfigError(f"--{flag} is no longer a flag; give {RENAMED[name]} instead")
             if name not in known:
                 nearest, = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
                 raise ConfigError(f"unknown flag --{flag}; did you mean {flag_of(nearest)}?")

@@ -80,3 +80,5 @@ REMOVED = {
     "retro_floor": "floor in nanoqwenlong/curriculum.py",
     "show_every": "SHOW_EVERY in train_rl.py",
 }
+# Flags of tools.plan that are called as in train_rl.py now.
+RENAMED = {"recompute": "--old-logprobs recompute", "reference": "--measure-kl", "cut": "--top-p 0.95"}
