@@ -213,6 +213,21 @@ def test_files_named_in_backticks_exist():
             assert any((ROOT / home / name).is_file() for home in homes), (page.name, name)
 
 
+def names_in(tree) -> set[str]:
+    """Functions, classes, methods, fields and variables that a file defines or uses."""
+    nodes = list(ast.walk(tree))
+    return {getattr(node, "name", None) for node in nodes} | {node.id for node in nodes if isinstance(node, ast.Name)}
+
+
+def test_names_in_backticks_exist():
+    """`toy.look_back`, `parallel.whole`: if the first part is a file of ours, it has the second."""
+    files = {path.stem: path for folder in ("nanoqwenlong", "kernels") for path in (ROOT / folder).rglob("*.py")}
+    for page in PAGES:
+        for module, name in re.findall(r"`(\w+)\.(\w+)(?:\(\))?`", page.read_text(encoding="utf-8")):
+            if module in files and name not in ("py", "json", "md", "jsonl", "png"):
+                assert name in names_in(ast.parse(source(files[module]))), (page.name, f"{module}.{name}")
+
+
 def test_read_it_names_the_method_and_every_wing():
     section = README.read_text(encoding="utf-8").split("\n## Read it\n")[1].split("\n## ")[0]
     listed = re.findall(r"[\w/]+\.py", section.split("```")[0])
@@ -230,8 +245,6 @@ def test_change_it_names_functions_and_tables_that_exist():
     named = re.findall(r"`([\w.]+)`(?: and `([\w.]+)`)? in\s+`([\w/]+\.py)`", page)
     assert named
     for *names, file in named:
-        tree = ast.parse(source(ROOT / file))
-        known = {getattr(node, "name", None) for node in ast.walk(tree)} | {
-            node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        known = names_in(ast.parse(source(ROOT / file)))
         for name in filter(None, names):
             assert set(name.split(".")) <= known, (name, file)
