@@ -25,7 +25,7 @@ Made by \`make assets\` ([recipes/assets.sh](../recipes/assets.sh)) on one CPU c
 seed 0; toy scale, 0.18M parameters.
 
 * \`nano-base\`: \`train_sft.py --preset nano-base\`, $(seconds base) seconds: language modelling on short pages,
-  from random weights, except for one head that starts by looking one token back (\`toy.look_back\`).
+  from random weights, except for one head that starts by looking one token back (\`looks_back\` of \`toy.new_model\`).
   It has never seen a question. Share of right look-ups after a repeated key, in documents of 8, 12, 24 and
   36 records: $($python -m recipes.look_ups assets/nano-base 8 12 24 36).
 * \`nano-sft\`: \`train_sft.py\` on the base, $(seconds sft) seconds: worked answers on short documents.
