@@ -1,8 +1,6 @@
 """Texts completed by a model behind an OpenAI-style HTTP server, which may be slow, broken, or down.
 
     Server(url, model, key)(prompts) -> replies, None for those that did not come, all by a deadline
-
-Nothing that a server does raises an error. What went wrong is counted, by reason.
 """
 
 import json
@@ -27,13 +25,13 @@ LARGEST = 1_000_000                     # bytes of a response
 class Server:
     """Completes prompts by POST url/chat/completions at temperature 0, many at once. Rank 0 posts for all ranks.
 
-    deadline, timeout: seconds for a whole call and for one try, whatever the server does.
+    deadline, timeout: seconds for a whole call and for one try. Nothing that the server does raises an error.
     tries, pause: for one prompt. The pauses are `pause` seconds, twice that, and so on, less up to a half at random,
     but at least what Retry-After says. A prompt fails when the next pause would end after the deadline.
     problems: the reasons of the last call, one for each prompt without a reply.
 
-    Only the host of `url` is contacted: no redirect is followed and no proxy of the environment used. The key goes into
-    a request header and nowhere else. Raises ConfigError for an invalid model, key or URL, without repeating it."""
+    Only the host of `url` is contacted, without redirects and proxies. The key goes only into a request header. Raises
+    ConfigError for an invalid model, key or URL, without repeating it."""
 
     def __init__(self, url: str, model: str, key: str = "", concurrency: int = 16, deadline: float = 300.0,
                  timeout: float = 60.0, tries: int = 5, pause: float = 1.0, max_new_tokens: int = 256):

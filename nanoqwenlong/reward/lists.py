@@ -24,16 +24,11 @@ def items(answer: str, gold_items: Sequence[str] = ()) -> list[str]:
     """
     known = set(map(normalise, gold_items))
 
-    def listed(lines: list[str]) -> list[str]:
-        normalised = []
-        for line in lines:
-            item = normalise(line)
-            if item not in known and BULLET.match(line):       # "7. Symphony" stays whole if it is a gold item
-                item = normalise(BULLET.sub("", line))
-            normalised.append(item)
-        return list(filter(None, normalised))
+    def item(line: str) -> str:
+        whole = normalise(line)                                # "7. Symphony" stays whole if it is a gold item
+        return whole if whole in known else normalise(BULLET.sub("", line))
 
-    lines = listed(answer.split("\n"))
+    lines = list(filter(None, map(item, answer.split("\n"))))
     if len(lines) != 1 or not known or lines[0] in known:
         return lines
     line = plain(answer)
@@ -43,7 +38,7 @@ def items(answer: str, gold_items: Sequence[str] = ()) -> list[str]:
     separator = next((mark for mark in (";", "→", " > ") if mark in line), commas)
     *first, last = re.split(separator, line)
     last = [last] if normalise(last) in known else re.split(r"(?:^|\s)and\s", last)
-    return listed(first + last)
+    return list(filter(None, map(item, first + last)))
 
 
 def both(answer: str, gold: str) -> tuple[list[tuple], list[tuple]]:

@@ -3,7 +3,7 @@
     Worker().ask(["\\\\frac{1}{2}", "0.5"])  --a line of JSON-->  this file, run as a program  --a line of JSON-->  True
 
 A short text ("100000000!") can keep sympy busy for hours or fill the memory. math-verify guards itself by an alarm
-signal, which works only in a main thread. A process can simply be killed. To start it takes about a second, once.
+signal, which works only in a main thread. A process can simply be killed.
 """
 
 import atexit
@@ -103,15 +103,11 @@ def serve() -> None:
     sys.path[:] = [folder for folder in sys.path if folder != here]            # our numbers.py would hide Python's
     sys.stdout = sys.stderr                                    # what others print must not reach the main program
     from math_verify import LatexExtractionConfig, parse, verify
-
-    def expression(text: str) -> list:
-        """What math-verify reads in a box with this text, [] if it does not understand it."""
-        return parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
-
+    settings = dict(extraction_config=[LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
     os.write(1, b'"ready"\n')                                  # in one piece, as every reply
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_REAL, 2 * DEADLINE)
-        gold, answer = map(expression, json.loads(line))
+        gold, answer = (parse(rf"\boxed{{{text}}}", **settings) for text in json.loads(line))
         os.write(1, json.dumps(bool(verify(gold, answer, timeout_seconds=None))).encode() + b"\n")
         signal.setitimer(signal.ITIMER_REAL, 0)
 

@@ -24,11 +24,9 @@ NUMBER = re.compile(rf"""
 
 
 class Number(NamedTuple):
-    """A number as it was written: 5.20% has the value 26/5, the unit "%" and the step 1/100."""
-
-    value: Fraction                     # of what stands before the unit
+    value: Fraction                     # of what stands before the unit: 26/5 for 5.20%
     unit: str                           # "%", a currency, or ""
-    step: Fraction                      # one unit of the last written digit, 0 for 3/4
+    step: Fraction                      # one unit of the last written digit: 1/100 for 5.20%, 0 for 3/4
 
 
 def number(text: str) -> Number | None:
