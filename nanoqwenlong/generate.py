@@ -53,14 +53,13 @@ class Generator:
     ) -> list[Group]:
         """One Group of `n` completions per prompt, in order.
 
-        A completion ends with the first id in `eos_ids` ("stop") or after `max_new_tokens` ("length"). Its log-probs
-        are of the full vocabulary at `temperature` (1 if greedy), whatever `top_p` cuts off.
+        A completion ends with the first id in `eos_ids` ("stop") or after `max_new_tokens` ("length").
         Raises OutOfBlocks if the pool cannot hold a single answer, SamplingError for invalid settings."""
         is_valid = n >= 1 and max_new_tokens >= 0 and temperature >= 0 and 0 < top_p <= 1
         if not is_valid or not all(map(len, prompts)):
             raise SamplingError(f"sampling needs n >= 1 (got {n}), max_new_tokens >= 0 ({max_new_tokens}), temperature "
                                 f">= 0 ({temperature}), 0 < top_p <= 1 ({top_p}) and no empty prompt")
-        keys = list(range(len(prompts)) if keys is None else keys)
+        keys = range(len(prompts)) if keys is None else keys
         if len(keys) != len(prompts):
             raise SamplingError(f"{len(prompts)} prompts came with {len(keys)} keys; give one for each")
         if prompts:
@@ -83,7 +82,8 @@ class Generator:
         groups = [None] * len(prompts)
         for share in shares:
             for p in share:
-                groups[p] = Group(keys[p], tuple(prompts[p]), tuple(islice(completions, n)))
+                group = tuple(islice(completions, n))
+                groups[p] = Group(keys[p], tuple(prompts[p]), group)
         return groups
 
     def require(self, prompt_tokens: int, max_new_tokens: int) -> None:
@@ -92,11 +92,10 @@ class Generator:
         self.model.config.require_window(length)
         needed = blocks_for(length, self.pool.block_size)
         if needed > self.pool.num_blocks:
-            raise OutOfBlocks(f"a prompt of {prompt_tokens} tokens with {max_new_tokens} new tokens needs {needed} "
-                              f"blocks of {self.pool.block_size}, the pool has {self.pool.num_blocks}: give the cache "
-                              "more blocks (--kv-blocks)")
+            raise OutOfBlocks(f"{prompt_tokens} prompt tokens and {max_new_tokens} new tokens need {needed} blocks of "
+                              f"{self.pool.block_size}, the pool has {self.pool.num_blocks}: give more --kv-blocks")
 
-    def _answer(self, answers: Sequence[Answer], temperature, top_p, max_new_tokens, end_ids, on_token) -> None:
+    def _answer(self, answers, temperature, top_p, max_new_tokens, end_ids, on_token) -> None:
         """Samples every answer to its end: fills its ids, logprobs and finish_reason."""
         if not answers or not max_new_tokens:
             return
@@ -116,8 +115,8 @@ class Generator:
                         again.append((ids, a.table, a.num_cached))
                 self._prefill(again)
                 # 4. Decode one token for each running answer.
-                ids, logprobs = self._decode(schedule.running, temperature, top_p)
-                for answer, token, logprob in zip(schedule.running, ids, logprobs):
+                drawn = self._decode(schedule.running, temperature, top_p)
+                for answer, token, logprob in zip(schedule.running, *drawn):
                     answer.ids.append(token)
                     answer.logprobs.append(logprob)
                     if token in end_ids:
@@ -165,8 +164,7 @@ class Generator:
         u = [next(answer.uniforms) for answer in running]
         u = torch.tensor(u, dtype=torch.float64, device=logits.device)
         ids, logprobs = draw(logits, u, temperature, top_p)    # (S,), (S,)
-        both = torch.stack([ids.double(), logprobs.double()])
-        ids, logprobs = both.tolist()                          # one transfer to the CPU
+        ids, logprobs = torch.stack([ids.double(), logprobs.double()]).tolist()            # one transfer to the CPU
         if any(map(math.isnan, logprobs)):
             raise NaNLogits("the model's logits are NaN: its weights are damaged (--check-finite names the tensor), or "
                             "a training step broke them")

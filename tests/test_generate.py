@@ -528,7 +528,7 @@ def test_a_pool_that_is_too_small_is_refused_with_both_numbers_before_any_work(m
         raise AssertionError("the model was called")
     monkeypatch.setattr(type(model), "forward", work)
     generator = Generator(model, 5, 4)
-    with pytest.raises(OutOfBlocks, match=r"prompt of 9 tokens with 13 new tokens needs 6 blocks of 4.* has 5"):
+    with pytest.raises(OutOfBlocks, match="9 prompt tokens and 13 new tokens need 6 blocks of 4.* has 5"):
         generator.sample([[1], random_ids(9)], max_new_tokens=13)
     assert generator.pool.num_free == 5
 

@@ -76,8 +76,7 @@ class Schedule:
             answer = self.waiting[0]
             stem_len = len(answer.prompt_ids) - 1
             needed = blocks_for(answer.context_len, block_size) - stem_len // block_size
-            if not self.cached_stem:
-                needed += blocks_for(stem_len, block_size)
+            needed += 0 if self.cached_stem else blocks_for(stem_len, block_size)
             if self.cached_stem and not answer.ids:
                 reserve = len(self.running)
             else:
@@ -88,8 +87,9 @@ class Schedule:
             if not self.cached_stem:
                 self.cached_stem = Stem(answer.prompt, answer.prompt_ids[:-1], self.pool.allocate(stem_len))
                 new_stems.append(self.cached_stem)
-            answer.stem, answer.num_cached = self.cached_stem, stem_len
+            answer.stem = self.cached_stem
             answer.table = self.pool.fork(answer.stem.table)
+            answer.num_cached = stem_len
             self.running.append(self.waiting.popleft())
             if not self.waiting or self.waiting[0].prompt != answer.prompt:
                 self._evict_stem()
@@ -122,7 +122,8 @@ class Schedule:
     def close(self) -> None:
         while self.running:
             self._preempt()
-        self._evict_stem()
+        if self.cached_stem:
+            self._evict_stem()
 
     def _expected_growth(self, answer: Answer) -> int:
         """Blocks that an answer will still take if it gets as long as the average retired one, at least one."""
@@ -152,6 +153,5 @@ class Schedule:
         self.waiting.appendleft(answer)
 
     def _evict_stem(self) -> None:
-        if self.cached_stem:
-            self.pool.free(list(self.cached_stem.table))
-            self.cached_stem = None
+        self.pool.free(list(self.cached_stem.table))
+        self.cached_stem = None
