@@ -262,7 +262,7 @@ def test_the_tool_leaves_a_healthy_run_alone_and_a_half_written_line_out(tmp_pat
 
 @pytest.mark.parametrize("content, code, words", [
     (None, 66, "No such file"), ("", 65, "no step in it yet"), ('{"step": 1', 65, "no step in it yet"),
-    ('{"step": 1}\nhalf\n{"step": 3}\n', 65, "metrics.jsonl:2: this line is not JSON"),
+    ('{"step": 1}\nhalf\n{"step": 3}\n', 65, "metrics.jsonl:2: this line is not a JSON object"),
     ("[1]\n", 65, "metrics.jsonl:1"), ("[" * 100_000 + "\n", 65, "metrics.jsonl:1")])
 def test_the_tool_says_what_cannot_be_read_and_goes_on(tmp_path, capsys, content, code, words):
     other = write(tmp_path / "other", healthy(20))

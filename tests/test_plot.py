@@ -267,7 +267,7 @@ def test_a_bar_is_one_line_whatever_its_name(tmp_path):
     ("", "no step in it yet"),
     ('{"step": 1, "rew', "no step in it yet"), ('{"step": 1}\nx\n{"step": 2}\n', "jsonl:2: "),
     ('{"step": 1}\n', "no step has a number to show"),
-    ("[1]\n", "not a JSON object but a list"), ('{"reward": 1}\n', '"step"'),
+    ("[1]\n", "this line is not a JSON object"), ('{"reward": 1}\n', '"step"'),
     ('{"step": 1, "reward": "x"}\n', "no step has a number to show"),
     ("\xff\n", "jsonl:1: "), ("[" * 9999, "step")])
 def test_metrics_that_cannot_be_drawn_are_refused_in_a_sentence(tmp_path, capsys, content, told):

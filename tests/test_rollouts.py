@@ -114,7 +114,7 @@ def test_what_is_not_there_is_told_in_a_sentence(show, words, told):
 
 
 @pytest.mark.parametrize("line, told", [
-    ("nonsense", ":2: this line is not JSON"), ("[]", ":2: not a JSON object"),
+    ("nonsense", ":2: this line is not a JSON object"), ("[]", ":2: this line is not a JSON object"),
     (json.dumps({**answer(), "text": 7}), ":2: 'text' is '7'"),
     ('{"step": 1, "id": "a"}', ":2: 'text' is 'missing'"),
     *((json.dumps(answer(**{name: ["much"]})), f":2: '{name}' is") for name in rollouts.FIELDS),

@@ -116,7 +116,7 @@ def draw_bars(axes, part: str, models: list[Evaluated], first_look: int) -> None
         rates = [rate for rate, _, _ in parts[part].values()]
         below = [max(0, rate - low) for rate, low, _ in parts[part].values()]
         above = [max(0, high - rate) for rate, _, high in parts[part].values()]
-        bars = axes.bar(xs, rates, 0.9 * width, yerr=[below, above], capsize=2.5, ecolor="#777777", edgecolor="white",
+        bars = axes.bar(xs, rates, 0.9 * width, yerr=[below, above], capsize=2.5, ecolor="black", edgecolor="white",
                         label=model, color=look(place + first_look)["color"])
         axes.bar_label(bars, fmt="%.0f", padding=1, fontsize=7)
     axes.set(ylim=(0, 112), yticks=range(0, 101, 20), ylabel="%, with 95 % interval", title=ACCURACY[part])
@@ -208,8 +208,7 @@ def main(argv: list[str]) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="a run, an evaluation, or a demo")
     parser.add_argument("--metric", nargs="+", default=[], metavar="KEY", help="keys of metrics.jsonl")
-    parser.add_argument("--out", type=Path, help="a directory, or a PNG file if there is one picture (default: the "
-                                                 "first DIR)")
+    parser.add_argument("--out", type=Path, help="a directory, or a PNG file for one picture (default: the first DIR)")
     parser.add_argument("--text", action="store_true", help="draw in the terminal")
     args = parser.parse_args(argv)
     return run_tool(lambda: show(args.runs, args.metric, args.out or args.runs[0], args.text))

@@ -26,9 +26,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict]]:
             except (ValueError, RecursionError):
                 if not line.endswith(b"\n"):
                     return
-                raise DataError(f"{path}:{number}: this line is not JSON; remove it") from None
+                row = None
             if not isinstance(row, dict):
-                raise DataError(f"{path}:{number}: not a JSON object but a {type(row).__name__}; remove this line")
+                raise DataError(f"{path}:{number}: this line is not a JSON object; remove it")
             yield number, row
 
 
@@ -100,10 +100,10 @@ def metrics(groups: dict[str, Group]) -> list[str]:
     """Return the names of all metrics. Raises DataError if there are none."""
     rows = [row for group in groups.values() for rows in group for row in rows]
     names = dict.fromkeys(key for row in rows for key in row if number(row, key) is not None)
-    names = [name for name in names if name not in ("step", "phase", "minutes", "million tokens")]
-    if not names:
+    measured = [name for name in names if name not in ("step", "phase", "minutes", "million tokens")]
+    if not measured:
         raise DataError("no step has a number to show; it should be the metrics.jsonl of a run")
-    return names
+    return measured
 
 
 def buckets(names: Sequence[str]) -> list[str]:
