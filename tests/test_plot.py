@@ -300,4 +300,4 @@ def test_labels():
 
 
 def test_no_two_of_many_lines_look_alike():
-    assert len({(plot.look(place)["color"], str(plot.look(place)["linestyle"])) for place in range(49)}) == 49
+    assert len({(plot.look(place)["color"], str(plot.look(place)["linestyle"])) for place in range(35)}) == 35

@@ -27,7 +27,7 @@ from tools.terminal import charts, run_tool, say, table
 from nanoqwenlong.errors import ConfigError
 
 COLOURS = ("#004488", "#DDAA33", "#BB5566", "#5FA8A0", "#B9D8F0", "#7A3F98", "#000000")     # differ in lightness, too
-DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (2, 2)))
+DASHES = ("-", "--", ":", "-.", (0, (8, 3)))
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
          "axes.axisbelow": True, "grid.color": "#E4E4E4", "axes.titlesize": 10.5, "legend.frameon": False,
          "legend.fontsize": 9, "text.parse_math": False}        # a "$" in a name is a "$"
