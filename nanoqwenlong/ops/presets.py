@@ -29,34 +29,25 @@ KV_BLOCKS = {
     "qwen2.5-7b": 40000,                # ours: 8 GPUs of 80 GB. 37 GB beside 15 and 11
     "qwen3-4b": 40000,                  # ours: 8 GPUs of 141 GB. 94 GB beside 8 and 6
     "qwen3-30b-a3b": 32000}             # ours: 8 GPUs of 141 GB, or nodes of them. 50 GB beside 61
-GPU = dict(
-    device="cuda",                      # ours
-    timeout_minutes=120.0)              # ours: ranks wait for the longest rollout
-OFFLOADED = dict(
-    offload=True,                       # ours: in rollouts a GPU has to hold the whole weights
-    threads=8)                          # ours: the optimizer then runs on the CPU
+GPU = dict(device="cuda", timeout_minutes=120.0)        # ours: ranks wait for the longest rollout
+OFFLOADED = dict(offload=True, threads=8)               # ours: a GPU has no room. The optimizer then runs on the CPU
 
 # Reinforcement learning
 QWENLONG_L1 = dict(
     phase_lengths=(20000, 60000),       # paper 3.2, Eq. 9: K = 2, L1 = 20K, L2 = 60K
     phase_steps=(50, 50),               # ours: the paper does not say
-    prompts_per_step=128,               # paper 3.2
-    group_size=8,                       # paper 3.2
+    prompts_per_step=128, group_size=8,  # paper 3.2
     updates_per_step=4,                 # paper 3.2: minibatches of 32 prompts
     learning_rate=2e-6,                 # paper 3.2
-    warmup_steps=0,                     # script: constant
-    weight_decay=0.01,                  # script
-    clip_low=0.2,                       # script. Not in the paper
-    clip_high=0.2,                      # script, which is symmetric although it is DAPO's
+    warmup_steps=0, weight_decay=0.01,  # script
+    clip_low=0.2, clip_high=0.2,        # script, which is symmetric although it is DAPO's. Not in the paper
     temperature=0.7,                    # paper 3.2
     top_p=1.0,                          # (*) paper 3.2: 0.95, but the loss should score what was sampled
-    max_prompt_tokens=60000,            # paper 3.2
-    max_new_tokens=10000,               # paper 3.2
+    max_prompt_tokens=60000, max_new_tokens=10000,      # paper 3.2
     overlong_buffer=1000,               # script. Eq. 7 has no figure
     max_refills=9,                      # script: 10 rounds of prompts at most
     retro_hard_below=0.0,               # paper 3.2: examples without a right answer come back
-    checkpointing=True,                 # ours: memory
-    kv_blocks=40000)                    # ours: memory
+    checkpointing=True, kv_blocks=40000)                # ours: memory
 ONE_GPU = dict(                         # departures for the smaller models
     prompts_per_step=32,                # (*) a quarter of the paper's, so that a step ends within the hour
     updates_per_step=1,                 # (*) a minibatch is still the paper's
@@ -64,24 +55,16 @@ ONE_GPU = dict(                         # departures for the smaller models
 GOLONGRL = dict(
     phase_lengths=(163840,),            # GoLongRL: all lengths at once
     phase_steps=(1000,),                # ours: GoLongRL makes 10 epochs. Their steps depend on how many groups agree
-    prompts_per_step=128,               # GoLongRL
-    group_size=16,                      # GoLongRL
+    prompts_per_step=128, group_size=16,  # GoLongRL
     updates_per_step=1,                 # GoLongRL: one update per rollout
-    learning_rate=2e-6,                 # GoLongRL
-    warmup_steps=5,                     # GoLongRL
-    weight_decay=0.1,                   # GoLongRL
-    clip_low=0.2,                       # GoLongRL
-    clip_high=0.28,                     # GoLongRL
-    dual_clip=3.0,                      # GoLongRL
+    learning_rate=2e-6, warmup_steps=5, weight_decay=0.1,       # GoLongRL
+    clip_low=0.2, clip_high=0.28, dual_clip=3.0,        # GoLongRL
     advantages="tmn_reweight",          # GoLongRL 4B
     loss="grpo",                        # GoLongRL: it averages over tokens within micro-batches of one answer
-    temperature=1.0,                    # GoLongRL
-    top_p=1.0,                          # GoLongRL
-    max_prompt_tokens=163840,           # GoLongRL
-    max_new_tokens=16384,               # GoLongRL
+    temperature=1.0, top_p=1.0,         # GoLongRL
+    max_prompt_tokens=163840, max_new_tokens=16384,     # GoLongRL
     max_refills=9,                      # (*) GoLongRL: 32 rounds. After 10 a step continues with the groups it has
-    checkpointing=True,                 # ours: memory
-    kv_blocks=60000)                    # ours: memory
+    checkpointing=True, kv_blocks=60000)                # ours: memory
 SAVED = dict(GPU, save_every=5)         # script, GoLongRL
 RL = {
     "paper": QWENLONG_L1,
@@ -102,11 +85,9 @@ WARM_UP = dict(
     batch_size=128,                     # paper 3.2
     steps=125,                          # paper 3.1, 3.2: 3 epochs of 5,305 examples. For other data: 3 * rows / 128
     learning_rate=5e-6,                 # paper 3.2
-    warmup_steps=0,                     # ours: as in RL. The paper does not say
-    weight_decay=0.01,                  # ours: as in RL
+    warmup_steps=0, weight_decay=0.01,  # ours: as in RL. The paper does not say
     eval_every=0,                       # ours: the paper stops after its epochs
-    save_every=20,                      # ours
-    checkpointing=True)                 # ours: memory
+    save_every=20, checkpointing=True)  # ours: memory
 SFT = {
     "nano-base": dict(                              # ours: the tiny base of assets/
         model="new",                    # random weights
@@ -122,16 +103,12 @@ SFT["r1-distill-qwen-32b"] |= OFFLOADED
 
 # Evaluation: every GPU has a whole model.
 BENCHMARKS = dict(
-    temperature=0.7,                    # paper 3.3
-    top_p=0.95,                         # paper 3.3
-    max_prompt_tokens=120000,           # paper 3.3
-    max_new_tokens=10000,               # paper 3.3
+    temperature=0.7, top_p=0.95,        # paper 3.3
+    max_prompt_tokens=120000, max_new_tokens=10000,     # paper 3.3
     lengths=(20000, 60000, 120000))     # ours: where phases end, and prompts
 GOLONGRL_BENCHMARKS = dict(
-    temperature=0.7,                    # GoLongRL
-    top_p=0.95,                         # GoLongRL
-    max_prompt_tokens=131072,           # GoLongRL: a context of 182,272 with the answer
-    max_new_tokens=51200,               # GoLongRL
+    temperature=0.7, top_p=0.95,        # GoLongRL
+    max_prompt_tokens=131072, max_new_tokens=51200,     # GoLongRL: a context of 182,272 with the answer
     lengths=(20000, 60000, 131072))     # ours
 EVAL = {"paper": BENCHMARKS, "golongrl": GOLONGRL_BENCHMARKS}
 for name in SOURCES:
