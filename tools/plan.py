@@ -61,29 +61,14 @@ def job_of(cfg: Config) -> plan.Job:
     return plan.Job(model=model, **{field.name: getattr(cfg, field.name) for field in fields(plan.Settings)})
 
 
-def table(*rows: list) -> str:
-    """The rows as text. Numbers have one digit after the point, and zeros are left out."""
-    cells = [[cell if isinstance(cell, str) else f"{cell:.1f}" if cell else "" for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells)
-
-
-def memory_table(job: plan.Job) -> str:
-    """Items and their sum, a column for each moment."""
-    moments = plan.moments(job)
-    unit, name = (1e9, "GB") if max(plan.peaks(job).values()) >= 1e9 else (1e6, "MB")
-    rows = [[item, *(items.get(item, 0) / unit for items in moments.values())] for item in plan.ITEMS]
-    sums = [sum(items.values()) / unit for items in moments.values()]
-    return table([f"{name} on each {'GPU' if job.numbers.on_gpu else 'process'}", *moments],
-                 *(row for row in rows if any(row[1:])), ["sum", *sums])
-
-
-def time_table(job: plan.Job, rates: plan.Work) -> str:
-    seconds = plan.seconds(job, rates)
-    rows = [[work.products / 1e15, work.attention / 1e15, work.bytes / 1e12] for work in plan.work(job).values()]
-    return table(["on each GPU", "PFLOP of products", "of attention", "TB read", "seconds"],
-                 *([phase, *row, f"{seconds[phase]:.4g}"] for phase, row in zip(seconds, rows)),
-                 ["step", *map(sum, zip(*rows)), f"{sum(seconds.values()):.4g}"])
+def table(heading: list[str], rows: dict[str, list[float]], total: str) -> str:
+    """The rows that are not all zero, and their sums, as text. Zeros are left out. Only seconds have four digits."""
+    rows = {**rows, total: [sum(column) for column in zip(*rows.values())]}
+    digits = [".4g" if name == "seconds" else ".1f" for name in heading[1:]]
+    lines = [heading, *([name, *(format(x, digit) if x else "" for x, digit in zip(row, digits))]
+                        for name, row in rows.items() if any(row))]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
 
 
 def overview(cfg: Config, rates: plan.Work) -> str:
@@ -119,8 +104,7 @@ def rates_of(cfg: Config) -> plan.Work:
     parallel.require_device(cfg.device)
     n, tokens = (8192, 16384) if cfg.device == "cuda" else (1024, 1024)
     options = dict(dtype=getattr(torch, cfg.dtype), device=cfg.device)
-    a, b = torch.randn(2, n, n, **options)
-    q = torch.randn(1, tokens, 16, 128, **options)
+    (a, b), q = torch.randn(2, n, n, **options), torch.randn(1, tokens, 16, 128, **options)
     finish = torch.cuda.synchronize if cfg.device == "cuda" else int
 
     def best(call) -> float:
@@ -144,20 +128,27 @@ def report(cfg: Config) -> int:
         job.model.require_window(n.P + n.R)
     except ModelError as error:
         print(f"note: {error}")
-    print(f"\n{memory_table(job)}")
+    moments = plan.moments(job)
+    unit, name = (1e9, "GB") if max(peaks.values()) >= 1e9 else (1e6, "MB")
+    memory = {item: [items.get(item, 0) / unit for items in moments.values()] for item in plan.ITEMS}
+    print("\n" + table([f"{name} on each {'GPU' if n.on_gpu else 'process'}", *moments], memory, "sum"))
     if job.offload:
-        print(f"in CPU memory, for each GPU: at least {20 * n.total / job.gpus / 1e9:.1f} GB of "
-              "weights, gradients and optimizer")
+        size = 20 * n.total / job.gpus / 1e9
+        print(f"in CPU memory, for each GPU: at least {size:.1f} GB of weights, gradients and optimizer")
+    left = {phase: (cfg.room - size) / 1e9 for phase, size in peaks.items()}
     if fits:
-        print(f"\nfits: {(cfg.room - max(peaks.values())) / 1e9:.1f} GB are left beside {cfg.reserve:g} GB in reserve")
+        print(f"\nfits: {min(left.values()):.1f} GB are left beside {cfg.reserve:g} GB in reserve")
     else:
-        print("\ndoes not fit")
-        for phase in [phase for phase in peaks if peaks[phase] > cfg.room]:
-            print(f"{phase}: {peaks[phase] / 1e9:.1f} GB, {(peaks[phase] - cfg.room) / 1e9:.1f} too many")
+        print("\ndoes not fit", *(f"{phase}: {peaks[phase] / 1e9:.1f} GB, {-room:.1f} too many"
+                                  for phase, room in left.items() if room < 0), sep="\n")
         if job.kv_blocks < n.needed_blocks:
             print(f"rollout: one answer needs --kv-blocks {n.needed_blocks}, there are {job.kv_blocks}")
-        print("\n".join(f"would fit: {line}" for line in remedies(job, cfg, rates)))
-    print(f"\n{time_table(job, rates)}\nat {rates.products / 1e12:.4g} TFLOP/s of products, "
+        print(*(f"would fit: {line}" for line in remedies(job, cfg, rates)), sep="\n")
+    seconds = plan.seconds(job, rates)
+    time = {phase: [work.products / 1e15, work.attention / 1e15, work.bytes / 1e12, seconds[phase]]
+            for phase, work in plan.work(job).items()}
+    print("\n" + table(["on each GPU", "PFLOP of products", "of attention", "TB read", "seconds"], time, "step"))
+    print(f"at {rates.products / 1e12:.4g} TFLOP/s of products, "
           f"{rates.attention / 1e12:.4g} of attention and {rates.bytes / 1e12:.3g} TB/s, "
           f"{'measured here' if cfg.measure else 'which are assumptions'}; a lower bound (docs/planning.md)")
     return 0 if fits else 1

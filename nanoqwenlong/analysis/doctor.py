@@ -25,11 +25,7 @@ class Finding(NamedTuple):
 
 
 def diagnose(rows: Rows) -> list[Finding]:
-    """The faults of a run at the last of these steps. If one fault explains another, only the cause is reported.
-
-    >>> [finding.name for finding in diagnose([{"completions/clipped_ratio": 0.95, "answers/extracted": 0.02}])]
-    ['answers cut off']
-    """
+    """The faults of a run at the last of these steps. If one fault explains another, only the cause is reported."""
     phase = [row for row in rows if row is rows[-1] or row.get("phase") == rows[-1].get("phase")]
     findings = {}
     for name, check, sentence in RULES if phase else ():
@@ -43,9 +39,8 @@ class Doctor:
     """Looks at a run step by step. A finding is repeated after WINDOW steps of silence."""
 
     def __init__(self):
-        self.rows: list[Mapping] = []                          # the first and the last rows of the present phase
-        self.step, self.reported = 0, {}                       # name of a fault -> step at which it was last reported
-        self.findings: list[Finding] = []                      # all faults at the last step, reported or not
+        self.rows, self.findings = [], []          # first and last rows of the phase. All faults at the last step
+        self.step, self.reported = 0, {}           # name of a fault -> step at which it was last reported
 
     def look(self, values: Mapping, judge=None) -> list[str]:
         """The notes to print after a step with these metrics. judge: asked for its trouble if it left much open."""

@@ -65,9 +65,8 @@ class Numbers:
     def __init__(self, job: Settings, c: ModelConfig):
         # 1) The model. layers: their parameters. products: those that a token is multiplied by. root: the others
         self.C, self.L, self.V, self.D = c.hidden_size, c.num_hidden_layers, c.vocab_size, c.head_dim
-        self.H, self.K, self.E, self.k = (c.num_attention_heads, c.num_key_value_heads, c.num_experts,
-                                          c.num_experts_per_tok)
-        self.Q, self.KV, self.qk_norm = self.H * self.D, self.K * self.D, c.qk_norm
+        self.H, self.K, self.E = c.num_attention_heads, c.num_key_value_heads, c.num_experts
+        self.Q, self.KV, self.k, self.qk_norm = self.H * self.D, self.K * self.D, c.num_experts_per_tok, c.qk_norm
         self.mixtures = [c.is_mixture(layer) for layer in range(self.L)]
         self.mixture = any(self.mixtures)
         self.I = c.moe_intermediate_size if self.mixture else c.intermediate_size
@@ -100,10 +99,9 @@ def kept(job: Job, mixture: bool, stem: bool) -> float:
     n, norm = job.numbers, 1 if job.numbers.on_gpu else 2
     norms = 2 * (1 + norm) * n.C + n.qk_norm * norm * (n.Q + n.KV)
     attention = 3 * n.Q if stem else 2 * n.Q + 2 * n.KV        # a stem is put together: its output twice
+    mlp = 4 * job.model.intermediate_size * n.b
     if mixture:
         mlp = n.k * (n.C + 5 * n.I) * n.b + (n.E + 3 * n.k) * n.w + 3 * 8 * n.k
-    else:
-        mlp = 4 * job.model.intermediate_size * n.b
     return (norms + attention) * n.b + (n.H + 2) * n.w + mlp
 
 
@@ -114,10 +112,9 @@ def at_work(job: Job, tokens: int, stem: int) -> float:
     I, matrix = (n.k * n.I, n.E * n.C * n.I) if n.mixture else (n.I, n.C * n.I)
     mlp = tokens * (n.C + 2 * I + n.k * n.C * n.mixture) + matrix
     keys = max(tokens, stem)
+    attention = tokens * (n.C + 3 * n.Q) + 4 * keys * n.KV
     if n.on_gpu:               # flash-attention: gradients of queries also in float32, of keys for each query head
         attention = tokens * n.Q * (2 + 4 / n.b) + 2 * keys * (n.KV + n.Q * (n.H > n.K))
-    else:
-        attention = tokens * (n.C + 3 * n.Q) + 4 * keys * n.KV
     attention -= tokens * 4 * I                                # the MLP's part is gone by then
     return again + max(mlp, attention) * n.b + n.sharded * max(n.layers) * n.w         # gradients between ranks
 
@@ -274,10 +271,9 @@ def of_run(cfg, model: ModelConfig, prompts: int, prompt: int, bytes: int, ranks
     """The job of a run with settings `cfg` (train_rl.Config): at most `prompts` prompts a step of at most `prompt`
     tokens, computed in numbers of `bytes` bytes by `ranks` processes on `replicas` nodes. All answers are longest."""
     settings = {field.name: getattr(cfg, field.name) for field in fields(Settings) if hasattr(cfg, field.name)}
-    settings |= {"max_prompt_tokens": prompt, "prompts_per_step": prompts, "gpus": ranks // replicas, "nodes": replicas,
-                 "device": "cuda" if cfg.device.startswith("cuda") else "cpu",
-                 "dtype": next(name for name, size in BYTES.items() if size == bytes)}
-    return Job(model=model, **settings)
+    device, (dtype,) = cfg.device.partition(":")[0], [name for name, size in BYTES.items() if size == bytes]
+    return Job(model=model, **{**settings, "max_prompt_tokens": prompt, "prompts_per_step": prompts,
+                               "gpus": ranks // replicas, "nodes": replicas, "device": device, "dtype": dtype})
 
 
 def words(job: Job) -> str:
