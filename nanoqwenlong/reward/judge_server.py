@@ -80,7 +80,7 @@ class Server:
                 over.set()
         if bugs:
             raise bugs[0]
-        return list(results)
+        return list(results)                                   # late threads still write to the other list
 
     def _ask(self, client: httpx.Client, prompt: str, end: float, over: threading.Event) -> tuple[str | None, str]:
         """(reply, ""), or (None, the reason of the last try) if all tries failed."""

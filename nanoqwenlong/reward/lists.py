@@ -12,8 +12,6 @@ from .text import normalise, plain
 BULLET = re.compile(r"^\s*(?:[-*+•·–—]|\(?\d{1,3}[.)])\s")
 
 
-# The items of a list
-
 def items(answer: str, gold_items: Sequence[str] = ()) -> list[str]:
     """The items, normalised: the answer's lines without bullets and numbers.
 
@@ -54,8 +52,6 @@ def both(answer: str, gold: str) -> tuple[list[tuple], list[tuple]]:
             before[item] += 1
     return tuple(sides)
 
-
-# The measures
 
 def f1(answer: str, gold: str) -> float:
     r"""F1 of two sets of items (van Rijsbergen 1979): 2 |A & G| / (|A| + |G|).

@@ -14,8 +14,7 @@ from collections import Counter, defaultdict
 from functools import lru_cache
 
 from . import math_worker
-from .answers import choice
-from .answers import matches as em
+from .answers import choice, matches as em
 from .lists import f1, ndcg, pairwise, sub_em
 from .numbers import number
 from .text import normalise
