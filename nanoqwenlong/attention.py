@@ -13,7 +13,7 @@ Legend: T packed tokens, S sequences, P tokens of the stem, H query heads, K key
 """
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import torch
 from kernels.flash import KeysValues, attention, flash_backend, merge, part, part_backward

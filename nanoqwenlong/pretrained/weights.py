@@ -19,17 +19,19 @@ from torch import nn
 
 from .. import parallel
 from ..errors import ModelError
-from .config import ModelConfig
+from .config import ModelConfig, require
 
 INDEX = "model.safetensors.index.json"
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def read_config(directory: str | Path) -> ModelConfig:
     """The directory's config.json. Raises ModelError, or FileNotFoundError if there is no such file."""
     path = Path(directory) / "config.json"
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"model directory {directory} is not there")
     if not path.is_file():
-        raise FileNotFoundError(f"{directory} is not a model directory: it has no config.json" if path.parent.is_dir()
-                                else f"model directory {directory} is not there")
+        raise FileNotFoundError(f"{directory} is not a model directory: it has no config.json")
     return ModelConfig.from_json(read_json(path), str(path))
 
 
@@ -39,8 +41,7 @@ def read_json(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not readable as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} should hold a JSON object, it holds a {type(content).__name__}")
+    require(isinstance(content, dict), f"{path} should hold a JSON object, it holds a {type(content).__name__}")
     return content
 
 
@@ -56,7 +57,7 @@ def read_into(model: nn.Module, directory: str | Path, dtype: torch.dtype, devic
     model.fused_experts = any(map(experts_apart, stored.files))
     allocate(model, dtype, device, prepare)
     parameters = dict(model.named_parameters())
-    rows = {name: parallel.rows(parameter) for name, parameter in parameters.items() if parallel.is_sharded(parameter)}
+    rows = {name: parallel.rows(parameter) for name, parameter in parameters.items()}
     with torch.no_grad():
         for name, tensor in read_tensors(stored, rows, check_finite):
             parallel.local(parameters[name]).copy_(tensor)
@@ -99,19 +100,17 @@ def read_tensors(stored: Stored, rows: dict[str, slice] | None = None, check_fin
     """(name, tensor) of all that is stored, experts fused. For a name in `rows` only those rows are read. Raises
     ModelError for NaN and infinity with check_finite."""
     for name, shape in stored.shapes.items():
-        wanted = (rows or {}).get(name, slice(None))
+        wanted = (rows or {}).get(name, slice(0, None))
         if parts := stored.apart.get(name):
             experts = []
             for e in range(shape[0])[wanted]:
                 pieces = [stored.files[part.format(e)].get_tensor(part.format(e)) for part in parts]
                 experts.append(torch.cat(pieces))
             tensor = torch.stack(experts) if experts else torch.empty(0, *shape[1:])           # more ranks than experts
-        elif wanted == slice(None):
-            tensor = stored.files[name].get_tensor(name)
         else:
             tensor = stored.files[name].get_slice(name)[wanted]
-        if check_finite and not tensor.isfinite().all():
-            raise ModelError(f"{stored.directory}: {name} holds NaN or infinity; the weights are damaged")
+        require(not check_finite or tensor.isfinite().all(),
+                f"{stored.directory}: {name} holds NaN or infinity; the weights are damaged")
         yield name, tensor
 
 
@@ -126,71 +125,62 @@ def find_tensors(directory: str | Path, expected: dict[str, torch.Size], optiona
     shapes = {name: shape for name, shape in expected.items() if name not in apart}            # in the files
     for name, parts in apart.items():
         E, N, *C = expected[name]
-        if E > len(files):                                                     # before so many names are made
-            raise ModelError(f"{directory} lacks the tensor {parts[0].format(E - 1)}, though config.json speaks of {E} "
-                             "experts")
-        shapes |= {part.format(e): torch.Size([N // len(parts), *C]) for e in range(E) for part in parts}
+        for e in range(min(E, len(files) + 1)):                                # so many that one must be missing
+            shapes |= {part.format(e): torch.Size([N // len(parts), *C]) for part in parts}
 
     for name in sorted(shapes.keys() - files.keys()):
         raise ModelError(f"{directory} lacks the tensor {name} (shape {tuple(shapes[name])}) that config.json needs")
-    of_fused = {part for name in shapes for part in experts_apart(name)}
     for name in sorted(files.keys() - shapes.keys() - set(optional)):
-        if re.sub(r"(?<=\.experts\.)\d+", "{}", name) in of_fused:
-            raise ModelError(f"{directory} holds {name} beside fused experts; a layer's experts should be there once")
-        raise ModelError(f"{directory} holds the tensor {name}, for which config.json has no place")
+        twice = re.sub(r"\.experts\.\d+\..+", ".experts.gate_up_proj", name) in shapes.keys() - {name}
+        why = "beside fused experts; it should be there once" if twice else "but config.json has no place for it"
+        raise ModelError(f"{directory} holds {name}, {why}")
     for name, shape in shapes.items():
         tensor = files[name].get_slice(name)
-        if tuple(tensor.get_shape()) != tuple(shape):
-            raise ModelError(f"{directory}: {name} has shape {tuple(tensor.get_shape())}, config.json asks for "
-                             f"{tuple(shape)}")
-        if tensor.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-            raise ModelError(f"{directory}: {name} is stored as {tensor.get_dtype()}; weights must be floating point")
+        found, wanted, dtype = tuple(tensor.get_shape()), tuple(shape), tensor.get_dtype()
+        require(found == wanted, f"{directory}: {name} has shape {found}, config.json asks for {wanted}")
+        require(dtype in FLOATS, f"{directory}: {name} is stored as {dtype}; weights must be floating point")
     return Stored(directory, expected, files, apart)
 
 
 def open_files(directory: Path) -> dict:
-    """{tensor name: its open safetensors file} of the whole directory. Raises ModelError if a file and the index
-    contradict each other."""
+    """{tensor name: its open safetensors file}. Raises ModelError if a file and the index contradict each other."""
+    is_single = (directory / "model.safetensors").is_file()
+    listed = {} if is_single else read_index(directory)
     files = {}
-    for path, names in shards(directory).items():
+    for file_name in ["model.safetensors"] if is_single else dict.fromkeys(listed.values()):
+        path = directory / file_name
         try:
             file = safe_open(path, framework="pt")
         except SafetensorError as error:
             raise ModelError(f"{path} is not a readable safetensors file: {error}") from None
-        present = file.keys()
-        for name in present:
-            if names is not None and name not in names:
-                raise ModelError(f"{path} holds {name}, which {INDEX} does not list there")
-        for name in sorted((names or set()) - set(present)):
-            raise ModelError(f"{INDEX} says that {path.name} holds {name}, but it does not")
-        files |= dict.fromkeys(present, file)
+        names = file.keys()
+        files |= dict.fromkeys(names, file)
+        for name in names:
+            require(is_single or listed.get(name) == file_name, f"{path} holds {name}, but {INDEX} does not list it there")
+    for name in sorted(listed.keys() - files.keys()):
+        raise ModelError(f"{INDEX} says that {listed[name]} holds {name}, but it does not")
     return files
 
 
-def shards(directory: Path) -> dict[Path, set[str] | None]:
-    """The safetensors files, each with the names the index lists for it (None: a single file without an index)."""
-    if (directory / "model.safetensors").is_file():
-        return {directory / "model.safetensors": None}
-    if not (directory / INDEX).is_file():
-        for path in sorted(directory.iterdir()):
-            if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"):
-                raise ModelError(f"{directory} holds only pickled weights ({path.name}). A pickle can run code: "
-                                 "convert it with transformers' save_pretrained")
+def read_index(directory: Path) -> dict[str, str]:
+    """{tensor name: file name} as the index says. Every file is there, in this directory. Raises ModelError."""
+    path = directory / INDEX
+    if not path.is_file():
+        for other in sorted(directory.iterdir()):
+            require(other.suffix not in (".bin", ".pt", ".pth", ".pkl", ".ckpt"),
+                    f"{directory} holds only pickled weights ({other.name}). A pickle can run code: convert it with "
+                    "transformers' save_pretrained")
         raise FileNotFoundError(f"{directory} holds neither model.safetensors nor {INDEX}")
-    entries = read_json(directory / INDEX).get("weight_map")
-    if not isinstance(entries, dict) or not all(isinstance(entry, str) for entry in entries.values()):
-        raise ModelError(f"{directory / INDEX}: weight_map should map tensor names to file names")
-    files: dict[Path, set[str]] = {}
-    for name, entry in entries.items():
-        path = directory / entry.replace("\0", "/")
-        inside = path.name == entry and "\\" not in entry and path.resolve().parent == directory.resolve()
-        if not inside or path.suffix != ".safetensors":
-            raise ModelError(f"{directory / INDEX}: {name} is said to be in {entry!r}; an entry must be the plain name "
-                             "of a .safetensors file in the same directory")
-        if not path.is_file():
-            raise ModelError(f"{directory / INDEX}: {name} is said to be in {entry}, which is not there")
-        files.setdefault(path, set()).add(name)
-    return files
+    listed = read_json(path).get("weight_map")
+    require(isinstance(listed, dict) and all(isinstance(entry, str) for entry in listed.values()),
+            f"{path}: weight_map should map tensor names to file names")
+    for name, entry in listed.items():
+        file = directory / entry.replace("\0", "/")
+        inside = file.name == entry and "\\" not in entry and file.resolve().parent == directory.resolve()
+        require(inside and file.suffix == ".safetensors" and file.is_file(),
+                f"{path}: {name} is said to be in {entry!r}; that must be the plain name of a .safetensors file in the "
+                "same directory")
+    return listed
 
 
 def experts_apart(name: str) -> tuple[str, ...]:
@@ -213,14 +203,16 @@ def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: Model
     All ranks call this and fetch the tensors together, a file's worth at a time. Rank 0 writes. It raises its OSError
     after all has been fetched, or the other ranks would wait forever."""
     directory = Path(directory)
-    files: list[dict[str, torch.Tensor]] = [{}]
+    shards, num_bytes = [{}], 0
     for name, tensor in tensors.items():
-        if files[-1] and sum(t.nbytes for t in files[-1].values()) + tensor.nbytes > max_shard_bytes:
-            files.append({})
-        files[-1][name] = tensor
+        if shards[-1] and num_bytes + tensor.nbytes > max_shard_bytes:
+            shards.append({})
+            num_bytes = 0
+        shards[-1][name] = tensor
+        num_bytes += tensor.nbytes
     weight_map, problem = {}, None
-    for number, shard in enumerate(files, start=1):
-        file_name = f"model-{number:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
+    for number, shard in enumerate(shards, start=1):
+        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
         whole = {name: parallel.full(tensor.detach()) for name, tensor in shard.items()}
         if parallel.rank() > 0 or problem:
             continue
@@ -228,9 +220,10 @@ def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: Model
         weight_map |= dict.fromkeys(whole, file_name)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            for name in ("model.safetensors", INDEX) if number == 1 else ():   # an earlier save may have another form
-                (directory / name).unlink(missing_ok=True)
-            write_file(directory / file_name, {name: tensor.contiguous() for name, tensor in whole.items()})
+            if number == 1:                                                    # an earlier save may have another form
+                (directory / "model.safetensors").unlink(missing_ok=True)
+                (directory / INDEX).unlink(missing_ok=True)
+            write_file(directory / file_name, whole)
         except OSError as error:
             problem = error
     if problem:
@@ -240,7 +233,7 @@ def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: Model
     dtype_key = "torch_dtype" if "torch_dtype" in config.source else "dtype"   # transformers 4, 5
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     write_json(directory / "config.json", {**config.source, dtype_key: dtype})
-    if len(files) > 1:
+    if len(shards) > 1:
         total_size = sum(tensor.nbytes for tensor in tensors.values())
         write_json(directory / INDEX, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
 
@@ -262,6 +255,7 @@ def take_apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def write_file(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes one safetensors file, readable by whom the umask allows (safetensors lets only its owner read it). Give
     one entry of metadata at most, because safetensors orders several at random."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         save_file(tensors, path, metadata=metadata or {"format": "pt"})
     except SafetensorError as error:
