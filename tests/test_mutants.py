@@ -162,7 +162,8 @@ MUTANTS = {
                             "return stretched or self.max_position_embeddings", B),
     "a token less": (ARCHITECTURE, "if tokens <= self.window:", "if tokens < self.window:", B),
     "too small a factor": (ARCHITECTURE, "float(-(-tokens // original))", "float(tokens // original)", B),
-    "the room for answers stretched too": (ARCHITECTURE, "else 2 ** int(\n", "else 1 * int(2 **\n", B),
+    "the room for answers stretched too": (
+        ARCHITECTURE, "2 ** int(math.log2(self.max_position_embeddings))", "self.max_position_embeddings", B),
     "always the new spelling": (ARCHITECTURE, 'new = "rope_parameters" in self.source', "new = True", B),
     "more experts than there are": (ARCHITECTURE, "(k <= num_experts,", "(True,", C),
     # Files
@@ -191,7 +192,7 @@ MUTANTS = {
 }
 EQUIVALENT = {
     "an order within an expert": (MIXTURE, "sort(stable=True)", "sort()"),       # each row is put back where it belongs
-    "mscale of a factor of 1": (ARCHITECTURE, ' if rope["factor"] > 1 else 1.0', ""),           # ln 1 is 0
+    "mscale of a factor of 1": (ARCHITECTURE, ' if factor > 1 else 1.0', ""),           # ln 1 is 0
     # a defect of some GPUs
     "empty groups masked": (GROUPED, ".masked_fill_((sizes == 0)[:, None, None], 0)", ""),
     "another small width of a ramp without one": (ROPE, "or 0.001", "or 0.002"),     # steeper than 1 per frequency

@@ -24,12 +24,7 @@ YARN_LOWEST = {"factor": 1, "original_max_position_embeddings": 1, "attention_fa
 
 @dataclass(frozen=True)
 class Yarn:
-    """How YaRN stretches rope beyond the window a model was trained with (arXiv 2309.00071, rope.yarn_frequencies).
-
-    >>> Yarn.from_json({"factor": 4.0, "original_max_position_embeddings": 32768}, "config.json")
-    Yarn(factor=4.0, original_max_position_embeddings=32768, attention_factor=1.138629436111989, beta_fast=32, \
-beta_slow=1, truncate=True)
-    """
+    """How YaRN stretches rope beyond the window a model was trained with (arXiv 2309.00071, rope.yarn_frequencies)."""
 
     factor: float
     original_max_position_embeddings: int
@@ -41,37 +36,31 @@ beta_slow=1, truncate=True)
     @staticmethod
     def from_json(rope: dict, where: str) -> "Yarn":
         """Reads rope_parameters or rope_scaling, with transformers' defaults. Raises ModelError."""
-        def mscale(m: float) -> float:
-            return 0.1 * m * math.log(rope["factor"]) + 1 if rope["factor"] > 1 else 1.0
-
         for name, lowest in YARN_LOWEST.items():
             value = rope.get(name)
-            if value is None and name not in ("factor", "original_max_position_embeddings"):
-                continue
-            require(is_number(value) and value >= lowest,
+            is_optional = name not in ("factor", "original_max_position_embeddings")
+            require(value is None and is_optional or is_number(value) and value >= lowest,
                     f"{where}: YaRN's {name} is {reprlib.repr(value)}; it must be a number of at least {lowest}")
+        factor, original = rope["factor"], rope["original_max_position_embeddings"]
         beta_fast, beta_slow = rope.get("beta_fast") or 32, rope.get("beta_slow") or 1
+        truncate = rope.get("truncate", True)
         require(beta_fast >= beta_slow,
                 f"{where}: YaRN's beta_fast ({beta_fast}) is less than its beta_slow ({beta_slow})")
-        truncate = rope.get("truncate", True)
         require(isinstance(truncate, bool), f"{where}: YaRN's truncate is {truncate!r}; it must be true or false")
+
+        def mscale(m: float) -> float:
+            return 0.1 * m * math.log(factor) + 1 if factor > 1 else 1.0
+
         m, m_all = rope.get("mscale"), rope.get("mscale_all_dim")
         attention_factor = rope.get("attention_factor")
         if attention_factor is None:
             attention_factor = mscale(m) / mscale(m_all) if m and m_all else mscale(1)
-        return Yarn(rope["factor"], rope["original_max_position_embeddings"], attention_factor, beta_fast, beta_slow,
-                    truncate)
+        return Yarn(factor, original, attention_factor, beta_fast, beta_slow, truncate)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The part of config.json that decides what is computed, under Hugging Face's names.
-
-    >>> c = ModelConfig.from_json({"model_type": "qwen3", "hidden_size": 64, "num_attention_heads": 4,
-    ...                            "num_key_value_heads": 2, "head_dim": 32, "rope_theta": 1e4}, "config.json")
-    >>> c.head_dim, c.rope_theta, c.qk_norm, c.qkv_bias
-    (32, 10000.0, True, False)
-    """
+    """The part of config.json that decides what is computed, under Hugging Face's names."""
 
     vocab_size: int
     hidden_size: int
@@ -107,9 +96,9 @@ class ModelConfig:
         require(isinstance(num_experts, int) and num_experts >= 0,             # transformers does not check it
                 f"{where}: num_experts is {num_experts!r}; it must be a whole number, 0 for a dense model")
         mixture = num_experts > 0
-        H, K = hf.num_attention_heads, hf.num_key_value_heads
         for name in SIZES + MIXTURE_SIZES * mixture:
             require(getattr(hf, name) >= 1, f"{where}: {name} is {getattr(hf, name)}; it must be at least 1")
+        H, K = hf.num_attention_heads, hf.num_key_value_heads
         head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // H
         k = hf.num_experts_per_tok if mixture else 0
         theta, eps = rope.get("rope_theta"), hf.rms_norm_eps
@@ -129,6 +118,8 @@ class ModelConfig:
         ):
             require(supported, f"{where}: {sentence}")
         attention_bias = bool(getattr(hf, "attention_bias", False))
+        dense_layers = [i for i in range(hf.num_hidden_layers)
+                        if mixture and (i in hf.mlp_only_layers or (i + 1) % hf.decoder_sparse_step)]
         return ModelConfig(
             **{name: getattr(hf, name) for name in SIZES},
             head_dim=head_dim, rms_norm_eps=eps, rope_theta=float(theta), initializer_range=hf.initializer_range,
@@ -138,9 +129,7 @@ class ModelConfig:
             num_experts=num_experts, num_experts_per_tok=k,
             moe_intermediate_size=hf.moe_intermediate_size if mixture else 0,
             norm_topk_prob=mixture and bool(hf.norm_topk_prob),
-            dense_layers=tuple(i for i in range(hf.num_hidden_layers)
-                               if i in hf.mlp_only_layers or (i + 1) % hf.decoder_sparse_step) if mixture else (),
-            source=source)
+            dense_layers=tuple(dense_layers), source=source)
 
     def is_mixture(self, layer: int) -> bool:
         """Whether this layer has experts instead of an MLP."""
@@ -153,15 +142,14 @@ class ModelConfig:
         return max(self.max_position_embeddings, stretched)
 
     def require_window(self, tokens: int) -> None:
-        """Raises ModelError for inputs longer than the window. It names the line of config.json that admits them.
-
-        The original window in that line is a power of two: to windows like 40,960 Qwen has added room for answers."""
+        """Raises ModelError for inputs longer than the window. It names the line of config.json that admits them."""
         if tokens <= self.window:
             return
-        original = self.yarn.original_max_position_embeddings if self.yarn else 2 ** int(
-            math.log2(self.max_position_embeddings))
-        rope = {"rope_type": "yarn", "factor": float(-(-tokens // original)),
-                "original_max_position_embeddings": original}
+        original = 2 ** int(math.log2(self.max_position_embeddings))           # Qwen's 40,960 have room for answers
+        if self.yarn:
+            original = self.yarn.original_max_position_embeddings
+        factor = float(-(-tokens // original))
+        rope = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
         new = "rope_parameters" in self.source                                 # transformers 5; 4 has rope_scaling
         line = {"rope_parameters": {"rope_theta": self.rope_theta, **rope}} if new else {"rope_scaling": rope}
         raise ModelError(f"inputs of {tokens} tokens are longer than the model's window of {self.window}: give shorter "
@@ -199,32 +187,27 @@ def normalised(source: dict, where: str):
     """transformers' config of this JSON. Raises ModelError if transformers refuses it."""
     from transformers import AutoConfig  # imported here: it takes seconds, and --help should not
     settings = copy.deepcopy({key: value for key, value in source.items() if key != "auto_map"})       # it edits them
-    try:
-        with quiet_transformers():
-            return AutoConfig.for_model(**settings)
-    except Exception as error:                   # transformers validates with many exception types
-        raise ModelError(f"{where}: transformers refuses it: {' '.join(str(error).split())}") from None
+    with quiet_transformers(f"{where}: transformers refuses it"):
+        return AutoConfig.for_model(**settings)
 
 
 @contextmanager
-def quiet_transformers():
-    """Inside, transformers logs no warnings. It warns even about the YaRN factors that Qwen recommends, and its log
-    handler may write to a stderr that is closed."""
+def quiet_transformers(sentence: str):
+    """Inside, every exception becomes a ModelError that begins with this sentence, and transformers logs no warnings.
+    It warns even about the YaRN factors that Qwen recommends, and its log handler may write to a closed stderr."""
     from transformers.utils import logging
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
         yield
+    except Exception as error:                   # transformers, tokenizers and Jinja raise many kinds
+        raise ModelError(f"{sentence}: {' '.join(str(error).split())}") from None
     finally:
         logging.set_verbosity(verbosity)
 
 
 def contradict(one, other) -> bool:
-    """Whether two values of one setting differ in something that both define.
-
-    >>> contradict(4, None), contradict({"factor": 2.0, "rope_theta": 1e6}, {"factor": 2.0}), contradict(4, 8)
-    (False, False, True)
-    """
+    """Whether two values of one setting differ in something that both define."""
     if isinstance(one, dict) and isinstance(other, dict):
         return any(one[key] != other[key] for key in one.keys() & other.keys())
     return None not in (one, other) and one != other

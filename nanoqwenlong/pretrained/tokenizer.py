@@ -9,12 +9,14 @@ It still turns `</think>` into one token where the tokenizer lists it as added b
 import json
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from ..errors import ModelError
-from .config import quiet_transformers
+from .config import quiet_transformers, require
 from .weights import read_json
 
+Messages = Sequence[tuple[str, str]]           # (role, content)
 TURN = "\ue000turn {}\ue000"                   # a placeholder that no template contains
 THINK = ("<think>", "</think>")
 
@@ -30,57 +32,47 @@ class Tokenizer:
         tokenizer has ids for which the model has no embedding."""
         import tokenizers
         from transformers import AutoTokenizer
-        directory = Path(directory)
+        self.directory = directory = Path(directory)
         if not directory.is_dir():
             raise FileNotFoundError(f"model directory {directory} is not there")
-        if not (directory / "tokenizer.json").is_file():
-            raise ModelError(f"{directory} has no tokenizer.json; save the model's tokenizer there (a fast one)")
-        try:
-            with quiet_transformers():
-                self.hf = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-        except Exception as error:                   # transformers and tokenizers raise many kinds, also bare Exception
-            raise ModelError(f"{directory}: the tokenizer cannot be loaded: {' '.join(str(error).split())}") from None
-        if not self.hf.chat_template:
-            raise ModelError(f"{directory}: the tokenizer has no chat template (chat_template.jinja)")
+        require((directory / "tokenizer.json").is_file(),
+                f"{directory} has no tokenizer.json; save the model's tokenizer there (a fast one)")
+        with quiet_transformers(f"{directory}: the tokenizer cannot be loaded"):
+            self.hf = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        require(self.hf.chat_template, f"{directory}: the tokenizer has no chat template (chat_template.jinja)")
         self.files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
-        self.eos_ids = self._end_tokens(directory)
+        self.eos_ids = self._end_tokens(directory / "generation_config.json")
         self.eos_id = self.eos_ids[0] if self.hf.eos_token_id is None else self.hf.eos_token_id
 
         plain = json.loads(self.hf.backend_tokenizer.to_str())
         plain |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         self.plain = tokenizers.Tokenizer.from_str(json.dumps(plain))
         self.special_ids = frozenset(self.hf.get_added_vocab().values())
-        self.directory = directory
         self.templates: dict[tuple, tuple[list[str], list[list[int]]]] = {}    # {messages: see _around}
         texts, _ = self._around([("user", TURN)], [TURN])
         self.opens_think = texts[-1].rstrip().endswith(THINK[0])     # R1-Distill's template writes the <think> itself
         self.vocab_size = max(self.hf.get_vocab().values()) + 1
         if (directory / "config.json").is_file():
             rows = read_json(directory / "config.json").get("vocab_size", self.vocab_size)
-            if self.vocab_size > rows:                               # fewer is fine: Qwen pads its embedding
-                raise ModelError(f"{directory}: the tokenizer has ids up to {self.vocab_size - 1}, the model's "
-                                 f"embedding only {rows} rows; they do not belong together")
+            require(self.vocab_size <= rows,                         # fewer is fine: Qwen pads its embedding
+                    f"{directory}: the tokenizer has ids up to {self.vocab_size - 1}, the model's embedding only "
+                    f"{rows} rows; they do not belong together")
 
-    def _end_tokens(self, directory: Path) -> tuple[int, ...]:
-        path = directory / "generation_config.json"
+    def _end_tokens(self, path: Path) -> tuple[int, ...]:
         listed = read_json(path).get("eos_token_id") if path.is_file() else None
         ends = {*(listed if isinstance(listed, list) else [listed]), self.hf.eos_token_id} - {None}
         for end in ends:
-            if type(end) is not int or not 0 <= end < 2**31:
-                raise ModelError(f"{path}: eos_token_id holds {end!r}; an end token is given by its id")
-        if not ends:
-            raise ModelError(f"{directory}: neither tokenizer nor generation_config.json names an end token")
+            require(type(end) is int and 0 <= end < 2**31,
+                    f"{path}: eos_token_id holds {end!r}; an end token is given by its id")
+        require(ends, f"{path.parent}: neither tokenizer nor {path.name} names an end token")
         return tuple(sorted(ends))
 
-    def _render(self, messages: Sequence[tuple[str, str]]) -> str:
+    def _render(self, messages: Messages) -> str:
         chat = [{"role": role, "content": content} for role, content in messages]
-        try:
+        with quiet_transformers(f"{self.directory}: the chat template does not render {_turns(messages)}"):
             return self.hf.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        except Exception as error:                   # Jinja's and whatever a template does
-            raise ModelError(f"{self.directory}: the chat template does not render {_turns(messages)}: "
-                             f"{' '.join(str(error).split())}") from None
 
-    def _around(self, messages: Sequence[tuple[str, str]], places: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+    def _around(self, messages: Messages, places: Sequence[str]) -> tuple[list[str], list[list[int]]]:
         """What the chat template writes before, between and after the placeholders in the messages: texts, and ids."""
         key = tuple(messages)
         if key not in self.templates:
@@ -97,8 +89,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of plain text. Whatever it says, none of them is special."""
         ids = self.plain.encode(text, add_special_tokens=False).ids
-        if not self.special_ids.isdisjoint(ids):
-            raise ModelError("this tokenizer's vocabulary spells a special token out of plain text; it cannot be used")
+        require(self.special_ids.isdisjoint(ids),
+                "this tokenizer's vocabulary spells a special token out of plain text; it cannot be used")
         return ids
 
     def encode_response(self, text: str) -> list[int]:
@@ -116,12 +108,12 @@ class Tokenizer:
         answer. Raises ModelError if the chat template drops, repeats or reorders one."""
         return self._around([("user", content)], places)[1]
 
-    def chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """The ids of a chat of (role, content), open for the answer. Contents are plain text. Raises ModelError for a
-        template that rewrites one: R1-Distill's and Qwen3's cut what an assistant said before its `</think>`."""
+    def chat(self, messages: Messages) -> list[int]:
+        """The ids of a chat, open for the answer. Contents are plain text. Raises ModelError for a template that
+        rewrites one: R1-Distill's and Qwen3's cut what an assistant said before its `</think>`."""
         return [token for part in self.chat_parts(messages) for token in part]
 
-    def chat_parts(self, messages: Sequence[tuple[str, str]]) -> list[list[int]]:
+    def chat_parts(self, messages: Messages) -> list[list[int]]:
         """The same in parts: the template's ids, the first content's, the template's, ..., the template's."""
         places = [TURN.format(number) for number in range(len(messages))]
         turns = [(role, place) for (role, _), place in zip(messages, places)]
@@ -130,17 +122,17 @@ class Tokenizer:
         expected, parts = texts[0], [ids[0]]
         for number, (role, content) in enumerate(messages, start=1):
             expected += content + texts[number]
-            if not rendered.startswith(expected) or number == len(messages) and rendered != expected:
-                raise ModelError(f"{self.directory}: the chat template rewrites what turn {number} ({role}) says: "
-                                 "it trims or cuts it, or tells it from others by its words")
+            is_last = number == len(messages)
+            require(rendered == expected if is_last else rendered.startswith(expected),
+                    f"{self.directory}: the chat template rewrites what turn {number} ({role}) says: it trims or cuts "
+                    "it, or tells it from others by its words")
             parts += [self.encode(content), ids[number]]
         return parts
 
     def decode(self, ids) -> str:
         """The text of `ids` up to the first end token. `</think>` stays, also if it is flagged as special."""
-        ids = list(ids)
-        end = next((place for place, token in enumerate(ids) if token in self.eos_ids), len(ids))
-        return self.hf.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        before_end = takewhile(lambda token: token not in self.eos_ids, ids)
+        return self.hf.decode(list(before_end), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """The files of the source directory, byte for byte."""
@@ -149,5 +141,5 @@ class Tokenizer:
             (Path(directory) / name).write_bytes(content)
 
 
-def _turns(messages: Sequence[tuple[str, str]]) -> str:
+def _turns(messages: Messages) -> str:
     return f"a chat of the turns {', '.join(role for role, _ in messages) or '(none)'}"

@@ -156,7 +156,7 @@ def open_files(directory: Path) -> dict:
         names = file.keys()
         files |= dict.fromkeys(names, file)
         for name in names:
-            require(is_single or listed.get(name) == file_name, f"{path} holds {name}, but {INDEX} does not list it there")
+            require(is_single or listed.get(name) == file_name, f"{path} holds {name}, but not in {INDEX}")
     for name in sorted(listed.keys() - files.keys()):
         raise ModelError(f"{INDEX} says that {listed[name]} holds {name}, but it does not")
     return files
