@@ -16,9 +16,9 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from kernels.flash import attention
 from tools.terminal import run_tool
 
+from kernels.flash import attention
 from nanoqwenlong import parallel
 from nanoqwenlong.analysis import plan
 from nanoqwenlong.errors import ConfigError, ModelError
