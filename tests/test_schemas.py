@@ -190,7 +190,7 @@ def test_a_good_row(case, tmp_path):
     ("T5.1 T5.2 T6.2 T7.1 T7.2 T7.3 T9.1 T9.2 F1_Score", "f1"), ("EM", "em"), ("math_verify", "math"), ("IoU", "iou")])
 def test_the_measures_of_longbench_pro(names, task):
     """FACTS, 2.3: 25 sub-tasks and nine measures, by name and number or by number alone."""
-    gold = ["[[1], [2]]"] if task == "iou" else ["1"] if task in verl.SINGLE else ["tea", "salt"]
+    gold = ["[[1], [2]]"] if task == "iou" else ["1"] if task in tasks.SINGLE else ["tea", "salt"]
     for mode in names.split():
         for full in {mode, f"{mode} Some Name" if mode[0] == "T" else mode}:
             assert formats.parse(golongrl(mode=full, doc_ids=gold)).task == task
@@ -201,10 +201,10 @@ def test_every_ability_and_every_task_has_its_name():
     assert len(verl.MODES) == 25 + 9 and sorted(verl.ABILITIES.values()) == nine
     for ability, task in verl.ABILITIES.items():
         row = at(golongrl(mode=None), "ability", ability)
-        gold = ["[[1]]"] if task == "iou" else ["1"] if task in verl.SINGLE else ["tea", "salt"]
+        gold = ["[[1]]"] if task == "iou" else ["1"] if task in tasks.SINGLE else ["tea", "salt"]
         assert formats.parse(at(row, "reward_model.ground_truth.doc_ids", gold)).task == task
     assert {*verl.PARTS.values(), *verl.SOURCES.values(), *verl.MODES.values()} <= {*rewards.TASKS}
-    assert {*verl.SINGLE} | {*tasks.LISTS, "iou", "rouge_l"} == {*rewards.TASKS}, "is the answer one value? Then SINGLE"
+    assert {*tasks.SINGLE} | {*tasks.LISTS, "iou", "rouge_l"} == {*rewards.TASKS}
 
 
 def test_verls_index_names_a_row_where_it_is_unique(tmp_path):
@@ -537,7 +537,7 @@ def test_the_example_has_a_row_of_every_task():
     assert [example.task for example in examples] == list(rewards.TASKS)
     for example in examples:
         said = example.accepted[0]
-        told = f"the answer is {said}" if example.task in verl.SINGLE else said
+        told = f"the answer is {said}" if example.task in tasks.SINGLE else said
         assert rewards.score(f"<think>Hm.</think>{told}", example).reward == 1, example.id
         assert rewards.score("<think>Hm.</think>the answer is 77", example).reward == 0, example.id
 

@@ -7,10 +7,9 @@ import re
 
 from ..errors import DataError
 from ..records import Example
-from ..reward.tasks import LISTS, extract
+from ..reward.tasks import LISTS, SINGLE, extract
 from . import fields
 
-SINGLE = ("qa", "number", "choice", "em", "accuracy", "math")          # tasks whose answer is one value
 PARTS = {"docmath": "number", "long_toc_choices": "choice", "multihoprag": "qa", "musique": "qa",
          "math_longcot_math_verify": "math"}                           # the task, if data_source contains this
 SOURCES = {"EM": "em", "selection": "accuracy", "multitableqa_pretraining": "iou"}

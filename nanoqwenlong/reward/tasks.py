@@ -41,7 +41,8 @@ TASKS = {
     "pairwise": Task(measures.pairwise, answers.final, False, ITEMS + ", in order, at least two"),
     "rouge_l": Task(measures.rouge_l, answers.final, False, "a text"),
 }
-LISTS = ("f1", "sub_em", "ndcg", "pairwise")                   # the tasks with a list as gold answer
+LISTS = tuple(name for name, task in TASKS.items() if task.gold.startswith(ITEMS))
+SINGLE = tuple(name for name, task in TASKS.items() if task.extract is not answers.final)      # the answer is one value
 
 
 def task_named(name: str) -> Task:
