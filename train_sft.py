@@ -1,9 +1,8 @@
 """Warm-up: supervised fine-tuning on worked long-context answers. It also pretrains the tiny base model.
 
 The method (QwenLong-L1, section 2.3): before reinforcement learning, the model learns on documents no longer than those
-of phase I. It learns to quote what it uses and to state its answer. The loss is cross-entropy on the response alone.
-Each example's loss is the mean over its own tokens (Eq. 11). Rows of plain text ({"text": ...}) are learned token by
-token instead.
+of phase I to quote what it uses and to state its answer. The loss is cross-entropy on the response alone. Each
+example's loss is the mean over its own tokens (Eq. 11). Rows of plain text ({"text": ...}) are learned token by token.
 
 Departure from the paper: with held-out examples, the run stops once their sampled accuracy no longer rises.
 
@@ -11,10 +10,6 @@ Departure from the paper: with held-out examples, the run stops once their sampl
     python train_sft.py --preset nano-base --name my-base                  pretrains the tiny base from random weights
     python train_sft.py --model DIR --data train.jsonl --heldout heldout.jsonl --learning-rate 5e-6
     torchrun --standalone --nproc_per_node=8 train_sft.py --preset r1-distill-qwen-14b --data train.jsonl
-
-A preset that names a model reads it from models/. This command puts it there:
-`hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-14B --local-dir models/DeepSeek-R1-Distill-Qwen-14B`.
-nanoqwenlong/ops/presets.py has the source of each setting. The same command resumes a run, whatever stopped it.
 """
 
 import sys
@@ -43,8 +38,7 @@ class Config(Settings):
     model: str = "assets/nano-base"     # a Hugging Face directory. "new" makes the random tiny model of toy.py
     save_every: int = free(100, least=1)  # steps between checkpoints
     # data
-    data: tuple[str, ...] = ()          # JSONL or parquet files of worked responses, chats or plain text. None: the toy
-                                        # task, short documents
+    data: tuple[str, ...] = ()          # files of worked responses, chats or plain text. None: the toy task
     heldout: tuple[str, ...] = ()       # files to measure accuracy on. None: the toy task's held-out documents
     task: tuple[str, ...] = ()          # use only these tasks, mixed in these shares: qa=2 f1=1. None: as they come
     skip_bad_rows: bool = False         # leave out rows that cannot be used and report them, instead of refusing all
@@ -76,8 +70,7 @@ HEADLINE = ("loss", "eval/acc", "grad_norm", "learning_rate", "tokens_per_s")
 
 
 def main(cfg: Config) -> None:
-    if not cfg.toy_pages:
-        at_least(cfg, toy_examples=1)
+    at_least(cfg, toy_examples=0 if cfg.toy_pages else 1)
     with Run(cfg) as run:
         train(cfg, run)
 
@@ -92,12 +85,12 @@ def train(cfg: Config, run: Run) -> None:
     lengths = [len(branch.input_ids) for branch in branches]
     model.config.require_window(max(lengths, default=0))
     documents = by_document(examples)
-    generator = Generator(model, cfg.kv_blocks) if heldout else None
     longest_prompt = max((len(example.prompt_ids) for example in heldout), default=0)
-    if generator:
+    if heldout:
+        generator = Generator(model, cfg.kv_blocks)
         generator.require(longest_prompt, cfg.max_new_tokens)
     optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
-    patience = Patience(cfg.patience)
+    patience = Patience()
     run.begin(model, tokenizer, optimizer, patience=patience)
     run.log.say(f"{len(examples)} examples ({num_dropped} dropped: prompt over {cfg.max_prompt_tokens} tokens), "
                 f"{sum(p.numel() for p in parameters):,} parameters")
@@ -111,22 +104,20 @@ def train(cfg: Config, run: Run) -> None:
         # 2. Update: each example's loss is the mean over its own tokens
         run.part("update", longest=max(lengths[row] for row in rows))
         sums = Counter(loss=0.0)
-        learning_rate = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, cfg.steps,
-                                               cfg.final_fraction)
+        lr = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, cfg.steps, cfg.final_fraction)
         group_pass.backward_all(model, families, lambda name: mean_loss(families[name].branches, len(rows), sums),
                                 max_tokens=cfg.max_tokens)
         sums = parallel.reduce(sums)
-        grad_norm = optim.step(optimizer, parameters, learning_rate, cfg.max_grad_norm, sums["loss"])
+        grad_norm = optim.step(optimizer, parameters, lr, cfg.max_grad_norm, sums["loss"])
         updated = run.watch(grad_norm, ids=[examples[row].id for row in rows])
 
         # 3. Evaluate and report
         run.part("evaluate", longest=longest_prompt + cfg.max_new_tokens)
-        step_time = run.times["update"]
-        values = {"loss": sums["loss"] if updated else None, "learning_rate": learning_rate,
-                  "grad_norm": grad_norm if updated else None, "step_time": step_time,
-                  "tokens_per_s": sum(lengths[row] for row in rows) / step_time,
+        values = {"loss": sums["loss"] if updated else None, "learning_rate": lr,
+                  "grad_norm": grad_norm if updated else None, "step_time": run.times["update"],
+                  "tokens_per_s": sum(lengths[row] for row in rows) / run.times["update"],
                   **step_metrics.expert_values(model)}
-        out_of_time = run.is_late(cfg.minutes)
+        out_of_time = cfg.minutes > 0 and any(parallel.gather(run.seconds > cfg.minutes * 60))
         last = step == cfg.steps or out_of_time
         if heldout and (last or step % cfg.eval_every == 0):
             values["eval/acc"] = measure(cfg, generator, tokenizer, heldout)
@@ -135,7 +126,7 @@ def train(cfg: Config, run: Run) -> None:
         run.log.append("metrics.jsonl", step, values)
         if last or step % cfg.print_every == 0:
             run.log.line(step, values, HEADLINE)
-        if patience.is_over:
+        if 0 < cfg.patience <= patience.since_best:
             run.stop(f"{patience.since_best} evaluations without a better accuracy than {patience.best:.3f}")
         elif out_of_time:
             run.stop(f"{cfg.minutes:g} minutes are over")
@@ -145,17 +136,12 @@ def train(cfg: Config, run: Run) -> None:
 class Patience:
     """Counts the evaluations in a row without a new best accuracy. It starts after the first accuracy above 0."""
 
-    limit: int                          # 0: never over
     best: float = 0.0
     since_best: int = 0
 
     def see(self, accuracy: float) -> None:
         self.since_best = 0 if accuracy > self.best or self.best == 0 else self.since_best + 1
         self.best = max(self.best, accuracy)
-
-    @property
-    def is_over(self) -> bool:
-        return 0 < self.limit <= self.since_best
 
     def state_dict(self) -> dict:
         return {"best": self.best, "since_best": self.since_best}
@@ -176,19 +162,15 @@ def mean_loss(family: Sequence[Branch], num_examples: int, sums: Counter):
 
 def read_data(cfg: Config, say) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples: from the files, or from the toy task."""
-    shares = data.shares(cfg.task)
-    tasks = tuple(shares)
-    tell = say if cfg.skip_bad_rows else None
+    shares, tell, heldout = data.shares(cfg.task), say if cfg.skip_bad_rows else None, []
     if cfg.data:
         train = data.read(cfg.data, need_response=True, tell=tell)
     else:
-        train = toy.pages(cfg.toy_pages, cfg.seed)
-        train += toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed, tasks=tasks, paraphrased=cfg.toy_paraphrased)
-    heldout = []
+        train = toy.pages(cfg.toy_pages, cfg.seed) + toy.examples(
+            cfg.toy_examples, toy.SHORT, cfg.seed, tasks=tuple(shares), paraphrased=cfg.toy_paraphrased)
+        heldout = toy.examples(cfg.eval_questions, toy.SHORT, 1, "heldout", tuple(shares))
     if cfg.heldout:
         heldout = data.read(cfg.heldout, need_question=True, tell=tell)
-    elif not cfg.data:
-        heldout = toy.examples(cfg.eval_questions, toy.SHORT, 1, "heldout", tasks)
     if shares:
         pages = [example for example in train if example.task == "text"]
         train = pages + data.mix([example for example in train if example.task != "text"], shares, cfg.seed)
@@ -236,9 +218,8 @@ def share_stems(batch: list[list[Branch]]) -> dict[int, Family]:
 
 def measure(cfg: Config, generator: Generator, tokenizer: Tokenizer, heldout) -> float:
     """Held-out accuracy, sampled at the training temperature."""
-    asked = heldout[:cfg.eval_questions]
-    answers = evaluate.answer_examples(generator.sample, tokenizer, asked, n=1, seed=cfg.seed,
-                                       temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens)
+    asked, limits = heldout[:cfg.eval_questions], dict(temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens)
+    answers = evaluate.answer_examples(generator.sample, tokenizer, asked, n=1, seed=cfg.seed, **limits)
     return evaluate.accuracy(evaluate.score_answers(asked, answers))
 
 

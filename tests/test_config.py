@@ -13,7 +13,7 @@ import train_sft
 from nanoqwenlong.errors import ConfigError, DataError, ModelError, OutOfBlocks
 from nanoqwenlong.ops import exits, flags
 from nanoqwenlong.ops.flags import parse
-from nanoqwenlong.ops.settings import REMOVED, Settings, fixed, free, free_names
+from nanoqwenlong.ops.settings import Settings, fixed, free, free_names
 
 
 @dataclass(frozen=True)
@@ -170,15 +170,6 @@ def test_numbers_that_should_rise(numbers):
 @pytest.mark.parametrize("value, words", [((20000, 60000), ["20000", "60000"]), (True, []), (False, ["False"])])
 def test_the_words_of_one_flag(value, words):
     assert flags.flag_words("phase_lengths", value) == ["--phase-lengths", *words]
-
-
-@pytest.mark.parametrize("name", REMOVED)
-def test_a_removed_flag_says_which_constant_replaced_it(name):
-    with pytest.raises(ConfigError) as error:
-        parse(Short, [f"--{name.replace('_', '-')}", "1"])
-    constant, path = REMOVED[name].split(" in ")
-    assert REMOVED[name] in str(error.value) and constant in (ROOT / path).read_text()
-    assert all(name not in script.Config.__dataclass_fields__ for script in (train_rl, train_sft, eval_script, sample))
 
 
 @pytest.mark.parametrize("script", [train_rl, train_sft, eval_script, sample], ids=lambda script: script.__name__)

@@ -400,8 +400,8 @@ def test_other_data_are_refused(in_tmp, small, expected, capsys):
         capsys.readouterr()
         assert sft(flags, "--steps", 4) == errors.BAD_CONFIG
         said = capsys.readouterr().err
-        assert "rows.jsonl is not what it was" in said and "--name" in said and said.count("\n") == 1
-        assert "missing" in said or said.count("...") == 2
+        assert "was begun with rows.jsonl 'sha256 " in said and "--name" in said and said.count("\n") == 1
+        assert "missing" in said or said.count("'sha256 ") == 2
     assert contents(DIRECTORY / "checkpoints/step_000002") == before
     rows.write_bytes(original)
     assert sft(flags, "--steps", 4) == 0 and outcome(DIRECTORY) == expected

@@ -1,21 +1,21 @@
 """Training state in and out, so that a run can never be lost. docs/nothing_lost.md has the whole story.
 
-A checkpoint is a directory step_000020. It is a Hugging Face directory with the master weights, and these files:
+A checkpoint is a directory step_000020: a Hugging Face directory with the master weights, and
 
     optimizer-00000-of-00002.safetensors, ...    AdamW's state, each rank's own rows
     state.json                                   the rest of the run's state: see run.py
     manifest.json                                size and SHA-256 of every other file, and its own in the last line
 
-It is written as .partial-step_000020 and gets its name when all of it is on the disk. Only then an older one is
-removed. So a directory with that name is complete. If a disk damages it later, the manifest shows it. Nothing is read
-through pickle. There is no random state: every draw is a function of names (seed, step, example, sample).
+It gets its name when all of it is on the disk. Only then an older one is removed. So a directory with that name is
+complete, and if a disk damages it later, the manifest shows it. Nothing is read through pickle. There is no random
+state: every draw is a function of names (seed, step, example, sample).
 """
 
 import errno
 import json
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from hashlib import sha256
 from pathlib import Path
 
@@ -29,7 +29,6 @@ from ..pretrained.digest import file_digest
 from .files import sync
 
 FORMAT = 1                              # raise it if older readers would misread a checkpoint
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def name_of(step: int) -> str:
@@ -50,16 +49,14 @@ def all_of(directory: Path) -> list[Path]:
 def save(final: Path, model, tokenizer, optimizer, state: dict) -> None:
     """Write a checkpoint. On return it is on the disk, under its name. All ranks call it.
 
-    An OSError is raised on all ranks. Then older checkpoints are unchanged, and this one is complete (if only the very
-    last sync failed) or not there."""
+    An OSError is raised on all ranks. Then older checkpoints are unchanged, and this one is complete or not there."""
     partial = final.with_name(f".partial-{final.name}")
-    parallel.on_all_ranks(lambda: parallel.rank() == 0 and _begin(partial, model), "cannot begin a checkpoint")
-    # All ranks gather the weights. If the first one cannot write them, it says so after the last gather
-    parallel.on_all_ranks(lambda: model.save_pretrained(partial), "cannot write a checkpoint")
-    entries = parallel.on_all_ranks(lambda: _write_files(partial, tokenizer, model, optimizer, state),
-                                    "cannot write a checkpoint")
+    first, failed = parallel.rank() == 0, "cannot write a checkpoint"
+    parallel.on_all_ranks(lambda: first and _begin(partial, model), failed)
+    parallel.on_all_ranks(lambda: model.save_pretrained(partial), failed)      # it raises after its last gather
+    entries = parallel.on_all_ranks(lambda: _write_files(partial, tokenizer, model, optimizer, state), failed)
     files = {name: entry for of_rank in entries for name, entry in of_rank.items()}
-    parallel.on_all_ranks(lambda: parallel.rank() == 0 and _seal(partial, final, files), "cannot finish a checkpoint")
+    parallel.on_all_ranks(lambda: first and _seal(partial, final, files), failed)
 
 
 def _begin(partial: Path, model) -> None:
@@ -68,8 +65,7 @@ def _begin(partial: Path, model) -> None:
     needed = 3 * sum(parameter.nbytes for parameter in model.parameters())     # weights, and two moments of each
     free = shutil.disk_usage(partial).free
     if free < needed:
-        raise OSError(errno.ENOSPC, f"the disk is full: a checkpoint needs {needed:,} bytes, {free:,} are free; make "
-                                    "room", str(partial))
+        raise OSError(errno.ENOSPC, f"the disk is full: a checkpoint needs {needed:,} bytes, {free:,} are free")
 
 
 def _write_files(partial: Path, tokenizer, model, optimizer, state: dict) -> dict:
@@ -110,11 +106,7 @@ def _seal(partial: Path, final: Path, files: dict) -> None:
 
 
 def manifest_text(files: dict) -> str:
-    return _signed(json.dumps({"format": FORMAT, "files": files}, indent=1, sort_keys=True) + "\n")
-
-
-def _signed(text: str) -> str:
-    """The text and its SHA-256 as one more line."""
+    text = json.dumps({"format": FORMAT, "files": files}, indent=1, sort_keys=True) + "\n"
     return text + sha256(text.encode()).hexdigest() + "\n"
 
 
@@ -170,8 +162,8 @@ def _problems(directory: Path) -> list[str]:
     problems, name = [], "manifest.json"
     try:
         content = (directory / name).read_text(encoding="utf-8", errors="replace")
-        text = content[:-65]                                   # all but the last line
-        if content != _signed(text):
+        text, last_line = content[:-65], content[-65:]
+        if last_line != sha256(text.encode()).hexdigest() + "\n":
             return [f"{name} is damaged: its last line is not the SHA-256 of the others"]
         files = json.loads(text)["files"]
         for path in sorted(directory.glob("*.safetensors*")):
@@ -203,35 +195,10 @@ def read_state(directory: Path) -> dict:
 
 def load_optimizer(directory: Path, model, optimizer) -> None:
     """Load the optimizer's state, written by any number of ranks: each rank reads its own rows of all files."""
-    parameters, rows_left = dict(model.named_parameters()), {}  # {"parameter/key": number of rows yet to be read}
-    for name, first, piece in _pieces(directory):
-        parameter_name, key = name.rsplit("/", 1)
-        if parameter_name not in parameters:
-            raise CheckpointError(f"{directory} holds the optimizer state of {parameter_name}, which this model lacks")
-        parameter = parameters[parameter_name]
-        state = optimizer.state[parameter]
-        if key not in state:
-            state[key] = torch.zeros_like(parameter) if key in MOMENTS else torch.zeros((), dtype=torch.float32)
-            rows_left[name] = len(parallel.local(parameter)) if key in MOMENTS else 0
-        target = parallel.local(state[key]).detach()
-        if target.ndim == 0:
-            target.copy_(piece[...])
-            continue
-        start, count = parallel.rows(state[key]).start, piece.get_shape()[0]
-        low, high = max(start, first), min(start + len(target), first + count)
-        if low < high:
-            target[low - start:high - start].copy_(piece[low - first:high - first])
-            rows_left[name] -= high - low
-    for name, rows in rows_left.items():
-        if rows:
-            raise CheckpointError(f"{directory}: rows of {name} are in none of its optimizer files")
-
-
-def _pieces(directory: Path) -> Iterator[tuple]:
-    """("parameter/key", number of its first row, rows in the file) of all optimizer files."""
     paths = sorted(directory.glob("optimizer-*.safetensors"))
     if not paths or f"{len(paths):05d}" != paths[0].stem[-5:]:
         raise CheckpointError(f"{directory} lacks optimizer files: it has {len(paths)}")
+    parameters, rows_left = dict(model.named_parameters()), {}  # {"parameter/key": number of rows yet to be read}
     for path in paths:
         try:
             file = safe_open(path, framework="pt")
@@ -239,4 +206,23 @@ def _pieces(directory: Path) -> Iterator[tuple]:
             raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
         first_rows = json.loads(file.metadata()["rows"])
         for name in sorted(file.keys()):
-            yield name, first_rows[name], file.get_slice(name)
+            parameter_name, key = name.rsplit("/", 1)
+            if parameter_name not in parameters:
+                raise CheckpointError(f"{path} holds the optimizer state of {parameter_name}, which this model lacks")
+            parameter, piece = parameters[parameter_name], file.get_slice(name)
+            state = optimizer.state[parameter]
+            if key == "step":                                  # a scalar
+                state[key] = torch.as_tensor(piece[...])
+                continue
+            if key not in state:
+                state[key] = torch.zeros_like(parameter)
+                rows_left[name] = len(parallel.local(parameter))
+            start, first = parallel.rows(parameter).start, first_rows[name]
+            low, high = max(start, first), min(parallel.rows(parameter).stop, first + piece.get_shape()[0])
+            if low < high:
+                target = parallel.local(state[key]).detach()
+                target[low - start:high - start].copy_(piece[low - first:high - first])
+                rows_left[name] -= high - low
+    for name, rows in rows_left.items():
+        if rows:
+            raise CheckpointError(f"{directory}: rows of {name} are in none of its optimizer files")

@@ -1,12 +1,12 @@
 """Files that are written whole or not at all, and the SHA-256 of the files that decide a run's results."""
 
+import json
 import os
 from hashlib import sha256
 from pathlib import Path
 
 from .. import parallel
 from ..pretrained.digest import file_digest
-from ..pretrained.weights import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,10 +23,8 @@ def sync(path: Path) -> None:
 def put(path: Path, content: dict | str) -> None:
     """Write a file of JSON or text. If this is interrupted, the file is as it was before."""
     partial = path.with_name(f".{path.name}.{parallel.rank()}.partial")       # several ranks may write exit.json
-    if isinstance(content, str):
-        partial.write_text(content, encoding="utf-8")
-    else:
-        write_json(partial, content)
+    text = content if isinstance(content, str) else json.dumps(content, indent=2, sort_keys=True) + "\n"
+    partial.write_text(text, encoding="utf-8")
     sync(partial)
     partial.replace(path)
 
@@ -51,11 +49,7 @@ def code(script: Path) -> dict[str, str]:
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> str:
-    """The files that changed, were added or removed: three by name, and how many more. "" if there are none.
-
-    >>> changes({"a.py": "1", "b.py": "1", "c.py": "1"}, {"a.py": "2", "b.py": "1", "d.py": "1"})
-    'a.py, c.py (removed), d.py (added)'
-    """
+    """The files that changed, were added or removed: three by name, and how many more. "" if there are none."""
     names = []
     for path in sorted(before.keys() | now.keys()):
         if before.get(path) != now.get(path):

@@ -17,19 +17,17 @@ import typing
 from dataclasses import asdict, fields, is_dataclass
 
 from ..errors import ConfigError
-from .settings import REMOVED, RENAMED
+from .settings import RENAMED
 
 
 def flag_of(name: str) -> str:
-    """The flag that sets a field: "--learning-rate" of "learning_rate"."""
     return "--" + name.replace("_", "-")
 
 
 def parse(config_class, argv: list[str], presets: dict[str, dict] | None = None):
     """An instance of `config_class` from command-line words. `--help` prints the manual and exits.
 
-    Raises ConfigError for an unknown flag (it names the nearest one), a missing value, a value of the wrong type or out
-    of range, or a flag that is given twice."""
+    Raises ConfigError for an unknown flag, one that is given twice, and a value that is missing, wrong or too small."""
     presets = presets or {}
     if "--help" in argv or "-h" in argv:
         print(manual(config_class, presets))
@@ -40,9 +38,8 @@ def parse(config_class, argv: list[str], presets: dict[str, dict] | None = None)
     if preset and preset not in presets:
         raise ConfigError(f"--preset {preset}: there is no such preset; choose one of {', '.join(presets)}")
     config = config_class(**{**presets.get(preset, {}), **given})
-    for field in fields(config):
-        if hints[field.name] in (int, float):
-            at_least(config, **{field.name: field.metadata.get("least", 0)})
+    numbers = [field for field in fields(config) if hints[field.name] in (int, float)]
+    at_least(config, **{field.name: field.metadata.get("least", 0) for field in numbers})
     return config
 
 
@@ -53,8 +50,6 @@ def split_flags(argv: list[str], known) -> dict[str, list[str]]:
         if word.startswith("--"):
             flag, has_value, value = word[2:].partition("=")
             name = flag.replace("-", "_")
-            if name not in known and name in REMOVED:
-                raise ConfigError(f"--{flag} is no longer a flag; change the constant {REMOVED[name]} instead")
             if name not in known and RENAMED.get(name, "").split(" ")[0] in map(flag_of, known):
                 raise ConfigError(f"--{flag} is no longer a flag; give {RENAMED[name]} instead")
             if name not in known:

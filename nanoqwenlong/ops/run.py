@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 
 from .. import errors, parallel
-from ..errors import CheckpointError, ConfigError
 from . import checkpoint, exits, files, flags
 from .directory import Directory
 from .log import Log, progress
@@ -35,11 +34,9 @@ SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 
 
 class Run:
-    """One run. `config` is the Config of a training script.
-
-    source: the checkpoint that is resumed, later the newest one, or None. device: of this rank. dtype: what the model
-    computes in. weights_dtype: of the weights and the optimizer, float32 at least. times: seconds of this step's
-    parts."""
+    """One run. `config` is the Config of a training script. source: the checkpoint that is resumed, later the newest
+    one, or None. dtype: what the model computes in. weights_dtype: of the weights and the optimizer, float32 at least.
+    times: seconds of this step's parts."""
 
     def __init__(self, config):
         self.config, self.script = config, Path(inspect.getfile(type(config)))
@@ -55,11 +52,12 @@ class Run:
     def __enter__(self) -> "Run":
         cfg = self.config
         if cfg.name in ("", ".", "..") or Path(cfg.name).name != cfg.name:
-            raise ConfigError(f"--name {cfg.name!r} should be a plain name; --runs-dir says where the run is kept")
+            raise errors.ConfigError(f"--name {cfg.name!r} should be a plain name; --runs-dir says where the run is kept")
         # 1. Join the other ranks
         self.device = parallel.start(cfg.device, cfg.timeout_minutes)
         self.num_hosts = parallel.num_hosts()
-        self.log = Log(None, quiet=parallel.rank() > 0)
+        directory = None if cfg.dry_run or parallel.rank() > 0 else Path(cfg.runs_dir, cfg.name)
+        self.log = Log(directory, quiet=parallel.rank() > 0)
         self.dtype = computing_dtype(cfg)
         self.weights_dtype = torch.promote_types(self.dtype, torch.float32)
         if cfg.dry_run:
@@ -68,7 +66,7 @@ class Run:
         settings = {**flags.as_json(cfg), "dtype": str(self.dtype).removeprefix("torch.")}
         code = parallel.gather(files.code(self.script))[0]
         # 3. Lock the directory and find what to resume
-        self.directory = Directory(cfg, settings, code, self.log.say)
+        self.directory = Directory(cfg, settings, code, self.log)
         try:
             self.source, self.state = self.directory.find_source()
         except BaseException:
@@ -96,17 +94,13 @@ class Run:
                 self.ended, self.streaks = self.state["ended"], self.state["streaks"]
                 self.started -= self.state["seconds"]
             except KeyError as error:
-                raise CheckpointError(f"{self.source}/state.json lacks {error}: another version of this program wrote "
-                                      "it; start again from its weights, with --model and another --name") from None
-        parallel.on_all_ranks(lambda: parallel.rank() == 0 and self._open(), "cannot begin the run")
+                raise errors.CheckpointError(f"{self.source}/state.json lacks {error}: another version wrote it; start "
+                                             "again from its weights, with --model and another --name") from None
+        parallel.on_all_ranks(lambda: parallel.rank() == 0 and self.directory.begin(self.state.get("logs", {})),
+                              "cannot begin the run")
         self.directory.begun = True                            # on all ranks
         if self.source:
             self.log.say(f"resuming from {self.source}")
-
-    def _open(self) -> None:
-        self.directory.begin()
-        self.log = Log(self.directory.path)
-        self.log.cut(self.state.get("logs", {}))
 
     # Step by step
 
@@ -115,8 +109,7 @@ class Run:
 
         A checkpoint is saved between two steps: every --save-every steps, after the steps in `ends` (these checkpoints
         are never pruned), after the last step, and when a signal asked the run to stop. All ranks agree on that."""
-        if self.config.dry_run:
-            last = min(last, 1)
+        last = min(last, 1) if self.config.dry_run else last
         if self.source:
             self._prune(ends)                                  # the start before may have died while it pruned
         bar = progress(range(self.done, last), self.script.stem, quiet=self.log.quiet)
@@ -161,10 +154,6 @@ class Run:
     def seconds(self) -> float:
         """How long the run has taken, over all its starts."""
         return time.monotonic() - self.started
-
-    def is_late(self, minutes: float) -> bool:
-        """Whether the run has taken this many minutes (0: never). All ranks return the same."""
-        return minutes > 0 and any(parallel.gather(self.seconds > minutes * 60))
 
     def watch(self, norm: float, ids: Sequence) -> bool:
         """Whether an update was made. norm: what optim.step returned. If it is not finite, the ids of the update's

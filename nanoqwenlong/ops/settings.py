@@ -1,9 +1,8 @@
 """The settings that the scripts share. A script's Config inherits them, adds its own, and may give other defaults.
 
-A setting says itself what it accepts. `free` marks a setting that may change when a run is resumed, because it decides
-where the run computes, what it keeps or reports, or how much memory it takes. Memory settings can change the last
-digits. Every other setting, `fixed` or plain, would make it another run. `least` is the smallest number accepted: 0
-unless the setting says otherwise.
+`free` marks a setting that may change when a run is resumed: where the run computes, what it keeps or reports, how much
+memory it takes (memory settings can change the last digits). Every other setting, `fixed` or plain, would make it
+another run. `least` is the smallest number accepted: 0 unless the setting says otherwise.
 """
 
 from dataclasses import dataclass, field, fields
@@ -15,12 +14,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 
 
 def free(default, least: float = 0):
-    """A setting that may change on resume."""
     return field(default=default, metadata={"free": True, "least": least})
 
 
 def fixed(default, least: float = 0):
-    """A setting that may not change on resume."""
     return field(default=default, metadata={"least": least})
 
 
@@ -47,8 +44,7 @@ class Settings(Machine):
                                         # the changed code. restart: move it to NAME.1 and start again
     save_every: int = free(10, least=1)  # steps between checkpoints
     keep: int = free(2, least=2)        # how many of the newest checkpoints to keep. Those at the ends of phases stay
-    max_bad_updates: int = free(3, least=1)  # stop after this many updates in a row with a loss or gradient that is not
-                                        # finite
+    max_bad_updates: int = free(3, least=1)  # stop after this many updates in a row that are not finite
     check_finite: bool = free(False)    # refuse a model whose weights contain NaN or infinity
     # memory and ranks
     max_tokens: int = free(16384, least=1)  # tokens in one forward pass, not counting stems in the update. Decides
@@ -70,15 +66,5 @@ def free_names(config) -> set[str]:
     return {each.name for each in fields(config) if each.metadata.get("free")}
 
 
-# Settings that are constants now: {name: where the constant is}.
-REMOVED = {
-    "block_size": "block_size in nanoqwenlong/generate.py",
-    "judge_concurrency": "concurrency in nanoqwenlong/reward/judge_server.py",
-    "max_unscorable": "MAX_UNSCORABLE in nanoqwenlong/analysis/doctor.py",
-    "max_idle_steps": "MAX_IDLE_STEPS in nanoqwenlong/analysis/doctor.py",
-    "min_reward_std": "MIN_STD in nanoqwenlong/advantages.py",
-    "retro_floor": "floor in nanoqwenlong/curriculum.py",
-    "show_every": "SHOW_EVERY in train_rl.py",
-}
 # Flags of tools.plan that are called as in train_rl.py now.
 RENAMED = {"recompute": "--old-logprobs recompute", "reference": "--measure-kl", "cut": "--top-p 0.95"}
