@@ -8,7 +8,6 @@ from typing import NoReturn
 import torch
 
 from .. import errors, parallel
-from ..errors import exit_code
 from . import flags
 from .log import tell
 from .presets import SOURCES
@@ -20,19 +19,16 @@ def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str
         main(flags.parse(config_class, argv, presets))
         parallel.stop()
         return errors.DONE
-    except (errors.UserError, OSError, KeyboardInterrupt) as error:
+    except BaseException as raised:
+        error = parallel.lost_ranks(raised) or raised
+        if not isinstance(error, errors.UserError | OSError | KeyboardInterrupt):
+            raise
         # Other errors are the same on all ranks, and the first one reports them.
         of_this_rank = isinstance(error, errors.OutOfMemory | errors.LostRanks | errors.SamplingError | OSError) and (
             not isinstance(error, errors.Elsewhere | FileNotFoundError))
         if parallel.rank() == 0 or of_this_rank:
             tell(sentence(error), sys.stderr)
-        return exit_code(error)
-    except RuntimeError as error:
-        lost = parallel.lost_ranks(error)
-        if lost is None:
-            raise
-        tell(str(lost), sys.stderr)
-        return exit_code(lost)
+        return errors.exit_code(error)
 
 
 def exit_process(code: int) -> NoReturn:
@@ -65,19 +61,16 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def memory_sentence(config, step: int, part: str, longest: int) -> str:
-    """The sentence that reports too little memory, with the next flag that saves some.
-
-    part: what the run was doing ("sample", "update", ...; "" before the first step). longest: tokens of the longest
-    sequence in that part."""
+    """The sentence that reports too little memory, with the next flag that saves some. part: what the run was doing
+    ("" before the first step). longest: tokens of the longest sequence in that part."""
     if not part:
         return f"out of memory: give fewer --kv-blocks than {config.kv_blocks}, or --offload, or use more ranks"
-    blocks = max(config.kv_blocks // 2, -(-longest // 16))
-    tokens = max(1, longest, config.max_tokens // 2)
-    advice = [(not config.checkpointing, "resume with --checkpointing"),
-              (tokens < config.max_tokens, f"resume with --max-tokens {tokens}"),
-              (not config.offload, "resume with --offload")]
-    if part in ("sample", "evaluate"):
-        advice = [(blocks < config.kv_blocks, f"resume with --kv-blocks {blocks}")]
-    advice.append((True, f"start again under another --name with --max-prompt-tokens {longest * 3 // 4}"))
+    blocks, tokens = max(config.kv_blocks // 2, -(-longest // 16)), max(1, longest, config.max_tokens // 2)
+    samples = part in ("sample", "evaluate")
+    advice = [(samples and blocks < config.kv_blocks, f"resume with --kv-blocks {blocks}"),
+              (not samples and not config.checkpointing, "resume with --checkpointing"),
+              (not samples and tokens < config.max_tokens, f"resume with --max-tokens {tokens}"),
+              (not samples and not config.offload, "resume with --offload"),
+              (True, f"start again under another --name with --max-prompt-tokens {longest * 3 // 4}")]
     first = next(text for applies, text in advice if applies)
     return f"out of memory in step {step} ({part}; the longest sequence has {longest} tokens): {first}"

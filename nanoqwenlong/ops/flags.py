@@ -12,6 +12,7 @@ Flags win over presets.
 import difflib
 import inspect
 import json
+import re
 import textwrap
 import typing
 from dataclasses import asdict, fields, is_dataclass
@@ -106,11 +107,11 @@ def rising(config, name: str) -> None:
 def manual(config_class, presets: dict[str, dict]) -> str:
     """The text of --help: the script's docstring, the source of its settings and of those that it inherits, and the
     presets. A preset that has all settings of an earlier one shows what it adds."""
-    lines = [(inspect.getmodule(config_class).__doc__ or "").strip()]
-    shown = set()
+    paragraphs, shown = [(inspect.getmodule(config_class).__doc__ or "").strip()], set()
     for base in filter(is_dataclass, config_class.__mro__):
-        lines += ["", *source_without(base, shown)]
-        shown |= base.__annotations__.keys()
+        blocks = re.split(r"\n(?=    \S)", inspect.getsource(base).rstrip())   # a field and the rest of its comment
+        paragraphs.append("\n".join(block for block in blocks if block.strip().partition(":")[0] not in shown))
+        shown |= base.__annotations__.keys()                   # a subclass gives these another default
     for place, (name, values) in enumerate(presets.items()):
         base = next((other for other in list(presets)[:place] if presets[other].keys() <= values.keys()), None)
         text = f"--preset {name}:  {f'as {base}, and  ' if base else ''}"
@@ -118,22 +119,8 @@ def manual(config_class, presets: dict[str, dict]) -> str:
             if base is None or presets[base].get(key) != value:
                 text += "\0".join(flag_words(key, value)) + "  "     # \0: a flag and its value stay on one line
         text = textwrap.fill(text, 120, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-        lines += ["", text.replace("\0", " ")]
-    return "\n".join(lines)
-
-
-def source_without(config_class, names: set[str]) -> list[str]:
-    """The source lines of a dataclass without the fields in `names`: a subclass gives these another default."""
-    lines, skip = [], False
-    for line in inspect.getsource(config_class).rstrip().splitlines():
-        name, colon, _ = line.strip().partition(":")
-        if colon and name in config_class.__annotations__:
-            skip = name in names
-        elif not line.startswith(" " * 30):             # not the rest of a field's comment
-            skip = False
-        if not skip:
-            lines.append(line)
-    return lines
+        paragraphs.append(text.replace("\0", " "))
+    return "\n\n".join(paragraphs)
 
 
 def flags(config) -> list[str]:

@@ -43,20 +43,19 @@ class Log:
     def sizes(self) -> dict[str, int]:
         """{file name: bytes}, after all of it is on the disk."""
         sizes = {}
-        for path in self.paths:
-            if path.exists():
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
-                    sizes[path.name] = file.seek(0, os.SEEK_END)
+        for path in filter(Path.exists, self.paths):
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+                sizes[path.name] = file.seek(0, os.SEEK_END)
         return sizes
 
     def cut(self, sizes: dict[str, int]) -> None:
         """Truncate the files to these sizes (others to 0). What was written later will be written again."""
-        for path in self.paths:
+        for path in filter(Path.exists, self.paths):
             size = sizes.get(path.name, 0)
-            if path.exists() and path.stat().st_size < size:
+            if path.stat().st_size < size:
                 self.say(f"{path} is shorter than it was: some of its lines are lost")
-            elif path.exists() and path.stat().st_size > size:
+            elif path.stat().st_size > size:
                 os.truncate(path, size)
 
     def line(self, step: int, values: dict, headline: tuple[str, ...]) -> None:

@@ -52,7 +52,7 @@ class Run:
     def __enter__(self) -> "Run":
         cfg = self.config
         if cfg.name in ("", ".", "..") or Path(cfg.name).name != cfg.name:
-            raise errors.ConfigError(f"--name {cfg.name!r} should be a plain name; --runs-dir says where the run is kept")
+            raise errors.ConfigError(f"--name {cfg.name!r} should be a plain name; --runs-dir says where it is kept")
         # 1. Join the other ranks
         self.device = parallel.start(cfg.device, cfg.timeout_minutes)
         self.num_hosts = parallel.num_hosts()

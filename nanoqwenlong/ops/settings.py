@@ -10,8 +10,6 @@ from typing import Literal
 
 import torch
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
 
 def free(default, least: float = 0):
     return field(default=default, metadata={"free": True, "least": least})
@@ -39,16 +37,15 @@ class Settings(Machine):
     model: str = "assets/nano-sft"      # a Hugging Face directory
     seed: int = 0                       # decides the order of the data, every draw and every sample
     dry_run: bool = free(False)         # one whole step, nothing kept
-    resume: Literal["auto", "never", "changed", "restart"] = free("auto")  # if the directory holds a run. auto: resume
-                                        # it if the source code is the same. never: refuse. changed: continue it with
-                                        # the changed code. restart: move it to NAME.1 and start again
+    resume: Literal["auto", "never", "changed", "restart"] = free("auto")  # auto: resume a run if its code is the
+                                        # same. never: refuse. changed: resume it with the changed code. restart: move
+                                        # it to NAME.1 and start again
     save_every: int = free(10, least=1)  # steps between checkpoints
     keep: int = free(2, least=2)        # how many of the newest checkpoints to keep. Those at the ends of phases stay
     max_bad_updates: int = free(3, least=1)  # stop after this many updates in a row that are not finite
     check_finite: bool = free(False)    # refuse a model whose weights contain NaN or infinity
     # memory and ranks
-    max_tokens: int = free(16384, least=1)  # tokens in one forward pass, not counting stems in the update. Decides
-                                        # memory, not results
+    max_tokens: int = free(16384, least=1)  # tokens in one forward pass, without stems. Decides memory, not results
     checkpointing: bool = free(False)   # keep only each layer's input for the backward pass: less memory, more time
     offload: bool = free(False)         # keep weights, gradients and optimizer in CPU memory
     timeout_minutes: float = free(60.0, least=1e-9)  # how long ranks wait for each other: more than the longest rollout
@@ -56,9 +53,7 @@ class Settings(Machine):
 
 def computing_dtype(config) -> torch.dtype:
     """What a model computes in. `auto` is bfloat16 on a GPU and float32 elsewhere."""
-    if config.dtype == "auto":
-        return torch.bfloat16 if config.device.startswith("cuda") else torch.float32
-    return DTYPES[config.dtype]
+    return getattr(torch, config.dtype.replace("auto", "bfloat16" if config.device.startswith("cuda") else "float32"))
 
 
 def free_names(config) -> set[str]:
