@@ -32,7 +32,7 @@ class Directory:
         Raises ConfigError if the run was begun with other settings, code or files, CheckpointError if what is there
         cannot be resumed, OSError if another job uses the directory."""
         # 1. One job per directory
-        parallel.on_all_ranks(lambda: self.path.is_dir() and self.lock(), "cannot use the directory")
+        parallel.on_all_ranks(lambda: parallel.rank() == 0 and self.path.is_dir() and self.lock(), "cannot lock")
         for path in (self.path, self.checkpoints):
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"{path} is a file, but the run needs a directory there; choose another --name")
@@ -44,8 +44,7 @@ class Directory:
         except (ModelError, OSError):                          # missing or damaged. Checkpoints hold the settings, too
             recorded = {}
         if self.resume == "never":
-            raise ConfigError(f"{self.path} already holds a run; choose another --name, remove it, or resume it with "
-                              "--resume auto")
+            raise ConfigError(f"{self.path} already holds a run: choose another --name, or give --resume auto")
         # If torchrun starts its processes again, they resume the run that has replaced the old one
         if self.resume == "restart" and not (recorded.get("resume") == "restart" and parallel.num_restarts()):
             self.restarts = True
@@ -61,8 +60,7 @@ class Directory:
         metrics = self.path / "metrics.jsonl"
         num_steps = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
         if not source and (problems or num_steps > recorded.get("save_every", 0)):
-            raise CheckpointError(f"no checkpoint of {self.path} can be resumed, was it removed? Remove the directory, "
-                                  "or choose another --name")
+            raise CheckpointError(f"no checkpoint of {self.path} is intact, was it removed? Choose another --name")
         parallel.on_all_ranks(lambda: checkpoint.set_aside(self.checkpoints, source), "cannot set a checkpoint aside")
         return source, state
 
@@ -91,9 +89,7 @@ class Directory:
                               f"{self.free_path()} and start again, or another --name")
 
     def lock(self) -> None:
-        """One job per directory. The operating system drops the lock when the process ends."""
-        if parallel.rank() > 0:
-            return
+        """One job per directory, on the first rank. The operating system drops the lock when the process ends."""
         path = self.path / ".lock"
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:

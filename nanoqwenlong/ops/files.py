@@ -2,7 +2,6 @@
 
 import json
 import os
-from hashlib import sha256
 from pathlib import Path
 
 from .. import parallel
@@ -45,7 +44,7 @@ def code(script: Path) -> dict[str, str]:
     """{path below the project: sha256} of the source that decides results: the script, the package, the kernels."""
     paths = [script.resolve(), *(ROOT / "nanoqwenlong").rglob("*.py"), *(ROOT / "kernels").glob("*.py")]
     return {str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name:
-            sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
+            file_digest(path) for path in sorted(paths)}
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> str:

@@ -25,11 +25,10 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def parse(config_class, argv: list[str], presets: dict[str, dict] | None = None):
+def parse(config_class, argv: list[str], presets: dict[str, dict] = {}):
     """An instance of `config_class` from command-line words. `--help` prints the manual and exits.
 
     Raises ConfigError for an unknown flag, one that is given twice, and a value that is missing, wrong or too small."""
-    presets = presets or {}
     if "--help" in argv or "-h" in argv:
         print(manual(config_class, presets))
         raise SystemExit(0)

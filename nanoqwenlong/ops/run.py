@@ -41,8 +41,7 @@ class Run:
     def __init__(self, config):
         self.config, self.script = config, Path(inspect.getfile(type(config)))
         self.log, self.directory, self.source, self.state = Log(None), None, None, {}
-        self.step, self.done = 0, 0                            # the present step, the last complete step
-        self.ended, self.streaks = False, {}
+        self.step, self.done, self.ended, self.streaks = 0, 0, False, {}       # done: the last complete step
         self.signal, self.error, self.saving, self.handlers = "", None, False, {}
         self.started = time.monotonic()                        # less the seconds of earlier starts
         self.times, self.part_name, self.part_began, self.longest = Counter(), "", 0.0, 0
@@ -87,17 +86,16 @@ class Run:
             return
         if self.source:
             checkpoint.load_optimizer(self.source, model, optimizer)
-            try:
-                for name, each in states.items():
-                    each.load_state_dict(self.state["states"][name])
-                self.step = self.done = self.state["step"]
-                self.ended, self.streaks = self.state["ended"], self.state["streaks"]
-                self.started -= self.state["seconds"]
-            except KeyError as error:
-                raise errors.CheckpointError(f"{self.source}/state.json lacks {error}: another version wrote it; start "
-                                             "again from its weights, with --model and another --name") from None
-        parallel.on_all_ranks(lambda: parallel.rank() == 0 and self.directory.begin(self.state.get("logs", {})),
-                              "cannot begin the run")
+            if missing := sorted(states.keys() - self.state["states"].keys()):
+                raise errors.CheckpointError(f"{self.source} has no {missing[0]} (another version wrote it): "
+                                             "start again from its weights, with --model and another --name")
+            for name, each in states.items():
+                each.load_state_dict(self.state["states"][name])
+            self.step = self.done = self.state["step"]
+            self.ended, self.streaks = self.state["ended"], self.state["streaks"]
+            self.started -= self.state["seconds"]
+        log_sizes = self.state["logs"] if self.source else {}
+        parallel.on_all_ranks(lambda: parallel.rank() == 0 and self.directory.begin(log_sizes), "cannot begin the run")
         self.directory.begun = True                            # on all ranks
         if self.source:
             self.log.say(f"resuming from {self.source}")
