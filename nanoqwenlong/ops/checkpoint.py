@@ -77,7 +77,7 @@ def _write_files(partial: Path, tokenizer, model, optimizer, state: dict) -> dic
             rows = parallel.local(value)
             if not parallel.is_replica(value) and (value.ndim == 0 or len(rows)):
                 tensors[f"{name}/{key}"] = rows.contiguous()
-                first_rows[f"{name}/{key}"] = parallel.rows(value).start or 0
+                first_rows[f"{name}/{key}"] = parallel.rows(value).start
     paths = [partial / f"optimizer-{parallel.rank():05d}-of-{parallel.size():05d}.safetensors"]
     weights.write_file(paths[0], tensors, {"rows": json.dumps(first_rows, sort_keys=True)})
     if parallel.rank() == 0:
@@ -217,10 +217,9 @@ def load_optimizer(directory: Path, model, optimizer) -> None:
             if key not in state:
                 state[key] = torch.zeros_like(parameter)
                 rows_left[name] = len(parallel.local(parameter))
-            start, first = parallel.rows(parameter).start, first_rows[name]
-            low, high = max(start, first), min(parallel.rows(parameter).stop, first + piece.get_shape()[0])
+            target, start, first = parallel.local(state[key]).detach(), parallel.rows(parameter).start, first_rows[name]
+            low, high = max(start, first), min(start + len(target), first + piece.get_shape()[0])
             if low < high:
-                target = parallel.local(state[key]).detach()
                 target[low - start:high - start].copy_(piece[low - first:high - first])
                 rows_left[name] -= high - low
     for name, rows in rows_left.items():

@@ -18,7 +18,7 @@ import typing
 from dataclasses import asdict, fields, is_dataclass
 
 from ..errors import ConfigError
-from .settings import RENAMED
+from .settings import FORMER
 
 
 def flag_of(name: str) -> str:
@@ -50,8 +50,8 @@ def split_flags(argv: list[str], known) -> dict[str, list[str]]:
         if word.startswith("--"):
             flag, has_value, value = word[2:].partition("=")
             name = flag.replace("-", "_")
-            if name not in known and RENAMED.get(name, "").split(" ")[0] in map(flag_of, known):
-                raise ConfigError(f"--{flag} is no longer a flag; give {RENAMED[name]} instead")
+            if name in FORMER and name not in known:
+                raise ConfigError(f"--{flag} is no longer a flag; {FORMER[name]} instead")
             if name not in known:
                 nearest, = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
                 raise ConfigError(f"unknown flag --{flag}; did you mean {flag_of(nearest)}?")

@@ -61,5 +61,6 @@ def free_names(config) -> set[str]:
     return {each.name for each in fields(config) if each.metadata.get("free")}
 
 
-# Flags of tools.plan that are called as in train_rl.py now.
-RENAMED = {"recompute": "--old-logprobs recompute", "reference": "--measure-kl", "cut": "--top-p 0.95"}
+# Former flags, and what to do instead.
+FORMER = {"recompute": "give --old-logprobs recompute", "reference": "give --measure-kl", "cut": "give --top-p 0.95",
+          "block_size": "change the constant block_size in nanoqwenlong/generate.py"}
