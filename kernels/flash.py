@@ -68,9 +68,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         repeat = q.shape[2] // k.shape[2]
         k = k.repeat_interleave(repeat, 2)
         v = v.repeat_interleave(repeat, 2)
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask,
-        is_causal=causal and not more_keys, enable_gqa=q.shape[2] != k.shape[2])
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)          # (B, heads, T, D)
+    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal and not more_keys,
+                                         enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2)
 
 
@@ -94,8 +94,7 @@ def part(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | N
     return _unfold(out, q), _unfold(lse[..., None], q)
 
 
-def part_plain(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None
-               ) -> tuple[Tensor, Tensor]:
+def part_plain(q, k, v, causal=False, mask=None) -> tuple[Tensor, Tensor]:
     """The reference of part: the formula, in float32 at least, with a matrix of all scores. Differentiable."""
     k, v = _keys_by_head(q, k, v, causal)
     scores = _scores(_fold(q, k), k, causal)                                   # (B, K, Tq H/K, Tk)
@@ -114,10 +113,9 @@ def part_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, ls
         return part_backward_plain(grad, q, k, v, out, lse, causal)
     if backend == "cuda":
         rng_state = torch.zeros(2, dtype=torch.uint64, device=q.device)        # of dropout, which is not used
-        unused = q.new_empty(0)
         lse = lse[..., 0].transpose(1, 2).contiguous()                         # (B, H, Tq)
         return torch.ops.aten._flash_attention_backward(
-            grad, q, k, v, out, lse, None, None, q.shape[1], k.shape[1], 0.0, causal, rng_state, unused)
+            grad, q, k, v, out, lse, None, None, q.shape[1], k.shape[1], 0.0, causal, rng_state, q.new_empty(0))
     num_kv_heads = k.shape[2]
     k, v = _keys_by_head(q, k, v, causal)
     dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -125,19 +123,19 @@ def part_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, ls
     return _unfold(dq, q), _sum_heads(dk, num_kv_heads), _sum_heads(dv, num_kv_heads)
 
 
-def part_backward_plain(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool = False
-                        ) -> tuple[Tensor, Tensor, Tensor]:
+def part_backward_plain(grad, q, k, v, out, lse, causal=False) -> tuple[Tensor, Tensor, Tensor]:
     """The reference of part_backward."""
-    num_kv_heads, dtype = k.shape[2], lse.dtype
-    k, v = _keys_by_head(q, k.to(dtype), v.to(dtype), causal)
-    q_rows, grad_rows, out_rows = _fold(q.to(dtype), k), _fold(grad.to(dtype), k), _fold(out.to(dtype), k)
+    num_kv_heads, dtype = k.shape[2], q.dtype
+    grad, q, k, v, out = (x.to(lse.dtype) for x in (grad, q, k, v, out))
+    k, v = _keys_by_head(q, k, v, causal)
+    q_rows, grad_rows, out_rows = _fold(q, k), _fold(grad, k), _fold(out, k)   # (B, K, Tq H/K, D)
     weights = (_scores(q_rows, k, causal) - _fold(lse, k)).exp()               # (B, K, Tq H/K, Tk)
     shared = (grad_rows * out_rows).sum(-1, keepdim=True)
     d_scores = weights * (grad_rows @ v.mT - shared) * q.shape[-1] ** -0.5
     dq = _unfold(d_scores @ k, q)
     dk = _sum_heads(d_scores.mT @ q_rows, num_kv_heads)
     dv = _sum_heads(weights.mT @ grad_rows, num_kv_heads)
-    return dq.to(q.dtype), dk.to(q.dtype), dv.to(q.dtype)
+    return dq.to(dtype), dk.to(dtype), dv.to(dtype)
 
 
 def merge(out_1: Tensor, lse_1: Tensor, out_2: Tensor, lse_2: Tensor) -> Tensor:
@@ -152,8 +150,7 @@ def merge(out_1: Tensor, lse_1: Tensor, out_2: Tensor, lse_2: Tensor) -> Tensor:
 def _keys_by_head(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """k and v (B, Tk, K, D) -> (B, K, Tk, D), or (B, H, Tk, D) for a causal order."""
     repeat = q.shape[2] // k.shape[2]
-    k = k.transpose(1, 2)
-    v = v.transpose(1, 2)
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
     if causal and repeat > 1:
         return k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     return k, v
@@ -179,7 +176,7 @@ def _scores(rows: Tensor, k: Tensor, causal: bool) -> Tensor:
     dtype = wide(rows.dtype)
     scores = rows.to(dtype) @ k.to(dtype).mT * rows.shape[-1] ** -0.5
     if causal:
-        num_queries, num_keys = scores.shape[-2:]
-        later = torch.ones(num_queries, num_keys, dtype=torch.bool, device=rows.device).triu(1 + num_keys - num_queries)
+        R, Tk = scores.shape[-2:]
+        later = torch.ones(R, Tk, dtype=torch.bool, device=rows.device).triu(1 + Tk - R)
         scores = scores.masked_fill(later, -torch.inf)
     return scores

@@ -6,9 +6,8 @@ one begins at 0, and a group may be empty:
     out[s] = x[s] W[e]^T,      dx[s] = dout[s] W[e],      dW[e] = dout[rows of e]^T x[rows of e]
 
 On a Hopper or Blackwell GPU in bfloat16, each of the three is one call of torch's grouped_mm. It reads `ends` on the
-GPU, so nothing waits and a CUDA graph can capture it. For other GPUs and types grouped_mm is a loop that fetches `ends`
-(pytorch issue 169970), which is faster than ours only on a CPU in float32. grouped_mm does not take float64, or rows
-that are no multiple of 16 bytes.
+GPU, so nothing waits and a CUDA graph can capture it. Elsewhere grouped_mm is a loop that fetches `ends` (pytorch issue
+169970). It is faster than ours only on a CPU in float32. It does not take float64, or rows of no multiple of 16 bytes.
 """
 
 import torch

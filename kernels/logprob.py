@@ -2,24 +2,17 @@
 
 For a position with hidden state h (C,), head W (V, C), temperature t and target y, with z = W h / t:
 
-    top      = max z                                           (subtracted first, so that no exponential overflows)
-    log_sum  = log sum_j exp(z_j - top)
-    log p_j  = z_j - top - log_sum
-    logprob  = log p_y
-    entropy  = -sum_j p_j log p_j = log_sum - sum_j p_j (z_j - top)
+    top     = max z             log_sum = log sum_j exp(z_j - top)             log p_j = z_j - top - log_sum
+    logprob = log p_y           entropy = -sum_j p_j log p_j = log_sum - sum_j p_j (z_j - top)
 
 and, for gradients g of the logprob and e of the entropy,
 
-    dz_j     = g (1[j = y] - p_j) - e p_j (log p_j + entropy)          dW = sum dz h^T / t          dh = W^T dz / t
+    dz_j    = g (1[j = y] - p_j) - e p_j (log p_j + entropy)          dW = sum dz h^T / t          dh = W^T dz / t
 
-All N rows of logits would be N x V numbers: 20 GB in float32 for 32,768 positions of Qwen2.5. So positions go through
-in chunks, and the backward pass computes each chunk's logits again. The products are torch's, which no kernel of ours
-comes near. Ours is what lies between them, one pass over each row: `statistics` before the backward pass, `gradient` in
-it. Two rules keep the digits:
-
-- Products keep their float32 accumulators. Logits rounded to bfloat16 would be off by 1e-2 in log-prob, which is noise
-  in every ratio. The gradients of h and W are summed in float32 too, over all chunks.
-- top and log_sum stay apart. Their sum, in the thousands for a large logit, has lost the digits of log_sum.
+All logits would be N x V numbers. So positions go through in chunks, and the backward pass computes each chunk's logits
+again. The products are torch's. Between them lies one pass over each row: `statistics` before the backward pass,
+`gradient` in it. Products keep their float32 accumulators, because logits rounded to bfloat16 are off by 1e-2. top and
+log_sum stay apart, because their sum, in the thousands for a large logit, has lost the digits of log_sum.
 
 Legend: N positions, n of them in a chunk, C hidden size, V vocabulary. `rows` (4, n) holds logprob, entropy, top and
 log_sum of n rows of logits.
@@ -37,11 +30,9 @@ IN_CACHE = 2**19                        # logits the reference works on at once,
 LOWEST = -1e4                           # a floor for log-probs: its exponential is 0 in float64 too
 
 
-# The reference
-
 def statistics_plain(logits: Tensor, targets: Tensor, rows: Tensor) -> None:
     """logits (n, V), targets (n,) -> rows (4, n). A logit of -inf is an impossible token."""
-    for piece in _slices(len(logits), max(1, IN_CACHE // logits.shape[1])):
+    for piece in _slices(len(logits), IN_CACHE // logits.shape[1]):
         z = logits[piece]
         logprob, entropy, top, log_sum = rows[:, piece]
         torch.amax(z, -1, out=top)
@@ -56,7 +47,7 @@ def statistics_plain(logits: Tensor, targets: Tensor, rows: Tensor) -> None:
 def gradient_plain(logits: Tensor, targets: Tensor, rows: Tensor, d_logprob: Tensor, d_entropy: Tensor | None,
                    out: Tensor) -> None:
     """Writes dz (n, V) into `out`, which may be the logits themselves. d_entropy None: the entropy is not used."""
-    for piece in _slices(len(logits), max(1, IN_CACHE // logits.shape[1])):
+    for piece in _slices(len(logits), IN_CACHE // logits.shape[1]):
         g = d_logprob[piece, None]
         _, entropy, top, log_sum = rows[:, piece, None]
         log_p = torch.sub(logits[piece], top).sub_(log_sum)
@@ -68,8 +59,6 @@ def gradient_plain(logits: Tensor, targets: Tensor, rows: Tensor, d_logprob: Ten
         out[piece] = dz.scatter_add_(-1, targets[piece, None], g)
 
 
-# The Triton kernels: one program per row, which walks along it
-
 @triton.jit
 def _floored(x):
     return tl.where(x < -1e4, -1e4, x)                                         # LOWEST; a NaN stays one
@@ -77,8 +66,8 @@ def _floored(x):
 
 @triton.jit
 def _statistics(logits, targets, rows, stride, rows_stride, V, BLOCK: tl.constexpr):
-    """Each of the BLOCK lanes keeps sums relative to its own top: total = sum exp(z - top) and weighted =
-    sum exp(z - top) (z - top). A higher top scales both. At the end the lanes are merged in the same way."""
+    """One program per row. Each of the BLOCK lanes keeps sums relative to its own top: total = sum exp(z - top) and
+    weighted = sum exp(z - top) (z - top). A higher top scales both. At the end the lanes are merged in the same way."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     rows += row
@@ -132,21 +121,18 @@ def _gradient(logits, targets, rows, d_logprob, d_entropy, out, stride, rows_str
         tl.store(out + column, dz.to(out.dtype.element_ty), mask=column < V)
 
 
-def statistics_triton(logits: Tensor, targets: Tensor, rows: Tensor) -> None:
+def statistics_triton(logits, targets, rows) -> None:
     """statistics_plain in one launch."""
     _statistics[(len(logits),)](logits, targets, rows, logits.stride(0), rows.stride(0), logits.shape[1], BLOCK=2048,
                                 num_warps=8)
 
 
-def gradient_triton(logits: Tensor, targets: Tensor, rows: Tensor, d_logprob: Tensor, d_entropy: Tensor | None,
-                    out: Tensor) -> None:
+def gradient_triton(logits, targets, rows, d_logprob, d_entropy, out) -> None:
     """gradient_plain in one launch."""
     _gradient[(len(logits),)](logits, targets, rows, d_logprob, d_logprob if d_entropy is None else d_entropy, out,
                               logits.stride(0), rows.stride(0), out.stride(0), logits.shape[1],
                               HAS_ENTROPY=d_entropy is not None, BLOCK=2048, num_warps=8)
 
-
-# The autograd wrapper
 
 class LinearLogprob(torch.autograd.Function):
     """hidden (N, C), weight (V, C), targets (N,) -> logprobs (N,), entropy (N,), at most `chunk` positions at a time.
@@ -161,11 +147,10 @@ class LinearLogprob(torch.autograd.Function):
         h, w, targets = as_multiplied(hidden), as_multiplied(weight), targets.contiguous()
         N = len(h)
         num_chunks = max(1, -(-N // chunk))
-        size = max(1, -(-N // num_chunks))                                     # chunks of equal size
-        rows = torch.empty(4, N, dtype=wide(h.dtype), device=h.device)
-        ctx.pieces = _slices(N, size)
-        ctx.logits = rows.new_empty(min(N, size), len(w))
-        for piece in ctx.pieces:
+        ctx.size = -(-N // num_chunks)                                         # of each chunk but the last
+        ctx.logits = torch.empty(ctx.size, len(w), dtype=wide(h.dtype), device=h.device)
+        rows = ctx.logits.new_empty(4, N)
+        for piece in _slices(N, ctx.size):
             logits = product(h[piece], w.T, ctx.scale, out=ctx.logits[:len(h[piece])])
             statistics(logits, targets[piece], rows[:, piece])
         ctx.save_for_backward(hidden, weight, targets, rows)
@@ -177,21 +162,20 @@ class LinearLogprob(torch.autograd.Function):
         hidden, weight, targets, rows = ctx.saved_tensors
         h, w = as_multiplied(hidden), as_multiplied(weight)
         d_logprob = torch.zeros_like(rows[0]) if d_logprob is None else d_logprob.contiguous()
-        d_entropy = None if d_entropy is None else d_entropy.contiguous()
-        last_is_ready = ctx.logits is not None                                 # not in a second backward pass
-        size = ctx.pieces[0].stop if ctx.pieces else 0
-        buffer = ctx.logits if last_is_ready else rows.new_empty(size, len(w))
-        ctx.logits = None
+        buffer, ctx.logits = ctx.logits, None
+        is_ready = buffer is not None                                          # not in a second backward pass
+        if not is_ready:
+            buffer = rows.new_empty(ctx.size, len(w))
         dz_buffer = buffer if h.dtype == buffer.dtype else torch.empty_like(buffer, dtype=h.dtype)
         dh = rows.new_empty(h.shape) if ctx.needs_input_grad[0] else None
         dw = rows.new_zeros(w.shape) if ctx.needs_input_grad[1] else None
-        for piece in reversed(ctx.pieces):
+        for piece in reversed(_slices(len(h), ctx.size)):
             n = piece.stop - piece.start
             logits, dz = buffer[:n], dz_buffer[:n]
-            if not last_is_ready:
+            if not is_ready:
                 product(h[piece], w.T, ctx.scale, out=logits)
-            last_is_ready = False
-            d_entropies = None if d_entropy is None else d_entropy[piece]
+            is_ready = False
+            d_entropies = None if d_entropy is None else d_entropy[piece].contiguous()
             ctx.gradient(logits, targets[piece], rows[:, piece], d_logprob[piece], d_entropies, out=dz)
             if dh is not None:
                 product(dz, w, ctx.scale, out=dh[piece])
@@ -201,7 +185,7 @@ class LinearLogprob(torch.autograd.Function):
 
 
 def _slices(total: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+    return [slice(start, min(start + size, total)) for start in range(0, total, size or 1)]
 
 
 def as_multiplied(x: Tensor) -> Tensor:

@@ -2,12 +2,11 @@
 
 Every answer has one new query per head. It reads the stem of its group and its own tail. So a step is a list of
 segments: a run of tokens, and the neighbouring answers that all read it. A stem is a segment of all answers of a group,
-a tail is a segment of one answer.
+a tail is a segment of one answer. In a segment the query heads that read a key-value head (G answers x H / K heads) are
+the rows of one matrix, and each block of keys is loaded once for all of them.
 
-In a segment the query heads that read a key-value head (G answers x H / K heads) are the rows of one matrix, and each
-block of keys is loaded once for all of them (for up to 64 rows, the next 64 find it in the cache). Long segments are
-split, so that a few of them fill a GPU. So attention comes in parts over disjoint sets of keys, each with an output and
-a log-sum-exp, and a second kernel merges them in float32:
+Long segments are split, so that a few of them fill a GPU. So attention comes in parts over disjoint sets of keys, each
+with an output and a log-sum-exp, and a second kernel merges them in float32:
 
     s_j   = q k_j / sqrt(D)                                        the score of key j
     lse_i = log sum_j exp(s_j)                                     over the keys of part i
@@ -15,7 +14,6 @@ a log-sum-exp, and a second kernel merges them in float32:
     lse   = log sum_i exp(lse_i),   out = sum_i exp(lse_i - lse) out_i
 
 which is softmax over all keys, exactly. The kernels take logarithms to the base 2, for which a GPU has an instruction.
-All sums have a fixed order: no atomics. The least time is reading each key and value once, 2 K D numbers per token.
 
 Legend: S answers, H query heads, K key-value heads, D head width, M segments of at most B blocks, P parts of an answer.
 """
@@ -40,10 +38,7 @@ class Segments(NamedTuple):
     num_parts: int                      # enough for the longest segment
 
 
-# The reference
-
-def paged_attention_plain(q: Tensor, keys: Tensor, values: Tensor, block_size: int, stems: Segments, tails: Segments
-                          ) -> Tensor:
+def paged_attention_plain(q, keys, values, block_size: int, stems: Segments, tails: Segments) -> Tensor:
     """q (S, H, D), keys and values (K, slots, D) -> (S, H, D), like q. Each answer reads all of its past by itself."""
     slots = [[] for _ in q]                                                    # where the past of each answer lies
     for segments in (stems, tails):
@@ -62,13 +57,12 @@ def paged_attention_plain(q: Tensor, keys: Tensor, values: Tensor, block_size: i
     return out
 
 
-# The Triton kernels: one part of one segment per program, then the merge
-
 @triton.jit
 def _part(q, keys, values, segments, tables, out, lse, answers, split, q_stride, heads_stride, table_stride, out_stride,
           lse_stride, scale, BLOCK_SIZE: tl.constexpr, REPEAT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
           ROWS: tl.constexpr, KEYS: tl.constexpr):
-    """Program (segment and tile of its rows, part, key-value head). A row is one answer and one of its REPEAT heads."""
+    """One part of one segment. Program (segment and tile of its rows, part, key-value head). A row is one answer and one
+    of its REPEAT heads."""
     tiles = tl.cdiv(answers * REPEAT, ROWS)
     segment = (tl.program_id(0) // tiles).to(tl.int64)
     first = tl.load(segments + segment * 3).to(tl.int64)
@@ -146,8 +140,7 @@ def tile(dtype: torch.dtype, rows: int) -> tuple[int, int]:
     return (16, 64) if rows <= 16 else (64, 64)
 
 
-def paged_attention_triton(q: Tensor, keys: Tensor, values: Tensor, block_size: int, stems: Segments, tails: Segments
-                           ) -> Tensor:
+def paged_attention_triton(q, keys, values, block_size: int, stems: Segments, tails: Segments) -> Tensor:
     """paged_attention_plain in one launch for the stems, one for the tails and one to merge."""
     (S, H, D), K = q.shape, len(keys)
     if keys.stride() != values.stride() or keys.stride()[1:] != (D, 1):
