@@ -148,8 +148,8 @@ def report(cfg: Config) -> int:
     time = {phase: [work.products / 1e15, work.attention / 1e15, work.bytes / 1e12, seconds[phase]]
             for phase, work in plan.work(job).items()}
     print("\n" + table(["on each GPU", "PFLOP of products", "of attention", "TB read", "seconds"], time, "step"))
-    print(f"at {rates.products / 1e12:.4g} TFLOP/s of products, "
-          f"{rates.attention / 1e12:.4g} of attention and {rates.bytes / 1e12:.3g} TB/s, "
+    print(f"at {rates.products / 1e12:.4g} TFLOP/s of products, {rates.attention / 1e12:.4g} of attention and "
+          f"{rates.bytes / 1e12:.3g} TB/s, "
           f"{'measured here' if cfg.measure else 'which are assumptions'}; a lower bound (docs/planning.md)")
     return 0 if fits else 1
 

@@ -57,7 +57,6 @@ STRAIGHT = str.maketrans("’‘", "''")
 
 class Patterns(NamedTuple):
     """The counts of one answer. Each sentence counts once for a habit."""
-
     grounding: int                      # quotes of at least N words
     subgoal: int
     backtracking: int
@@ -83,7 +82,7 @@ def count(text: str, document: Document) -> Patterns:
     """
     words = placed(text)
     ranges = quotes([word for word, _, _ in words], document)
-    spans = tuple((words[first][1], words[end - 1][2]) for first, end in ranges)
+    spans = tuple((words[first][1], words[end - 1][2]) for first, end in ranges)           # in characters
     characters = list(text)
     for first, end in spans:                                   # the cues of a quote are the document's
         characters[first:end] = "·" * (end - first)
@@ -123,11 +122,7 @@ def is_quote(words: list[str]) -> bool:
 
 
 def placed(text: str) -> list[tuple[str, int, int]]:
-    """The words of a text (measures.words), each with its start and end in the text.
-
-    >>> placed("Tom's cafe\\u0301, 東京")
-    [('tom', 0, 3), ('s', 4, 5), ('café', 6, 11), ('東', 13, 14), ('京', 14, 15)]
-    """
+    """The words of a text (measures.words), each with its start and end in the text."""
     pieces, origin, done = [], [], 0                           # the text in NFKC, and the place of each character
     for match in SPELT.finditer(text):
         start, end = match.span()

@@ -51,7 +51,6 @@ class Settings:
 @dataclass(frozen=True, kw_only=True)
 class Job(Settings):
     """A planned step: its settings and its model."""
-
     model: ModelConfig
 
     @cached_property
@@ -197,8 +196,7 @@ def work(job: Job) -> dict[str, Work]:
     N, head = n.G * n.R, 2 * n.V * n.C * n.G * n.R
     body = 2 * sum(n.products[:-1]) * n.P                      # a stem's last layer makes keys and values only
     stem, branches = body + 4 * n.C * n.KV * n.P, 2 * sum(n.products) * N
-    stem_pairs = 4 * n.Q * (n.L - 1) * n.P**2 / 2
-    pairs = 4 * n.Q * n.L * (n.P * N + N * n.R / 2)
+    stem_pairs, pairs = 4 * n.Q * (n.L - 1) * n.P**2 / 2, 4 * n.Q * n.L * (n.P * N + N * n.R / 2)
     steps = n.R * -(-n.groups * n.G // n.decoding)
     keys_read = n.groups * (n.P * n.R + N * n.R / 2) * 2 * n.KV * n.L
     groups = job.updates_per_step * -(-job.prompts_per_step // (job.updates_per_step * n.ranks))
