@@ -132,7 +132,8 @@ class RetrospectiveSampler:
         largest = num_earlier = 0
         for phase in self.phases:
             num_own = len(self.members[phase.number])
-            largest = max(largest, num_own + min(self.num_reserved(n), num_earlier))
+            num_hard = min(self.num_reserved(n), num_earlier)
+            largest = max(largest, num_own + num_hard)
             num_earlier += num_own
         return min(n, largest)
 
@@ -141,7 +142,8 @@ class RetrospectiveSampler:
         hard = self.hard_examples(phase)
         rng = random.Random(f"{self.seed}/retrospective/{phase.number}/{self.num_draws[phase.number]}")
         chosen = []
-        for _ in range(min(self.num_reserved(n), len(hard))):
+        num_chosen = min(self.num_reserved(n), len(hard))
+        for _ in range(num_chosen):
             weights = list(map(self.difficulty, hard))
             example_id = rng.choices(hard, weights)[0]
             hard.remove(example_id)                            # no repeats within a batch

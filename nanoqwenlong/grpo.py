@@ -42,9 +42,11 @@ def num_refills(num_groups: int, num_informative: int, num_sampled: int) -> int:
 def minibatches(rollouts: Sequence[Rollout], num: int) -> list[dict[int, Rollout]]:
     """The informative rollouts, dealt out to `num` optimizer steps: {row: rollout} for each. Empty ones are left out."""
     dealt = [{} for _ in range(num)]
-    rows = [row for row, rollout in enumerate(rollouts) if rollout.is_informative]
-    for place, row in enumerate(rows):
-        dealt[place % num][row] = rollouts[row]
+    place = 0
+    for row, rollout in enumerate(rollouts):
+        if rollout.is_informative:
+            dealt[place % num][row] = rollout
+            place += 1
     return list(filter(None, dealt))
 
 
@@ -72,19 +74,21 @@ def token_weights(rollouts: Mapping[int, Rollout], loss: str, max_new_tokens: in
     for row, rollout in rollouts.items():
         lengths[row] = torch.tensor(rollout.group.lengths).double()            # (G,)
         scored[row] = ~torch.tensor(rollout.rewards).isnan()                   # (G,)
-    num_answers = sum(mask.sum() for mask in scored.values())
-    num_tokens = sum(lengths[row][scored[row]].sum() for row in rollouts)
+    num_answers = num_tokens = 0
+    for row, mask in scored.items():
+        num_answers = num_answers + mask.sum()
+        num_tokens = num_tokens + lengths[row][mask].sum()
     # 2. Weigh each of them
     weights = {}
     for row in rollouts:
         divisors = divisors_of(lengths[row], num_tokens, num_answers, max_new_tokens)
-        weights[row] = scored[row] / divisors.clamp_min(1).double()
+        divisors = divisors.clamp_min(1).double()
+        weights[row] = scored[row] / divisors
     return weights
 
 
-def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs: Sequence | None = None,
-               ref_logprobs: Sequence | None = None, slices: Sequence[str] = (), entropy_coef: float = 0.0,
-               **objective) -> Callable:
+def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs=None, ref_logprobs=None,
+               slices: Sequence[str] = (), entropy_coef: float = 0.0, **objective) -> Callable:
     """The `loss(rows, logprobs, entropy)` of one group's answers, as group_pass.backward calls it.
 
     Args:
@@ -113,7 +117,7 @@ def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs: S
             return chosen.repeat_interleave(lengths)
 
         # 1. Collect what each token needs
-        lengths = torch.tensor([len(completions[row].ids) for row in rows])
+        lengths = torch.tensor(rollout.group.lengths)[list(rows)]
         lengths = lengths.to(logprobs.device)
         sampled = per_token([answer.logprobs for answer in completions])
         old = per_token(old_logprobs) if old_logprobs else logprobs.detach()
@@ -122,15 +126,16 @@ def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs: S
         advantages = spread(rollout.advantages)
 
         # 2. The loss of these tokens
-        value, counts = grpo_loss(logprobs, old, advantages, weight, ref_logprobs=ref, entropy=entropy, **objective)
+        value, counts = grpo_loss(logprobs, old, advantages, weight,
+                                  ref_logprobs=ref, entropy=entropy, **objective)
         if entropy_coef:
             bonus = (weight * entropy).sum()
             value = value - entropy_coef * bonus
 
         # 3. Report. One transfer from the device for all numbers
         gap = (old - sampled).abs().max()
-        report = torch.stack([gap, value.detach(), *counts.values()])
-        gap, *numbers = report.tolist()
+        numbers = [gap, value.detach(), *counts.values()]
+        gap, *numbers = torch.stack(numbers).tolist()
         for suffix in ("", *slices):
             for name, number in zip(("loss", *counts), numbers):
                 sums[name + suffix] += number
