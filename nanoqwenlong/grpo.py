@@ -40,7 +40,7 @@ def num_refills(num_groups: int, num_informative: int, num_sampled: int) -> int:
 
 
 def minibatches(rollouts: Sequence[Rollout], num: int) -> list[dict[int, Rollout]]:
-    """The informative rollouts, dealt out to `num` optimizer steps: {row: rollout} for each. Empty ones are left out."""
+    """The informative rollouts, dealt out to `num` optimizer steps: {row: rollout} each. Empty ones are left out."""
     dealt = [{} for _ in range(num)]
     place = 0
     for row, rollout in enumerate(rollouts):

@@ -23,7 +23,8 @@ def test_what_is_counted(tmp_path):
 
 
 def test_the_reading_list_ends_at_the_first_code_block():
-    text = "# A\ntrain_sft.py\n## Read it\n`train_rl.py`, records.py, engine/kvcache.py, no_such.py\n```\neval.py\n```\n## B\n"
+    text = ("# A\ntrain_sft.py\n## Read it\n`train_rl.py`, records.py, engine/kvcache.py, no_such.py\n"
+            "```\neval.py\n```\n## B\n")
     names = [path.name for path in budget.reading_list(text)]
     assert names == ["train_rl.py", "records.py", "kvcache.py"]
     assert budget.reading_list("# no such section: eval.py") == []

@@ -231,7 +231,8 @@ def test_settings_that_make_no_sense_are_refused_in_one_sentence(in_tmp, toy_dir
                  ["--dual-clip", 0.5]):
         code = start(train_rl, "--model", toy_directory, "--toy-examples", 12, "--dry-run", *argv)
         error = capsys.readouterr().err
-        assert code in (errors.BAD_CONFIG, errors.BAD_DATA) and error.count("\n") == 1 and "Traceback" not in error, argv
+        assert code in (errors.BAD_CONFIG, errors.BAD_DATA), argv
+        assert error.count("\n") == 1 and "Traceback" not in error, argv
 
 
 def test_a_run_is_never_overwritten(in_tmp, toy_directory, capsys):
