@@ -241,8 +241,7 @@ def consult(doctor: Doctor, run: Run, values: dict, judge) -> None:
     """Print what the doctor notes about this step. After too many steps in vain, the run saves and stops."""
     for note in doctor.look(values, judge):
         run.log.say(f"    note: {note}")
-    if error := stop_reason(values, run.in_a_row, judge):
-        run.stop_with(error)
+    run.error = stop_reason(values, run.in_a_row, judge)
 
 
 def show(rollout: Rollout, say) -> None:

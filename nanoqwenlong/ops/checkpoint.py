@@ -76,7 +76,7 @@ def _write_files(partial: Path, tokenizer, model, optimizer, state: dict) -> dic
         for key, value in optimizer.state.get(parameter, {}).items():          # none if it was never updated
             rows = parallel.local(value)
             if not parallel.is_replica(value) and (value.ndim == 0 or len(rows)):
-                tensors[f"{name}/{key}"] = rows.contiguous()
+                tensors[f"{name}/{key}"] = rows
                 first_rows[f"{name}/{key}"] = parallel.rows(value).start
     paths = [partial / f"optimizer-{parallel.rank():05d}-of-{parallel.size():05d}.safetensors"]
     weights.write_file(paths[0], tensors, {"rows": json.dumps(first_rows, sort_keys=True)})
@@ -189,7 +189,7 @@ def read_state(directory: Path) -> dict:
     state = weights.read_json(directory / "state.json")
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{directory} has format {state.get('format')}, this code reads {FORMAT}: resume it with "
-                              "the version that wrote it, or start again from its weights with --model")
+                              "the version that wrote it, or start again with --model")
     return state
 
 

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import socket
+from itertools import count
 from pathlib import Path
 
 from .. import parallel
@@ -137,7 +138,5 @@ class Directory:
 
     def free_path(self) -> Path:
         """The first of NAME.1, NAME.2, ... that does not exist."""
-        number = 1
-        while (path := self.path.with_name(f"{self.path.name}.{number}")).exists():
-            number += 1
-        return path
+        paths = (self.path.with_name(f"{self.path.name}.{number}") for number in count(1))
+        return next(path for path in paths if not path.exists())

@@ -36,7 +36,7 @@ SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 class Run:
     """One run. `config` is the Config of a training script. source: the checkpoint that is resumed, later the newest
     one, or None. dtype: what the model computes in. weights_dtype: of the weights and the optimizer, float32 at least.
-    times: seconds of this step's parts."""
+    times: seconds of this step's parts. error: raised once this step is saved. All ranks set it alike."""
 
     def __init__(self, config):
         self.config, self.script = config, Path(inspect.getfile(type(config)))
@@ -135,10 +135,6 @@ class Run:
         """Make this step the last one."""
         self.ended = True
         self.log.say(f"stopped: {why}")
-
-    def stop_with(self, error: Exception) -> None:
-        """Save after this step, then raise `error`. All ranks must call it in the same step."""
-        self.error = error
 
     def part(self, name: str, longest: int = 0) -> None:
         """A part of the step begins ("sample", "update", ...) and the one before it ends. longest: tokens of the
