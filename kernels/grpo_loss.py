@@ -37,12 +37,14 @@ def grpo_loss_plain(logprobs, old_logprobs, advantages, weights, ref_logprobs, e
     policy = torch.where(dual, -dual_clip * advantages, policy)
     kl = torch.zeros_like(ratio)
     if ref_logprobs is not None:
-        d = torch.where(used, ref_logprobs - logprobs, 0.0).clamp(-20, 20)
+        d = torch.where(used, ref_logprobs - logprobs, 0.0)
+        d = d.clamp(-20, 20)
         kl = d.exp() - d - 1
     per_token = torch.where(used, policy + kl_coef * kl, 0.0)
     loss = (weights * per_token).sum()
     entropy = torch.zeros_like(ratio) if entropy is None else torch.where(used, entropy, 0.0)
-    sums = [x.detach().sum(dtype=logprobs.dtype) for x in (used, low, high, dual, kl, entropy)]
+    counted = (used, low, high, dual, kl, entropy)
+    sums = [x.detach().sum(dtype=logprobs.dtype) for x in counted]
     return loss, torch.stack(sums)
 
 
@@ -89,7 +91,8 @@ def _loss(logprobs, old_logprobs, advantages, weights, ref_logprobs, entropy, gr
         d = _read(ref_logprobs, token, used) - logprob
         d_clamped = _clamp(d)
         kl = tl.exp(d_clamped) - d_clamped - 1
-        slope += tl.where(d_clamped == d, kl_coef * (1 - tl.exp(d_clamped)), 0.0)
+        kl_slope = kl_coef * (1 - tl.exp(d_clamped))
+        slope += tl.where(d_clamped == d, kl_slope, 0.0)
     tl.store(gradient + token, tl.where(used, weight * slope, 0.0), mask=token < N)
     partial += program * 7                                                     # the loss and SUMS
     _total(partial, tl.where(used, weight * (policy + kl_coef * kl), 0.0))

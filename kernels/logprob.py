@@ -100,7 +100,7 @@ def _statistics(logits, targets, rows, stride, rows_stride, V, BLOCK: tl.constex
 
 @triton.jit
 def _gradient(logits, targets, rows, d_logprob, d_entropy, out, stride, rows_stride, out_stride, V,
-              HAS_ENTROPY: tl.constexpr, BLOCK: tl.constexpr):
+              BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     rows += row
@@ -114,7 +114,7 @@ def _gradient(logits, targets, rows, d_logprob, d_entropy, out, stride, rows_str
         column = start + tl.arange(0, BLOCK)
         log_p = tl.load(logits + column, mask=column < V, other=0.0) - top - log_sum
         slope = g
-        if HAS_ENTROPY:
+        if d_entropy is not None:
             slope += tl.load(d_entropy + row) * (_floored(log_p) + entropy)
         dz = -slope * tl.exp(log_p)
         dz = tl.where(column == target, dz + g, dz)
@@ -129,9 +129,8 @@ def statistics_triton(logits, targets, rows) -> None:
 
 def gradient_triton(logits, targets, rows, d_logprob, d_entropy, out) -> None:
     """gradient_plain in one launch."""
-    _gradient[(len(logits),)](logits, targets, rows, d_logprob, d_logprob if d_entropy is None else d_entropy, out,
-                              logits.stride(0), rows.stride(0), out.stride(0), logits.shape[1],
-                              HAS_ENTROPY=d_entropy is not None, BLOCK=2048, num_warps=8)
+    _gradient[(len(logits),)](logits, targets, rows, d_logprob, d_entropy, out, logits.stride(0), rows.stride(0),
+                              out.stride(0), logits.shape[1], BLOCK=2048, num_warps=8)
 
 
 class LinearLogprob(torch.autograd.Function):

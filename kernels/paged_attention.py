@@ -44,8 +44,8 @@ def paged_attention_plain(q, keys, values, block_size: int, stems: Segments, tai
     for segments in (stems, tails):
         for (first, answers, tokens), table in zip(segments.rows.tolist(), segments.block_tables.long()):
             token = torch.arange(tokens, device=q.device)
-            for answer in range(first, min(first + answers, len(q))):
-                slots[answer].append(table[token // block_size] * block_size + token % block_size)
+            for past in slots[first:first + answers]:
+                past.append(table[token // block_size] * block_size + token % block_size)
     out = torch.empty_like(q)
     repeat = q.shape[1] // len(keys)
     for answer, query in enumerate(q.to(wide(q.dtype))):
@@ -61,8 +61,8 @@ def paged_attention_plain(q, keys, values, block_size: int, stems: Segments, tai
 def _part(q, keys, values, segments, tables, out, lse, answers, split, q_stride, heads_stride, table_stride, out_stride,
           lse_stride, scale, BLOCK_SIZE: tl.constexpr, REPEAT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
           ROWS: tl.constexpr, KEYS: tl.constexpr):
-    """One part of one segment. Program (segment and tile of its rows, part, key-value head). A row is one answer and one
-    of its REPEAT heads."""
+    """One part of one segment per program (segment and tile of its rows, part, key-value head). A row is one answer and
+    one of its REPEAT heads."""
     tiles = tl.cdiv(answers * REPEAT, ROWS)
     segment = (tl.program_id(0) // tiles).to(tl.int64)
     first = tl.load(segments + segment * 3).to(tl.int64)
@@ -133,8 +133,8 @@ def _merge(parts, lse, out, P, part_stride, lse_stride, D: tl.constexpr, WIDTH: 
 
 
 def tile(dtype: torch.dtype, rows: int) -> tuple[int, int]:
-    """Rows and keys of a program. A segment with more rows is read by several programs side by side, which find the
-    keys in the cache. float32 uses no tensor cores, but small tiles that fit into the registers."""
+    """Rows and keys of a program. A segment with more rows is read by several programs side by side. float32 uses no
+    tensor cores, but small tiles that fit into the registers."""
     if dtype == torch.float32:
         return 16, 16
     return (16, 64) if rows <= 16 else (64, 64)
@@ -153,8 +153,9 @@ def paged_attention_triton(q, keys, values, block_size: int, stems: Segments, ta
     lse = parts.new_empty(parts.shape[:3])
     begin = 0
     for segments in (stems, tails):
-        rows, keys_at_once = tile(q.dtype, segments.answers * repeat)
-        grid = len(segments.rows) * triton.cdiv(segments.answers * repeat, rows), segments.num_parts, K
+        num_rows = segments.answers * repeat
+        rows, keys_at_once = tile(q.dtype, num_rows)
+        grid = len(segments.rows) * triton.cdiv(num_rows, rows), segments.num_parts, K
         _part[grid](q, keys, values, segments.rows, segments.block_tables, parts[begin:], lse[begin:], segments.answers,
                     segments.split, q.stride(0), keys.stride(0), segments.block_tables.stride(0), parts.stride(0),
                     lse.stride(0), D ** -0.5 / math.log(2), BLOCK_SIZE=block_size, REPEAT=repeat, D=D, WIDTH=width,

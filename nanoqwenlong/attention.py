@@ -50,7 +50,10 @@ class Packed:
 def pack(sequences, device, stem_kv: KeysValues | None = None) -> tuple[Tensor, Tensor, Packed]:
     """The model's arguments for these token ids: ids (T,), positions (T,) and who attends to whom. In every sequence
     the positions continue those of the stem."""
-    first = len(stem_kv[0][0]) if stem_kv else 0
+    first = 0
+    if stem_kv:
+        stem_k, _ = stem_kv[0]
+        first = len(stem_k)
     tokens, positions, cu_seqlens = [], [], [0]
     for sequence in sequences:
         tokens += sequence
@@ -98,7 +101,8 @@ class StemAttention(torch.autograd.Function):
             gradients = part_backward(*padded, causal=True)
             pieces.append([bucket.unpad(x) for x in gradients])
         dq, dk, dv = map(torch.cat, zip(*pieces))
-        return dq_stem[0] + dq, dk, dv, d_stem_k[0], d_stem_v[0], None
+        dq = dq_stem[0] + dq
+        return dq, dk, dv, d_stem_k[0], d_stem_v[0], None
 
 
 def stem_attention_plain(q, k, v, stem_k, stem_v, lengths: Sequence[int]) -> Tensor:

@@ -52,8 +52,12 @@ def backward(model, stem, branches: Sequence[Branch], loss: Callable, temperatur
         del pair, x, leaf                                                      # only edges keep the stem's graph
 
     # 2. The branches run, forward and backward.
-    for rows, logprobs, entropy in _run_branches(model, stem_kv, stem, branches, temperature, max_tokens, calls):
-        scalar = loss(rows, logprobs, entropy) if rows else 0 * logprobs.sum()
+    passes = _run_branches(model, stem_kv, stem, branches, temperature, max_tokens, calls)
+    for rows, logprobs, entropy in passes:
+        if rows:
+            scalar = loss(rows, logprobs, entropy)
+        else:
+            scalar = 0 * logprobs.sum()                                        # a dummy call
         scalar.backward()
         del logprobs, entropy, scalar                                          # before the next take memory
 
@@ -71,7 +75,8 @@ def logprobs(model, stem, branches: Sequence[Branch], temperature=1.0, max_token
     """For each branch the log-probs (num_targets,) of its weighted targets, without gradient. See `backward`."""
     result = []
     stem_kv = _run_stem(model, stem, branches, calls)
-    for rows, values, _ in _run_branches(model, stem_kv, stem, branches, temperature, max_tokens, calls):
+    passes = _run_branches(model, stem_kv, stem, branches, temperature, max_tokens, calls)
+    for rows, values, _ in passes:
         lengths = [branches[row].num_targets for row in rows]
         if rows:
             result += values.split(lengths)
@@ -144,7 +149,8 @@ def _score(model, stem_kv, branches, temperature) -> tuple[Tensor, Tensor]:
         targets += compress(branch.target_ids, branch.weights)
         sequences.append(branch.input_ids)
         start += len(branch.input_ids)
-    rows, targets = torch.tensor([rows, targets], dtype=torch.long, device=model.device)
+    scored = torch.tensor([rows, targets], dtype=torch.long, device=model.device)
+    rows, targets = scored                                                     # (N,) each
 
     def head(hidden, weight):
         return linear_logprob(hidden[rows], weight, targets, temperature)

@@ -1,7 +1,4 @@
-"""Sequences of a packed row as batches: neighbours of similar length are padded to the same length.
-
-Legend: T packed tokens, S sequences of a batch, n tokens of each with its pads.
-"""
+"""Sequences of a packed row of T tokens as batches: neighbours of similar length are padded to the same length."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,9 +9,8 @@ Tensor = torch.Tensor
 
 
 class Bucket(NamedTuple):
-    """Neighbours in a packed row, tokens `start` to `end`, as a batch of S sequences padded to n tokens.
-
-    Pads come after their sequence, so a causal order hides them. What is computed for a pad is dropped."""
+    """Neighbours in a packed row, tokens `start` to `end`, as a batch of S sequences padded to n tokens. Pads come
+    after their sequence, so a causal order hides them. What is computed for a pad is dropped."""
 
     start: int
     end: int
@@ -53,10 +49,8 @@ def buckets(lengths: Sequence[int], device: torch.device | str = "cpu") -> list[
             S += 1
             n = max(n, length)
             tokens += length
-        rows = None
-        if tokens < S * n:
-            pieces = [torch.arange(length) + i * n for i, length in enumerate(lengths[:S])]
-            rows = torch.cat(pieces).to(device)
+        pieces = [torch.arange(length) + i * n for i, length in enumerate(lengths[:S])]
+        rows = torch.cat(pieces).to(device) if tokens < S * n else None
         result.append(Bucket(start, start + tokens, S, n, rows))
         start, lengths = start + tokens, lengths[S:]
     return result
