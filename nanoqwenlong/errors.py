@@ -85,29 +85,18 @@ class Elsewhere(UserError, OSError):
 
 
 def exit_code(error: BaseException | None) -> int:
-    """The exit code of a script that ended with this error (None: it ended well).
-
-    >>> exit_code(None), exit_code(DataError("rows.jsonl:3: ...")), exit_code(FileNotFoundError()), exit_code(OSError())
-    (0, 65, 66, 74)
-    """
+    """The exit code of a script that ended with this error (None: it ended well)."""
     if error is None:
         return DONE
     if isinstance(error, UserError):
         return error.exit_code
-    if isinstance(error, FileNotFoundError):
-        return MISSING_INPUT
     if isinstance(error, OSError):
-        return IO_ERROR
+        return MISSING_INPUT if isinstance(error, FileNotFoundError) else IO_ERROR
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else INTERNAL
 
 
 def choose(table: dict, name: str, what: str):
-    """The entry of a lookup table. Raises ConfigError that lists the valid names.
-
-    >>> choose({"a": 1, "b": 2}, "c", "--letter")
-    Traceback (most recent call last):
-    nanoqwenlong.errors.ConfigError: --letter 'c' is unknown: choose one of a, b
-    """
+    """The entry of a lookup table. Raises ConfigError that lists the valid names."""
     if name not in table:
         raise ConfigError(f"{what} {name!r} is unknown: choose one of {', '.join(table)}")
     return table[name]

@@ -1,9 +1,6 @@
-"""The size budgets of this project: how long the reading list may be, how dense its lines, how big each file.
+"""The size budgets of this project. `python -m tools.budget` prints them. It returns 1 if one is over its limit.
 
-    python -m tools.budget          prints every figure beside its limit. Exit code 1 if one is over
-
-The reading list is every file that the README names under "## Read it", before the first code block. Tokens are Python's
-own, without comments, docstrings and layout. A code line is a line that holds such a token.
+Tokens are Python's own, without comments, docstrings and layout. A code line is a line that holds such a token.
 """
 
 import ast
@@ -30,7 +27,7 @@ class Size(NamedTuple):
 
 
 def docstrings(tree: ast.Module) -> Iterator[tuple[ast.Expr, str]]:
-    """Every docstring: its expression in the tree, and its text."""
+    """Yield every docstring: its expression in the tree, and its text."""
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and (text := ast.get_docstring(node)):
             yield node.body[0].value, text
@@ -40,42 +37,33 @@ def size_of(path: Path) -> Size:
     source = path.read_text(encoding="utf-8")
     tree = ast.parse(source)
     prose = {line for text, _ in docstrings(tree) for line in range(text.lineno, text.end_lineno + 1)}
-    num_tokens, code_lines = 0, set()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        is_docstring = token.type == tokenize.STRING and token.start[0] in prose
-        if token.type not in LAYOUT and not is_docstring:
-            num_tokens += 1
-            code_lines.update(range(token.start[0], token.end[0] + 1))
+    tokens = [token for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type not in LAYOUT
+              and not (token.type == tokenize.STRING and token.start[0] in prose)]
+    code_lines = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
     comprehensions = sum(isinstance(node, COMPREHENSIONS) for node in ast.walk(tree))
-    return Size(len(source.splitlines()), num_tokens, len(code_lines), comprehensions)
+    return Size(len(source.splitlines()), len(tokens), len(code_lines), comprehensions)
 
 
 def reading_list(readme: str) -> list[Path]:
-    """The files that the README's section "Read it" names before its first code block."""
+    """Return the files that the README's section "Read it" names before its first code block."""
     section = re.search(r"^## Read it\b.*?(?=^## |\Z)", readme, re.DOTALL | re.MULTILINE)
     names = re.findall(r"[\w/]+\.py", section[0].split("```")[0]) if section else []
-    paths = []
-    for name in dict.fromkeys(names):
-        paths += [path for path in (ROOT / name, ROOT / "nanoqwenlong" / name) if path.is_file()][:1]
-    return paths
+    paths = [ROOT / name if (ROOT / name).is_file() else ROOT / "nanoqwenlong" / name for name in dict.fromkeys(names)]
+    return [path for path in paths if path.is_file()]
 
 
 def semicolons(paths: list[Path]) -> float:
-    """Semicolons per 1,000 words of docstrings, doctests left out."""
-    words = count = 0
-    for path in paths:
-        for _, text in docstrings(ast.parse(path.read_text(encoding="utf-8"))):
-            text = re.sub(r">>>.*", "", text)
-            words += len(text.split())
-            count += text.count(";")
-    return 1000 * count / max(1, words)
+    """Return the semicolons per 1,000 words of docstrings, doctests left out."""
+    texts = [text for path in paths for _, text in docstrings(ast.parse(path.read_text(encoding="utf-8")))]
+    prose = re.sub(r">>>.*", "", "\n".join(texts))
+    return 1000 * prose.count(";") / max(1, len(prose.split()))
 
 
 def budgets() -> list[tuple[str, float, float]]:
-    """Every budget as (what, figure, limit). The figure may be at most the limit."""
+    """Return every budget as (what, figure, limit). The figure may be at most the limit."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    library, scripts = sorted(ROOT.glob("nanoqwenlong/**/*.py")), sorted(ROOT.glob("*.py"))
-    kernels, tools = sorted(ROOT.glob("kernels/**/*.py")), sorted(ROOT.glob("tools/**/*.py"))
+    library, kernels, tools, scripts = (sorted(ROOT.glob(f"{folder}*.py")) for folder in (
+        "nanoqwenlong/**/", "kernels/**/", "tools/**/", ""))
     lines = {path: size_of(path).lines for path in (*library, *kernels, *tools, *scripts)}
     longest = max(library, key=lines.get)
     listed = Size(*map(sum, zip(*map(size_of, reading_list(readme)))))
@@ -88,8 +76,7 @@ def budgets() -> list[tuple[str, float, float]]:
         ("reading list, tokens per code line", listed.tokens / listed.code_lines, 10),
         ("reading list, comprehensions per 100 code lines", 100 * listed.comprehensions / listed.code_lines, 6),
         ("docstrings, semicolons per 1,000 words", semicolons([*library, *kernels, *scripts]), 3),
-        ("nanoqwenlong, kernels, tools and scripts, lines", sum(lines.values()), 9500),
-    ]
+        ("nanoqwenlong, kernels, tools and scripts, lines", sum(lines.values()), 9500)]
 
 
 if __name__ == "__main__":

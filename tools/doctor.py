@@ -1,15 +1,12 @@
-"""What was wrong with runs of train_rl.py, judged from their metrics.jsonl:
+"""What was wrong with runs of train_rl.py, judged from their metrics.jsonl. The rules are in analysis/doctor.py.
 
-    python -m tools.doctor runs/my-rl [runs/other ...]
-
-Prints a line for each fault: its name, its steps, and a sentence with the worst figure and the flag to change. The
-rules are in nanoqwenlong/analysis/doctor.py. train_rl.py prints the same while it trains. A run may still be going.
+    python -m tools.doctor runs/my-rl [runs/other ...]      a line for each fault: its name, its steps, what to change
 
 Exit code: 0 if no run has a fault, 1 if one has, 65 if a file cannot be read, 66 if it is missing.
 """
 
-import argparse
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from tools.series import read_metrics
@@ -36,8 +33,7 @@ def check(run: Path) -> int:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser("python -m tools.doctor", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser("python -m tools.doctor", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="directories of runs")
     return max(run_tool(lambda: check(run)) for run in parser.parse_args(argv).runs)
 

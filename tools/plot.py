@@ -1,19 +1,16 @@
-"""Draw runs and evaluations as pictures, or as text in the terminal (both need `pip install ".[plots]"`):
+"""Draw runs and evaluations as pictures, or as text in the terminal. docs/watching.md says what is drawn.
 
-    python -m tools.plot runs/a                                     a training run, or several in the same panels
+    python -m tools.plot runs/a                                     a training run, also while it trains
     python -m tools.plot runs/a-0 runs/a-1 runs/b --out pictures    a-0 and a-1 are seeds of one line: mean and range
     python -m tools.plot runs/a runs/b --metric reward entropy --out ab.png         a panel for each of these metrics
     python -m tools.plot runs/eval                                  an evaluation: what eval.py --out runs/eval wrote
     python -m tools.plot runs/demo-0 --out docs/demo.png            a demo: its RL run and its evaluation
-
-PICTURES lists what a training run gives, also while it trains. Lines are moving averages that start again with each
-phase (dashed). The faint line of a single run has its values. What is not finite is left out.
 """
 
-import argparse
 import math
 import shutil
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,8 +26,7 @@ from nanoqwenlong.errors import ConfigError
 COLOURS = ("#004488", "#DDAA33", "#BB5566", "#5FA8A0", "#B9D8F0", "#7A3F98", "#000000")     # differ in lightness, too
 DASHES = ("-", "--", ":", "-.", (0, (8, 3)))
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
-         "axes.axisbelow": True, "grid.color": "#E4E4E4", "axes.titlesize": 10.5, "legend.frameon": False,
-         "legend.fontsize": 9, "text.parse_math": False}        # a "$" in a name is a "$"
+         "axes.axisbelow": True, "grid.color": "#E4E4E4", "legend.frameon": False, "text.parse_math": False}
 
 
 class Panel(NamedTuple):
@@ -83,23 +79,21 @@ def look(place: int) -> dict:
 
 def draw_lines(axes, panel: Panel, groups: dict[str, Group]) -> None:
     """Draw a metric of each group as a line. Several seeds are their mean, and a band from lowest to highest."""
-    borders: set[int] = set()
     for place, (label, group) in enumerate(groups.items()):
         style = look(place)
         values = series.by_step(group, panel.key, smooth=True)
-        x_of = {step: mean(xs) for step, xs in series.by_step(group, panel.x).items()}
-        xs = [x_of[step] for step in values]
-        axes.plot(xs, list(map(mean, values.values())), label=label, marker="." if len(xs) < 12 else "", **style)
+        x_of = series.by_step(group, panel.x)
+        xs = [mean(x_of[step]) for step in values]
+        means, lows, highs = (list(map(of, values.values())) for of in (mean, min, max))
+        axes.plot(xs, means, label=label, marker="." if len(xs) < 12 else "", **style)
         if len(group) > 1:
-            axes.fill_between(xs, list(map(min, values.values())), list(map(max, values.values())),
-                              color=style["color"], alpha=0.18, linewidth=0)
-        else:
-            raw = list(map(mean, series.by_step(group, panel.key).values()))
+            axes.fill_between(xs, lows, highs, color=style["color"], alpha=0.18, linewidth=0)
+        else:                                                   # faint: the values, not averaged over steps
+            raw = list(series.by_step(group, panel.key).values())
             axes.plot(xs, raw, color=style["color"], alpha=0.3, linewidth=0.8)
-        borders |= series.borders(group)
     if panel.x == "step":
         axes.xaxis.get_major_locator().set_params(integer=True)
-        for step in borders:
+        for step in set().union(*map(series.borders, groups.values())):
             axes.axvline(step - 0.5, color="#777777", linestyle="--", linewidth=0.9)
     if panel.scale == "share":
         low, high = axes.get_ylim()
@@ -114,10 +108,9 @@ def draw_bars(axes, part: str, models: list[Evaluated], first_look: int) -> None
     for place, (model, parts) in enumerate(models):
         xs = [names.index(name) + (place - (len(models) - 1) / 2) * width for name in parts[part]]
         rates = [rate for rate, _, _ in parts[part].values()]
-        below = [max(0, rate - low) for rate, low, _ in parts[part].values()]
-        above = [max(0, high - rate) for rate, _, high in parts[part].values()]
-        bars = axes.bar(xs, rates, 0.9 * width, yerr=[below, above], capsize=2.5, ecolor="black", edgecolor="white",
-                        label=model, color=look(place + first_look)["color"])
+        errors = [[max(0, rate - low), max(0, high - rate)] for rate, low, high in parts[part].values()]
+        bars = axes.bar(xs, rates, 0.9 * width, yerr=list(zip(*errors)) or None, capsize=2.5, label=model,
+                        color=look(place + first_look)["color"])
         axes.bar_label(bars, fmt="%.0f", padding=1, fontsize=7)
     axes.set(ylim=(0, 112), yticks=range(0, 101, 20), ylabel="%, with 95 % interval", title=ACCURACY[part])
     axes.set_xticks(range(len(names)), names, rotation=20 if len(names) > 7 else 0)
@@ -190,10 +183,8 @@ def show(directories: list[Path], keys: list[str], out: Path, text: bool) -> Non
         print('matplotlib is not installed (pip install ".[plots]"), so this is drawn as text', file=sys.stderr)
     if text:
         width = shutil.get_terminal_size((100, 24)).columns
-        shown = [panel.key for panels in pictures.values() for panel in panels if isinstance(panel, Panel)]
-        parts = [charts(groups, list(dict.fromkeys(shown)), width)] if groups else []
-        parts += [table(models, width)] if models else []
-        say("\n\n".join(parts))
+        keys = [panel.key for panels in pictures.values() for panel in panels if isinstance(panel, Panel)]
+        say("\n\n".join(([charts(groups, keys, width)] if groups else []) + ([table(models, width)] if models else [])))
     elif out.suffix == ".png" and len(pictures) > 1:
         raise ConfigError(f"--out {out}: a run gives several pictures; name a directory, or choose with --metric")
     else:
@@ -204,8 +195,7 @@ def show(directories: list[Path], keys: list[str], out: Path, text: bool) -> Non
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.plot", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser("python -m tools.plot", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="a run, an evaluation, or a demo")
     parser.add_argument("--metric", nargs="+", default=[], metavar="KEY", help="keys of metrics.jsonl")
     parser.add_argument("--out", type=Path, help="a directory, or a PNG file for one picture (default: the first DIR)")

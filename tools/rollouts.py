@@ -1,16 +1,13 @@
-"""Read the answers of a training run: the question, the answer, what it earned and why.
+"""Read the answers of a training run: the question, the answer, what it earned and why. Quotes are «marked».
 
     python -m tools.rollouts runs/a                         the 5 worst of the last step
     python -m tools.rollouts runs/a --step 40 --best 3      the 3 best of step 40
     python -m tools.rollouts runs/a --id q17 --full         all answers to one question, the last time it was asked
     python -m tools.rollouts runs/a --task f1 --worst 10    of one task only
-
-The worst answer has the lowest reward. Among equals it has the lowest advantage: others of its group were right.
-Unscorable answers come last. Quotes of the document are «marked». The end of the thinking is shown, or all with --full.
 """
 
-import argparse
 import sys
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter as Raw
 from pathlib import Path
 
 from tools import series
@@ -25,12 +22,8 @@ FIELDS = {"step": int, "id": str, "text": str, "finish_reason": str | None, "rew
 
 
 def read(path: Path, step: int | None, id: str | None, task: str | None) -> list[dict]:
-    """Return the answers of a step. Default: the last step that has such answers. Only one step is kept in memory.
-
-    Raises ConfigError if there are none, and DataError for a line that is no answer.
-    """
-    answers: list[dict] = []
-    steps = set()
+    """Return the answers of a step, by default the last that has such answers. Keeps only one step in memory."""
+    answers, steps = [], set()
     for number, row in series.read_rows(path):
         check(row, f"{path}:{number}")
         steps.add(row["step"])
@@ -64,10 +57,9 @@ def check(row: dict, where: str) -> None:
 
 def describe(row: dict, full: bool) -> str:
     """Return one answer with everything known about it."""
-    question = str(row.get("question") or "not kept").strip()
+    question, gold = str(row.get("question") or "not kept").strip(), row.get("gold")
     if len(question) > 600 and not full:                         # the question of a chat is at its end
         question = f"[{len(question) - 600} characters] ... {question[-600:]}"
-    gold = row.get("gold")
     ended = {"stop": "by itself", "length": "truncated at --max-new-tokens"}.get(row["finish_reason"], "?")
     reward = "none, no verdict of the judge" if row["reward"] is None else f"{row['reward']:.3g}"
     parts = [f"{name} {row[name]:.3g}" for name in ("rule", "judge", "penalty", "advantage") if row[name] is not None]
@@ -104,26 +96,23 @@ def body(row: dict, full: bool) -> str:
 def show(run: Path, step: int | None, id: str | None, task: str | None, best: int | None, worst: int | None,
          full: bool) -> None:
     answers = read(run / "rollouts.jsonl", step, id, task)
-    title = f"all {len(answers)} answers to {clean(str(id))}"
-    if id is None:
+    chosen, title = answers, f"all {len(answers)} answers to {clean(str(id))}"
+    if id is None:                                               # unscorable answers come last
         answers.sort(key=lambda row: (row["reward"] or 0.0, row["advantage"] or 0.0), reverse=bool(best))
-        answers.sort(key=lambda row: row["reward"] is None)      # unscorable ones come last
-        chosen = answers[:best or worst or 5]
+        chosen = sorted(answers, key=lambda row: row["reward"] is None)[:best or worst or 5]
         title = f"the {len(chosen)} {'best' if best else 'worst'} of {len(answers)} answers"
-        answers = chosen
-    texts = [f"step {answers[0]['step']}: {title}", *(f"-- {describe(row, full)}" for row in answers)]
-    all(map(say, texts))                                         # stops if the reader, such as `head`, is gone
+    # all() stops when the reader, such as `head`, is gone.
+    all(map(say, [f"step {answers[0]['step']}: {title}", *(f"-- {describe(row, full)}" for row in chosen)]))
 
 
 def at_least_one(word: str) -> int:
     if not word.isdecimal() or not int(word):
-        raise argparse.ArgumentTypeError(f"{word!r} should be a number of 1 or more")
+        raise ArgumentTypeError(f"{word!r} should be a number of 1 or more")
     return int(word)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.rollouts", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser("python -m tools.rollouts", description=__doc__, formatter_class=Raw)
     parser.add_argument("run", type=Path, metavar="DIR", help="a training run")
     parser.add_argument("--step", type=int, help="default: the last")
     choice = parser.add_mutually_exclusive_group()

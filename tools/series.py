@@ -1,7 +1,4 @@
-"""Read the files of runs, and turn metrics into series of numbers.
-
-A run is a list of rows, the dictionaries of its metrics.jsonl. A group is a list of runs with different seeds.
-"""
+"""Read the files of runs. A run is a list of rows of its metrics.jsonl, and a group a list of runs (seeds)."""
 
 import json
 import os
@@ -49,13 +46,11 @@ def read_results(path: Path) -> list[Evaluated]:
     models = []
     try:
         for model in json.loads(path.read_text(encoding="utf-8"))["models"]:
+            averages = {"average": model["average"]} if model.get("average") else {}
             parts = {}
             for part in ("by_length", "by_task", "by_source"):
-                cells = (model.get(part) or {}).items()
+                cells = {**(model.get(part) or {}), **(averages if part == "by_source" else {})}.items()
                 parts[part] = {name: percent(cell["accuracy"], cell["low"], cell["high"]) for name, cell in cells}
-            if model.get("average"):
-                average = model["average"]
-                parts["by_source"]["average"] = percent(average["accuracy"], average["low"], average["high"])
             parts["pass@k"] = {name: percent(rate, *interval(rate, model["all"]["questions"]))
                                for name, rate in model["all"].items() if name.startswith("pass@")}
             models.append((label(Path(model["model"])), parts))
@@ -74,16 +69,14 @@ def percent(*rates: float) -> tuple:
 
 def label(model: Path) -> str:
     """Return a short name for a model directory: its run and step, or its last part."""
-    if model.parent.name != "checkpoints":
-        return model.name
-    return f"{model.parents[1].name} {re.sub('^step_0*', 'step ', model.name)}"
+    run = f"{model.parents[1].name} " if model.parent.name == "checkpoints" else ""
+    return run + re.sub("^step_0*", "step ", model.name)
 
 
 def seeds(runs: Sequence[Path]) -> dict[str, list[Path]]:
     """Return {name: runs}. Runs whose names differ only in a number at the end are seeds: a-0 and a-1 are "a-*"."""
-    paths = {run: run.resolve() for run in runs}
-    above = os.path.commonpath([path.parent for path in paths.values()])
-    names = {run: str(path.relative_to(above)) for run, path in paths.items()}
+    above = os.path.commonpath([run.resolve().parent for run in runs])
+    names = {run: str(run.resolve().relative_to(above)) for run in runs}
     groups: dict[str, list[Path]] = {}
     for run, name in names.items():
         groups.setdefault(re.sub(r"[-_]\d+(?=/|$)", "-*", name), []).append(run)
@@ -108,20 +101,17 @@ def metrics(groups: dict[str, Group]) -> list[str]:
 
 def buckets(names: Sequence[str]) -> list[str]:
     """Return the length buckets among the names of metrics, shortest first: "0-80", "80-200"."""
-    found = [name.removeprefix(BY_LENGTH) for name in names if name.startswith(BY_LENGTH)]
-    return sorted(found, key=lambda bucket: [int(number) for number in re.findall(r"\d+", bucket)])
+    buckets = [name.removeprefix(BY_LENGTH) for name in names if name.startswith(BY_LENGTH)]
+    return sorted(buckets, key=lambda bucket: [int(number) for number in re.findall(r"\d+", bucket)])
 
 
 def by_step(group: Group, key: str, smooth: bool = False) -> dict[int, list[float]]:
     """Return {step: the values of the runs that have this metric}. After the end of a run, the others continue.
-
-    smooth: average each run over a tenth of its steps, at most 15. The average starts again with each phase.
-    """
+    smooth: average each run over a tenth of its steps, at most 15. The average starts again with each phase."""
     values: dict[int, list[float]] = {}
     for rows in group:
         width = max(1, min(15, len(rows) // 10)) if smooth else 1
-        window: list[float] = []
-        phase = None
+        window, phase = [], None
         for row in rows:
             if row.get("phase") != phase:
                 window, phase = [], row.get("phase")

@@ -28,8 +28,8 @@ def run_tool(tool: Callable[[], int | None]) -> int:
 
 def clean(text: str) -> str:
     """Return text that cannot change a terminal: control characters and changes of direction become their codes."""
-    return "".join(char if char.isprintable() or char in "\n\t\u00a0\u3000" else
-                   char.encode("unicode_escape").decode() for char in text)
+    fine = "\n\t\u00a0\u3000"
+    return "".join(c if c.isprintable() or c in fine else c.encode("unicode_escape").decode() for c in text)
 
 
 def say(text: str) -> bool:
@@ -50,16 +50,15 @@ def charts(groups: dict[str, Group], keys: Sequence[str], width: int) -> str:
         raise ConfigError('plotext is not installed: pip install ".[plots]"') from None
     numbers = [("", "", "first", "last", "lowest", "highest")]
     text = wrap("  ".join(f"{marker} {clean(name)}" for marker, name in zip(cycle(MARKERS), groups)), width)
-    for key in keys:
+    for key in dict.fromkeys(keys):
         figure.clear()
         figure.plot_size(width, 9)
         figure.title(clean(key)[-width:])
         shown: list[float] = []
         for marker, (name, group) in zip(cycle(MARKERS), groups.items()):
-            line = {step: mean(values) for step, values in series.by_step(group, key).items()}
-            if line:
-                values = list(line.values())
-                curve = figure.signal(list(line), values, marker=marker)
+            by_step = series.by_step(group, key)
+            if values := list(map(mean, by_step.values())):
+                curve = figure.signal(list(by_step), values, marker=marker)
                 curve.lines(True)
                 figure.draw(curve)
                 summary = [f"{number:.3g}" for number in (values[0], values[-1], min(values), max(values))]

@@ -19,8 +19,6 @@ AT_ONCE = 64        # questions per call of the generator and per write: a kille
 
 
 class Answer(NamedTuple):
-    """One sampled answer, as it is saved."""
-
     text: str
     length: int                 # tokens, the end token included
     finish_reason: str          # "stop" or "length"
@@ -28,10 +26,7 @@ class Answer(NamedTuple):
 
 def answer_examples(sample: Callable, tokenizer, examples: Sequence[Example], n: int,
                     saved: "SavedAnswers | None" = None, model: str = "", **sampling) -> list[list[Answer]]:
-    """Return `n` answers to each example. `sample` is Generator.sample. It is called for one batch at a time.
-
-    Batches that are in `saved` under the name `model` are read, not sampled. They do not change the other batches.
-    """
+    """Return `n` answers to each example. `sample` is Generator.sample. Batches in `saved` are read, not sampled."""
     answers = []
     for start in progress(range(0, len(examples), AT_ONCE), "answers", quiet=parallel.rank() > 0):
         batch = examples[start:start + AT_ONCE]
@@ -49,10 +44,7 @@ def answer_examples(sample: Callable, tokenizer, examples: Sequence[Example], n:
 
 
 class SavedAnswers:
-    """The file answers.jsonl: one line per question, in the order of asking, one model after the other.
-
-    A resumed evaluation reads the saved batches back and appends the rest. Only the first rank touches the file.
-    """
+    """The file answers.jsonl: a line per question, one model after the other. Only the first rank touches it."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -60,9 +52,7 @@ class SavedAnswers:
 
     def read(self, model: str, ids: Sequence[str], n: int) -> list[list[Answer]] | None:
         """Return the saved answers to these questions. If some are missing, truncate the file there and return None.
-
-        Raises DataError if the file holds something else at this place.
-        """
+        Raises DataError if the file holds something else at this place."""
         def read_lines() -> list[str] | None:
             if parallel.rank() > 0 or not self.path.exists():
                 return None
@@ -86,13 +76,12 @@ class SavedAnswers:
                 valid = (row["model"], row["id"], len(group)) == (model, id, n)
                 for answer in group:
                     answer.text.encode()        # raises ValueError for half a surrogate pair
-                    in_range = type(answer.length) is int and 0 <= answer.length < 1 << 53
-                    valid = valid and in_range and answer.finish_reason in ("stop", "length")
+                    valid &= type(answer.length) is int and 0 <= answer.length < 1 << 53
+                    valid &= answer.finish_reason in ("stop", "length")
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 valid = False
             if not valid:
-                raise DataError(f"{self.path} does not have {model}'s {n} answers to {id!r} where they should be: the "
-                                "file was changed. Use another --out")
+                raise DataError(f"{self.path} does not have {model}'s {n} answers to {id!r} here. Use another --out")
             answers.append(group)
         return answers
 
@@ -115,7 +104,7 @@ class SavedAnswers:
 
 
 def score_answers(examples: Sequence[Example], answers: Sequence[Sequence[Answer]], judge=None) -> list[list[Score]]:
-    """Return the scores of each example's answers. The judge is asked once, for all answers that the rule rejects."""
+    """Return the scores of each example's answers, after one call of the judge for all that the rule rejects."""
     return agreed(score_all([[answer.text for answer in group] for group in answers], examples, judge))
 
 
@@ -148,9 +137,5 @@ def average(rates: Sequence[tuple[float, float, float]]) -> tuple[float, float, 
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Return the chance that at least one of k samples is right: the unbiased estimate of Chen et al. (2021).
-
-    >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2), pass_at_k(4, 0, 4)
-    (0.25, 0.5, 0.0)
-    """
+    """Return the chance that at least one of k samples is right: the unbiased estimate of Chen et al. (2021)."""
     return 1 - comb(num_samples - num_correct, k) / comb(num_samples, k)

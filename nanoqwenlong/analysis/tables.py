@@ -17,11 +17,8 @@ Row = tuple[Example, Sequence[Answer], Sequence[Score]]         # one question
 
 def summarise(model: str, examples: Sequence[Example], answers: Sequence[Sequence[Answer]],
               scores: Sequence[Sequence[Score]], lengths: Sequence[int] = ()) -> dict:
-    """Return one model's results: {"model", "all", "by_length", "by_task", "by_source", "average"}.
-
-    Length buckets end at `lengths` (tokens). They come shortest first, without empty ones. "by_task" and "by_source"
-    are {} if there is only one task or source. "average" is the mean over sources, or None.
-    """
+    """Return one model's results. Buckets end at `lengths` (tokens), shortest first, without empty ones. "by_task" and
+    "by_source" are {} if there is only one task or source. "average" is the mean over sources, or None."""
     rows = list(zip(examples, answers, scores, strict=True))
     results = {"model": model, "all": cell(rows), "by_length": {}, "by_task": {}, "by_source": {}, "average": None}
     for kind, name_of in (("by_length", lambda example: bucket(example.length, lengths)),
@@ -39,26 +36,23 @@ def summarise(model: str, examples: Sequence[Example], answers: Sequence[Sequenc
 
 
 def cell(rows: Sequence[Row]) -> dict:
-    """Return the results of some questions. With several samples there is pass@k for k = 1, 2, 4, ... and all of them.
-
-    An unscorable answer (the judge gave no verdict) is wrong in "accuracy" and "low", and right in "high".
-    """
+    """Return the results of some questions, with pass@k for k = 1, 2, 4, ... and all samples if there are several.
+    An unscorable answer (the judge gave no verdict) is wrong in "accuracy" and "low", and right in "high"."""
     scores = [question for _, _, question in rows]
     sampled = [answer for _, answers, _ in rows for answer in answers]
     accuracy = evaluate.accuracy(scores)
-    lowest, _ = evaluate.interval(accuracy, len(rows))
-    _, highest = evaluate.interval(evaluate.accuracy(scores, unscorable=1.0), len(rows))
-    result = {"accuracy": accuracy, "low": lowest, "high": highest, "questions": len(rows),
+    low, _ = evaluate.interval(accuracy, len(rows))
+    _, high = evaluate.interval(evaluate.accuracy(scores, unscorable=1.0), len(rows))
+    result = {"accuracy": accuracy, "low": low, "high": high, "questions": len(rows),
               "mean_length": sum(answer.length for answer in sampled) / len(sampled),
               "clipped_ratio": sum(answer.finish_reason == "length" for answer in sampled) / len(sampled)}
     if unscorable := sum(isnan(score.reward) for question in scores for score in question):
         result["unscorable"] = unscorable
     if cut := sum(example.num_cut > 0 for example, _, _ in rows):
         result["cut"] = cut
-    num_samples = len(scores[0])
-    powers = {1 << i for i in range(num_samples.bit_length())} | {num_samples}
-    for k in sorted(powers) if num_samples > 1 else []:
-        chances = [evaluate.pass_at_k(num_samples, sum(s.reward == 1 for s in question), k) for question in scores]
+    n = len(scores[0])
+    for k in sorted({1 << i for i in range(n.bit_length())} | {n}) if n > 1 else []:
+        chances = [evaluate.pass_at_k(n, sum(s.reward == 1 for s in question), k) for question in scores]
         result[f"pass@{k}"] = sum(chances) / len(rows)
     return result
 
@@ -73,15 +67,13 @@ def markdown(results: dict) -> str:
         elif names:
             names.sort(key=lambda name: PAPER_ORDER.index(name) if name in PAPER_ORDER else len(PAPER_ORDER))
             columns = {name: [model[kind].get(name) for model in models] for name in names}
-            if kind == "by_source":
-                columns["average"] = [model["average"] for model in models]
-            parts.append(table(title, models, columns))
-    passes = {}
-    for name in [name for name in models[0]["all"] if name.startswith("pass@")]:
-        passes[name] = []
-        for cell in [model["all"] for model in models]:
+            average = {"average": [model["average"] for model in models]} if kind == "by_source" else {}
+            parts.append(table(title, models, columns | average))
+    passes: dict[str, list[dict]] = {}
+    for cell in [model["all"] for model in models]:
+        for name in [name for name in cell if name.startswith("pass@")]:
             low, high = evaluate.interval(cell[name], cell["questions"])
-            passes[name].append({"accuracy": cell[name], "low": low, "high": high, "questions": cell["questions"]})
+            passes.setdefault(name, []).append({**cell, "accuracy": cell[name], "low": low, "high": high})
     if passes:
         parts.append(table("at least one of k right, %", models, passes))
     remarks = [remark(model, results.get("settings", {})) for model in models]
@@ -96,14 +88,12 @@ def table(title: str, models: Sequence[dict], columns: dict[str, list[dict | Non
         unit = " tokens" if name[0].isdigit() and name not in PAPER_ORDER else ""
         head.append(f"{plain(name)}{unit} (n={'-'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))})")
     lines = [head]
-    for place, model in enumerate(models):
-        lines.append([plain(model["model"])])
-        for cell in [column[place] for column in columns.values()]:
-            rates = [100 * cell[name] for name in ("accuracy", "low", "high")] if cell else []
-            lines[-1].append("{:.1f} [{:.1f}, {:.1f}]".format(*rates) if cell else "")
+    for model, *cells in zip(models, *columns.values()):
+        rates = [[100 * cell[name] for name in ("accuracy", "low", "high")] if cell else [] for cell in cells]
+        lines.append([plain(model["model"]), *("{:.1f} [{:.1f}, {:.1f}]".format(*r) if r else "" for r in rates)])
     widths = [max(map(len, column)) for column in zip(*lines)]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    text = ["| " + " | ".join(part.ljust(width) for part, width in zip(line, widths)) + " |" for line in lines]
+    text = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
     return "\n".join([text[0], rule, *text[1:]])
 
 
