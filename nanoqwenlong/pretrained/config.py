@@ -1,8 +1,6 @@
 """What a config.json says about a model: its sizes, its rope, its experts. Models we cannot compute are refused.
 
 The JSON is checked first, and then normalised by transformers (old and new spellings of rope, dtype, ...).
-
-Legend: C hidden size, H query heads, K key-value heads, D head width, E experts.
 """
 
 import copy
@@ -39,18 +37,17 @@ class Yarn:
         for name, lowest in YARN_LOWEST.items():
             value = rope.get(name)
             is_optional = name not in ("factor", "original_max_position_embeddings")
-            require(value is None and is_optional or is_number(value) and value >= lowest,
-                    f"{where}: YaRN's {name} is {reprlib.repr(value)}; it must be a number of at least {lowest}")
+            require(value is None and is_optional or is_number(value) and value >= lowest, where,
+                    f"YaRN's {name} is {reprlib.repr(value)}; it must be a number of at least {lowest}")
         factor, original = rope["factor"], rope["original_max_position_embeddings"]
         beta_fast, beta_slow = rope.get("beta_fast") or 32, rope.get("beta_slow") or 1
         truncate = rope.get("truncate", True)
-        require(beta_fast >= beta_slow,
-                f"{where}: YaRN's beta_fast ({beta_fast}) is less than its beta_slow ({beta_slow})")
-        require(isinstance(truncate, bool), f"{where}: YaRN's truncate is {truncate!r}; it must be true or false")
+        require(beta_fast >= beta_slow, where,
+                f"YaRN's beta_fast ({beta_fast}) is less than its beta_slow ({beta_slow})")
+        require(isinstance(truncate, bool), where, f"YaRN's truncate is {truncate!r}; it must be true or false")
 
         def mscale(m: float) -> float:
             return 0.1 * m * math.log(factor) + 1 if factor > 1 else 1.0
-
         m, m_all = rope.get("mscale"), rope.get("mscale_all_dim")
         attention_factor = rope.get("attention_factor")
         if attention_factor is None:
@@ -88,16 +85,15 @@ class ModelConfig:
     @staticmethod
     def from_json(source: dict, where: str) -> "ModelConfig":
         """Raises ModelError, which begins with `where`, for a model that our forward would not compute exactly."""
-        require_known(source, where)
-        kind = source["model_type"]
         hf = normalised(source, where)
+        kind = source["model_type"]
         rope = hf.rope_parameters or {}
         num_experts = hf.num_experts if kind == "qwen3_moe" else 0
-        require(isinstance(num_experts, int) and num_experts >= 0,             # transformers does not check it
-                f"{where}: num_experts is {num_experts!r}; it must be a whole number, 0 for a dense model")
+        require(isinstance(num_experts, int) and num_experts >= 0, where,      # transformers does not check it
+                f"num_experts is {num_experts!r}; it must be a whole number, 0 for a dense model")
         mixture = num_experts > 0
         for name in SIZES + MIXTURE_SIZES * mixture:
-            require(getattr(hf, name) >= 1, f"{where}: {name} is {getattr(hf, name)}; it must be at least 1")
+            require(getattr(hf, name) >= 1, where, f"{name} is {getattr(hf, name)}; it must be at least 1")
         H, K = hf.num_attention_heads, hf.num_key_value_heads
         head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // H
         k = hf.num_experts_per_tok if mixture else 0
@@ -116,7 +112,7 @@ class ModelConfig:
             (isinstance(head_dim, int) and head_dim >= 2 and head_dim % 2 == 0,        # rope turns pairs
              f"head_dim is {head_dim!r}; it must be an even whole number of at least 2"),
         ):
-            require(supported, f"{where}: {sentence}")
+            require(supported, where, sentence)
         attention_bias = bool(getattr(hf, "attention_bias", False))
         dense_layers = [i for i in range(hf.num_hidden_layers)
                         if mixture and (i in hf.mlp_only_layers or (i + 1) % hf.decoder_sparse_step)]
@@ -157,34 +153,31 @@ class ModelConfig:
                          f"config.json, {json.dumps(line)[1:-1]}")
 
 
-def require(condition: bool, sentence: str) -> None:
+def require(condition, *sentence: str) -> None:
+    """Raises ModelError with this sentence, its parts joined by colons, unless the condition holds."""
     if not condition:
-        raise ModelError(sentence)
-
-
-def require_known(source: dict, where: str) -> None:
-    """Raises ModelError for what transformers would not refuse, or would stumble over."""
-    kind = source.get("model_type")
-    require(isinstance(kind, str) and kind in ARCHITECTURES,
-            f"{where}: model_type is {kind!r}; this project runs {', '.join(ARCHITECTURES)}")
-    named = source.get("architectures") or [ARCHITECTURES[kind]]
-    require(named == [ARCHITECTURES[kind]],
-            f"{where}: architectures is {named}; only {ARCHITECTURES[kind]} can be trained here")
-    for names in (("rope_parameters", "rope_scaling"), ("num_local_experts", "num_experts")):
-        require(not contradict(*map(source.get, names)),
-                f"{where}: {' and '.join(names)} are two spellings of one setting, and differ; keep one")
-    layers, rope = source.get("num_hidden_layers"), source.get("rope_parameters") or source.get("rope_scaling")
-    require(not isinstance(layers, int) or layers <= 10_000,
-            f"{where}: num_hidden_layers is {reprlib.repr(layers)}; it can be 10,000 at most")
-    if isinstance(rope, dict):
-        require(not any(isinstance(value, dict) for value in rope.values()),
-                f"{where}: its rope differs between kinds of layers; only one for all is supported")
-        if "yarn" in (rope.get("rope_type"), rope.get("type")):
-            Yarn.from_json({"original_max_position_embeddings": 1, **rope}, where)
+        raise ModelError(": ".join(sentence))
 
 
 def normalised(source: dict, where: str):
-    """transformers' config of this JSON. Raises ModelError if transformers refuses it."""
+    """transformers' config of this JSON. Raises ModelError for what it refuses, would not refuse or stumbles over."""
+    kind = source.get("model_type")
+    require(isinstance(kind, str) and kind in ARCHITECTURES, where,
+            f"model_type is {kind!r}; this project runs {', '.join(ARCHITECTURES)}")
+    named = source.get("architectures") or [ARCHITECTURES[kind]]
+    require(named == [ARCHITECTURES[kind]], where,
+            f"architectures is {named}; only {ARCHITECTURES[kind]} can be trained here")
+    for names in (("rope_parameters", "rope_scaling"), ("num_local_experts", "num_experts")):
+        require(not contradict(*map(source.get, names)), where,
+                f"{' and '.join(names)} are two spellings of one setting, and differ; keep one")
+    layers, rope = source.get("num_hidden_layers"), source.get("rope_parameters") or source.get("rope_scaling")
+    require(not isinstance(layers, int) or layers <= 10_000, where,
+            f"num_hidden_layers is {reprlib.repr(layers)}; it can be 10,000 at most")
+    if isinstance(rope, dict):
+        require(not any(isinstance(value, dict) for value in rope.values()), where,
+                "its rope differs between kinds of layers; only one for all is supported")
+        if "yarn" in (rope.get("rope_type"), rope.get("type")):
+            Yarn.from_json({"original_max_position_embeddings": 1, **rope}, where)
     from transformers import AutoConfig  # imported here: it takes seconds, and --help should not
     settings = copy.deepcopy({key: value for key, value in source.items() if key != "auto_map"})       # it edits them
     with quiet_transformers(f"{where}: transformers refuses it"):

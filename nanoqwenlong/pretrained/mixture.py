@@ -17,9 +17,8 @@ Tensor = torch.Tensor
 class Mixture(nn.Module):
     """x (T, C) -> (T, C). The names of its parameters are those of transformers 5.
 
-    load (E,): how often each expert was chosen in passes with a gradient since the last take_loads. A pass of one token
-    does not count: it is a dummy call (group_pass). Under checkpointing every choice counts twice, which does not
-    change an expert's share."""
+    load (E,): how often each expert was chosen in passes with a gradient since the last take_loads. Dummy calls, which
+    have one token, do not count. Under checkpointing every choice counts twice, which changes no expert's share."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()
@@ -71,18 +70,16 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(c.num_experts, c.hidden_size, c.moe_intermediate_size))
 
     def forward(self, x, shares, ends):
-        """x (T k, C) sorted by expert, shares (T k, 1), ends (E,): where each expert's rows end -> (T k, C).
-
-        The shares go in before the last product, which is linear, so that its output need not be kept for them."""
+        """x (T k, C) sorted by expert, shares (T k, 1), ends (E,): where each expert's rows end -> (T k, C). The shares
+        go in before the last product, which is linear, so that its output need not be kept for them."""
         gate, up = grouped_linear(x, self.gate_up_proj, ends).chunk(2, dim=-1)
         return grouped_linear(F.silu(gate) * up * shares, self.down_proj, ends)
 
 
 class Dispatch(torch.autograd.Function):
     """x (T, C) -> (T k, C): the row of each pair's token, in the `order` (T k,) of the pairs by expert. place (T, k)
-    says where in that order the pairs of a token are.
-
-    On a GPU torch's gradient of an index sums in any order. This one is faster, and the same bits every time."""
+    says where in that order the pairs of a token are. Unlike the gradient of an index on a GPU, this one is the same
+    bits every time, and faster."""
 
     @staticmethod
     def forward(ctx, x, order, place):

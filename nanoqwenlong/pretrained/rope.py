@@ -1,7 +1,4 @@
-"""Rotary position embedding, and YaRN, which stretches it to longer inputs.
-
-Legend: T tokens, D head width. Angles are computed in at least float32, as in transformers.
-"""
+"""Rotary position embedding, and YaRN, which stretches it to longer inputs. T is tokens, D the head width."""
 
 import math
 
@@ -14,9 +11,9 @@ Tensor = torch.Tensor
 
 def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype, yarn: Yarn | None = None
                 ) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, 1, D) of each position times each frequency, the same for both halves of a head.
-
-    Frequency i is theta^(-2i / D). YaRN lowers some of them, and multiplies both tables by its attention factor."""
+    """cos and sin (T, 1, D) of each position times each frequency, the same for both halves of a head. Frequency i is
+    theta^(-2i / D). YaRN lowers some of them, and multiplies both tables by its attention factor. Angles are computed
+    in float32 at least, as in transformers."""
     steps = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.int64)
     wide = torch.promote_types(dtype, torch.float32)
     periods = theta ** (steps.to(wide) / head_dim)                             # (D / 2,), in tokens, over 2 pi
@@ -24,9 +21,7 @@ def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dty
     angles = torch.outer(positions.to(wide), frequencies)                      # (T, D / 2)
     angles = torch.cat([angles, angles], dim=-1)[:, None]                      # (T, 1, D)
     scale = yarn.attention_factor if yarn else 1.0
-    cos = angles.cos() * scale
-    sin = angles.sin() * scale
-    return cos.to(dtype), sin.to(dtype)
+    return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -37,7 +32,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def yarn_frequencies(periods: Tensor, theta: float, yarn: Yarn) -> Tensor:
     """Frequencies (D / 2,) from the periods (D / 2,) of plain rope (YaRN, arXiv 2309.00071, section 3.2).
-
     A frequency stays if it turns more than beta_fast times within the original window. It is divided by the factor if
     it turns less than beta_slow times. Between the two a linear ramp mixes both."""
     def index_of(turns: float) -> float:
@@ -45,12 +39,10 @@ def yarn_frequencies(periods: Tensor, theta: float, yarn: Yarn) -> Tensor:
         period = yarn.original_max_position_embeddings / (turns * 2 * math.pi)
         return len(periods) * math.log(period) / math.log(theta)
 
-    low = index_of(yarn.beta_fast)
-    high = index_of(yarn.beta_slow)
+    low, high = index_of(yarn.beta_fast), index_of(yarn.beta_slow)
     if yarn.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low = max(low, 0)
-    high = min(high, 2 * len(periods) - 1)
+    low, high = max(low, 0), min(high, 2 * len(periods) - 1)
     width = high - low or 0.001
     indices = torch.arange(len(periods), device=periods.device, dtype=periods.dtype)
     unchanged = 1 - ((indices - low) / width).clamp(0, 1)                      # 1: stays, 0: divided by the factor

@@ -2,8 +2,8 @@
 
 A document may contain anything, `<|im_end|>` and `</think>` included, and must never become a special token. So the
 chat template is rendered around placeholders and cut there. Its pieces are encoded with the special tokens, what
-replaces the placeholders by a second tokenizer that has none. (transformers' `split_special_tokens=True` is not enough.
-It still turns `</think>` into one token where the tokenizer lists it as added but not special.)
+replaces the placeholders by a second tokenizer that has none. (transformers' `split_special_tokens` is not enough: it
+leaves tokens that are added but not special.)
 """
 
 import json

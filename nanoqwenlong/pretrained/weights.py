@@ -1,5 +1,4 @@
-"""Hugging Face model directories: config.json and safetensors, read, checked and written. Nothing is read as a pickle,
-and no code of a model directory is run.
+"""Hugging Face model directories: config.json and safetensors, read, checked and written. No pickle, no code is run.
 
 Releases hold the experts of a mixture one by one (`experts.7.gate_proj.weight`, ...). transformers 5 and this project
 fuse them: `experts.gate_up_proj` (E, 2 I, C), `experts.down_proj` (E, C, I). Both layouts are read and written.
@@ -109,16 +108,15 @@ def read_tensors(stored: Stored, rows: dict[str, slice] | None = None, check_fin
             tensor = torch.stack(experts) if experts else torch.empty(0, *shape[1:])           # more ranks than experts
         else:
             tensor = stored.files[name].get_slice(name)[wanted]
-        require(not check_finite or tensor.isfinite().all(),
-                f"{stored.directory}: {name} holds NaN or infinity; the weights are damaged")
+        require(not check_finite or tensor.isfinite().all(), str(stored.directory),
+                f"{name} holds NaN or infinity; the weights are damaged")
         yield name, tensor
 
 
 def find_tensors(directory: str | Path, expected: dict[str, torch.Size], optional: tuple[str, ...] = ()) -> Stored:
-    """Where the tensors of these names and shapes are, after all checks. Names in `optional` may also be there.
-
-    Raises ModelError for a missing, extra, misshapen or non-float tensor, for a name in two shards, for an index that
-    points outside the directory, and for a directory that holds only pickle files."""
+    """Where the tensors of these names and shapes are. Names in `optional` may also be there. Raises ModelError for a
+    missing, extra, misshapen or non-float tensor, for a name in two shards, for an index that points outside the
+    directory, and for a directory that holds only pickle files."""
     directory = Path(directory)
     files = open_files(directory)
     apart = {name: parts for name in expected if name not in files and (parts := experts_apart(name))}
@@ -198,10 +196,8 @@ def experts_apart(name: str) -> tuple[str, ...]:
 def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: ModelConfig,
           max_shard_bytes: int = 5 * 10**9, fused_experts: bool = False) -> None:
     """Writes config.json and the tensors, experts one by one unless fused_experts. Beyond `max_shard_bytes` they are
-    split into shards with an index.
-
-    All ranks call this and fetch the tensors together, a file's worth at a time. Rank 0 writes. It raises its OSError
-    after all has been fetched, or the other ranks would wait forever."""
+    split into shards with an index. All ranks call this and fetch the tensors together, a file's worth at a time. Rank
+    0 writes. It raises its OSError after all has been fetched, or the other ranks would wait forever."""
     directory = Path(directory)
     shards, num_bytes = [{}], 0
     for name, tensor in tensors.items():
@@ -220,9 +216,8 @@ def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: Model
         weight_map |= dict.fromkeys(whole, file_name)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            if number == 1:                                                    # an earlier save may have another form
-                (directory / "model.safetensors").unlink(missing_ok=True)
-                (directory / INDEX).unlink(missing_ok=True)
+            for name in ("model.safetensors", INDEX) if number == 1 else ():   # an earlier save may have another form
+                (directory / name).unlink(missing_ok=True)
             write_file(directory / file_name, whole)
         except OSError as error:
             problem = error
