@@ -1,9 +1,7 @@
 """How often is the model right, for documents of each length? Also pass@k, and scores for the training scripts.
 
-Every question is answered --samples times. An answer is right if the rule that rewards training says so, or the judge.
 Every question counts: a document that is too long is cut in the middle, and an answer without a verdict counts as
-wrong. Both are reported. The tables have one row per model, a column per length bucket, task and source, and 95 %
-intervals over questions (docs/evaluation.md).
+wrong. docs/evaluation.md explains the scores, the tables and their 95 % intervals.
 
     python eval.py                                                       the tiny models, on held-out toy documents
     python eval.py --model DIR --data heldout.jsonl --max-new-tokens 10000 --lengths 20000 60000
@@ -13,8 +11,7 @@ intervals over questions (docs/evaluation.md).
     python eval.py --model DIR --data train.jsonl --max-new-tokens 10000 --samples 8 --difficulty difficulty.json
     python eval.py --model DIR --data train.jsonl --max-new-tokens 10000 --samples 8 --keep-correct sft.jsonl
 
-The last two write what train_rl.py --difficulty and train_sft.py --data read. With --out, the same command resumes a
-stopped evaluation. A complete one can be scored again, with another judge or other length buckets, without sampling.
+The last two write what train_rl.py --difficulty and train_sft.py --data read.
 """
 
 import json
@@ -34,7 +31,7 @@ from nanoqwenlong.errors import ConfigError, JudgeUnavailable, ModelError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import exits, files, presets
-from nanoqwenlong.ops.flags import as_json, rising
+from nanoqwenlong.ops.flags import as_json, flag_of, rising
 from nanoqwenlong.ops.settings import Machine, computing_dtype, fixed
 from nanoqwenlong.pretrained.digest import file_digest, model_digests
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
@@ -43,13 +40,11 @@ from nanoqwenlong.pretrained.weights import read_config, read_json
 
 @dataclass(frozen=True)
 class Config(Machine):
-    preset: str = ""                    # a named set of values that replace these defaults, listed below. paper and
-                                        # golongrl: how those are evaluated. A model's preset also reads it from models/
+    preset: str = ""                    # a named set of values, listed below. A model's preset reads it from models/
     model: tuple[str, ...] = ("assets/nano-base", "assets/nano-sft")    # Hugging Face directories, a row each
     seed: int = 0                       # decides every sample
     # data
-    data: tuple[str, ...] = ()          # JSONL, JSON or parquet files, also benchmarks as they are released. None: the
-                                        # toy task's held-out documents
+    data: tuple[str, ...] = ()          # JSONL, JSON or Parquet files, also released benchmarks. None: the toy task
     task: tuple[str, ...] = ()          # use only these tasks, mixed in these shares: qa=2 f1=1. None: as they come
     skip_bad_rows: bool = False         # leave out rows that cannot be used and report them, instead of refusing all
     toy_examples: int = fixed(200, least=1)  # of the toy task for each length, if no --data is given
@@ -69,8 +64,7 @@ class Config(Machine):
     difficulty: str = ""                # write each question's mean reward to this JSON file
     keep_correct: str = ""              # write one right answer per question to this file, as rows for SFT
     out: str = ""                       # a directory for answers.jsonl, results.json and table.md. The same command
-                                        # continues from the answers there. What decides the answers may not change.
-                                        # The judge and --lengths may, and nothing is sampled again
+                                        # resumes. With another judge or --lengths, it only scores the answers again
     # memory and machine
     kv_blocks: int = fixed(16384, least=1)  # of the paged KV cache, 16 tokens each
     timeout_minutes: float = fixed(60.0, least=1e-9)  # ranks wait this long for each other
@@ -121,30 +115,26 @@ def main(cfg: Config) -> None:
             means = zip(asked, evaluate.mean_rewards(scores))
             files.put(Path(cfg.difficulty), {"mean_rewards": {e.id: mean for e, mean in means if not math.isnan(mean)}})
         if cfg.keep_correct and first:
-            num_right = write_correct(Path(cfg.keep_correct), asked, answers, scores)
-            print(f"{num_right} of {len(asked)} questions have a right answer that ended by itself: "
-                  f"{cfg.keep_correct}")
+            write_correct(cfg.keep_correct, asked, answers, scores)
 
     # 4. Report
     results = {"settings": {**settings, "judge": cfg.judge_model or cfg.judge}, "models": models}
     table = tables.markdown(results)
     if first:
         print(table)
-    if cfg.out and first:
+    if first and cfg.out:
         files.put(Path(cfg.out) / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
         files.put(Path(cfg.out) / "table.md", table + "\n")
     if failures:
         again = "; the same command asks again, and samples nothing" if cfg.out else ""
-        raise JudgeUnavailable(f"{'; '.join(failures)}; difficulties are not written, and open answers count as "
-                               f"wrong{again}")
+        raise JudgeUnavailable("; ".join(failures) +
+                               f"; difficulties are not written, and open answers count as wrong{again}")
 
 
 def sampler(cfg: Config, directory: str, device: torch.device):
     """Generator.sample of a model that is loaded at the first call, and freed together with this function."""
-    @cache
-    def generator() -> Generator:
-        model = Qwen.from_pretrained(directory, computing_dtype(cfg), device, check_finite=cfg.check_finite)
-        return Generator(model, cfg.kv_blocks)
+    generator = cache(lambda: Generator(Qwen.from_pretrained(
+        directory, computing_dtype(cfg), device, check_finite=cfg.check_finite), cfg.kv_blocks))
     return lambda *args, **options: generator().sample(*args, **options)
 
 
@@ -158,7 +148,7 @@ def settings_of(cfg: Config) -> dict:
 def open_out(cfg: Config) -> dict:
     """The settings, with the SHA-256 of every file that decides the answers. A new --out records them.
 
-    Raises ConfigError if --out holds answers of other settings. All ranks follow the first one."""
+    Raises ConfigError on all ranks if --out holds answers of other settings."""
     out = Path(cfg.out)
 
     def open_on_first_rank() -> tuple[dict, str]:
@@ -171,8 +161,8 @@ def open_out(cfg: Config) -> dict:
         files.put(record, json.dumps(settings, indent=1) + "\n")
         return settings, ""
 
-    shares = parallel.on_all_ranks(lambda: open_on_first_rank() if parallel.rank() == 0 else None, f"cannot use {out}")
-    settings, problem = shares[0]
+    work = open_on_first_rank if parallel.rank() == 0 else lambda: None
+    settings, problem = parallel.on_all_ranks(work, f"cannot use {out}")[0]
     if problem:
         raise ConfigError(problem)
     return settings
@@ -192,8 +182,8 @@ def difference(record: Path, settings: dict) -> str:
             continue
         new, old = (" ".join(each) or "none" if isinstance(each, dict | list) else each for each in (now, then))
         how = f"now it is {new}, then it was {old}" if new != old else "the files have changed since"
-        return (f"{record.parent} holds answers of another --{name.replace('_', '-')} ({how}): take another --out, or "
-                "restore what was")
+        return (f"{record.parent} holds answers of another {flag_of(name)} ({how}): take another --out, or restore "
+                "what was")
     return ""
 
 
@@ -213,16 +203,17 @@ def check_outputs(cfg: Config) -> None:
             raise ConfigError(f"{path} cannot be written: name a file in a directory that exists")
 
 
-def write_correct(path: Path, examples, answers, scores) -> int:
-    """Write one SFT row per question: its first right answer that ended by itself. Returns the number of rows."""
-    rows = []
+def write_correct(path: str, examples, answers, scores) -> None:
+    """Write one SFT row per question: its first right answer that ended by itself."""
+    lines = []
     for example, sampled, rewarded in zip(examples, answers, scores):
         right = [answer.text for answer, score in zip(sampled, rewarded)
                  if score.reward == 1 and answer.finish_reason == "stop"]
         if right:
-            rows.append(data.as_row(replace(example, response=right[0])))
-    files.put(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return len(rows)
+            row = data.as_row(replace(example, response=right[0]))
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    files.put(Path(path), "".join(lines))
+    print(f"{len(lines)} of {len(examples)} questions have a right answer that ended by itself: {path}")
 
 
 if __name__ == "__main__":

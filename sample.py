@@ -34,23 +34,22 @@ class Config(Machine):
     json: bool = False                  # print one JSON object: prompt_ids, completion_ids, text, answer, finish_reason
 
 
-BLOCK_SIZE = 16                         # tokens per block of the KV cache
-
-
 def main(cfg: Config) -> None:
     torch.set_num_threads(cfg.threads)
     if not cfg.document or not cfg.question.strip():
         raise ConfigError("sample.py needs --document FILE and --question \"...\"")
     tokenizer = Tokenizer(cfg.model)
     model = Qwen.from_pretrained(cfg.model, computing_dtype(cfg), cfg.device)
-    document = read_text(Path(cfg.document))
+    try:
+        document = Path(cfg.document).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{cfg.document} is not UTF-8 at byte {error.start}") from None
     if not document.strip():
         raise DataError(f"{cfg.document} is empty: there is nothing to ask about")
     question = cfg.question.encode(errors="replace").decode()                  # the terminal may give broken characters
-    (example,), _ = data.tokenize([Example("0", document, question, answer="")], tokenizer,
-                                  max_prompt_tokens=sys.maxsize)
-    num_blocks = blocks_for(len(example.prompt_ids) + cfg.max_new_tokens, BLOCK_SIZE)
-    (group,) = Generator(model, num_blocks, BLOCK_SIZE).sample(
+    (example,), _ = data.tokenize([Example("0", document, question, answer="")], tokenizer, sys.maxsize)
+    num_blocks = blocks_for(len(example.prompt_ids) + cfg.max_new_tokens, 16)
+    (group,) = Generator(model, num_blocks, block_size=16).sample(
         [example.prompt_ids], temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=cfg.max_new_tokens,
         seed=cfg.seed, eos_ids=tokenizer.eos_ids, on_token=None if cfg.json else Stream(tokenizer))
     (completion,) = group.completions
@@ -60,13 +59,6 @@ def main(cfg: Config) -> None:
                           "answer": rewards.extract(text), "finish_reason": completion.finish_reason}))
     else:
         print("" if completion.finish_reason == "stop" else f" [cut off after {cfg.max_new_tokens} tokens]")
-
-
-def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}") from None
 
 
 class Stream:

@@ -10,8 +10,7 @@
 
     <think> We showed Tom Oslo. We sent Oslo tea.</think> Therefore, the answer is tea.   (a worked response)
 
-Each person was shown another town, and each town was sent another thing. So a question is a choice among all records
-of its kind (at least four), and the third question needs two look-ups. Everything is a function of the seed.
+Each person was shown another town, and each town was sent another thing. Everything is a function of the seed.
 """
 
 import math
@@ -73,40 +72,35 @@ def ask(rng: random.Random, shown: dict, received: dict) -> tuple[str, str, str]
     return f"What did we send the town that we showed {person}?", quotes, goods
 
 
-def ask_several(rng: random.Random, records: dict, sentence: str, question: str) -> tuple[str, str, list[str]]:
-    """The question with several of the keys filled in, the records to quote, and the values of the keys."""
+def ask_several(rng: random.Random, shown: dict, received: dict, task: str) -> tuple[str, str, str]:
+    """A question of the task f1 or pairwise, the records to quote, and the answer, one item a line."""
+    records, sentence = (received, SENT) if task == "f1" else (shown, SHOWED)
     keys = rng.sample(list(records), NUM_NAMED)
+    names = f"{', '.join(keys[:-1])} and {keys[-1]}"
     quotes = "".join(sentence.format(key, records[key]) for key in keys)
-    return question.format(f"{', '.join(keys[:-1])} and {keys[-1]}"), quotes, [records[key] for key in keys]
+    items = [records[key] for key in keys]
+    if task == "f1":
+        return f"What did we send {names}?", quotes, "\n".join(items)
+    return f"Order the towns that we showed {names}.", quotes, "\n".join(sorted(items))
 
 
 def examples(num: int, records: tuple[int, int], seed: int, split: str = "train", tasks: Sequence[str] = (),
              paraphrased: float = 0.0) -> list[Example]:
-    """`num` questions with worked responses, each about its own document.
+    """`num` questions with worked responses, each about its own document of `records` (fewest, most) records.
 
-    records: the fewest and the most records of a document. split: "train" or "heldout", which never share a document.
-    tasks: each has the same chance. Without any, all are qa. paraphrased: the share of responses to qa that call a
-    thing by its other word (chai for tea). A judge can accept it, but no rule does."""
+    split: "train" or "heldout", which never share a document. tasks: each has the same chance (default: qa only).
+    paraphrased: share of responses to qa that use a thing's other word (chai for tea), which only a judge accepts."""
     if unknown := sorted(set(tasks) - set(TASKS)):
         raise ConfigError(f"--task {unknown[0]}: the toy task has {', '.join(TASKS)} only; give --data for other tasks")
-    tasks = tasks or ["qa"]
-    rng = random.Random(f"{seed}/{records}/{split}")
-    made = []
+    rng, made = random.Random(f"{seed}/{records}/{split}"), []
     while len(made) < num:
         shown, received = facts(rng, rng.randint(*records))
         document = write_document(rng, shown, received)
         digest = blake2b(document.encode(), digest_size=1).digest()
         if (digest[0] % 8 == 0) != (split == "heldout"):               # one document in eight, by its text
             continue
-        task = rng.choice(tasks) if len(tasks) > 1 else tasks[0]
-        if task == "qa":
-            question, quotes, gold = ask(rng, shown, received)
-        elif task == "f1":
-            question, quotes, items = ask_several(rng, received, SENT, "What did we send {}?")
-            gold = "\n".join(items)
-        else:
-            question, quotes, items = ask_several(rng, shown, SHOWED, "Order the towns that we showed {}.")
-            gold = "\n".join(sorted(items))
+        task = rng.choice(tasks) if len(tasks) > 1 else (*tasks, "qa")[0]
+        question, quotes, gold = ask(rng, shown, received) if task == "qa" else ask_several(rng, shown, received, task)
         said = gold.replace("\n", ", ")
         if paraphrased and rng.random() < paraphrased and task == "qa":
             said = OTHER_WORDS.get(said, said)
@@ -122,8 +116,6 @@ def pages(num: int, seed: int) -> list[Example]:
     return [Example(f"page-{seed}-{i:05d}", text, question="", answer="", task="text") for i, text in enumerate(texts)]
 
 
-# The tiny model: an ordinary Qwen2 directory
-
 CONFIG = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 192,
           "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "rope_theta": 10000.0,
           "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 16384,
@@ -138,14 +130,12 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 """
 
 
-def new_model(seed: int, texts: Sequence[str] = (), looks_back: Sequence[int] = (1,), **changes
-              ) -> tuple[Qwen, Tokenizer]:
-    """A random tiny model and its tokenizer, which has a token for each frequent word of `texts`. changes: to CONFIG.
+def new_model(seed: int, texts: Sequence[str] = (), looks_back=(1,), **changes) -> tuple[Qwen, Tokenizer]:
+    """A random tiny Qwen2 and its tokenizer, which has a token for each frequent word of `texts`. changes: to CONFIG.
 
-    looks_back: the first heads start by attending to the token at these distances, by biases alone. In the four
-    fastest planes, rope turns the bias of the query against that of the key, so their product peaks there. Without
-    this, a model this small never learns look-ups. They need two layers (note the token before, then search for it),
-    and neither helps without the other."""
+    looks_back: the first heads start by attending to the tokens at these distances. In the four fastest planes, rope
+    turns the bias of the query against that of the key, so their product peaks there. Without this, so small a model
+    never learns look-ups: they need two layers, and neither helps without the other."""
     with tempfile.TemporaryDirectory() as directory:
         vocab_size = save_tokenizer(Path(directory), texts)
         tokenizer = Tokenizer(directory)
@@ -176,15 +166,13 @@ def save_tokenizer(directory: Path, texts: Sequence[str] = ()) -> int:
     bpe = BPE(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=4096, min_frequency=1 + len(texts) // 64, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=4096, min_frequency=1 + len(texts) // 64,
+        show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     bpe.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     bpe.add_tokens([AddedToken(marker, normalized=False) for marker in ("<think>", "</think>")])
     hf = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-                                 model_max_length=16384)
-    hf.chat_template = CHAT_TEMPLATE
+                                 model_max_length=16384, chat_template=CHAT_TEMPLATE)
     hf.save_pretrained(directory)
-    ends = hf.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    write_json(directory / "generation_config.json", {"eos_token_id": ends, "pad_token_id": ends[1]})
+    write_json(directory / "generation_config.json", {"eos_token_id": [hf.eos_token_id, hf.pad_token_id],
+                                                      "pad_token_id": hf.pad_token_id})
     return -(-len(hf) // 16) * 16

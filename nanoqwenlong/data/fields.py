@@ -1,27 +1,31 @@
-"""Fields of a row: each function returns a checked value, or raises DataError with the name of the field."""
+"""Checked values of a row's fields. Each function raises DataError with the name of the field."""
 
 import json
 
 from ..errors import DataError
 from ..reward import answers
-from ..reward.tasks import LISTS, TASKS, gold_problem
+from ..reward.tasks import LISTS, gold_problem
 from .prompt import question_in
 
-ROLES = ("system", "user", "assistant")
 KINDS = {type(None): "null", dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number",
          float: "a number"}
 
 
+def require(condition, sentence: str) -> None:
+    if not condition:
+        raise DataError(sentence)
+
+
 def check(value, kind: type, name: str):
     """The value, if it is of this kind."""
-    if not isinstance(value, kind):
-        actual = KINDS.get(type(value), f"of type {type(value).__name__}")
-        raise DataError(f'"{name}" should be {KINDS[kind]}, it is {actual}')
-    return value
+    if isinstance(value, kind):
+        return value
+    actual = KINDS.get(type(value), f"of type {type(value).__name__}")
+    raise DataError(f'"{name}" should be {KINDS[kind]}, it is {actual}')
 
 
 def without_nulls(value):
-    """The same without fields that are null, at any depth. Parquet gives null for a column that a row does not have."""
+    """The value without null fields, at any depth. Parquet gives null for a column that a row does not have."""
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
@@ -29,8 +33,7 @@ def without_nulls(value):
 
 def items(value, name: str) -> list[tuple]:
     """(name, item) of each item of a list that is not empty."""
-    if not check(value, list, name):
-        raise DataError(f'"{name}" is an empty list')
+    require(check(value, list, name), f'"{name}" is an empty list')
     return [(f"{name}[{i}]", item) for i, item in enumerate(value)]
 
 
@@ -47,10 +50,9 @@ def at(fields, path: str, *default, under: str = ""):
 
 def string(value, name: str) -> str:
     """A string that is not empty and can be written as UTF-8."""
-    if not check(value, str, name) or value.isspace():
-        raise DataError(f'"{name}" is empty')
-    if value.encode(errors="ignore").decode() != value:
-        raise DataError(f'"{name}" holds half of a surrogate pair (\\ud800-\\udfff), which UTF-8 cannot write')
+    require(check(value, str, name) and not value.isspace(), f'"{name}" is empty')
+    require(value.encode(errors="ignore").decode() == value,
+            f'"{name}" holds half of a surrogate pair (\\ud800-\\udfff), which UTF-8 cannot write')
     return value
 
 
@@ -68,13 +70,8 @@ def id_of(row: dict, path: str = "id") -> str:
 
 
 def one_of(known, value: str, name: str) -> str:
-    if value not in known:
-        raise DataError(f'"{name}" is {value[:40]!r}; known are {", ".join(known)}')
+    require(value in known, f'"{name}" is {value[:40]!r}; known are {", ".join(known)}')
     return value
-
-
-def task_of(row: dict) -> str:
-    return one_of(TASKS, text(row, "task", "qa"), "task")
 
 
 def chat(row: dict, name: str, speaker: str = "user") -> tuple[tuple[str, str], ...]:
@@ -84,15 +81,14 @@ def chat(row: dict, name: str, speaker: str = "user") -> tuple[tuple[str, str], 
         return ((speaker, string(turns, name)),)
     messages = []
     for place, turn in items(turns, name):
-        role = one_of(ROLES, text(turn, "role", under=f"{place}."), f"{place}.role")
+        role = one_of(("system", "user", "assistant"), text(turn, "role", under=f"{place}."), f"{place}.role")
         messages.append((role, text(turn, "content", under=f"{place}.")))
-    if name == "prompt" and role != "user":
-        raise DataError(f'"prompt" should end with a turn of the user, not of the {role}')
+    require(name != "prompt" or role == "user", f'"prompt" should end with a turn of the user, not of the {role}')
     return tuple(messages)
 
 
 def question_of(row: dict, messages, *paths: str) -> str:
-    """What a judge is shown as the question: the first of these fields that is there, or the question in the prompt."""
+    """What a judge is shown as the question: the first of these fields, or else the question in the prompt."""
     for path in paths:
         if at(row, path, "") != "":
             return text(row, path)
@@ -102,7 +98,8 @@ def question_of(row: dict, messages, *paths: str) -> str:
 def golds(value, name: str, task: str) -> str | tuple[str, ...]:
     """The gold answer or answers, each of which earns full reward when it is given as an answer."""
     if task in LISTS:
-        gold = _lines(value, name)
+        values = value if isinstance(value, list) else string(value, name).strip().splitlines()
+        gold = "\n".join(_line(item, place) for place, item in items(values, name))
     elif task == "iou" and isinstance(value, dict | list):
         try:
             gold = string(json.dumps(value, ensure_ascii=False, allow_nan=False), name)
@@ -118,14 +115,8 @@ def golds(value, name: str, task: str) -> str | tuple[str, ...]:
     return gold
 
 
-def _lines(value, name: str) -> str:
-    """The items of a list, one a line."""
-    values = value if isinstance(value, list) else string(value, name).strip().splitlines()
-    lines = []
-    for place, item in items(values, name):
-        lines.append(string(item, place).strip())
-        if len(lines[-1].splitlines()) > 1:
-            raise DataError(f'"{place}" has a line break in it; an item is one line')
-        if not answers.normalise(lines[-1]):
-            raise DataError(f'"{place}" is nothing but punctuation')
-    return "\n".join(lines)
+def _line(value, name: str) -> str:
+    line = string(value, name).strip()
+    require(len(line.splitlines()) < 2, f'"{name}" has a line break in it; an item is one line')
+    require(answers.normalise(line), f'"{name}" is nothing but punctuation')
+    return line

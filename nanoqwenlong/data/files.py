@@ -1,7 +1,4 @@
-"""Files of rows, and mixtures of tasks. An error names the file, the number of the row (from 1) and the field.
-
-A file is Parquet (.parquet), one JSON array, or JSONL, where a row's number is that of its line.
-"""
+"""Files of rows, and mixtures of tasks. Rows are numbered from 1. In JSONL, a row's number is that of its line."""
 
 import json
 import random
@@ -16,7 +13,7 @@ from ..errors import ConfigError, DataError
 from ..records import Example
 from ..reward.tasks import TASKS
 from . import formats
-from .fields import check, without_nulls
+from .fields import check, require, without_nulls
 
 SHOWN = 20                                                     # bad rows that an error lists before "and N more"
 ID_FIELDS = {"id", "_id", "question_id"}                       # but not verl's index, which need not be unique
@@ -28,11 +25,10 @@ SKIM = json.JSONDecoder(parse_int=str, parse_float=str)        # only finds wher
 
 def read(paths: Sequence[str | Path], need_response: bool = False, need_question: bool = False,
          tell: Callable[[str], None] | None = None) -> list[Example]:
-    """All examples of all files, in order. A row without an id is named by its number, and one without a source by its
-    file.
+    """All examples of all files, in order. A row without an id gets its number, and one without a source its file.
 
     need_response: each row is to be learned from. need_question: each is to be answered and rewarded.
-    tell: bad rows are reported to this function and left out. Without it, or if no row is left, they raise DataError,
+    tell: bad rows are reported to this function and left out. Without it, or if all rows are bad, they raise DataError
     with one line for each. Raises FileNotFoundError."""
     examples, problems, places = [], [], {}                    # places: {id: where it was read}
     for path in map(Path, paths):
@@ -43,12 +39,12 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
             try:
                 row = load()
                 example = formats.parse(row)
-                if need_response and not example.response and example.task != "text":
-                    raise DataError('the field "response" is missing')
-                if need_question and example.task == "text":
-                    raise DataError('a row of plain "text" has no question; only train_sft.py --data can use it')
-                if need_question and not example.answer:
-                    raise DataError('the field "answer" is missing; without it only train_sft.py can use the row')
+                is_text = example.task == "text"
+                require(example.response or is_text or not need_response, 'the field "response" is missing')
+                require(not (need_question and is_text),
+                        'a row of plain "text" has no question; only train_sft.py --data can use it')
+                require(example.answer or not need_question,
+                        'the field "answer" is missing; without it only train_sft.py can use the row')
                 if not example.id or example.id in places and ID_FIELDS.isdisjoint(row):
                     short = len(paths) == 1 and str(number) not in places
                     example = replace(example, id=str(number) if short else place)
@@ -59,14 +55,12 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
             except DataError as error:
                 problems.append(f"{place}: {error}")
     if problems:
-        report = problems[:SHOWN]
-        if len(problems) > SHOWN:
-            report.append(f"and {len(problems) - SHOWN} more")
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        report = "\n".join(problems[:SHOWN] + more)
         if tell is None or not examples:
-            raise DataError("\n".join(report))
-        tell("\n".join([f"{len(problems)} bad rows are left out:", *report]))
-    if not examples:
-        raise DataError(f"{', '.join(map(str, paths))}: there is no row in it")
+            raise DataError(report)
+        tell(f"{len(problems)} bad rows are left out:\n{report}")
+    require(examples, f"{', '.join(map(str, paths))}: there is no row in it")
     return examples
 
 
@@ -104,13 +98,13 @@ def _array(path: Path) -> Rows:
             yield number, partial(_parse, row)
     except (RecursionError, ValueError) as error:
         raise DataError(f"{place}: {_why(error, in_file=True)}; the file is one JSON array of objects") from None
-    if comma.end() < len(text):
-        raise DataError(f"{path}: there is text after the end of the JSON array")
+    require(comma.end() == len(text), f"{path}: there is text after the end of the JSON array")
 
 
 def _parse(line: bytes) -> dict:
     try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=lambda name: require(
+            False, f"{name} is not a JSON value; write a number or a string"))
     except DataError:
         raise
     except (RecursionError, ValueError) as error:
@@ -119,7 +113,6 @@ def _parse(line: bytes) -> dict:
 
 
 def _why(error: RecursionError | ValueError, in_file: bool = False) -> str:
-    """What is wrong with the JSON of a line, or of a whole file."""
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 at byte {error.start}"
     if isinstance(error, json.JSONDecodeError):
@@ -134,10 +127,6 @@ def _unique_keys(pairs: Sequence[tuple]) -> dict:
             raise DataError(f"the key {json.dumps(key)[:80]} stands twice in the row")
         row[key] = value
     return row
-
-
-def _refuse_constant(name: str):
-    raise DataError(f"{name} is not a JSON value; write a number or a string")
 
 
 def _parquet(path: Path) -> Rows:
@@ -188,13 +177,12 @@ def shares(words: Sequence[str]) -> dict[str, float]:
 
 
 def mix(examples: Sequence[Example], shares: Mapping[str, float], seed: int) -> list[Example]:
-    """Only the examples of these tasks, in these proportions and in the old order. The task with the fewest examples
-    for its share keeps all of them. The seed decides which the others lose. A task without examples is a DataError."""
+    """The examples of these tasks, in these proportions and in the old order. The seed decides which ones are left out.
+    The task with the fewest examples for its share keeps all of them. Raises DataError for a task without examples."""
     places, chosen = {}, []
     for task in shares:
         places[task] = [i for i, example in enumerate(examples) if example.task == task]
-        if not places[task]:
-            raise DataError(f"--task {task}: none of the {len(examples)} examples is of this task")
+        require(places[task], f"--task {task}: none of the {len(examples)} examples is of this task")
     unit = min(len(places[task]) / share for task, share in shares.items())
     for task, share in shares.items():
         random.Random(f"{seed}/mix/{task}").shuffle(places[task])

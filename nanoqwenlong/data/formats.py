@@ -1,17 +1,19 @@
-"""All forms of a row, in the table FORMATS, and the functions for our own and TRL's. docs/data.md shows a row of each.
-
-A new form is a function from a row to an Example, and a line of the table. Unknown fields of a row are ignored.
-"""
+"""All forms of a row (docs/data.md). A new one is a line of the table FORMATS and a function from row to Example."""
 
 from collections import namedtuple
 
 from ..errors import DataError
 from ..records import Example
-from . import benchmarks, fields, verl
+from ..reward import answers
+from ..reward.tasks import TASKS, gold_problem
+from . import fields, verl
+
+# DocMath-Eval writes a yes or no as a boolean
+ACCEPTED = {"true": ["True", "yes"], "yes": ["True", "yes"], "false": ["False", "no"], "no": ["False", "no"]}
 
 
 def plain(row: dict, messages=(), response: str = "") -> Example:
-    """A question about a document, or a prompt. TRL's rows bring messages and a response, and need no answer then."""
+    """A question about a document, or a prompt. TRL's rows give messages and a response, and then need no answer."""
     document = ""
     if has_document(row) and not messages:
         document = fields.text(row, "document" if "document" in row else "context")
@@ -19,25 +21,25 @@ def plain(row: dict, messages=(), response: str = "") -> Example:
     else:
         messages = messages or fields.chat(row, "prompt")
         question = fields.question_of(row, messages, "question")
-    task = fields.task_of(row)
+    task = fields.one_of(TASKS, fields.text(row, "task", "qa"), "task")
     answer = "" if response and "answer" not in row else fields.golds(fields.at(row, "answer"), "answer", task)
     return Example(fields.id_of(row), document, question, answer, task, messages,
                    response or fields.text(row, "response", ""), source=fields.text(row, "source", ""))
 
 
 def completion(row: dict) -> Example:
-    """TRL's prompt and completion. With an answer it can be rewarded as well."""
+    """TRL's prompt and completion."""
     messages, turns = fields.chat(row, "prompt"), fields.chat(row, "completion", "assistant")
-    if len(turns) != 1 or turns[0][0] != "assistant":
-        raise DataError('"completion" should be a string, or one turn of the assistant')
+    fields.require([role for role, _ in turns] == ["assistant"],
+                   '"completion" should be a string, or one turn of the assistant')
     return plain(row, messages, turns[0][1])
 
 
 def conversation(row: dict) -> Example:
-    """TRL's messages. The last turn is the response, and the turns before it are its prompt."""
+    """TRL's messages. The last turn is the response."""
     turns = fields.chat(row, "messages")
-    if [role for role, _ in turns[-2:]] != ["user", "assistant"]:
-        raise DataError('"messages" should end with a turn of the user and one of the assistant, the response')
+    fields.require([role for role, _ in turns[-2:]] == ["user", "assistant"],
+                   '"messages" should end with a turn of the user and one of the assistant, the response')
     return plain(row, turns[:-1], turns[-1][1])
 
 
@@ -55,6 +57,43 @@ def as_row(example: Example) -> dict:
     return {name: value for name, value in row.items() if value}
 
 
+# The benchmarks of QwenLong-L1's evaluation, as they are released
+
+def longbench(row: dict) -> Example:
+    """All references are accepted, except those that cannot earn full reward, such as bare punctuation."""
+    references = fields.items(fields.at(row, "answers"), "answers")
+    golds = [" ".join(fields.string(text, place).split()) for place, text in references]
+    problems = [gold_problem("qa", gold) for gold in golds]
+    fields.require(not all(problems), f'"answers" cannot be used: {problems[0]}')
+    usable = tuple(gold for gold, problem in zip(golds, problems) if not problem)
+    return Example(fields.id_of(row, "_id"), fields.text(row, "context"), fields.text(row, "input"), usable,
+                   source=fields.text(row, "dataset", ""))
+
+
+def frames(row: dict) -> Example:
+    """A row with the texts of its Wikipedia pages. As released, Frames has only links to them."""
+    pages = fields.items(fields.at(row, "wiki_items"), "wiki_items")
+    texts = [fields.text(page, name, under=f"{place}.") for place, page in pages for name in ("title", "text")]
+    gold = " ".join(fields.text(row, "Answer").split())
+    return Example(fields.id_of(row), "\n".join(texts), fields.text(row, "Prompt"), fields.golds(gold, "Answer", "qa"),
+                   source="frames")
+
+
+def docmath(row: dict) -> Example:
+    """A number may be near its gold answer. Any other answer has to be the same."""
+    paragraphs = fields.items(fields.at(row, "paragraphs"), "paragraphs")
+    document = "\n".join(fields.check(text, str, place) for place, text in paragraphs)
+    gold = fields.at(row, "ground_truth")
+    if isinstance(gold, int | float):
+        fields.require(abs(gold) < 1e308, f'"ground_truth" is {str(gold)[:20]}, which no answer can match')
+        gold = repr(gold)                                      # "True", or the shortest digits that give this number
+    gold = fields.string(gold, "ground_truth").strip()
+    task = "number" if answers.number(gold) else "qa"
+    accepted = fields.golds(ACCEPTED.get(gold.lower(), gold), "ground_truth", task)
+    return Example(fields.id_of(row, "question_id"), fields.string(document, "paragraphs"),
+                   fields.text(row, "question"), accepted, task, source="docmath")
+
+
 def has_document(row: dict) -> bool:
     return "context" in row or "document" in row
 
@@ -63,15 +102,14 @@ def is_prompt(row: dict) -> bool:
     return "prompt" in row and not has_document(row)
 
 
-# Name for errors, whether a row is of this form, function from the row to an Example. Tried in this order. The second
-# line of verl is for rows without reward_model, so that the error names this field.
+# Tried in this order. The second line of verl is for rows without reward_model, so that the error names this field.
 Format = namedtuple("Format", "name matches read")
 FORMATS = [
     Format("verl", lambda row: "reward_model" in row, verl.read),
     Format("context and question", lambda row: has_document(row) and "question" in row, plain),
-    Format("LongBench", lambda row: has_document(row) and ("input" in row or "answers" in row), benchmarks.longbench),
-    Format("Frames", lambda row: "wiki_items" in row or "Prompt" in row, benchmarks.frames),
-    Format("DocMath-Eval", lambda row: "paragraphs" in row or "ground_truth" in row, benchmarks.docmath),
+    Format("LongBench", lambda row: has_document(row) and ("input" in row or "answers" in row), longbench),
+    Format("Frames", lambda row: "wiki_items" in row or "Prompt" in row, frames),
+    Format("DocMath-Eval", lambda row: "paragraphs" in row or "ground_truth" in row, docmath),
     Format("messages", lambda row: "messages" in row, conversation),
     Format("prompt and completion", lambda row: "completion" in row, completion),
     Format("verl", lambda row: is_prompt(row) and "data_source" in row and "answer" not in row, verl.read),
@@ -81,7 +119,7 @@ FORMATS = [
 
 
 def parse(row: dict) -> Example:
-    """The example in a row. Its id is "" if the row has none. Raises DataError with the name of a field."""
+    """The example in a row. Its id is "" if the row has none. Unknown fields are ignored. Raises DataError."""
     for form in FORMATS:
         if form.matches(row):
             return form.read(row)

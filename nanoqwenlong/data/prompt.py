@@ -21,11 +21,7 @@ BEFORE_DOCUMENT, AFTER_DOCUMENT, AFTER_QUESTION = "<text>", "</text>", "Format y
 
 
 def document_in(turn: str) -> str:
-    """The document in a prompt of this form, or the whole turn if it has no marks.
-
-    >>> document_in("Read this. <text> Rain fell. </text> What fell?"), document_in("What fell?")
-    ('Rain fell.', 'What fell?')
-    """
+    """The document in a prompt of this form, or the whole turn if it has no marks."""
     _, _, rest = turn.partition(BEFORE_DOCUMENT)
     inside, mark, _ = rest.rpartition(AFTER_DOCUMENT)
     return inside.strip() if mark else turn
@@ -45,22 +41,21 @@ def prompt_pieces(tokenizer) -> list[list[int]]:
 
 def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int, cut: bool = False
              ) -> tuple[list[Example], int]:
-    """Returns the examples with prompt_ids and length filled in, and how many had a prompt over `max_prompt_tokens`.
+    """The examples with prompt_ids and length, and how many prompts were longer than `max_prompt_tokens`.
 
-    Without `cut` these are dropped. With it, such a prompt loses the middle of its document (in a chat: of its longest
-    turn) until it fits exactly. `num_cut` is the number of tokens that it lost, and `length` stays the length before.
-    Raises DataError if no prompt fits, or if the chat template cannot show a chat.
-    """
+    Without `cut` these are dropped. With it, they lose the middle of the document (in a chat: of the longest turn)
+    until they fit exactly. `num_cut` counts the lost tokens, and `length` is still the length before.
+    Raises DataError if no prompt fits, or if the chat template cannot show a chat."""
     fitting, no_room, num_long = [], [], 0
     encode = cache(tokenizer.encode)                           # equal documents are encoded once
     for example in examples:
         parts = _parts(example, tokenizer, encode)
         length = sum(map(len, parts[1::2]))
         num_cut = max(0, sum(map(len, parts)) - max_prompt_tokens)
+        num_long += num_cut > 0
+        if num_cut and not cut:
+            continue
         if num_cut:
-            num_long += 1
-            if not cut:
-                continue
             turns = range(1, len(parts), 2) if example.messages else [1]
             longest = max(turns, key=lambda turn: len(parts[turn]))
             room = len(parts[longest]) - num_cut
@@ -81,7 +76,7 @@ def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int, cut
 
 
 def _parts(example: Example, tokenizer, encode) -> list[list[int]]:
-    """The ids of a prompt in parts: the template's, then what the example says, and so on in turn."""
+    """The ids of a prompt in parts: by turns the template's and the example's, the template's first."""
     if example.messages:
         try:
             return tokenizer.chat_parts(example.messages)
@@ -95,10 +90,8 @@ def _parts(example: Example, tokenizer, encode) -> list[list[int]]:
 
 
 def sft_branch(example: Example, tokenizer) -> Branch:
-    """The whole sequence as one branch of an empty stem.
-
-    The targets share a weight of 1: the loss of an example is the mean over its response (QwenLong-L1, Eq. 11), or
-    over all tokens of a plain text."""
+    """The whole sequence as one branch of an empty stem. The targets' weights add up to 1: the loss of an example is
+    the mean over its response (QwenLong-L1, Eq. 11), or over all tokens of a plain text."""
     is_text = example.task == "text"
     response = [tokenizer.eos_id] if is_text else tokenizer.encode_response(example.response)
     ids = (*example.prompt_ids, *response)

@@ -1,13 +1,10 @@
-"""Rows of verl, as DocQA-RL-1.6K and GoLongRL are released.
-
-    {"data_source": ..., "prompt": [...], "reward_model": {"ground_truth": ...}, "extra_info": {...}}
-"""
+"""Rows of verl, as DocQA-RL-1.6K and GoLongRL are released. docs/data.md shows one."""
 
 import re
 
 from ..errors import DataError
 from ..records import Example
-from ..reward.tasks import LISTS, SINGLE, extract
+from ..reward.tasks import LISTS, SINGLE, TASKS, extract
 from . import fields
 
 PARTS = {"docmath": "number", "long_toc_choices": "choice", "multihoprag": "qa", "musique": "qa",
@@ -29,11 +26,10 @@ ABILITIES = {ability: task for task, _, ability, _ in GOLONGRL}
 
 
 def read(row: dict) -> Example:
-    """The prompt is kept word for word, because each asks for its own form of answer.
+    """The gold answer of DocQA is a sentence ("Therefore, the answer is Oslo"), parsed like any answer.
 
-    The gold answer of DocQA is a sentence ("Therefore, the answer is Oslo"), parsed like any answer. That of GoLongRL
-    is an object, or a list that ends with one. Its field `doc_ids` holds the items of a list, the references of a
-    summary, or the one answer of longbench_pro. Otherwise `golden_label` holds the answer."""
+    That of GoLongRL is an object, or a list that ends with one. Its field `doc_ids` holds the items of a list, the
+    references of a summary, or the one answer of longbench_pro. Otherwise `golden_label` holds the answer."""
     row = fields.without_nulls(row)
     source, messages = fields.text(row, "data_source"), fields.chat(row, "prompt")
     task = _task(row, source)
@@ -58,10 +54,10 @@ def read(row: dict) -> Example:
 
 
 def _task(row: dict, source: str) -> str:
-    """data_source says what the task is. "longbench_pro" leaves that to reward_mode, which names a sub-task by its
-    number or a measure, or else to ability. A misspelt name must not become a task."""
+    """The task that data_source names. "longbench_pro" leaves it to reward_mode (a sub-task's number, or a measure), or
+    else to ability. A misspelt name must not become a task."""
     if "task" in row:
-        return fields.task_of(row)
+        return fields.one_of(TASKS, fields.text(row, "task"), "task")
     if source != "longbench_pro":
         field, tasks = "data_source", {**PARTS, **SOURCES, "longbench_pro": ""}         # the last is for the error
         name = next((part for part in PARTS if part in source), source)
