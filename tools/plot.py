@@ -50,7 +50,6 @@ PICTURES = {                    # panels of metrics that no run has are left out
         Panel("made less likely than the clip allows", "share of tokens", "clip_ratio/low_mean"),
         Panel("made more likely than the clip allows", "share of tokens", "clip_ratio/high_mean"),
         Panel("gradient before it is clipped", "norm", "grad_norm"),
-        Panel("entropy", "nats per token", "entropy"),
         Panel("hard examples of earlier phases", "share of the batch", "retro/frac", "share"),
         Panel("sampler against trainer", "largest log-prob difference", "rollout_gap"),
         Panel("left open by the judge", "share of its questions", "judge/error_rate", "share"),

@@ -77,8 +77,7 @@ def describe(row: dict, full: bool) -> str:
 def body(row: dict, full: bool) -> str:
     """Return the text, shortened unless `full`. Quotes are marked."""
     text = row["text"]
-    turn = text.rfind("</think>")
-    turn = len(text) if turn < 0 else turn + len("</think>")     # the thinking ends here
+    turn = text.rfind("</think>") + len("</think>") if "</think>" in text else len(text)        # the thinking ends here
     start = 0 if full or turn <= TAIL + 100 else turn - TAIL
     end = len(text) if full or len(text) - turn <= HEAD + 100 else turn + HEAD
     parts = [f"[{start:,} characters of thinking before this; --full shows them] ..."] if start else []
@@ -93,13 +92,12 @@ def body(row: dict, full: bool) -> str:
     return "".join(parts)
 
 
-def show(run: Path, step: int | None, id: str | None, task: str | None, best: int | None, worst: int | None,
-         full: bool) -> None:
+def show(run: Path, step: int | None, id: str | None, task: str | None, best: int, worst: int, full: bool) -> None:
     answers = read(run / "rollouts.jsonl", step, id, task)
     chosen, title = answers, f"all {len(answers)} answers to {clean(str(id))}"
     if id is None:                                               # unscorable answers come last
         answers.sort(key=lambda row: (row["reward"] or 0.0, row["advantage"] or 0.0), reverse=bool(best))
-        chosen = sorted(answers, key=lambda row: row["reward"] is None)[:best or worst or 5]
+        chosen = sorted(answers, key=lambda row: row["reward"] is None)[:best or worst]
         title = f"the {len(chosen)} {'best' if best else 'worst'} of {len(answers)} answers"
     # all() stops when the reader, such as `head`, is gone.
     all(map(say, [f"step {answers[0]['step']}: {title}", *(f"-- {describe(row, full)}" for row in chosen)]))
@@ -116,13 +114,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, metavar="DIR", help="a training run")
     parser.add_argument("--step", type=int, help="default: the last")
     choice = parser.add_mutually_exclusive_group()
-    for order in ("worst", "best"):
-        choice.add_argument(f"--{order}", type=at_least_one, metavar="N", help="show so many answers")
+    for order, default in (("worst", 5), ("best", 0)):
+        choice.add_argument(f"--{order}", type=at_least_one, metavar="N", default=default, help="show so many answers")
     choice.add_argument("--id", help="show all answers to this example")
     parser.add_argument("--task", help="only answers to examples of this task")
     parser.add_argument("--full", action="store_true", help="do not shorten anything")
-    args = parser.parse_args(argv)
-    return run_tool(lambda: show(**vars(args)))
+    return run_tool(lambda: show(**vars(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from nanoqwenlong.analysis.evaluate import interval
 from nanoqwenlong.errors import DataError
 
 Group = Sequence[Sequence[dict]]
-Evaluated = tuple[str, dict[str, dict[str, tuple]]]     # (model, {"by_length": {"0-80": (accuracy, low, high) in %}})
+Evaluated = tuple[str, dict[str, dict[str, list]]]      # (model, {"by_length": {"0-80": [accuracy, low, high] in %}})
 BY_LENGTH = "reward_by_len/"
 
 
@@ -31,14 +31,13 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict]]:
 
 def read_metrics(path: Path) -> list[dict]:
     """Return the rows of a run. Raises DataError if there are none, or if one has no step."""
-    rows = []
-    for number, row in read_rows(path):
+    rows = dict(read_rows(path))
+    for number, row in rows.items():
         if type(row.get("step")) is not int:
             raise DataError(f'{path}:{number}: this line has no "step"; it should be the metrics.jsonl of a run')
-        rows.append(row)
     if not rows:
         raise DataError(f"{path}: there is no step in it yet; wait for the first")
-    return rows
+    return list(rows.values())
 
 
 def read_results(path: Path) -> list[Evaluated]:
@@ -50,21 +49,18 @@ def read_results(path: Path) -> list[Evaluated]:
             parts = {}
             for part in ("by_length", "by_task", "by_source"):
                 cells = {**(model.get(part) or {}), **(averages if part == "by_source" else {})}.items()
-                parts[part] = {name: percent(cell["accuracy"], cell["low"], cell["high"]) for name, cell in cells}
-            parts["pass@k"] = {name: percent(rate, *interval(rate, model["all"]["questions"]))
+                parts[part] = {name: [100 * cell[rate] for rate in ("accuracy", "low", "high")] for name, cell in cells}
+            parts["pass@k"] = {name: [100 * p for p in (rate, *interval(rate, model["all"]["questions"]))]
                                for name, rate in model["all"].items() if name.startswith("pass@")}
+            rates = [rate for cells in parts.values() for cell in cells.values() for rate in cell]
+            if not all(0 <= rate <= 100 for rate in rates):
+                raise ValueError("an accuracy that is not between 0 and 1")
             models.append((label(Path(model["model"])), parts))
     except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is not a results.json of eval.py --out ({type(error).__name__}: {error})") from None
     if not any(rates for _, parts in models for rates in parts.values()):
         raise DataError(f"{path} holds no model with an accuracy")
     return models
-
-
-def percent(*rates: float) -> tuple:
-    if not all(0 <= rate <= 1 for rate in rates):
-        raise ValueError("an accuracy that is not between 0 and 1")
-    return tuple(100 * rate for rate in rates)
 
 
 def label(model: Path) -> str:
@@ -130,8 +126,7 @@ def borders(group: Group) -> set[int]:
 
 def cumulated(rows: Sequence[dict]) -> list[dict]:
     """Return the rows with two more keys: "minutes" and "million tokens" since the start."""
-    minutes = tokens = 0.0
-    result = []
+    minutes, tokens, result = 0.0, 0.0, []
     for row in rows:
         took = number(row, "step_time") or 0.0
         minutes += took / 60

@@ -7,7 +7,6 @@ from statistics import mean
 from textwrap import wrap
 
 from tools import series
-from tools.series import Group
 
 from nanoqwenlong.errors import ConfigError, UserError, exit_code
 from nanoqwenlong.ops.log import tell
@@ -35,14 +34,12 @@ def clean(text: str) -> str:
 def say(text: str) -> bool:
     """Print text, in ASCII if stdout cannot write it. Returns False if the reader, such as `head`, is gone."""
     encoding = sys.stdout.encoding or "ascii"
-    try:
-        text.encode(encoding)
-    except UnicodeError:
+    if text.encode(encoding, "ignore").decode(encoding) != text:
         text = text.translate(TO_ASCII).encode(encoding, "backslashreplace").decode(encoding)
     return tell(text, sys.stdout)
 
 
-def charts(groups: dict[str, Group], keys: Sequence[str], width: int) -> str:
+def charts(groups: dict[str, series.Group], keys: Sequence[str], width: int) -> str:
     """Return a plot of each metric that changes, and a table of all. Several seeds are shown by their mean."""
     try:
         from plotext import figure
@@ -54,32 +51,27 @@ def charts(groups: dict[str, Group], keys: Sequence[str], width: int) -> str:
         figure.clear()
         figure.plot_size(width, 9)
         figure.title(clean(key)[-width:])
-        shown: list[float] = []
+        shown = set()
         for marker, (name, group) in zip(cycle(MARKERS), groups.items()):
             by_step = series.by_step(group, key)
             if values := list(map(mean, by_step.values())):
-                curve = figure.signal(list(by_step), values, marker=marker)
-                curve.lines(True)
-                figure.draw(curve)
+                figure.draw(figure.signal(list(by_step), values, marker=marker).lines())
                 summary = [f"{number:.3g}" for number in (values[0], values[-1], min(values), max(values))]
                 numbers.append((clean(key), clean(name) if len(groups) > 1 else "", *summary))
-                shown += values
+                shown.update(values)
             for step in series.borders(group):                   # a new phase
                 figure.line(step - 0.5, "vertical", style="dotted")
-        if len(set(shown)) > 1:
+        if len(shown) > 1:
             text.append(figure.build().string(colorless=True))   # plotext's colours assume a white background
     return "\n".join([*text, aligned(numbers)])
 
 
 def table(models: Sequence[series.Evaluated], width: int) -> str:
     """Return a bar for each accuracy and pass@k of an evaluation, in percent, with its interval."""
-    rows = []
-    for part in models[0][1]:
-        for model, parts in models:
-            for name, (rate, low, high) in parts[part].items():
-                bar = "█" * round(rate / 100 * max(10, width // 2))
-                rows.append([clean(model), clean(name), bar, f"{rate:5.1f} [{low:.1f}, {high:.1f}]"])
-    return aligned(rows)
+    full = max(10, width // 2)
+    return aligned([[clean(model), clean(name), "█" * round(rate / 100 * full), f"{rate:5.1f} [{low:.1f}, {high:.1f}]"]
+                    for part in models[0][1] for model, parts in models
+                    for name, (rate, low, high) in parts[part].items()])
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
