@@ -1,7 +1,4 @@
-"""Every error a user may meet. The message is one sentence: what is wrong, where, and what to do.
-
-Each class carries the exit code of the script that raises it. The codes follow sysexits.h where it has a fitting one.
-"""
+"""Every error a user may meet: one sentence says what is wrong, where, and what to do. Exit codes follow sysexits.h."""
 
 DONE, BAD_DATA, MISSING_INPUT, UNAVAILABLE, INTERNAL, IO_ERROR, STOPPED, BAD_CONFIG, INTERRUPTED = (
     0, 65, 66, 69, 70, 74, 75, 78, 130)

@@ -136,7 +136,7 @@ def test_a_panel_without_a_metric_is_left_out():
                 plot.panels_of({"a": [[{**row, **more} for row in run()]]}, [], []).items()}
     assert names()["dynamics"] == ["reward", "entropy", "response length"] and "patterns" not in names()
     assert names(kl=0.0)["dynamics"][2] == "KL to the start"
-    assert names(**{"patterns/subgoal": 1})["patterns"] == ["subgoals"]
+    assert names(**{"patterns/subgoal": 1})["patterns"] == ["subgoal"]
     assert names()["length"] == ["documents of 0-80 tokens", "documents of 80-200 tokens"]
 
 

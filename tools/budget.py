@@ -1,7 +1,4 @@
-"""The size budgets of this project. `python -m tools.budget` prints them. It returns 1 if one is over its limit.
-
-Tokens are Python's own, without comments, docstrings and layout. A code line is a line that holds such a token.
-"""
+"""The size budgets of this project. `python -m tools.budget` prints them. It returns 1 if one is over its limit."""
 
 import ast
 import io
@@ -13,16 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING,
-          tokenize.ENDMARKER}
+LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class Size(NamedTuple):
     lines: int
-    tokens: int
-    code_lines: int
+    tokens: int                 # Python's, without comments, docstrings and layout
+    code_lines: int             # lines with such a token
     comprehensions: int
 
 

@@ -57,15 +57,11 @@ PICTURES = {                    # panels of metrics that no run has are left out
     "time": (
         Panel("reward against wall time", REWARD, "reward", "share", "minutes"),
         Panel("reward against tokens, prompts and answers", REWARD, "reward", "share", "million tokens"),
-        Panel("sampling", "seconds of a step", "timing_s/sample"),
-        Panel("rewarding", "seconds of a step", "timing_s/reward"),
-        Panel("updating", "seconds of a step", "timing_s/update"),
+        *(Panel(f"time to {part}", "seconds of a step", f"timing_s/{part}") for part in ("sample", "reward", "update")),
         Panel("speed", "tokens per second", "tokens_per_s")),
     "patterns": (
         Panel("grounding", "quotes per answer", "patterns/grounding"),
-        Panel("subgoals", "times per answer", "patterns/subgoal"),
-        Panel("backtracking", "times per answer", "patterns/backtracking"),
-        Panel("verification", "times per answer", "patterns/verification"),
+        *(Panel(name, "times per answer", f"patterns/{name}") for name in ("subgoal", "backtracking", "verification")),
         Panel("longest quote of the document", "words", "patterns/longest_quote"))}
 ACCURACY = {"by_length": "accuracy by document length (tokens)", "by_task": "accuracy by task",
             "by_source": "accuracy by source", "pass@k": "at least one of k answers is right"}
@@ -117,12 +113,11 @@ def draw_bars(axes, part: str, models: list[Evaluated], first_look: int) -> None
 
 def picture(path: Path, panels: Sequence[Panel | str], groups: dict[str, Group], models: list[Evaluated]) -> None:
     """Draw the panels, and save them as a PNG file. A panel is one of runs, or one of ACCURACY."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    matplotlib.rcParams.update(STYLE)
+    from matplotlib import figure as figures, rcParams
+    rcParams.update(STYLE)
     columns = 2 if groups and len(panels) > 1 else 1
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(10, 3 * rows + 0.8), layout="constrained")
+    figure = figures.Figure(figsize=(10, 3 * rows + 0.8), layout="constrained")
     handles = {}
     for place, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, place)
@@ -143,9 +138,8 @@ def panels_of(groups: dict[str, Group], models: list[Evaluated], keys: list[str]
     if models:
         return {"evaluation": [part for part in ACCURACY if any(parts[part] for _, parts in models)]}
     measured = series.metrics(groups)
-    for key in keys:
-        if key not in measured:
-            raise ConfigError(f"no step of these runs has {key!r}; there are {', '.join(measured)}")
+    if unknown := [key for key in keys if key not in measured]:
+        raise ConfigError(f"no step of these runs has {unknown[0]!r}; there are {', '.join(measured)}")
     if keys or "reward" not in measured:                        # the warm-up has other metrics than RL
         return {"curve" if keys else "metrics": [Panel(key, "", key) for key in keys or measured]}
     pictures = {name: [panel for panel in panels if panel.key in measured] for name, panels in PICTURES.items()}
@@ -160,9 +154,8 @@ def read(directories: list[Path]) -> tuple[dict[str, Group], list[Evaluated]]:
     if len(directories) == 1 and not (first / "metrics.jsonl").exists():
         if (first / "rl/metrics.jsonl").exists():
             rows = series.read_metrics(first / "rl/metrics.jsonl")
-            groups = {}
-            for bucket in series.buckets(series.metrics({"rl": [rows]})):
-                groups[f"{bucket} tokens"] = [[{**row, "reward": row.get(series.BY_LENGTH + bucket)} for row in rows]]
+            groups = {f"{bucket} tokens": [[{**row, "reward": row.get(series.BY_LENGTH + bucket)} for row in rows]]
+                      for bucket in series.buckets(series.metrics({"rl": [rows]}))}
             return groups, series.read_results(first / "eval/results.json")
         if (first / "results.json").exists():
             return {}, series.read_results(first / "results.json")

@@ -52,14 +52,12 @@ def read_results(path: Path) -> list[Evaluated]:
                 parts[part] = {name: [100 * cell[rate] for rate in ("accuracy", "low", "high")] for name, cell in cells}
             parts["pass@k"] = {name: [100 * p for p in (rate, *interval(rate, model["all"]["questions"]))]
                                for name, rate in model["all"].items() if name.startswith("pass@")}
-            rates = [rate for cells in parts.values() for cell in cells.values() for rate in cell]
-            if not all(0 <= rate <= 100 for rate in rates):
-                raise ValueError("an accuracy that is not between 0 and 1")
             models.append((label(Path(model["model"])), parts))
+        rates = [rate for _, parts in models for cells in parts.values() for cell in cells.values() for rate in cell]
+        if not rates or not all(0 <= rate <= 100 for rate in rates):
+            raise ValueError("it should have accuracies between 0 and 1")
     except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is not a results.json of eval.py --out ({type(error).__name__}: {error})") from None
-    if not any(rates for _, parts in models for rates in parts.values()):
-        raise DataError(f"{path} holds no model with an accuracy")
     return models
 
 
@@ -111,8 +109,7 @@ def by_step(group: Group, key: str, smooth: bool = False) -> dict[int, list[floa
         for row in rows:
             if row.get("phase") != phase:
                 window, phase = [], row.get("phase")
-            value = number(row, key)
-            if value is not None:
+            if (value := number(row, key)) is not None:
                 window = [*window, value][-width:]
                 values.setdefault(row["step"], []).append(sum(window) / len(window))
     return dict(sorted(values.items()))

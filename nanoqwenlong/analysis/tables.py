@@ -99,8 +99,7 @@ def table(title: str, models: Sequence[dict], columns: dict[str, list[dict | Non
 
 def plain(name: str) -> str:
     """Return a name, which a stranger may have chosen, so that it breaks no table and no terminal."""
-    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in name)
-    return text.replace("|", "\\|")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name).replace("|", "\\|")
 
 
 def remark(model: dict, settings: dict) -> str:
