@@ -40,7 +40,7 @@ from nanoqwenlong.pretrained.weights import read_config, read_json
 
 @dataclass(frozen=True)
 class Config(Machine):
-    preset: str = ""                    # a named set of values, listed below. A model's preset reads it from models/
+    preset: str = ""                    # a named set of values, listed below. Those of models read them from models/
     model: tuple[str, ...] = ("assets/nano-base", "assets/nano-sft")    # Hugging Face directories, a row each
     seed: int = 0                       # decides every sample
     # data
@@ -146,16 +146,16 @@ def settings_of(cfg: Config) -> dict:
 
 
 def open_out(cfg: Config) -> dict:
-    """The settings, with the SHA-256 of every file that decides the answers. A new --out records them.
+    """The settings, with the SHA-256 of every file that decides the answers, as a new --out records them.
 
     Raises ConfigError on all ranks if --out holds answers of other settings."""
-    out = Path(cfg.out)
+    out, record = Path(cfg.out), Path(cfg.out) / "settings.json"
 
     def open_on_first_rank() -> tuple[dict, str]:
         settings = {**settings_of(cfg), "data": {path: file_digest(Path(path)) for path in cfg.data},
                     "model": {directory: model_digests(Path(directory)) for directory in cfg.model}}
         out.mkdir(parents=True, exist_ok=True)
-        answers, record = out / "answers.jsonl", out / "settings.json"
+        answers = out / "answers.jsonl"
         if answers.exists() and answers.stat().st_size:
             return settings, difference(record, settings)
         files.put(record, json.dumps(settings, indent=1) + "\n")

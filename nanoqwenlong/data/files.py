@@ -18,7 +18,6 @@ from .fields import check, require, without_nulls
 SHOWN = 20                                                     # bad rows that an error lists before "and N more"
 ID_FIELDS = {"id", "_id", "question_id"}                       # but not verl's index, which need not be unique
 Rows = Iterator[tuple[int, Callable[[], dict]]]                # number of a row, and a function that gives its fields
-BLANK = b"\xef\xbb\xbf \t\r\n"                                 # a BOM or white space
 COMMA = re.compile(r"[ \t\n\r]*([,\]]?)[ \t\n\r]*")            # what follows a value of a JSON array
 SKIM = json.JSONDecoder(parse_int=str, parse_float=str)        # only finds where a value ends
 
@@ -27,9 +26,8 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
          tell: Callable[[str], None] | None = None) -> list[Example]:
     """All examples of all files, in order. A row without an id gets its number, and one without a source its file.
 
-    need_response: each row is to be learned from. need_question: each is to be answered and rewarded.
-    tell: bad rows are reported to this function and left out. Without it, or if all rows are bad, they raise DataError
-    with one line for each. Raises FileNotFoundError."""
+    need_response: each row is to be learned from. need_question: each is to be answered and rewarded. tell: reports bad
+    rows, which are left out. Raises FileNotFoundError, and DataError for bad rows without `tell` or if all are bad."""
     examples, problems, places = [], [], {}                    # places: {id: where it was read}
     for path in map(Path, paths):
         if not path.is_file():
@@ -45,13 +43,12 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
                         'a row of plain "text" has no question; only train_sft.py --data can use it')
                 require(example.answer or not need_question,
                         'the field "answer" is missing; without it only train_sft.py can use the row')
-                if not example.id or example.id in places and ID_FIELDS.isdisjoint(row):
-                    short = len(paths) == 1 and str(number) not in places
-                    example = replace(example, id=str(number) if short else place)
-                if example.id in places:
-                    raise DataError(f'"id" {example.id!r} was used before, at {places[example.id]}; ids must be unique')
-                places[example.id] = place
-                examples.append(replace(example, source=example.source or path.stem))
+                name = example.id
+                if not name or name in places and ID_FIELDS.isdisjoint(row):
+                    name = str(number) if len(paths) == 1 and str(number) not in places else place
+                require(name not in places, f'"id" {name!r} was used before, at {places.get(name)}; ids must be unique')
+                places[name] = place
+                examples.append(replace(example, id=name, source=example.source or path.stem))
             except DataError as error:
                 problems.append(f"{place}: {error}")
     if problems:
@@ -68,7 +65,7 @@ def _rows(path: Path) -> Rows:
     if path.suffix.lower() == ".parquet":
         return _parquet(path)
     with path.open("rb") as file:
-        start = next(filter(None, (line.strip(BLANK) for line in file)), b"")
+        start = next(filter(None, (line.strip(b"\xef\xbb\xbf \t\r\n") for line in file)), b"")      # without a BOM
     return _array(path) if start.startswith(b"[") else _lines(path)            # no row of JSONL starts with a bracket
 
 
@@ -81,15 +78,14 @@ def _lines(path: Path) -> Rows:
 
 
 def _array(path: Path) -> Rows:
-    """Each object is cut out first and parsed later, like a line, so a bad one does not spoil the others."""
-    place, number = str(path), 0
+    """Each object is cut out first and parsed later, so a bad one does not spoil the others."""
+    number = 0
     try:
         text = path.read_bytes().decode("utf-8")
         comma = COMMA.match(text, text.index("[") + 1)
         start = comma.start(1)
         while comma[1] != "]":
             number += 1
-            place = f"{path}:{number}"
             _, end = SKIM.raw_decode(text, start)
             row, comma = text[start:end].encode(), COMMA.match(text, end)
             start = comma.end()
@@ -97,6 +93,7 @@ def _array(path: Path) -> Rows:
                 raise json.JSONDecodeError("Expecting ',' or ']' after a row", text, start)
             yield number, partial(_parse, row)
     except (RecursionError, ValueError) as error:
+        place = f"{path}:{number}" if number else path
         raise DataError(f"{place}: {_why(error, in_file=True)}; the file is one JSON array of objects") from None
     require(comma.end() == len(text), f"{path}: there is text after the end of the JSON array")
 

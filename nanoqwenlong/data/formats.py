@@ -63,9 +63,8 @@ def longbench(row: dict) -> Example:
     """All references are accepted, except those that cannot earn full reward, such as bare punctuation."""
     references = fields.items(fields.at(row, "answers"), "answers")
     golds = [" ".join(fields.string(text, place).split()) for place, text in references]
-    problems = [gold_problem("qa", gold) for gold in golds]
-    fields.require(not all(problems), f'"answers" cannot be used: {problems[0]}')
-    usable = tuple(gold for gold, problem in zip(golds, problems) if not problem)
+    usable = tuple(gold for gold in golds if not gold_problem("qa", gold))
+    fields.require(usable, f'"answers" cannot be used: {gold_problem("qa", golds[0])}')
     return Example(fields.id_of(row, "_id"), fields.text(row, "context"), fields.text(row, "input"), usable,
                    source=fields.text(row, "dataset", ""))
 
@@ -98,13 +97,8 @@ def has_document(row: dict) -> bool:
     return "context" in row or "document" in row
 
 
-def is_prompt(row: dict) -> bool:
-    return "prompt" in row and not has_document(row)
-
-
-# Tried in this order. The second line of verl is for rows without reward_model, so that the error names this field.
 Format = namedtuple("Format", "name matches read")
-FORMATS = [
+FORMATS = [                                                    # the first one that matches reads the row
     Format("verl", lambda row: "reward_model" in row, verl.read),
     Format("context and question", lambda row: has_document(row) and "question" in row, plain),
     Format("LongBench", lambda row: has_document(row) and ("input" in row or "answers" in row), longbench),
@@ -112,8 +106,9 @@ FORMATS = [
     Format("DocMath-Eval", lambda row: "paragraphs" in row or "ground_truth" in row, docmath),
     Format("messages", lambda row: "messages" in row, conversation),
     Format("prompt and completion", lambda row: "completion" in row, completion),
-    Format("verl", lambda row: is_prompt(row) and "data_source" in row and "answer" not in row, verl.read),
-    Format("prompt and answer", is_prompt, plain),
+    Format("verl", lambda row: "prompt" in row and "data_source" in row and "answer" not in row
+           and not has_document(row), verl.read),              # the error says that reward_model is missing
+    Format("prompt and answer", lambda row: "prompt" in row and not has_document(row), plain),
     Format("text", lambda row: "text" in row and "question" not in row, page),
 ]
 

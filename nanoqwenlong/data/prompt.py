@@ -43,8 +43,8 @@ def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int, cut
              ) -> tuple[list[Example], int]:
     """The examples with prompt_ids and length, and how many prompts were longer than `max_prompt_tokens`.
 
-    Without `cut` these are dropped. With it, they lose the middle of the document (in a chat: of the longest turn)
-    until they fit exactly. `num_cut` counts the lost tokens, and `length` is still the length before.
+    Without `cut` these are dropped. With it, they lose the middle of the document (in a chat: of the longest turn):
+    `num_cut` tokens, so that they fit exactly. `length` counts these too.
     Raises DataError if no prompt fits, or if the chat template cannot show a chat."""
     fitting, no_room, num_long = [], [], 0
     encode = cache(tokenizer.encode)                           # equal documents are encoded once
