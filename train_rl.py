@@ -128,7 +128,8 @@ def train(cfg: Config, run: Run) -> None:
     examples = {example.id: example for example in usable}
     phases, sampler = build.curriculum(cfg, usable, say)
     model, reference = build.policy(cfg, run), build.reference(cfg, run)
-    judge = build.judge_of(cfg, os.environ.get("JUDGE_API_KEY", ""), run.device, run.dtype, run.prepare)
+    key = os.environ.get("JUDGE_API_KEY", "")
+    judge = build.judge_of(cfg, key, run.device, run.dtype, run.prepare)
     generator = Generator(model, cfg.kv_blocks, prefill_tokens=cfg.max_tokens)
     longest_prompt = max(len(example.prompt_ids) for example in usable)
     generator.require(longest_prompt, cfg.max_new_tokens)

@@ -10,6 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 
 from .errors import CurriculumError
 
@@ -40,8 +41,8 @@ def phases(lengths: Sequence[int], steps: Sequence[int]) -> list[Phase]:
     if len(lengths) != len(steps) or not rising or not positive:
         raise CurriculumError(f"phases need rising lengths and a step count for each, got lengths {tuple(lengths)} and "
                               f"steps {tuple(steps)}")
-    lows = (0, *lengths)
-    return [Phase(k + 1, lows[k], lengths[k], steps[k]) for k in range(len(lengths))]
+    numbers, lows = count(1), (0, *lengths)
+    return list(map(Phase, numbers, lows, lengths, steps))
 
 
 def phase_of_each_step(phases: Sequence[Phase]) -> list[Phase]:
@@ -151,7 +152,7 @@ class RetrospectiveSampler:
         self.num_draws[phase.number] += 1
         return self._draw_own(phase.number, n - len(chosen)) + chosen
 
-    def _draw_own(self, number: int, n: int) -> list[str]:
+    def _draw_own(self, number, n):
         """The next `n` examples of the phase's own. The rest of an epoch is skipped if it is too short for a batch."""
         members = self.members[number]
         n = min(n, len(members))

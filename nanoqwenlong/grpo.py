@@ -39,7 +39,7 @@ def num_refills(num_groups: int, num_informative: int, num_sampled: int) -> int:
     return min(num_groups, rounded_up)
 
 
-def minibatches(rollouts: Sequence[Rollout], num: int) -> list[dict[int, Rollout]]:
+def minibatches(rollouts: Sequence[Rollout], num: int) -> list[dict]:
     """The informative rollouts, dealt out to `num` optimizer steps: {row: rollout} each. Empty ones are left out."""
     dealt = [{} for _ in range(num)]
     place = 0
@@ -59,8 +59,8 @@ LOSSES: dict[str, Callable] = {
 }
 
 
-def token_weights(rollouts: Mapping[int, Rollout], loss: str, max_new_tokens: int) -> dict[int, Tensor]:
-    """The weight of each answer's tokens in the loss of one optimizer step: {row: (G,) float64}.
+def token_weights(rollouts: Mapping, loss: str, max_new_tokens: int) -> dict:
+    """The weight of each answer's tokens in one optimizer step: {row: Rollout} -> {row: (G,) float64}.
 
     With S answers in the step, a token of answer i weighs
         dapo      1 / (tokens of all answers)
@@ -87,8 +87,8 @@ def token_weights(rollouts: Mapping[int, Rollout], loss: str, max_new_tokens: in
     return weights
 
 
-def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs=None, ref_logprobs=None,
-               slices: Sequence[str] = (), entropy_coef: float = 0.0, **objective) -> Callable:
+def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs=None, ref_logprobs=None, slices=(),
+               entropy_coef=0.0, **objective) -> Callable:
     """The `loss(rows, logprobs, entropy)` of one group's answers, as group_pass.backward calls it.
 
     Args:
@@ -102,16 +102,16 @@ def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs=No
     """
     completions = rollout.group.completions
 
-    def loss(rows: Sequence[int], logprobs: Tensor, entropy: Tensor) -> Tensor:
+    def loss(rows, logprobs, entropy):
         """rows: the answers of this micro-batch. logprobs, entropy: (N,) of their tokens, one answer after another."""
-        def tensor(values) -> Tensor:
+        def tensor(values):
             return torch.as_tensor(values, dtype=logprobs.dtype, device=logprobs.device)
 
-        def per_token(answers: Sequence) -> Tensor:
+        def per_token(answers):
             """One sequence of token values per answer of the group -> (N,) for this micro-batch."""
             return torch.cat([tensor(answers[row]) for row in rows])
 
-        def spread(values: Sequence) -> Tensor:
+        def spread(values):
             """One value per answer of the group -> (N,), the value of each token's answer."""
             chosen = tensor([float(values[row]) for row in rows])
             return chosen.repeat_interleave(lengths)

@@ -101,7 +101,12 @@ class Group:
     @property
     def branches(self) -> tuple[Branch, ...]:
         last_id = self.prompt_ids[-1:]
-        return tuple(Branch(last_id + c.ids[:-1], c.ids, (1.0,) * len(c.ids)) for c in self.completions)
+        branches = []
+        for answer in self.completions:
+            inputs = last_id + answer.ids[:-1]
+            weights = (1.0,) * len(answer.ids)
+            branches.append(Branch(inputs, answer.ids, weights))
+        return tuple(branches)
 
     @property
     def lengths(self) -> list[int]:
