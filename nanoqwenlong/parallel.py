@@ -1,8 +1,8 @@
 """Many processes as one: the only file that imports torch.distributed.
 
-A lone process is a world of one. Under torchrun every rank runs the same script and makes the same calls in the same
-order. Ranks exchange small values over gloo on the CPU: numbers and JSON, never a pickle. They also exchange the parts
-of a sharded model (FSDP2). A pass gathers its weights from all ranks, so all must make equally many (group_pass.deal).
+A lone process is a world of one. Under torchrun all ranks make the same calls in the same order. They exchange numbers
+and JSON over gloo on the CPU, never a pickle, and the parts of a sharded model (FSDP2). A pass gathers its weights from
+all ranks, so all must make equally many (engine/deal.py).
 """
 
 import json
@@ -28,8 +28,8 @@ timeout = timedelta(minutes=30)                 # how long ranks wait for each o
 
 
 def start(device: str, timeout_minutes: float) -> str:
-    """Joins the other processes, if torchrun started them. Returns the device of this rank: "cuda" becomes "cuda:N", N
-    being the rank's number on its node. Raises DeviceError if the device cannot be used."""
+    """Joins the other processes, if torchrun started them. Returns the device of this rank: "cuda" becomes "cuda:N" for
+    the N-th rank of a node. Raises DeviceError if the device cannot be used."""
     global timeout
     timeout = timedelta(minutes=min(timeout_minutes, 1e6))
     on_gpu = device.startswith("cuda")
@@ -55,7 +55,7 @@ def require_device(device: str | torch.device) -> None:
 
 
 def stop() -> None:
-    """Leave the other ranks. Without it torch complains when the process exits."""
+    """Leaves the other ranks. Without it torch complains when the process exits."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -76,8 +76,6 @@ def size() -> int:
 def num_hosts() -> int:
     return len(set(gather(socket.gethostname())))
 
-
-# Values
 
 def gather_flat(tensor: Tensor) -> list[Tensor]:
     """The one-dimensional CPU tensors of all ranks, in their order. They may differ in length, not in dtype."""
@@ -131,11 +129,7 @@ def reason(error: OSError) -> str:
 
 
 def balance(costs: Sequence[float], parts: int) -> list[list[int]]:
-    """The items dealt into `parts` of nearly equal cost: the most expensive first, each to the cheapest part so far.
-
-    >>> balance([1, 9, 4, 5, 2], 2)
-    [[1, 4], [3, 2, 0]]
-    """
+    """The items dealt into `parts` of nearly equal cost: the most expensive first, each to the cheapest part so far."""
     dealt, totals = [[] for _ in range(parts)], [0.0] * parts
     for item in sorted(range(len(costs)), key=lambda item: -costs[item]):
         part = min(range(parts), key=totals.__getitem__)
@@ -157,20 +151,16 @@ def lost_ranks(error: BaseException | None) -> LostRanks | None:
         time.sleep(3)
         silent = [str(number) for number in range(size()) if not store.check([f"alive/{number}"])]
         missing = f"rank {', '.join(silent)}" if silent else missing
-    text = " ".join(str(error).split())[:160]
-    return LostRanks(f"rank {rank()} lost {missing}: {text} (ranks wait {timeout.total_seconds() / 60:g} minutes for "
-                     "each other: --timeout-minutes); what that rank reported stands above; the same command resumes "
-                     "the run from its last checkpoint")
+    return LostRanks(f"rank {rank()} lost {missing}: {' '.join(str(error).split())[:160]} (ranks wait "
+                     f"{timeout.total_seconds() / 60:g} minutes for each other: --timeout-minutes); what that rank "
+                     "reported stands above; the same command resumes the run from its last checkpoint")
 
-
-# A sharded model
 
 def shard(model: nn.Module, layers: Sequence[nn.Module], dtype: torch.dtype, device: str = "cpu", offload: bool = False,
           replicas: int = 0) -> nn.Module:
     """The model, split by FSDP2: every rank keeps some rows of every weight. A layer's weights are gathered in `dtype`
-    while it runs, all other weights for the whole pass. Gradients are sums over the ranks, in the dtype of the weights.
-    The weights may still be on the meta device. A lone process that computes in their dtype gets its model unchanged.
-
+    while it runs, all other weights for the whole pass. Gradients are sums over the ranks, in the dtype of the weights,
+    which may still be on the meta device. A lone process that computes in that dtype gets its model unchanged.
     offload: weights, gradients and optimizer stay in CPU memory.
     replicas: how many whole models there are, each split over its own ranks (HSDP). 0: one per host."""
     from torch.distributed.device_mesh import init_device_mesh  # imported here: they take seconds
@@ -201,9 +191,8 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], dtype: torch.dtype, dev
 
 @contextmanager
 def whole(model: nn.Module):
-    """Inside, a sharded model is a plain one: all weights in one piece, in the dtype it computes in, without FSDP's
-    hooks. Ranks may call it as often as they like. Use it under no_grad (inference_mode would break the next training
-    pass). It costs 2 bytes a parameter in bfloat16 on every rank, in addition to the rank's share of the training."""
+    """Inside, a sharded model is a plain one without FSDP's hooks. Each rank may call it as often as it likes. Use it
+    under no_grad: inference_mode would break the next training pass. It costs 2 bytes a parameter in bfloat16."""
     modules = [module for module in model.modules() if hasattr(module, "unshard") and module._forward_pre_hooks]
     hooks = [(module._forward_pre_hooks, module._forward_hooks) for module in modules]
     for module in modules:
@@ -218,7 +207,7 @@ def whole(model: nn.Module):
 
 
 def at_rest(model: nn.Module) -> None:
-    """Give up the weights that a pass without a gradient leaves gathered: those outside of the layers."""
+    """Frees the weights that a pass without a gradient leaves gathered: those outside of the layers."""
     if hasattr(model, "reshard"):
         model.reshard()
 
@@ -251,8 +240,8 @@ def is_replica(tensor: Tensor) -> bool:
 
 def full(tensor: Tensor) -> Tensor | None:
     """All rows on rank 0, in CPU memory. The other ranks must call it, too, and get None."""
-    whole_tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
-    return whole_tensor.cpu() if rank() == 0 else None
+    tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
+    return tensor.cpu() if rank() == 0 else None
 
 
 def norm(tensors: Sequence[Tensor]) -> float:

@@ -1,7 +1,6 @@
 """Decoding on a GPU: kernels.paged_attention over buffers that never move, so that a CUDA graph can replay a step.
 
-Without a GPU it runs without graphs and with the torch reference of paged_attention, which the tests use.
-Legend: S answers, M groups (one per prompt), V vocabulary.
+Without a GPU: no graphs, and the torch reference of the kernel. S answers, M groups (one per prompt), V vocabulary.
 """
 
 import math
@@ -44,11 +43,10 @@ class Capacity(NamedTuple):
 
 
 class KernelPaged:
-    """The model's `attend` for one new token per answer, like paged.SharedPaged.
+    """The model's `attend` for one new token per answer, like paged.SharedPaged, with `ids` and `positions` (S,).
 
-    All inputs that change from step to step lie in one buffer, which `load` fills with one copy to the device. So the
-    launches of a step can be recorded once and replayed. Rows after the last answer are padding: they see no token and
-    write to the cache's spare slot. Call the model with `ids` and `positions` (capacity.answers,)."""
+    All inputs of a step lie in one buffer, which `load` fills with one copy to the device. So its launches can be
+    recorded. Rows after the last answer are padding: they see no token and write to the cache's spare slot."""
 
     def __init__(self, cache: KVCache, capacity: Capacity):
         self.cache, self.capacity = cache, capacity
@@ -56,53 +54,45 @@ class KernelPaged:
         shapes = {"ids": (S,), "positions": (S,), "slots": (S,), "stems": (M, 3), "tails": (S, 3),
                   "stem_blocks": (M, blocks_for(capacity.stem_tokens, cache.block_size)),
                   "tail_blocks": (S, blocks_for(capacity.tail_tokens, cache.block_size))}
-        total = sum(math.prod(shape) for shape in shapes.values())
+        total = sum(map(math.prod, shapes.values()))
         self.host = torch.zeros(total, dtype=torch.int32, pin_memory=cache.device.type == "cuda")
         self.buffer = torch.zeros_like(self.host, device=cache.device)
         self.arrays = {name: view.numpy() for name, view in views(self.host, shapes).items()}
-        self.arrays["tails"][:, 0] = range(S)                  # every row has its own tail: first answer, one answer
-        self.arrays["tails"][:, 1] = 1
+        self.arrays["tails"][:, :2] = [(row, 1) for row in range(S)]           # first answer and number of answers
         device = views(self.buffer, shapes)
         self.ids, self.positions, self.slots = device["ids"], device["positions"], device["slots"]
         self.stems = self._segments(device["stems"], device["stem_blocks"], capacity.group_size, capacity.stem_tokens)
         self.tails = self._segments(device["tails"], device["tail_blocks"], 1, capacity.tail_tokens)
-        self.loaded_stems = [None] * M                         # whose blocks each row of stem_blocks holds
-        self.loaded_tails = [[]] * S                           # the blocks that each row of tail_blocks holds
+        self.loaded_stems, self.loaded_tails = [None] * M, [[]] * S            # what the rows of the block tables hold
 
     def _segments(self, rows: Tensor, tables: Tensor, answers: int, tokens: int) -> Segments:
-        """Segments that paged_attention splits into parts of at least 512 tokens. If all segments are as long as they
-        can be, the parts make 512 programs or more, which fills a GPU."""
+        """Segments in parts of at least 512 tokens. The longest segments make 512 programs, which fills a GPU."""
         unsplit_programs = len(rows) * self.cache.keys.shape[1]
         split = min(tokens, max(512, 1 << (unsplit_programs * tokens // 512).bit_length() - 1))
         return Segments(rows, tables, answers, split, blocks_for(tokens, split))
 
     def load(self, groups: Sequence[Sequence[Answer]]) -> None:
         """Sets the batch of the next call: the running answers, one group per prompt. A group shares the full blocks of
-        its stem. While a row keeps its stem or the blocks of its tail, they are not written again: that is slow."""
+        its stem. Writing blocks is slow: a row that keeps its stem or the blocks of its tail keeps what it holds."""
         arrays, block_size = self.arrays, self.cache.block_size
-        ids, positions, slots, tail_lens = [], [], [], []
+        rows = []                                              # id, position, slot, tokens of the tail
         for number, group in enumerate(groups):
             stem = group[0].stem
             stem_blocks = len(stem.ids) // block_size
             stem_tokens = stem_blocks * block_size
-            arrays["stems"][number] = len(ids), len(group), stem_tokens
+            arrays["stems"][number] = len(rows), len(group), stem_tokens
             if self.loaded_stems[number] is not stem:
                 arrays["stem_blocks"][number, :stem_blocks] = group[0].table[:stem_blocks]
                 self.loaded_stems[number] = stem
             for answer in group:
-                row, position, tail = len(ids), answer.context_len - 1, answer.table[stem_blocks:]
+                row, position, tail = len(rows), answer.context_len - 1, answer.table[stem_blocks:]
                 if self.loaded_tails[row] != tail:
                     arrays["tail_blocks"][row, :len(tail)] = tail
                     self.loaded_tails[row] = tail
-                ids.append(answer.last_id)
-                positions.append(position)
-                slots.append(answer.table[position // block_size] * block_size + position % block_size)
-                tail_lens.append(position + 1 - stem_tokens)
-        padding = self.capacity.answers - len(ids)
-        arrays["ids"][:len(ids)] = ids
-        arrays["positions"][:] = positions + padding * [0]
-        arrays["slots"][:] = slots + padding * [self.cache.spare_slot]
-        arrays["tails"][:, 2] = tail_lens + padding * [0]
+                slot = answer.table[position // block_size] * block_size + position % block_size
+                rows.append((answer.last_id, position, slot, position + 1 - stem_tokens))
+        rows += (self.capacity.answers - len(rows)) * [(0, 0, self.cache.spare_slot, 0)]
+        arrays["ids"][:], arrays["positions"][:], arrays["slots"][:], arrays["tails"][:, 2] = zip(*rows)
         arrays["stems"][len(groups):] = 0
         self.buffer.copy_(self.host, non_blocking=True)
 
@@ -114,51 +104,40 @@ class KernelPaged:
 
 def views(buffer: Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Tensors of these shapes that lie in the buffer one after another."""
-    parts = buffer.split([math.prod(shape) for shape in shapes.values()])
+    parts = buffer.split(list(map(math.prod, shapes.values())))
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts)}
 
 
-class Step:
-    """One decoding step of the model over the buffers of a KernelPaged. On a GPU the second call records its launches,
-    some dozens per layer, as a CUDA graph. From then on a step is one launch. Steps that share a memory pool overwrite
-    each other's logits: use them before the next call."""
-
-    def __init__(self, model, attend: KernelPaged, pool: tuple[int, int] | None = None):
-        self.model, self.attend, self.pool = model, attend, pool
-        self.calls, self.graph, self.logits = 0, None, None
-
-    def __call__(self) -> Tensor:
-        """Logits (capacity.answers, V). Rows of padding are meaningless."""
-        self.calls += 1
-        if self.graph is None:
-            can_record = use_triton(self.attend.buffer.device) and is_capturable(self.model)
-            if self.calls == 1 or not can_record:
-                return self._forward()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=self.pool):                 # records without computing
-                self.logits = self._forward()
-        self.graph.replay()
-        return self.logits
-
-    def _forward(self) -> Tensor:
-        return self.model(self.attend.ids, self.attend.positions, self.attend, head=linear_logits)[0]
-
-
 class CudaDecoder:
-    """Logits of decoding steps by paged_attention, with one recorded Step per Capacity. Make a new one per rollout:
-    graphs hold the addresses of the weights, and a memory pool whose last graph has died cannot take new ones."""
+    """Logits of decoding steps by paged_attention, with one KernelPaged per Capacity. On a GPU, its second step is
+    recorded as a CUDA graph. From then on a step is one launch. Make a new decoder per rollout: graphs hold the
+    addresses of the weights, and a memory pool whose last graph has died cannot take new ones."""
 
     def __init__(self, model, cache: KVCache):
         self.model, self.cache = model, cache
-        self.steps: dict[Capacity, Step] = {}
+        self.attends: dict[Capacity, KernelPaged] = {}
+        self.graphs: dict[Capacity, tuple] = {}                # graph, logits that it computes
+        self.can_record = use_triton(cache.device) and is_capturable(model)
         self.graph_pool = torch.cuda.graph_pool_handle() if cache.device.type == "cuda" else None
 
     def logits(self, running: Sequence[Answer]) -> Tensor:
-        """Next-token logits (S, V), after the last token of each running answer."""
+        """Next-token logits (S, V), after the last token of each running answer. The next call may overwrite them."""
         groups = by_prompt(running)
         capacity = Capacity.of(groups, self.cache.block_size)
-        if capacity not in self.steps:
-            self.steps[capacity] = Step(self.model, KernelPaged(self.cache, capacity), self.graph_pool)
-        step = self.steps[capacity]
-        step.attend.load(groups)
-        return step()[:len(running)]
+        is_first = capacity not in self.attends
+        if is_first:
+            self.attends[capacity] = KernelPaged(self.cache, capacity)
+        attend = self.attends[capacity]
+        attend.load(groups)
+        if is_first or not self.can_record:
+            return self._forward(attend)[:len(running)]
+        if capacity not in self.graphs:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.graph_pool):                # records without computing
+                self.graphs[capacity] = graph, self._forward(attend)
+        graph, logits = self.graphs[capacity]
+        graph.replay()
+        return logits[:len(running)]
+
+    def _forward(self, attend: KernelPaged) -> Tensor:
+        return self.model(attend.ids, attend.positions, attend, head=linear_logits)[0]

@@ -1,8 +1,7 @@
 """Which sequence owns which block of the paged KV cache. Pure Python: no tensors here.
 
-The block table of a sequence lists the blocks that hold its keys and values, in order. The token at position p lies in
-block table[p // block_size], at offset p % block_size. A fork shares every block. Before a token is written, `append`
-makes its block private: a shared block is copied first (copy-on-write).
+The token at position p lies in block table[p // block_size] of its sequence's block table, at offset p % block_size. A
+fork shares every block. Before a token is written, `append` makes its block private (copy-on-write).
 """
 
 from heapq import heappop, heappush
@@ -16,17 +15,7 @@ def blocks_for(num_tokens: int, block_size: int) -> int:
 
 
 class BlockPool:
-    """`num_blocks` blocks of `block_size` tokens. Each is free, or owned by one or more block tables.
-
-    >>> pool = BlockPool(num_blocks=4, block_size=2)
-    >>> stem = pool.allocate(3)                      # three tokens: one full block, one half full
-    >>> a, b = pool.fork(stem), pool.fork(stem)
-    >>> pool.free(stem)
-    >>> pool.append(a, 3), pool.append(b, 3)         # a copies the half-full block, b is then its only owner
-    ((1, 2), None)
-    >>> a, b, pool.num_free
-    ([0, 2], [0, 1], 1)
-    """
+    """`num_blocks` blocks of `block_size` tokens. Each is free, or owned by one or more block tables."""
 
     def __init__(self, num_blocks: int, block_size: int):
         if num_blocks < 1 or block_size < 1:
@@ -57,8 +46,8 @@ class BlockPool:
         return list(table)
 
     def append(self, table: list[int], position: int) -> tuple[int, int] | None:
-        """(from, to) if the caller must copy a block before it writes the token at `position`, else None. The token's
-        block is then private to `table`, which is changed in place."""
+        """Makes the block of the token at `position` private to `table`. Returns (from, to) if the caller must copy a
+        block before it writes the token, else None."""
         index = position // self.block_size
         if index == len(table):
             table += self.allocate(1)

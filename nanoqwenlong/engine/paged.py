@@ -1,6 +1,6 @@
 """The keys and values of running sequences, in blocks, and decoding steps over them with torch alone.
 
-Legend: S answers, T tokens, L layers, H query heads, K key-value heads, D head width, V vocabulary.
+S answers, T tokens, L layers, H query heads, K key-value heads, D head width, V vocabulary.
 """
 
 from collections import defaultdict
@@ -20,10 +20,9 @@ WORTH_SHARING = 512             # answers x stem tokens. Below it, a stem is rea
 
 
 class KVCache:
-    """Keys and values of all layers, in blocks of `block_size` tokens. kvcache.BlockPool decides who owns a block.
-
-    A token's place is a slot: slot = block * block_size + offset. The slots of one head lie next to each other, so
-    consecutive blocks are one piece. Padding is written to `spare_slot`, in a block that the pool does not have."""
+    """Keys and values of all layers, in the blocks of a BlockPool. A token's slot is block * block_size + offset. The
+    slots of a head lie next to each other, so consecutive blocks are one piece. Padding goes to `spare_slot`, in a block
+    that the pool does not have."""
 
     def __init__(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
                  dtype: torch.dtype, device: torch.device):
@@ -36,9 +35,8 @@ class KVCache:
         """The slots (S, length) of the first `length` tokens of each sequence."""
         num_blocks = blocks_for(length, self.block_size)
         blocks = torch.tensor([table[:num_blocks] for table in block_tables], device=self.device)
-        offsets = torch.arange(self.block_size, device=self.device)
-        slots = blocks[:, :, None] * self.block_size + offsets                 # (S, num_blocks, block_size)
-        return slots.flatten(1)[:, :length]
+        slots = blocks[:, :, None] * self.block_size + torch.arange(self.block_size, device=self.device)
+        return slots.flatten(1)[:, :length]                                    # from (S, num_blocks, block_size)
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Stores k and v (T, K, D) in the slots (T,)."""
@@ -48,12 +46,11 @@ class KVCache:
     def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values at the slots (...), each (..., K, D)."""
         flat = slots.flatten()
-        keys = self.keys[layer].index_select(1, flat).transpose(0, 1)          # (T, K, D)
-        values = self.values[layer].index_select(1, flat).transpose(0, 1)
+        keys, values = (x[layer].index_select(1, flat).transpose(0, 1) for x in (self.keys, self.values))  # (T, K, D)
         return keys.unflatten(0, slots.shape), values.unflatten(0, slots.shape)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copies whole blocks, each (from, to). This completes the copy-on-write of BlockPool.append."""
+        """Copies whole blocks, each (from, to): the pairs of BlockPool.append."""
         if pairs:
             source, target = self.slots(list(zip(*pairs)), len(pairs) * self.block_size)
             self.keys[:, :, target] = self.keys[:, :, source]
@@ -61,16 +58,14 @@ class KVCache:
 
 
 class PastKeysValues(Sequence):
-    """Per layer: the keys and values of a sequence's first `length` tokens, each (length, K, D).
-
-    They are views of the cache if the blocks are consecutive, valid while these are owned. If not, each access copies
-    one layer. All layers at once would be as large as the cached prompt: 10 GB for 49,152 tokens of a 14B model."""
+    """Per layer: the keys and values of a sequence's first `length` tokens, each (length, K, D). If the blocks are
+    consecutive: views. If not: each access copies one layer. All would be 10 GB for 49,152 tokens of a 14B model."""
 
     def __init__(self, cache: KVCache, block_table: Sequence[int], length: int):
-        self.cache, first_slot = cache, block_table[0] * cache.block_size
+        self.cache, start = cache, block_table[0] * cache.block_size
         blocks = list(block_table[:blocks_for(length, cache.block_size)])
         is_consecutive = blocks == list(range(blocks[0], blocks[0] + len(blocks)))
-        self.slots = slice(first_slot, first_slot + length) if is_consecutive else cache.slots([blocks], length)[0]
+        self.slots = slice(start, start + length) if is_consecutive else cache.slots([blocks], length)[0]
 
     def __len__(self) -> int:
         return len(self.cache.keys)
@@ -88,22 +83,19 @@ def by_prompt(running: Sequence[Answer]) -> list[list[Answer]]:
 
 
 class SharedPaged:
-    """The model's `attend` for one new token per answer: attend(layer, q, k, v) with q (S, H, D), k and v (S, K, D) ->
-    (S, H, D). Call the model with `ids` and `positions` (S,). Keys and values go to the cache.
-
-    A query attends to the full blocks of its group's stem, in one product with the group's other answers, and to the
-    tokens after them, its tail. The two parts are merged. Each answer must already have a block for its new token."""
+    """The model's `attend` for one new token per answer, with `ids` and `positions` (S,): attend(layer, q (S, H, D), k
+    (S, K, D), v) -> (S, H, D). Stores k and v. Each answer must already have a block for its new token. A query attends
+    to the full blocks of its group's stem, in one call for the group, and to the tokens after them, its tail."""
 
     def __init__(self, cache: KVCache, running: Sequence[Answer]):
-        self.cache = cache
-        self.ids = torch.tensor([answer.last_id for answer in running], device=cache.device)
-        self.positions = torch.tensor([answer.context_len for answer in running], device=cache.device) - 1
-        self.stems = []                                        # per group: stem's keys and values or (), answers
+        self.cache, device = cache, cache.device
+        self.ids = torch.tensor([answer.last_id for answer in running], device=device)
+        self.positions = torch.tensor([answer.context_len for answer in running], device=device) - 1
+        self.stems, self.tails = [], []    # (keys and values or (), answers) per group, (rows, slots, mask) per size
         tables, lengths = [], []                               # of the tails
         for group in by_prompt(running):
-            stem, shared_blocks = group[0].stem, 0
-            if len(group) * len(stem.ids) >= WORTH_SHARING:
-                shared_blocks = len(stem.ids) // cache.block_size
+            stem = group[0].stem
+            shared_blocks = len(stem.ids) // cache.block_size if len(group) * len(stem.ids) >= WORTH_SHARING else 0
             shared_tokens = shared_blocks * cache.block_size
             if shared_tokens and not stem.keys_values:         # views, or copies that live while its answers run
                 stem.keys_values = list(PastKeysValues(cache, stem.table, shared_tokens))
@@ -113,38 +105,30 @@ class SharedPaged:
         rows_by_size = defaultdict(list)                       # lengths within a factor of 2 share a call
         for row, length in enumerate(lengths):
             rows_by_size[max(length, SHORT_TAIL).bit_length()].append(row)
-        self.tails = []
         for rows in rows_by_size.values():
-            slots, mask = self._tails([tables[row] for row in rows], [lengths[row] for row in rows])
-            self.tails.append((torch.tensor(rows, device=cache.device), slots, mask))
+            most_blocks, longest = max(len(tables[row]) for row in rows), max(lengths[row] for row in rows)
+            slots = cache.slots([tables[row] + [0] * (most_blocks - len(tables[row])) for row in rows], longest)
+            places = torch.arange(longest, device=device)
+            newest = torch.tensor([lengths[row] for row in rows], device=device)[:, None] - 1      # (s, 1)
+            slots = slots.gather(1, places.minimum(newest))    # padding repeats the newest token: all slots are written
+            mask = torch.zeros(slots.shape, dtype=cache.keys.dtype, device=device)                 # (s, n)
+            mask = mask.masked_fill(places > newest, -torch.inf)[:, None, None]
+            self.tails.append((torch.tensor(rows, device=device), slots, mask))
         self.inverse = torch.cat([rows for rows, _, _ in self.tails]).argsort()            # from tails to answers
         self.slot_mapping = torch.cat([slots[:, -1] for _, slots, _ in self.tails])[self.inverse]          # (S,)
-
-    def _tails(self, tables: list[list[int]], lengths: list[int]) -> tuple[Tensor, Tensor]:
-        """Slots of the tokens (s, n), and the mask of their padding (s, 1, 1, n), which repeats the newest token: never
-        read a slot that was not written."""
-        most_blocks = max(map(len, tables))
-        slots = self.cache.slots([table + [0] * (most_blocks - len(table)) for table in tables], max(lengths))
-        places = torch.arange(max(lengths), device=slots.device)
-        newest = torch.tensor(lengths, device=slots.device)[:, None] - 1       # (s, 1)
-        mask = torch.zeros(slots.shape, dtype=self.cache.keys.dtype, device=slots.device)
-        mask = mask.masked_fill(places > newest, -torch.inf)
-        return slots.gather(1, places.minimum(newest)), mask[:, None, None]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.cache.write(layer, self.slot_mapping, k, v)
         # 1. Tails: one call per size.
         tails = []
         for rows, slots, mask in self.tails:
-            keys, values = self.cache.read(layer, slots)
-            tails.append(part(q[rows, None], keys, values, mask=mask))
+            tails.append(part(q[rows, None], *self.cache.read(layer, slots), mask=mask))
         tail, tail_lse = (torch.cat(parts)[:, 0][self.inverse] for parts in zip(*tails))   # (S, H, D), (S, H, 1)
         # 2. Stems: one call per group. No stem: a part of weight 0.
         stems = []
         for queries, (stem, count) in zip(q.split([count for _, count in self.stems]), self.stems):
             if stem:
-                keys, values = stem[layer]
-                stems.append(part(queries[None], keys[None], values[None]))
+                stems.append(part(queries[None], *(x[None] for x in stem[layer])))
             else:
                 stems.append((torch.zeros_like(queries)[None], torch.full_like(tail_lse[None, :count], -torch.inf)))
         stem_out, stem_lse = (torch.cat(parts, dim=1)[0] for parts in zip(*stems))

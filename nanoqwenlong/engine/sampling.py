@@ -26,8 +26,8 @@ def uniforms(seed: int | Sequence[int], key: str | int, sample: int) -> Iterator
 def draw(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """Token ids (S,) and their log-probs (S,) for S answers, from logits (S, V) over the vocabulary.
 
-    Inverse CDF: the first token whose cumulative probability exceeds u (S,), with u in [0, 1). Temperature 0 is greedy.
-    The log-probs are of the full vocabulary, whatever top_p cuts off. A row with NaN logits gives a NaN log-prob."""
+    Inverse CDF: the first token whose cumulative probability exceeds u (S,) in [0, 1). Temperature 0 is greedy. The
+    log-probs are of the full vocabulary, whatever top_p cuts off. A row with NaN logits gives a NaN log-prob."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     logprobs = (logits.to(wide) / (temperature or 1.0)).log_softmax(-1)        # (S, V)
     if temperature == 0:
@@ -46,10 +46,8 @@ def draw(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[T
 
 
 def exchange(answers: Sequence[Answer]) -> list[Completion]:
-    """The completions of the answers of all ranks, in the order of the ranks.
-
-    Each rank sends one row of float64 numbers, which hold all of these exactly. Per completion: the number of tokens,
-    1 if it was truncated, the ids, the log-probs."""
+    """The completions of the answers of all ranks, in the order of the ranks. Each rank sends one row of float64, which
+    hold all exactly: per completion, the number of tokens, 1 if it was truncated, the ids, the log-probs."""
     numbers = []
     for a in answers:
         numbers += [len(a.ids), a.finish_reason != "stop", *a.ids, *a.logprobs]
@@ -58,7 +56,6 @@ def exchange(answers: Sequence[Answer]) -> list[Completion]:
         numbers = iter(row.tolist())
         for length in numbers:
             finish_reason = "length" if next(numbers) else "stop"
-            ids = tuple(int(number) for number in islice(numbers, int(length)))
-            logprobs = tuple(islice(numbers, int(length)))
-            completions.append(Completion(ids, logprobs, finish_reason))
+            ids = tuple(map(int, islice(numbers, int(length))))
+            completions.append(Completion(ids, tuple(islice(numbers, int(length))), finish_reason))
     return completions

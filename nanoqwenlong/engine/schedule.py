@@ -1,11 +1,9 @@
 """Which answers run: admit them while the pool has free blocks, retire them when they end, preempt them if it is full.
 
-Answers are served in order, so every running answer is older than every waiting one. The blocks of a stem are allocated
-once and forked for each of its answers. It stays cached until its last waiting answer is admitted.
-
-If a running answer needs a block and none is free, a cached stem that no running answer uses is evicted. Otherwise the
-youngest answer is preempted: its blocks are freed, and its keys and values are computed again later. The oldest answer
-is never preempted. It fits alone (Generator.require), so it always advances.
+Answers are served in order. The blocks of a stem are allocated once and forked for each of its answers. It stays
+cached until its last waiting answer is admitted. If a running answer needs a block and none is free, a cached stem that
+no running answer uses is evicted. Otherwise the youngest answer is preempted: its blocks are freed, and its keys and
+values are computed again later. The oldest answer fits alone (Generator.require), so it always advances.
 """
 
 from collections import deque
@@ -52,14 +50,7 @@ class Answer:
 
 
 class Schedule:
-    """The answers that share a pool. One turn: admit, extend, sample one token for each of `running`, retire.
-
-    >>> schedule = Schedule(BlockPool(4, 2), [Answer(0, i, (7, 8, 9)) for i in range(4)], max_new_tokens=3)
-    >>> [stem.table for stem in schedule.admit()], len(schedule.running)       # stem 7 8: one block. 3 answers fit
-    ([[0]], 3)
-    >>> schedule.extend(), [answer.table for answer in schedule.running]       # a block for each one's 9
-    ([], [[0, 1], [0, 2], [0, 3]])
-    """
+    """The answers that share a pool. One turn: admit, extend, sample one token for each of `running`, retire."""
 
     def __init__(self, pool: BlockPool, answers: Sequence[Answer], max_new_tokens: int):
         self.pool, self.max_new_tokens = pool, max_new_tokens
