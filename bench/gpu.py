@@ -63,8 +63,8 @@ from kernels.flash import attention, part, part_backward
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nanoqwenlong import group_pass
-from nanoqwenlong.engine import cuda_step
+from nanoqwenlong import generate, group_pass
+from nanoqwenlong.engine.cuda_step import CudaDecoder
 from nanoqwenlong.engine.kvcache import blocks_for
 from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.generate import Generator
@@ -372,13 +372,13 @@ def decode_steps(s: Section, what: str, model: Qwen, prompts: int, tokens: int, 
             if spans:
                 prefilled.append(wall(lambda: super(Watched, self)._prefill(spans)))
 
-    class Timed(cuda_step.Step):
-        def __call__(self):
+    class Timed(CudaDecoder):
+        def step(self, attend):
             start = mark()
-            if self.calls < new * 2 // 3:
-                logits = super().__call__()
+            if len(marks) < new * 2 // 3:
+                logits = super().step(attend)
             else:
-                logits = self._forward()
+                logits = self.forward(attend)
             marks.append((start, mark()))
             return logits
 
@@ -391,7 +391,7 @@ def decode_steps(s: Section, what: str, model: Qwen, prompts: int, tokens: int, 
     ids = common.random_ids(SimpleNamespace(vocab=c.vocab_size), prompts, tokens)
     generator.sample([prompt[:tokens // 2] for prompt in ids[:1]], n=G, max_new_tokens=2)
     prefilled.clear()
-    with mock.patch.object(cuda_step, "Step", Timed):
+    with mock.patch.object(generate, "CudaDecoder", Timed):
         generator.sample(ids, n=G, max_new_tokens=new, on_token=stamp)
     finish()
     assert len(marks) == new, "not all answers ran together: the pool is too small"

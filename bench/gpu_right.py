@@ -24,8 +24,9 @@ from kernels.flash import attention
 from kernels.paged_attention import paged_attention_plain
 from torch import Tensor
 
+from nanoqwenlong import generate
 from nanoqwenlong.attention import StemAttention, buckets, stem_attention_plain
-from nanoqwenlong.engine import cuda_step
+from nanoqwenlong.engine.cuda_step import CudaDecoder, KernelPaged, is_capturable
 from nanoqwenlong.engine.kvcache import blocks_for
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
@@ -155,14 +156,14 @@ def right_grouped(s: Section) -> None:
 
 
 def greedy_answers(s: Section, model: Qwen, new: int) -> Callable:
-    """greedy(step, options of the Generator) -> the Groups of four answers of `new` tokens to each of four prompts."""
+    """greedy(decoder, options of the Generator) -> the Groups of four answers of `new` tokens to each of four prompts."""
     each = 4
     prompts = [common.random_ids(SimpleNamespace(vocab=model.config.vocab_size), length, seed=length)
                for length in s.pick((500, 333, 64, 20), (40, 17, 30, 5))]
     blocks = sum(blocks_for(len(prompt), BLOCK_SIZE) + each * (blocks_for(new, BLOCK_SIZE) + 2) for prompt in prompts)
 
-    def greedy(step: type = cuda_step.Step, **options) -> list[Group]:
-        with mock.patch.object(cuda_step, "Step", step):
+    def greedy(decoder: type = CudaDecoder, **options) -> list[Group]:
+        with mock.patch.object(generate, "CudaDecoder", decoder):
             return Generator(model, blocks, BLOCK_SIZE, **options).sample(prompts, each, 0.0, max_new_tokens=new)
     return greedy
 
@@ -200,7 +201,7 @@ def right_mixture(s: Section) -> None:
     """A mixture of experts in bfloat16: a recorded step, bit by bit."""
     c, new = s.pick(shape(4, 256, 8, 2, 512, 1000, tied=False, D=64, E=64, k=8), TINY_MIXTURE), s.pick(32, 4)
     model = random_model(c, torch.bfloat16, std=0.1)
-    if GPU and not cuda_step.is_capturable(model):
+    if GPU and not is_capturable(model):
         s.note("a mixture's decoding steps are not recorded on this GPU: torch's grouped_mm waits")
     right_graph(s, "CUDA graph and none, mixture", greedy_answers(s, model, new), new)
 
@@ -211,23 +212,23 @@ def right_graph(s: Section, what: str, greedy: Callable, new: int) -> None:
 
     def recording(kind: type) -> type:
         class Recording(kind):
-            def __call__(self):
-                logits = super().__call__()
+            def step(self, attend):
+                logits = super().step(attend)
                 seen.setdefault(kind, []).append(logits.clone())
                 return logits
         return Recording
 
-    for kind in (cuda_step.Step, Eager):
+    for kind in (CudaDecoder, Eager):
         greedy(recording(kind), kernels=True)
-    different = sum(not torch.equal(*pair) for pair in zip(seen[cuda_step.Step], seen[Eager], strict=True))
+    different = sum(not torch.equal(*pair) for pair in zip(seen[CudaDecoder], seen[Eager], strict=True))
     if GPU:
         s.row(f"{what}: of {new} steps with other logits", different, "", "none", 0, most=1.0, must=True)
     else:
         s.note(f"{what}: needs a GPU")
 
 
-class Eager(cuda_step.Step):
-    """A step that is never recorded."""
+class Eager(CudaDecoder):
+    """Its steps are never recorded."""
 
-    def __call__(self) -> Tensor:
-        return self._forward()
+    def step(self, attend: KernelPaged) -> Tensor:
+        return self.forward(attend)

@@ -116,28 +116,32 @@ class CudaDecoder:
     def __init__(self, model, cache: KVCache):
         self.model, self.cache = model, cache
         self.attends: dict[Capacity, KernelPaged] = {}
-        self.graphs: dict[Capacity, tuple] = {}                # graph, logits that it computes
+        self.graphs: dict[Capacity, tuple | None] = {}         # (graph, its logits), or None after the first step
         self.can_record = use_triton(cache.device) and is_capturable(model)
         self.graph_pool = torch.cuda.graph_pool_handle() if cache.device.type == "cuda" else None
 
     def logits(self, running: Sequence[Answer]) -> Tensor:
-        """Next-token logits (S, V), after the last token of each running answer. The next call may overwrite them."""
+        """Next-token logits (S, V), after the last token of each running answer. The next call overwrites them."""
         groups = by_prompt(running)
         capacity = Capacity.of(groups, self.cache.block_size)
-        is_first = capacity not in self.attends
-        if is_first:
+        if capacity not in self.attends:
             self.attends[capacity] = KernelPaged(self.cache, capacity)
-        attend = self.attends[capacity]
-        attend.load(groups)
-        if is_first or not self.can_record:
-            return self._forward(attend)[:len(running)]
-        if capacity not in self.graphs:
+        self.attends[capacity].load(groups)
+        return self.step(self.attends[capacity])[:len(running)]
+
+    def step(self, attend: KernelPaged) -> Tensor:
+        """Logits (capacity.answers, V). Rows of padding are meaningless."""
+        capacity = attend.capacity
+        if capacity not in self.graphs or not self.can_record:
+            self.graphs[capacity] = None
+            return self.forward(attend)
+        if self.graphs[capacity] is None:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self.graph_pool):                # records without computing
-                self.graphs[capacity] = graph, self._forward(attend)
+                self.graphs[capacity] = graph, self.forward(attend)
         graph, logits = self.graphs[capacity]
         graph.replay()
-        return logits[:len(running)]
+        return logits
 
-    def _forward(self, attend: KernelPaged) -> Tensor:
+    def forward(self, attend: KernelPaged) -> Tensor:
         return self.model(attend.ids, attend.positions, attend, head=linear_logits)[0]

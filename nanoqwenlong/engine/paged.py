@@ -21,8 +21,8 @@ WORTH_SHARING = 512             # answers x stem tokens. Below it, a stem is rea
 
 class KVCache:
     """Keys and values of all layers, in the blocks of a BlockPool. A token's slot is block * block_size + offset. The
-    slots of a head lie next to each other, so consecutive blocks are one piece. Padding goes to `spare_slot`, in a block
-    that the pool does not have."""
+    slots of a head are neighbours, so consecutive blocks are one piece. Padding goes to `spare_slot`, in a block that
+    the pool does not have."""
 
     def __init__(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
                  dtype: torch.dtype, device: torch.device):
