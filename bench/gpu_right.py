@@ -156,7 +156,7 @@ def right_grouped(s: Section) -> None:
 
 
 def greedy_answers(s: Section, model: Qwen, new: int) -> Callable:
-    """greedy(decoder, options of the Generator) -> the Groups of four answers of `new` tokens to each of four prompts."""
+    """greedy(decoder, options of the Generator) -> the Groups of 4 answers of `new` tokens to each of 4 prompts."""
     each = 4
     prompts = [common.random_ids(SimpleNamespace(vocab=model.config.vocab_size), length, seed=length)
                for length in s.pick((500, 333, 64, 20), (40, 17, 30, 5))]

@@ -43,10 +43,9 @@ class Capacity(NamedTuple):
 
 
 class KernelPaged:
-    """The model's `attend` for one new token per answer, like paged.SharedPaged, with `ids` and `positions` (S,).
-
-    All inputs of a step lie in one buffer, which `load` fills with one copy to the device. So its launches can be
-    recorded. Rows after the last answer are padding: they see no token and write to the cache's spare slot."""
+    """The model's `attend` for one new token per answer, like paged.SharedPaged, with `ids` and `positions` (S,). All
+    inputs of a step lie in one buffer, which `load` fills with one copy to the device. So its launches can be recorded.
+    Rows after the last answer are padding: they see no token and write to the cache's spare slot."""
 
     def __init__(self, cache: KVCache, capacity: Capacity):
         self.cache, self.capacity = cache, capacity
@@ -74,8 +73,7 @@ class KernelPaged:
     def load(self, groups: Sequence[Sequence[Answer]]) -> None:
         """Sets the batch of the next call: the running answers, one group per prompt. A group shares the full blocks of
         its stem. Writing blocks is slow: a row that keeps its stem or the blocks of its tail keeps what it holds."""
-        arrays, block_size = self.arrays, self.cache.block_size
-        rows = []                                              # id, position, slot, tokens of the tail
+        arrays, block_size, rows = self.arrays, self.cache.block_size, []      # rows: id, position, slot, tail's tokens
         for number, group in enumerate(groups):
             stem = group[0].stem
             stem_blocks = len(stem.ids) // block_size
@@ -109,9 +107,9 @@ def views(buffer: Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tenso
 
 
 class CudaDecoder:
-    """Logits of decoding steps by paged_attention, with one KernelPaged per Capacity. On a GPU, its second step is
-    recorded as a CUDA graph. From then on a step is one launch. Make a new decoder per rollout: graphs hold the
-    addresses of the weights, and a memory pool whose last graph has died cannot take new ones."""
+    """Logits of decoding steps by paged_attention, with one KernelPaged per Capacity. On a GPU its second step becomes a
+    CUDA graph, which is one launch. Make a new decoder per rollout: graphs hold the addresses of the weights, and a
+    memory pool whose last graph has died cannot take new ones."""
 
     def __init__(self, model, cache: KVCache):
         self.model, self.cache = model, cache
