@@ -107,8 +107,8 @@ def views(buffer: Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tenso
 
 
 class CudaDecoder:
-    """Logits of decoding steps by paged_attention, with one KernelPaged per Capacity. On a GPU its second step becomes a
-    CUDA graph, which is one launch. Make a new decoder per rollout: graphs hold the addresses of the weights, and a
+    """Logits of decoding steps by paged_attention, with one KernelPaged per Capacity. On a GPU its second step becomes
+    a CUDA graph, which is one launch. Make a new decoder per rollout: graphs hold the addresses of the weights, and a
     memory pool whose last graph has died cannot take new ones."""
 
     def __init__(self, model, cache: KVCache):

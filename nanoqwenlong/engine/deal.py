@@ -21,8 +21,8 @@ class Calls(NamedTuple):
 
 
 def deal(model, families: Mapping, max_tokens: int) -> list[tuple]:
-    """[(name, family, calls)]: this rank's families, balanced by cost, the most expensive first. `calls` is what the
-    ranks need for their n-th families together. All ranks get equally long lists, filled up with empty families."""
+    """[(name, family, calls)]: this rank's families, the most expensive first. `calls` is what the ranks need for their
+    n-th families together. All ranks get equally long lists, filled up with empty families."""
     items = list(families.items())
     costs = [cost(family, model.config.hidden_size) for family in families.values()]
     dealt = []
@@ -34,8 +34,7 @@ def deal(model, families: Mapping, max_tokens: int) -> list[tuple]:
 
 
 def cost(family, hidden_size: int) -> int:
-    """The cost of a family in pairs of tokens that attend to each other. A layer multiplies about 12 C^2 numbers per
-    token and 2 C per pair (C the hidden size)."""
+    """The cost in pairs of tokens that attend to each other. Per layer, a pair costs 2 C products, a token 12 C^2."""
     P = len(family.stem)
     lengths = [len(branch.input_ids) for branch in family.branches]
     pairs = P * (P + 1) // 2 + sum(n * P + n * (n + 1) // 2 for n in lengths)

@@ -35,20 +35,14 @@ class Bucket(NamedTuple):
 
 
 def buckets(lengths: Sequence[int], device: torch.device | str = "cpu") -> list[Bucket]:
-    """Neighbours share a bucket as long as their pads are less than a quarter of their tokens.
-
-    >>> [(b.S, b.n) for b in buckets([17, 17, 15, 90, 100])]
-    [(3, 17), (2, 100)]
-    """
+    """Neighbours share a bucket as long as their pads are at most a quarter of their tokens."""
     result, start = [], 0
     while lengths:
         S, n, tokens = 1, lengths[0], lengths[0]
         for length in lengths[1:]:
             if max(n, length) * (S + 1) > 1.25 * (tokens + length):
                 break
-            S += 1
-            n = max(n, length)
-            tokens += length
+            S, n, tokens = S + 1, max(n, length), tokens + length
         pieces = [torch.arange(length) + i * n for i, length in enumerate(lengths[:S])]
         rows = torch.cat(pieces).to(device) if tokens < S * n else None
         result.append(Bucket(start, start + tokens, S, n, rows))
