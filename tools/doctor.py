@@ -1,8 +1,6 @@
 """What was wrong with runs of train_rl.py, judged from their metrics.jsonl. The rules are in analysis/doctor.py.
 
     python -m tools.doctor runs/my-rl [runs/other ...]      a line for each fault: its name, its steps, what to change
-
-Exit code: 0 if no run has a fault, 1 if one has, 65 if a file cannot be read, 66 if it is missing.
 """
 
 import sys

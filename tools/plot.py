@@ -77,8 +77,7 @@ def draw_lines(axes, panel: Panel, groups: dict[str, Group]) -> None:
     for place, (label, group) in enumerate(groups.items()):
         style = look(place)
         values = series.by_step(group, panel.key, smooth=True)
-        x_of = series.by_step(group, panel.x)
-        xs = [mean(x_of[step]) for step in values]
+        xs = [mean(xs) for step, xs in series.by_step(group, panel.x).items() if step in values]
         means, lows, highs = (list(map(of, values.values())) for of in (mean, min, max))
         axes.plot(xs, means, label=label, marker="." if len(xs) < 12 else "", **style)
         if len(group) > 1:
@@ -176,7 +175,8 @@ def show(directories: list[Path], keys: list[str], out: Path, text: bool) -> Non
     if text:
         width = shutil.get_terminal_size((100, 24)).columns
         keys = [panel.key for panels in pictures.values() for panel in panels if isinstance(panel, Panel)]
-        say("\n\n".join(([charts(groups, keys, width)] if groups else []) + ([table(models, width)] if models else [])))
+        texts = (charts(groups, keys, width) if groups else "", table(models, width) if models else "")
+        say("\n\n".join(filter(None, texts)))
     elif out.suffix == ".png" and len(pictures) > 1:
         raise ConfigError(f"--out {out}: a run gives several pictures; name a directory, or choose with --metric")
     else:

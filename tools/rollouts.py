@@ -16,9 +16,8 @@ from tools.terminal import clean, run_tool, say
 from nanoqwenlong.errors import ConfigError, DataError
 
 TAIL, HEAD = 700, 1500          # characters shown of the end of the thinking, and of the text after it
-NUMBER = int | float | None
-FIELDS = {"step": int, "id": str, "text": str, "finish_reason": str | None, "reward": NUMBER, "advantage": NUMBER,
-          "rule": NUMBER, "judge": NUMBER, "penalty": NUMBER}
+FIELDS = {"step": int, "id": str, "text": str, "finish_reason": str | None,
+          **dict.fromkeys(("reward", "advantage", "rule", "judge", "penalty"), int | float | None)}
 
 
 def read(path: Path, step: int | None, id: str | None, task: str | None) -> list[dict]:
@@ -86,10 +85,8 @@ def body(row: dict, full: bool) -> str:
         if low < high:
             parts += [text[start:low], "«", text[low:high], "»"]
             start = high
-    parts.append(text[start:end])
-    if end < len(text):
-        parts.append(f"... [{len(text) - end:,} characters more; --full shows them]")
-    return "".join(parts)
+    more = f"... [{len(text) - end:,} characters more; --full shows them]" if end < len(text) else ""
+    return "".join([*parts, text[start:end], more])
 
 
 def show(run: Path, step: int | None, id: str | None, task: str | None, best: int, worst: int, full: bool) -> None:

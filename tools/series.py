@@ -117,8 +117,8 @@ def by_step(group: Group, key: str, smooth: bool = False) -> dict[int, list[floa
 
 def borders(group: Group) -> set[int]:
     """Return the first steps of later phases."""
-    pairs = [pair for rows in group for pair in zip(rows, rows[1:])]
-    return {after["step"] for before, after in pairs if after.get("phase") != before.get("phase")}
+    return {row["step"] for rows in group for last, row in zip(rows, rows[1:])
+            if row.get("phase") != last.get("phase")}
 
 
 def cumulated(rows: Sequence[dict]) -> list[dict]:

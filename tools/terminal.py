@@ -77,4 +77,4 @@ def table(models: Sequence[series.Evaluated], width: int) -> str:
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     rows = [[cell.replace("\n", "\\n") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

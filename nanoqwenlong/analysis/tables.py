@@ -15,8 +15,7 @@ TITLES = {"by_length": "accuracy, %", "by_task": "by task, %", "by_source": "by 
 Row = tuple[Example, Sequence[Answer], Sequence[Score]]         # one question
 
 
-def summarise(model: str, examples: Sequence[Example], answers: Sequence[Sequence[Answer]],
-              scores: Sequence[Sequence[Score]], lengths: Sequence[int] = ()) -> dict:
+def summarise(model: str, examples: Sequence[Example], answers: Sequence, scores: Sequence, lengths=()) -> dict:
     """Return one model's results. Buckets end at `lengths` (tokens), shortest first, without empty ones. "by_task" and
     "by_source" are {} if there is only one task or source. "average" is the mean over sources, or None."""
     rows = list(zip(examples, answers, scores, strict=True))
@@ -30,8 +29,7 @@ def summarise(model: str, examples: Sequence[Example], answers: Sequence[Sequenc
             results[kind] = {name: cell(group) for name, group in groups.items()}
     if sources := results["by_source"].values():
         rate, low, high = evaluate.average([(source["accuracy"], source["low"], source["high"]) for source in sources])
-        results["average"] = {"accuracy": rate, "low": low, "high": high, "questions": len(rows),
-                              "sources": len(sources)}
+        results["average"] = dict(accuracy=rate, low=low, high=high, questions=len(rows), sources=len(sources))
     return results
 
 
@@ -82,12 +80,11 @@ def markdown(results: dict) -> str:
 
 def table(title: str, models: Sequence[dict], columns: dict[str, list[dict | None]]) -> str:
     """Return a Markdown table: a row per model, and a column per name with its number of questions."""
-    head = [title]
+    lines = [[title]]
     for name, column in columns.items():
         counts = sorted({cell["questions"] for cell in column if cell})    # differ if tokenizers count other lengths
         unit = " tokens" if name[0].isdigit() and name not in PAPER_ORDER else ""
-        head.append(f"{plain(name)}{unit} (n={'-'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))})")
-    lines = [head]
+        lines[0].append(f"{plain(name)}{unit} (n={'-'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))})")
     for model, *cells in zip(models, *columns.values()):
         rates = [[100 * cell[name] for name in ("accuracy", "low", "high")] if cell else [] for cell in cells]
         lines.append([plain(model["model"]), *("{:.1f} [{:.1f}, {:.1f}]".format(*r) if r else "" for r in rates)])
