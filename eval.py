@@ -91,8 +91,12 @@ def main(cfg: Config) -> None:
     # 2. Questions, judge, and the answers that --out holds already
     examples = build.questions(cfg, print if first else lambda text: None, "heldout")
     judge = build.judge_of(cfg, os.environ.get("JUDGE_API_KEY", ""), device, computing_dtype(cfg))
-    settings = open_out(cfg) if cfg.out else settings_of(cfg)
-    saved = evaluate.SavedAnswers(Path(cfg.out) / "answers.jsonl") if cfg.out else None
+    settings, saved = settings_of(cfg), None
+    if cfg.out:
+        settings, problem = parallel.on_all_ranks(lambda: open_out(cfg), f"cannot use {Path(cfg.out)}")[0]
+        if problem:
+            raise ConfigError(problem)
+        saved = evaluate.SavedAnswers(Path(cfg.out) / "answers.jsonl")
     lengths = cfg.lengths or (() if cfg.data else toy.LENGTHS)
 
     # 3. One model after another: answer, score, write what was asked for
@@ -145,46 +149,32 @@ def settings_of(cfg: Config) -> dict:
     return {**settings, "dtype": dtype, "toy_examples": None if cfg.data else cfg.toy_examples}
 
 
-def open_out(cfg: Config) -> dict:
-    """The settings, with the SHA-256 of every file that decides the answers, as a new --out records them.
+def open_out(cfg: Config) -> tuple[dict, str]:
+    """Settings with the SHA-256 of all files that decide the answers, and why they do not fit those in --out, or "".
 
-    Raises ConfigError on all ranks if --out holds answers of other settings."""
-    out, record = Path(cfg.out), Path(cfg.out) / "settings.json"
-
-    def open_on_first_rank() -> tuple[dict, str]:
-        settings = {**settings_of(cfg), "data": {path: file_digest(Path(path)) for path in cfg.data},
-                    "model": {directory: model_digests(Path(directory)) for directory in cfg.model}}
-        out.mkdir(parents=True, exist_ok=True)
-        answers = out / "answers.jsonl"
-        if answers.exists() and answers.stat().st_size:
-            return settings, difference(record, settings)
+    A new --out records them. Only the first rank does this."""
+    if parallel.rank() > 0:
+        return {}, ""
+    out, record, answers = (Path(cfg.out) / name for name in ("", "settings.json", "answers.jsonl"))
+    settings = {**settings_of(cfg), "data": {path: file_digest(Path(path)) for path in cfg.data},
+                "model": {directory: model_digests(Path(directory)) for directory in cfg.model}}
+    out.mkdir(parents=True, exist_ok=True)
+    if not answers.exists() or not answers.stat().st_size:
         files.put(record, json.dumps(settings, indent=1) + "\n")
         return settings, ""
-
-    work = open_on_first_rank if parallel.rank() == 0 else lambda: None
-    settings, problem = parallel.on_all_ranks(work, f"cannot use {out}")[0]
-    if problem:
-        raise ConfigError(problem)
-    return settings
-
-
-def difference(record: Path, settings: dict) -> str:
-    """Why answers that belong to the settings in `record` cannot be used with these settings, or ""."""
     if not record.exists():
-        return f"{record.parent} holds answers, but no settings.json that says how they were made: take another --out"
+        return settings, f"{out} holds answers, but no settings.json that says how they were made: take another --out"
     try:
         before = read_json(record)
     except ModelError as error:
-        return str(error)
+        return settings, str(error)
     for name, now in settings.items():
         then = before.get(name)
-        if name in before and json.dumps(then) == json.dumps(now):             # the order of files counts as well
-            continue
-        new, old = (" ".join(each) or "none" if isinstance(each, dict | list) else each for each in (now, then))
-        how = f"now it is {new}, then it was {old}" if new != old else "the files have changed since"
-        return (f"{record.parent} holds answers of another {flag_of(name)} ({how}): take another --out, or restore "
-                "what was")
-    return ""
+        if name not in before or json.dumps(then) != json.dumps(now):          # the order of files counts as well
+            new, old = (" ".join(each) or "none" if isinstance(each, dict | list) else each for each in (now, then))
+            how = f"now it is {new}, then it was {old}" if new != old else "the files have changed since"
+            return settings, f"{out} holds answers of another {flag_of(name)} ({how}): restore it or take another --out"
+    return settings, ""
 
 
 def check_outputs(cfg: Config) -> None:

@@ -37,7 +37,6 @@ GOODS = "tea salt wool corn silk rice fish milk wine rope coal iron gold clay so
 OTHER_WORDS = dict(zip(GOODS, """chai brine fleece maize satin paddy haddock dairy claret cord coke steel bullion loam
 suds paraffin porridge sultanas almonds prunes""".split()))
 TASKS = ("qa", "f1", "pairwise")
-NUM_NAMED = 3                           # people or towns in a question of f1 and pairwise
 SHORT, LONG = (8, 12), (24, 36)         # records in a document of either length: fewest, most
 LENGTHS = (80, 200)                     # tokens (document + question) of the longest short and long ones
 SHOWED, SENT = " We showed {} {}.", " We sent {} {}."
@@ -58,8 +57,16 @@ def write_document(rng: random.Random, shown: dict[str, str], received: dict[str
     return "Notes." + "".join(rng.choices(records, k=mentions) if mentions else rng.sample(records, len(records)))
 
 
-def ask(rng: random.Random, shown: dict, received: dict) -> tuple[str, str, str]:
-    """A question of the task qa, the records to quote, and the answer."""
+def ask(rng: random.Random, shown: dict, received: dict, task: str) -> tuple[str, str, str]:
+    """A question of this task, the records to quote, and the answer. A list has one item a line."""
+    if task != "qa":
+        records, sentence = (received, SENT) if task == "f1" else (shown, SHOWED)
+        keys = rng.sample(list(records), 3)
+        names, items = f"{', '.join(keys[:-1])} and {keys[-1]}", [records[key] for key in keys]
+        quotes = "".join(sentence.format(key, records[key]) for key in keys)
+        if task == "f1":
+            return f"What did we send {names}?", quotes, "\n".join(items)
+        return f"Order the towns that we showed {names}.", quotes, "\n".join(sorted(items))
     kind = rng.choice(["shown", "received", "both"])
     if kind == "shown":
         person, town = rng.choice(list(shown.items()))
@@ -70,18 +77,6 @@ def ask(rng: random.Random, shown: dict, received: dict) -> tuple[str, str, str]
     person = next(person for person, place in shown.items() if place == town)
     quotes = SHOWED.format(person, town) + SENT.format(town, goods)
     return f"What did we send the town that we showed {person}?", quotes, goods
-
-
-def ask_several(rng: random.Random, shown: dict, received: dict, task: str) -> tuple[str, str, str]:
-    """A question of the task f1 or pairwise, the records to quote, and the answer, one item a line."""
-    records, sentence = (received, SENT) if task == "f1" else (shown, SHOWED)
-    keys = rng.sample(list(records), NUM_NAMED)
-    names = f"{', '.join(keys[:-1])} and {keys[-1]}"
-    quotes = "".join(sentence.format(key, records[key]) for key in keys)
-    items = [records[key] for key in keys]
-    if task == "f1":
-        return f"What did we send {names}?", quotes, "\n".join(items)
-    return f"Order the towns that we showed {names}.", quotes, "\n".join(sorted(items))
 
 
 def examples(num: int, records: tuple[int, int], seed: int, split: str = "train", tasks: Sequence[str] = (),
@@ -100,7 +95,7 @@ def examples(num: int, records: tuple[int, int], seed: int, split: str = "train"
         if (digest[0] % 8 == 0) != (split == "heldout"):               # one document in eight, by its text
             continue
         task = rng.choice(tasks) if len(tasks) > 1 else (*tasks, "qa")[0]
-        question, quotes, gold = ask(rng, shown, received) if task == "qa" else ask_several(rng, shown, received, task)
+        question, quotes, gold = ask(rng, shown, received, task)
         said = gold.replace("\n", ", ")
         if paraphrased and rng.random() < paraphrased and task == "qa":
             said = OTHER_WORDS.get(said, said)

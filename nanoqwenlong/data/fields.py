@@ -89,10 +89,8 @@ def chat(row: dict, name: str, speaker: str = "user") -> tuple[tuple[str, str], 
 
 def question_of(row: dict, messages, *paths: str) -> str:
     """What a judge is shown as the question: the first of these fields, or else the question in the prompt."""
-    for path in paths:
-        if at(row, path, "") != "":
-            return text(row, path)
-    return question_in(messages[-1][1])
+    path = next((path for path in paths if at(row, path, "") != ""), "")
+    return text(row, path) if path else question_in(messages[-1][1])
 
 
 def golds(value, name: str, task: str) -> str | tuple[str, ...]:

@@ -44,8 +44,7 @@ def conversation(row: dict) -> Example:
 
 
 def page(row: dict) -> Example:
-    document = fields.text(row, "text")
-    return Example(fields.id_of(row), document, "", "", "text", source=fields.text(row, "source", ""))
+    return Example(fields.id_of(row), fields.text(row, "text"), "", "", "text", source=fields.text(row, "source", ""))
 
 
 def as_row(example: Example) -> dict:

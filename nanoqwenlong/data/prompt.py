@@ -39,8 +39,7 @@ def prompt_pieces(tokenizer) -> list[list[int]]:
     return tokenizer.pieces(PROMPT.format(document=places[0], question=places[1]), places)
 
 
-def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int, cut: bool = False
-             ) -> tuple[list[Example], int]:
+def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int, cut=False) -> tuple[list[Example], int]:
     """The examples with prompt_ids and length, and how many prompts were longer than `max_prompt_tokens`.
 
     Without `cut` these are dropped. With it, they lose the middle of the document (in a chat: of the longest turn):
