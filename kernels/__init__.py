@@ -59,8 +59,7 @@ def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weight
     weight 0 is ignored, even if it holds NaN. The log-ratio is clamped to +-20. With one update per rollout, pass
     `logprobs.detach()` as old: the ratio is 1 and its gradient is not 0."""
     if not dual_clip > 1:
-        raise ValueError(f"dual_clip bounds the ratio of a bad token, so it must be above 1 (inf: no bound); got "
-                         f"{dual_clip}")
+        raise ValueError(f"dual_clip bounds a bad token's ratio: it must be above 1 (inf: no bound), not {dual_clip}")
     dtype = wide(logprobs.dtype)
     constants = (None if x is None else x.detach().to(dtype)
                  for x in (old_logprobs, advantages, weights, ref_logprobs, entropy))

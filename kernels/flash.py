@@ -6,8 +6,7 @@ weighted mean of its values, and lse_i, the log of the sum of its exponentiated 
     lse = log(exp(lse_1) + exp(lse_2))        out = exp(lse_1 - lse) out_1 + exp(lse_2 - lse) out_2
 
 which is softmax over all keys, exactly. In the backward pass a part's weights are exp(score - lse) with the merged lse.
-All scores of a row share a term, the dot product of the merged out with its gradient. `part_backward` is given both, so
-it returns the part's exact share of the whole gradient.
+All scores of a row share a term, the dot product of the merged out with its gradient. `part_backward` gets both.
 
 Legend: B sequences of equal length, Tq queries and Tk keys of each, H query heads, K key-value heads (H a multiple of
 K), D head width. Query head h reads key-value head h // (H / K).
@@ -50,8 +49,6 @@ def _installed(device: torch.device, dtype: torch.dtype) -> str:
     return "cuda"
 
 
-# All keys at once
-
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """softmax(q k^T / sqrt(D)) v, differentiable: q (B, Tq, H, D), k and v (B, Tk, K, D) -> (B, Tq, H, D).
 
@@ -74,8 +71,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     return out.transpose(1, 2)
 
 
-# Some of the keys
-
 def part(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Attention to some of the keys, without gradient: q (B, Tq, H, D), k and v (B, Tk, K, D) -> out (B, Tq, H, D) and
     its log-sum-exp (B, Tq, H, 1), to be merged with other parts. mask (B, 1, 1, Tk) is added to the scores.
@@ -90,19 +85,19 @@ def part(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | N
         return out, lse.transpose(1, 2)[..., None]
     k, v = _keys_by_head(q, k, v, causal)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        _fold(q, k), k, v, 0.0, causal, attn_mask=mask)
-    return _unfold(out, q), _unfold(lse[..., None], q)
+        _regroup(q, k), k, v, 0.0, causal, attn_mask=mask)
+    return _regroup(out, q), _regroup(lse[..., None], q)
 
 
 def part_plain(q, k, v, causal=False, mask=None) -> tuple[Tensor, Tensor]:
     """The reference of part: the formula, in float32 at least, with a matrix of all scores. Differentiable."""
     k, v = _keys_by_head(q, k, v, causal)
-    scores = _scores(_fold(q, k), k, causal)                                   # (B, K, Tq H/K, Tk)
+    scores = _scores(_regroup(q, k), k, causal)                                   # (B, K, Tq H/K, Tk)
     if mask is not None:
         scores = scores + mask
     lse = scores.logsumexp(-1, keepdim=True)
     out = (scores - lse).exp() @ v.to(scores.dtype)
-    return _unfold(out, q).to(q.dtype), _unfold(lse, q)
+    return _regroup(out, q).to(q.dtype), _regroup(lse, q)
 
 
 def part_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool = False
@@ -119,8 +114,8 @@ def part_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, ls
     num_kv_heads = k.shape[2]
     k, v = _keys_by_head(q, k, v, causal)
     dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        _fold(grad, k), _fold(q, k), k, v, _fold(out, k), _fold(lse, k)[..., 0], 0.0, causal)
-    return _unfold(dq, q), _sum_heads(dk, num_kv_heads), _sum_heads(dv, num_kv_heads)
+        _regroup(grad, k), _regroup(q, k), k, v, _regroup(out, k), _regroup(lse, k)[..., 0], 0.0, causal)
+    return _regroup(dq, q), _sum_heads(dk, num_kv_heads), _sum_heads(dv, num_kv_heads)
 
 
 def part_backward_plain(grad, q, k, v, out, lse, causal=False) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,11 +123,11 @@ def part_backward_plain(grad, q, k, v, out, lse, causal=False) -> tuple[Tensor, 
     num_kv_heads, dtype = k.shape[2], q.dtype
     grad, q, k, v, out = (x.to(lse.dtype) for x in (grad, q, k, v, out))
     k, v = _keys_by_head(q, k, v, causal)
-    q_rows, grad_rows, out_rows = _fold(q, k), _fold(grad, k), _fold(out, k)   # (B, K, Tq H/K, D)
-    weights = (_scores(q_rows, k, causal) - _fold(lse, k)).exp()               # (B, K, Tq H/K, Tk)
+    q_rows, grad_rows, out_rows = _regroup(q, k), _regroup(grad, k), _regroup(out, k)   # (B, K, Tq H/K, D)
+    weights = (_scores(q_rows, k, causal) - _regroup(lse, k)).exp()               # (B, K, Tq H/K, Tk)
     shared = (grad_rows * out_rows).sum(-1, keepdim=True)
     d_scores = weights * (grad_rows @ v.mT - shared) * q.shape[-1] ** -0.5
-    dq = _unfold(d_scores @ k, q)
+    dq = _regroup(d_scores @ k, q)
     dk = _sum_heads(d_scores.mT @ q_rows, num_kv_heads)
     dv = _sum_heads(weights.mT @ grad_rows, num_kv_heads)
     return dq.to(dtype), dk.to(dtype), dv.to(dtype)
@@ -156,14 +151,9 @@ def _keys_by_head(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor
     return k, v
 
 
-def _fold(x: Tensor, k: Tensor) -> Tensor:
-    """(B, Tq, H, D) -> (B, K, Tq H/K, D), with K as in k (B, K, ...)."""
-    return x.unflatten(2, (k.shape[1], -1)).transpose(1, 2).flatten(2, 3)
-
-
-def _unfold(x: Tensor, q: Tensor) -> Tensor:
-    """(B, K, Tq H/K, D) -> (B, Tq, H, D), with Tq as in q (B, Tq, ...)."""
-    return x.unflatten(2, (q.shape[1], -1)).transpose(1, 2).flatten(2, 3)
+def _regroup(x: Tensor, like: Tensor) -> Tensor:
+    """(B, Tq, H, D) -> (B, K, Tq H/K, D), like k (B, K, ...). And back, like q (B, Tq, ...)."""
+    return x.unflatten(2, (like.shape[1], -1)).transpose(1, 2).flatten(2, 3)
 
 
 def _sum_heads(x: Tensor, num_kv_heads: int) -> Tensor:

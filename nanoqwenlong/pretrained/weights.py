@@ -165,9 +165,8 @@ def read_index(directory: Path) -> dict[str, str]:
     path = directory / INDEX
     if not path.is_file():
         for other in sorted(directory.iterdir()):
-            require(other.suffix not in (".bin", ".pt", ".pth", ".pkl", ".ckpt"),
-                    f"{directory} holds only pickled weights ({other.name}). A pickle can run code: convert it with "
-                    "transformers' save_pretrained")
+            require(other.suffix not in (".bin", ".pt", ".pth", ".pkl", ".ckpt"), f"{directory} holds only pickled "
+                    f"weights ({other.name}). A pickle can run code: convert it with transformers' save_pretrained")
         raise FileNotFoundError(f"{directory} holds neither model.safetensors nor {INDEX}")
     listed = read_json(path).get("weight_map")
     require(isinstance(listed, dict) and all(isinstance(entry, str) for entry in listed.values()),
