@@ -144,13 +144,13 @@ def lost_ranks(error: BaseException | None) -> LostRanks | None:
     is_gloo = type(error) is RuntimeError and size() > 1 and any(word in str(error).lower() for word in words)
     if not is_gloo and not isinstance(error, dist.DistError):
         return None
-    missing = "another rank"
+    silent = []
     with suppress(RuntimeError, ValueError):                   # if the rank that held the store is gone
         store = dist.distributed_c10d._get_default_store()
         store.set(f"alive/{rank()}", "yes")
         time.sleep(3)
         silent = [str(number) for number in range(size()) if not store.check([f"alive/{number}"])]
-        missing = f"rank {', '.join(silent)}" if silent else missing
+    missing = f"rank {', '.join(silent)}" if silent else "another rank"
     return LostRanks(f"rank {rank()} lost {missing}: {' '.join(str(error).split())[:160]} (ranks wait "
                      f"{timeout.total_seconds() / 60:g} minutes for each other: --timeout-minutes); what that rank "
                      "reported stands above; the same command resumes the run from its last checkpoint")
@@ -172,10 +172,8 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], dtype: torch.dtype, dev
     if not dist.is_initialized():
         dist.init_process_group(NCCL if kind == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     replicas = replicas or num_hosts()
-    shape, names = (size(),), ("shard",)
-    if replicas > 1:
-        shape, names = (replicas, size() // replicas), ("replicate", "shard")
-    settings = dict(mesh=init_device_mesh(kind, shape, mesh_dim_names=names))
+    shape = (replicas, size() // replicas) if replicas > 1 else (size(),)
+    settings = dict(mesh=init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard")[-len(shape):]))
     if dtype != weights_dtype:
         settings["mp_policy"] = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=weights_dtype)
     if offload:
