@@ -19,12 +19,9 @@ from .records import Example
 from .reward.judge import Complete, Judge
 from .reward.tasks import missing_package
 
-# Data
 
 def questions(cfg, say: Callable[[str], None], split: str = "train") -> list[Example]:
-    """The examples in the files of --data, or else of the toy task: short and long documents of this split.
-
-    `say` reports rows that were left out."""
+    """The examples of --data, or else of the toy task, with short and long documents. `say` reports left-out rows."""
     shares = data.shares(cfg.task)
     if cfg.data:
         examples = data.read(cfg.data, need_question=True, tell=say if cfg.skip_bad_rows else None)
@@ -63,9 +60,7 @@ def curriculum(cfg, examples: Sequence[Example], say: Callable) -> tuple[list[Ph
 
 
 def read_difficulty(path: Path, known) -> dict[str, float]:
-    """The mean rewards that eval.py --difficulty wrote, for examples whose id is in `known`.
-
-    Raises DataError if the file is invalid or has none of these ids."""
+    """{id: mean reward} for ids in `known`, from a file of eval.py --difficulty. Raises DataError if it is invalid."""
     if not path.is_file():
         raise FileNotFoundError(f"difficulty file {path} is not there")
     means = read_json(path).get("mean_rewards")
@@ -75,8 +70,6 @@ def read_difficulty(path: Path, known) -> dict[str, float]:
         raise DataError(f"{path} has none of this run's example ids: measure the same data with eval.py --difficulty")
     return {key: value for key, value in means.items() if key in known}
 
-
-# Models
 
 def tokenizer(cfg, run) -> Tokenizer:
     """The tokenizer of the checkpoint that the run resumes from, or else of --model."""
@@ -91,20 +84,17 @@ def policy(cfg, run) -> Qwen:
         model, _ = toy.new_model(cfg.seed)
         run.prepare(model.to(run.device, run.weights_dtype))
     else:
-        source = run.source or cfg.model
-        model = Qwen.from_pretrained(source, run.weights_dtype, run.device, run.prepare, cfg.check_finite)
+        model = Qwen.from_pretrained(run.source or cfg.model, run.weights_dtype, run.device, run.prepare,
+                                     cfg.check_finite)
     model.checkpointing = cfg.checkpointing
     return model
 
 
 def reference(cfg, run) -> Qwen | None:
     """The starting model, if the settings ask for a KL to it."""
-    if cfg.kl_coef or cfg.measure_kl:
-        return Qwen.from_pretrained(cfg.model, run.dtype, run.device, run.prepare)
-    return None
+    needed = cfg.kl_coef or cfg.measure_kl
+    return Qwen.from_pretrained(cfg.model, run.dtype, run.device, run.prepare) if needed else None
 
-
-# The judge
 
 def check_judge(cfg) -> None:
     """Raises ConfigError if the judge may take longer than ranks wait for each other."""
@@ -117,17 +107,14 @@ def judge_of(cfg, key: str, device: str, dtype: torch.dtype, prepare: Callable |
     """The judge that the settings name, or None. `key` is for a server. The rest is as in Qwen.from_pretrained."""
     if not cfg.judge:
         return None
-    return judge(cfg.judge, cfg.judge_model, key, seed=cfg.seed, device=device, dtype=dtype, prepare=prepare,
-                 deadline=60 * cfg.judge_minutes)
+    return judge(cfg.judge, cfg.judge_model, key, cfg.seed, device, dtype, prepare, deadline=60 * cfg.judge_minutes)
 
 
-def judge(where: str, model: str = "", key: str = "", seed: int = 0, device: str | torch.device = "cpu",
-          dtype: torch.dtype = torch.float32, prepare: Callable | None = None, max_new_tokens: int = 256,
-          **limits) -> Judge:
+def judge(where: str, model: str = "", key: str = "", seed: int = 0, device: str = "cpu", dtype=torch.float32,
+          prepare: Callable | None = None, max_new_tokens: int = 256, **limits) -> Judge:
     """The judge at `where`: the URL of a server, or the directory of a Hugging Face model. All ranks call it alike.
 
-    model, key, limits: for a server. The name of the model there, its key, and the other arguments of `Server`.
-    Raises ConfigError if `where` is neither, and ModelError if the directory is invalid."""
+    model, key, limits: for `Server`. Raises ConfigError if it is neither, ModelError if the directory is invalid."""
     if "://" in str(where):
         from .reward.judge_server import Server                # imported here: httpx takes a quarter of a second
         return Judge(Server(where, model, key, max_new_tokens=max_new_tokens, **limits), model, seed)

@@ -12,9 +12,8 @@ from dataclasses import asdict, replace
 from . import parallel
 from .records import Example, Score
 from .reward.judge import LONGEST_ANSWER, LONGEST_GOLD, Question
-from .reward.numbers import number
 from .reward.tasks import TASKS, extract, gold_problem, task_named
-from .reward.text import ARTICLES, normalise
+from .reward.text import ARTICLES, normalise, number
 
 __all__ = ["TASKS", "Score", "agreed", "extract", "gold_problem", "score", "score_all"]
 

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 
 from nanoqwenlong.reward.answers import choice, final, matches, near, said, statement
-from nanoqwenlong.reward.lists import items
-from nanoqwenlong.reward.numbers import number
-from nanoqwenlong.reward.text import normalise
+from nanoqwenlong.reward.measures import items
+from nanoqwenlong.reward.text import normalise, number, plain
 
 # What was said
 
@@ -311,3 +310,18 @@ def test_an_option_may_be_about_other_options():
 
 def test_powers_of_ten_may_be_raised():
     assert matches("1.2 × 10³", "1200") and matches("1.2×10⁻³", "0.0012") and not matches("10²", "102")
+
+
+def test_texts_made_plain_and_normal():
+    assert plain("（１，０００）") == "(1,000)" and plain(r"$\frac{1}{2}$") == "1/2" and plain("Os\u200blo\x00") == "Oslo"
+    assert normalise("-20.4 km") == "-20.4 km" and normalise("AA-") == "aa minus"
+    assert normalise("> 5% of sales") == "more than 5 percent of sales"
+    written = ("1,000.50", "-$5 million", "1.2 × 10^3", "(3/4)", "12 %", "1e-3", "-.5", "+5.", "$-1,000")
+    values = ["2001/2", "-5000000", "1200", "3/4", "12", "1/1000", "-1/2", "5", "-1000"]
+    assert [str(number(text).value) for text in written] == values
+    assert [number(text) for text in ("12,34", "five", "4-5")] == [None] * 3
+
+
+def test_items():
+    assert items("1. Tea\n\n2) the salt") == ["tea", "salt"] and items("Doe, Jane", ["doe jane"]) == ["doe jane"]
+    assert items("tea, salt and pepper", ["rope"]) == ["tea", "salt", "pepper"]

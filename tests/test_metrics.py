@@ -530,3 +530,22 @@ def test_what_took_too_long_is_not_tried_again(monkeypatch):
     asked = []
     monkeypatch.setattr(measures.worker, "ask", lambda question: asked.append(question))
     assert [math("y+100000000", "x+1") for _ in range(3)] == [0, 0, 0] and len(asked) == 1
+
+
+@pytest.mark.parametrize("measure, answer, gold, value", [
+    (accuracy, "(b)", "B", 1), (accuracy, "Bananas", "B", 0),
+    (accuracy, "A or B", "B", 0), (accuracy, "Oslo", "oslo", 1),
+    (math, "42", "42.0", 1), (math, "-5", "5", 0), (math, r"$\frac{3}{4}$", "0.75", 1), (math, "x + 1", "$x+1$", 1),
+    (math, "40+2", "42", 0), (math, "5 or 6", "5", 0),
+    (f1, "- tea\n\n- salt", "salt\ntea", 1), (f1, "tea\nrice", "salt\ntea\noil", 0.4),
+    (sub_em, "tea", "tea\nsalt", 0.5), (sub_em, "tea\nsalt\nrice\noil", "tea\nsalt", 0.5),
+    (ndcg, "a\nb\nc", "a\nb\nc", 1), (ndcg, "b\na\nc", "a\nb\nc", 0.922), (ndcg, "x\na\nb\nc", "a\nb\nc", 0.607),
+    (pairwise, "a\nb\nc", "a\nb\nc", 1), (pairwise, "b\na\nc", "a\nb\nc", 0.667),
+    (pairwise, "a\nb\nc\nx", "a\nb\nc", 0.5),
+    (pairwise, "a", "a", 0),
+    (iou, '{"data": [["Oslo", "1,000"]]}', '[["oslo", 1000]]', 1),
+    (iou, "[[1], [2], [2]]", "[[2], [2], [3], [4]]", 0.4),
+    (rouge_l, "The cat sat.", "the cat sat", 1), (rouge_l, "the dog sat", "the cat sat", 0.667),
+    (rouge_l, "東京都", "京都", 0.8)])
+def test_a_few_values_that_can_be_checked_by_hand(measure, answer, gold, value):
+    assert round(measure(answer, gold), 3) == value

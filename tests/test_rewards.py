@@ -55,6 +55,10 @@ def test_extract(text, answer):
     assert extract(text) == answer
 
 
+def test_only_some_tasks_take_a_bare_answer():
+    assert (extract("<think>hm</think> four"), extract("<think>hm</think> four", "em")) == ("", "four")
+
+
 # Scores
 
 def test_any_accepted_answer_counts():

@@ -7,8 +7,7 @@ No text makes these functions fail, none is ever evaluated, and 10 MB take a sec
 
 import re
 
-from .numbers import number, same
-from .text import normalise, plain
+from .text import normalise, number, plain, same
 
 QUOTES = " \t\r\"'`“”‘’"                # around an answer: the prompt itself shows the sentence in quotes
 LINE, WHOLE = 10_000, 100_000           # characters of a statement and of a final answer; longer ones are invalid

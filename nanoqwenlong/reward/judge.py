@@ -1,11 +1,7 @@
 """Does an answer say the same as the right one? A model is asked. Without a clear verdict the answer is unscorable.
 
-    Judge.ask(questions) -> 1.0, 0.0 or NaN for each           prompt -> complete -> verdict
-    complete(prompts) -> replies, None: no reply               a Server over HTTP, or a model of our own (build.judge)
-
 The judge reads text of a policy that learns to please it. So it sees only question, right answers and stated answer,
-cut, cleaned, and fenced by lines with a code. Some of its questions are canaries: their answer is known. No reply, no
-clear verdict, a canary judged wrongly: all give NaN.
+cut, cleaned, and fenced by lines with a code. Some of its questions are canaries: their answer is known.
 """
 
 import json
@@ -46,6 +42,8 @@ for _question, _gold, _right, _wrong in (
         ("How many days does a week have?", "7", "seven days", "twelve"),
         ("Who wrote the play Hamlet?", "William Shakespeare", "Shakespeare", "Charles Dickens")):
     CANARIES += [(Question(_question, (_gold,), _right), 1.0), (Question(_question, (_gold,), _wrong), 0.0)]
+# "not [[YES]]", or words after the verdict
+TURNED = re.compile(r"(\b(not|never)|n['’]t)\W*((say|write)\W*)?\[\[(YES|NO)\]\]|\[\[(YES|NO)\]\].*\w", re.IGNORECASE)
 
 
 class Judge:
@@ -56,9 +54,8 @@ class Judge:
     counts: of questions since the last take(): asked, cached (known, or asked twice), canaries_wrong."""
 
     def __init__(self, complete: Complete, name: str = "", seed: int = 0):
-        self.complete, self.name, self.seed = complete, name, seed
+        self.complete, self.name, self.seed, self.counts = complete, name, seed, Counter()
         self.verdicts: dict[str, float] = {}                   # in the order they were first asked for
-        self.counts = Counter()
         self.troubles, self.last_troubles = [], []             # since the last take(), and before it
 
     def ask(self, questions: Sequence[Question]) -> list[float]:
@@ -77,24 +74,15 @@ class Judge:
         first, num_canaries = 2 * int(next(iter(new)), 16), 2 * math.ceil(len(new) / PER_CANARIES)
         canaries = [CANARIES[(first + i) % len(CANARIES)] for i in range(num_canaries)]
         shown = [prompt(question, nonce(question, self.seed)) for question, _ in canaries] + list(new.values())
-        # 2. Ask
         replies = self.complete(shown)
         if not isinstance(replies, list) or len(replies) != len(shown) or {*map(type, replies)} - {str, type(None)}:
             raise TypeError(f"a judge's `complete` has to return a list of {len(shown)} texts, None if missing")
-        # 3. Read the verdicts. A hundred questions with a wrong canary get none
         values = [math.nan if reply is None else verdict(reply) for reply in replies]
         wrong = [value == 1.0 - known for (_, known), value in zip(canaries, values)]
         self.counts["canaries_wrong"] += sum(wrong)
-        self._note_trouble(replies.count(None), values, wrong)
-        verdicts = {}
-        for place, (key, value) in enumerate(zip(new, values[num_canaries:])):
-            pair = 2 * (place // PER_CANARIES)
-            verdicts[key] = math.nan if any(wrong[pair:pair + 2]) else value
-        return verdicts
-
-    def _note_trouble(self, num_missing: int, values: list[float], wrong: list[bool]) -> None:
-        """Keep a sentence about what went wrong with these replies, if anything did."""
-        num_open, reasons = sum(map(math.isnan, values)), Counter(getattr(self.complete, "problems", {}))
+        # 2. Note what went wrong
+        num_missing, num_open = replies.count(None), sum(map(math.isnan, values))
+        reasons = Counter(getattr(self.complete, "problems", {}))
         reasons["no reply"] += max(0, num_missing - reasons.total())
         reasons["no single verdict on the last line of the reply"] += num_open - num_missing
         if num_open:
@@ -103,6 +91,12 @@ class Judge:
         if any(wrong):
             self.troubles.append(f"{sum(wrong)} of {len(wrong)} questions with a known answer judged wrongly, so the "
                                  "verdicts they vouch for do not count")
+        # 3. A hundred questions with a wrong canary get no verdict
+        verdicts = {}
+        for place, (key, value) in enumerate(zip(new, values[num_canaries:])):
+            pair = 2 * (place // PER_CANARIES)
+            verdicts[key] = math.nan if any(wrong[pair:pair + 2]) else value
+        return verdicts
 
     def trouble(self) -> str:
         """What went wrong since the last take() but one, or ""."""
@@ -121,28 +115,21 @@ class Judge:
         self.verdicts = dict(state)
 
 
-# What the judge is shown, and what it says
-
 def nonce(question: Question, seed: int = 0) -> str:
     """The code around the parts of a question: a hash of the parts, in hexadecimal. No text can foresee it."""
     return blake2b(json.dumps(question).encode(), key=str(seed).encode()[:64], digest_size=8).hexdigest()
 
 
 def prompt(question: Question, nonce: str) -> str:
-    """What the judge is asked. Only the text between the lines `<<<NONCE ...` and `NONCE>>>` varies: always one line.
-
-        <<<NONCE answer 1
-        Oslo
-        NONCE>>>"""
-    end_of_question = cut(clean(question.question, nonce)[::-1], LONGEST_QUESTION)[::-1]
-    answer = cut(clean(question.answer, nonce), LONGEST_ANSWER)
+    """What the judge is asked. Only the lines between `<<<NONCE ...` and `NONCE>>>` vary: one line for each part."""
     golds = ""
     for text in question.golds:
         text = re.sub(r"(?<!\S)\|(?!\S)", "/", clean(text, nonce))
         longer = f"{golds} | {text}" if golds else cut(text, LONGEST_GOLD)
         if text and len(longer) <= LONGEST_GOLD:               # only whole ones: half a name would be another answer
             golds = longer
-    parts = (("question", end_of_question), ("answer 1", answer), ("answer 2", golds))
+    parts = (("question", cut(clean(question.question, nonce)[::-1], LONGEST_QUESTION)[::-1]),       # its end
+             ("answer 1", cut(clean(question.answer, nonce), LONGEST_ANSWER)), ("answer 2", golds))
     return PROMPT.format("\n\n".join(f"<<<{nonce} {title}\n{text}\n{nonce}>>>" for title, text in parts))
 
 
@@ -156,10 +143,6 @@ def clean(text: str, nonce: str) -> str:
 def cut(text: str, longest: int) -> str:
     """The text, or its beginning and a mark of the cut: together at most `longest` characters."""
     return text if len(text) <= longest else text[:longest - 4].rstrip() + " ..."
-
-
-TURNED = re.compile(r"(?:\b(?:not|never)|n['’]t)\W*(?:(?:say|write)\W*)?\[\[(?:YES|NO)\]\]|\[\[(?:YES|NO)\]\].*\w",
-                    re.IGNORECASE)      # "not [[YES]]", or words after the verdict
 
 
 def verdict(reply: str) -> float:

@@ -1,7 +1,4 @@
-"""Texts completed by a model behind an OpenAI-style HTTP server, which may be slow, broken, or down.
-
-    Server(url, model, key)(prompts) -> replies, None for those that did not come, all by a deadline
-"""
+"""Texts completed by a model behind an OpenAI-style HTTP server, which may be slow, broken, or down."""
 
 import json
 import random
@@ -23,15 +20,13 @@ LARGEST = 1_000_000                     # bytes of a response
 
 
 class Server:
-    """Completes prompts by POST url/chat/completions at temperature 0, many at once. Rank 0 posts for all ranks.
+    """server(prompts) -> replies, None if missing, by POST url/chat/completions at temperature 0. Rank 0 posts for all.
 
     deadline, timeout: seconds for a whole call and for one try. Nothing that the server does raises an error.
     tries, pause: for one prompt. The pauses are `pause` seconds, twice that, and so on, less up to a half at random,
     but at least what Retry-After says. A prompt fails when the next pause would end after the deadline.
     problems: the reasons of the last call, one for each prompt without a reply.
-
-    Only the host of `url` is contacted, without redirects and proxies. The key goes only into a request header. Raises
-    ConfigError for an invalid model, key or URL, without repeating it."""
+    Raises ConfigError for an invalid model, key or URL, without repeating it."""
 
     def __init__(self, url: str, model: str, key: str = "", concurrency: int = 16, deadline: float = 300.0,
                  timeout: float = 60.0, tries: int = 5, pause: float = 1.0, max_new_tokens: int = 256):
@@ -93,8 +88,8 @@ class Server:
 
     def _post(self, client: httpx.Client, prompt: str, end: float) -> tuple[str | None, str, float]:
         """(reply, reason, seconds before another try may help). The server's words may hold the key: never repeated."""
-        body = {"model": self.name, "messages": [{"role": "user", "content": prompt}], "temperature": 0,
-                "max_tokens": self.max_new_tokens}
+        messages = [{"role": "user", "content": prompt}]
+        body = {"model": self.name, "messages": messages, "temperature": 0, "max_tokens": self.max_new_tokens}
         received, seconds = bytearray(), max(1e-3, end - time.monotonic())
         try:
             with client.stream("POST", self.url, content=json.dumps(body), timeout=seconds) as response:
@@ -105,7 +100,7 @@ class Server:
                     if len(received) > LARGEST:
                         return None, f"a response of more than {LARGEST} bytes", 0.0
                     if time.monotonic() > end:
-                        return None, "timed out", 0.0
+                        raise httpx.ReadTimeout("a slow body")
         except httpx.TimeoutException:
             return None, "timed out", 0.0
         except httpx.RemoteProtocolError:
@@ -134,9 +129,8 @@ def refusal(status: int, retry_after: str) -> tuple[str, float]:
     hints = {401: " (is the key right?)", 403: " (is the key right?)", 404: " (is the model's name right?)"}
     hint = ", a redirect, which is not followed" if status // 100 == 3 else hints.get(status, "")
     seconds = re.fullmatch(r"\s*(\d{1,9}(\.\d+)?)\s*", retry_after, re.ASCII)      # it may also be a date: ignored
-    if status < 500 and status not in (408, 409, 425, 429):
-        return f"HTTP {status}{hint}", float("inf")
-    return f"HTTP {status}{hint}", float(seconds[1]) if seconds else 0.0
+    wait = float(seconds[1]) if seconds else 0.0
+    return f"HTTP {status}{hint}", wait if status >= 500 or status in (408, 409, 425, 429) else float("inf")
 
 
 def content(body: bytes) -> str | None:

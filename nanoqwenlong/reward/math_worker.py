@@ -1,9 +1,7 @@
-"""Are two mathematical expressions the same? math-verify decides, in a process of its own. No torch.
-
-    Worker().ask(["\\\\frac{1}{2}", "0.5"])  --a line of JSON-->  this file, run as a program  --a line of JSON-->  True
+"""Are two mathematical expressions the same? math-verify decides, in a process of its own: this file, run as a program.
 
 A short text ("100000000!") can keep sympy busy for hours or fill the memory. math-verify guards itself by an alarm
-signal, which works only in a main thread. A process can simply be killed.
+signal, which works only in a main thread. A process can simply be killed. No torch.
 """
 
 import atexit
@@ -27,18 +25,17 @@ def installed() -> bool:
 
 
 class Worker:
-    """A process that answers questions. A question starts it if it does not run, and kills it if it takes too long.
-    Threads take turns. A forked child starts its own process."""
+    """A process that answers questions. A question starts it if it does not run, and kills it if it takes too long."""
 
     def __init__(self, command=(sys.executable, __file__), deadline: float = DEADLINE):
         self.command, self.deadline = command, deadline
-        self.process, self.lock = None, threading.Lock()
+        self.process, self.lock = None, threading.Lock()       # threads take turns
         atexit.register(self.stop)
         os.register_at_fork(after_in_child=self.leave)
 
     def ask(self, question):
-        """The reply. None if the process died or took too long, or if the question is too long: only PIPE_BUF bytes
-        (4,096 on Linux) pass through a pipe in one piece. Raises RuntimeError if the process does not start."""
+        """The reply. None if the process died or took too long, or if the question is longer than PIPE_BUF, 4,096 bytes
+        on Linux, which pass through a pipe in one piece. Raises RuntimeError if the process does not start."""
         line, reply = json.dumps(question).encode() + b"\n", b""
         if len(line) > select.PIPE_BUF:
             return None
@@ -64,8 +61,7 @@ class Worker:
 
     def read(self, seconds: float) -> bytes:
         """The next line that the process writes, b"" if it died or did not write one in time."""
-        line, end, pipe = b"", time.monotonic() + seconds, self.process.stdout
-        arrivals = select.poll()
+        line, end, pipe, arrivals = b"", time.monotonic() + seconds, self.process.stdout, select.poll()
         arrivals.register(pipe, select.POLLIN)
         while not line.endswith(b"\n"):
             in_time = arrivals.poll(max(0, 1000 * (end - time.monotonic())))
@@ -91,16 +87,13 @@ class Worker:
 
 
 def serve() -> None:
-    """The program of the process. It ignores signals for the main program (Ctrl-C, a scheduler's SIGTERM). If the main
-    program dies, an alarm ends it after one comparison at most."""
+    """The process's program. It ignores signals for the main program. If that dies in a comparison, an alarm ends it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         import resource
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most), most))
-    here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [folder for folder in sys.path if folder != here]            # our numbers.py would hide Python's
     sys.stdout = sys.stderr                                    # what others print must not reach the main program
     from math_verify import LatexExtractionConfig, parse, verify
     settings = dict(extraction_config=[LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)

@@ -2,47 +2,44 @@
 
 Each takes an answer and a gold answer as texts, and returns a number from 0 to 1, or a bool. The gold answer itself
 earns exactly 1, an empty answer 0. No text makes a measure fail, so an exception is a bug and is raised.
-
-    one value     em  accuracy  math              a list        f1  sub_em  ndcg  pairwise      (lists.py)
-    a text        rouge_l                         a table       iou                             gold: JSON
 """
 
 import json
 import re
 import unicodedata
+from bisect import bisect, insort
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from functools import lru_cache
+from math import comb, log2
 
 from . import math_worker
 from .answers import choice, matches as em
-from .lists import f1, ndcg, pairwise, sub_em
-from .numbers import number
-from .text import normalise
+from .text import normalise, number, plain
 
-__all__ = ["em", "accuracy", "math", "f1", "sub_em", "ndcg", "pairwise", "iou", "rouge_l"]
+worker = math_worker.Worker()
+ASSIGNED = re.compile(r"^[a-zA-Z](_\w)?\s*=\s*")             # x = 5
+CALCULATION = re.compile(r"""
+    (?<=[^\s({])\s*[-+*/×·÷] | [!^=]
+    | \\(?!(?:[dt]?frac|text|mathrm|left|right|circ|degree)(?![a-z]))[a-z]
+    """, re.VERBOSE)
+BULLET = re.compile(r"^\s*(?:[-*+•·–—]|\(?\d{1,3}[.)])\s")
+CJK = "\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"    # Han and kana
+WORD = re.compile(f"[{CJK}]|[^\\W_{CJK}]+")
+SPELT = re.compile(r"\w[\u0300-\u036f]{1,4}|[\uff01-\uff9f]")    # a letter and its accent apart, full-width forms
 
-
-# One value
 
 def accuracy(answer: str, gold: str) -> bool:
-    """Whether the right option was chosen. If the gold answer is not an option's letter: exact match.
-
-    >>> accuracy("(b)", "B"), accuracy("Bananas", "B"), accuracy("A or B", "B"), accuracy("Oslo", "oslo")
-    (True, False, False, True)
-    """
+    """Whether the right option was chosen. If the gold answer is not an option's letter: exact match."""
     return choice(answer) == choice(gold) if choice(gold) else em(answer, gold)
 
 
 def math(answer: str, gold: str) -> bool:
-    r"""Whether two values are equal: numbers exactly, words as words.
+    """Whether two values are equal: numbers exactly, words as words.
 
     Everything else is equal if it is written the same, or if math-verify (where installed) finds it equal within 5
     seconds, to 6 decimals, units ignored. If the gold answer is a number, a calculation is wrong even if its value is
-    right: otherwise the question itself would be an answer ("37*41"). "5 or 6" is a set, not 5.
-
-    >>> math("42", "42.0"), math("-5", "5"), math(r"$\frac{3}{4}$", "0.75"), math("x + 1", "$x+1$"), math("40+2", "42")
-    (True, False, True, True, False)
-    """
+    right: otherwise the question itself would be an answer ("37*41")."""
     if not (number(answer) and number(gold)):
         answer, gold = bare(answer), bare(gold)
     if number(gold):
@@ -52,14 +49,6 @@ def math(answer: str, gold: str) -> bool:
     if answer == "" or number(gold) and CALCULATION.search(answer):
         return False
     return answer == gold or math_worker.installed() and verified(gold, answer)
-
-
-ASSIGNED = re.compile(r"^[a-zA-Z](_\w)?\s*=\s*")             # x = 5
-CALCULATION = re.compile(r"""
-    (?<=[^\s({])\s*[-+*/×·÷] | [!^=]
-    | \\(?!(?:[dt]?frac|text|mathrm|left|right|circ|degree)(?![a-z]))[a-z]
-    """, re.VERBOSE)
-worker = math_worker.Worker()
 
 
 @lru_cache(maxsize=100_000)
@@ -75,16 +64,88 @@ def bare(formula: str) -> str:
     return re.sub(r"\s+(?!\w)|(?<!\w)\s+", "", formula)
 
 
-# A table
+def items(answer: str, gold_items: Sequence[str] = ()) -> list[str]:
+    """The items, normalised: the answer's lines without bullets and numbers. With `gold_items`, a single line that is
+    none of them is cut at ";", at arrows, or else at "," and the last "and"."""
+    known = set(map(normalise, gold_items))
+
+    def item(line: str) -> str:
+        whole = normalise(line)                                # "7. Symphony" stays whole if it is a gold item
+        return whole if whole in known else normalise(BULLET.sub("", line))
+
+    lines = list(filter(None, map(item, answer.split("\n"))))
+    if len(lines) != 1 or not known or lines[0] in known:
+        return lines
+    line = plain(answer)
+    commas = r"(?<!\d),|,(?!\d)|、"
+    if not number(line) and re.fullmatch(r"[\d,]+", line):                     # 3,1,2
+        commas = ","
+    separator = next((mark for mark in (";", "→", " > ") if mark in line), commas)
+    *first, last = re.split(separator, line)
+    last = [last] if normalise(last) in known else re.split(r"(?:^|\s)and\s", last)
+    return list(filter(None, map(item, first + last)))
+
+
+def both(answer: str, gold: str) -> tuple[list[tuple], list[tuple]]:
+    """The items of the answer and of the gold answer, each with how often it came before: ("tea", 0), ("tea", 1)."""
+    gold_items, sides = items(gold), []
+    for side in (items(answer, gold_items), gold_items):
+        before = Counter()
+        sides.append([])
+        for item in side:
+            sides[-1].append((item, before[item]))
+            before[item] += 1
+    return tuple(sides)
+
+
+def f1(answer: str, gold: str) -> float:
+    """F1 of two sets of items (van Rijsbergen 1979): 2 |A & G| / (|A| + |G|)."""
+    a, g = ({item for item, _ in side} for side in both(answer, gold))
+    return 2 * len(a & g) / max(len(a) + len(g), 1)
+
+
+def sub_em(answer: str, gold: str) -> float:
+    """The smaller of recall and precision of the items: |A & G| / max(|A|, |G|). A repeated item counts repeatedly."""
+    a, g = map(set, both(answer, gold))
+    return len(a & g) / max(len(a), len(g), 1)
+
+
+def ndcg(answer: str, gold: str) -> float:
+    """Normalised discounted cumulative gain (Järvelin & Kekäläinen 2002) of the first k places, for k gold items.
+
+        NDCG = DCG(answer) / DCG(gold),    DCG = sum over the places i = 1..k of worth(i) / log2(i + 1)
+
+    The gain is linear, as in trec_eval's ndcg_cut_k: the first gold item is worth k, the last one 1. A wrong or
+    repeated item takes a place and is worth nothing."""
+    a, g = both(answer, gold)
+    worth = {item: len(g) - place for place, item in enumerate(g)}
+
+    def dcg(side: list[tuple]) -> float:
+        return sum(worth.get(item, 0) / log2(place + 2) for place, item in enumerate(side[:len(g)]))
+    return dcg(a) / dcg(g) if g else 0.0
+
+
+def pairwise(answer: str, gold: str) -> float:
+    """The share of pairs in the right order (those that Kendall 1938 calls concordant), of all pairs of items.
+
+    All n items are the gold items and those of the answer that are not among them, or not so often: C(n, 2) pairs.
+    A gold answer of one item has no order and gives 0."""
+    a, g = both(answer, gold)
+    if len(g) < 2:
+        return 0.0
+    place = {item: i for i, item in enumerate(g)}
+    num_right, before = 0, []                                  # before: gold places of the items so far, sorted
+    for item in a:
+        if item in place:
+            num_right += bisect(before, place[item])
+            insort(before, place[item])
+    return num_right / comb(len(set(a) | set(g)), 2)
+
 
 def iou(answer: str, gold: str) -> float:
-    r"""Intersection over union (Jaccard 1901) of the rows: |A & G| / |A | G|. A repeated row counts repeatedly.
+    """Intersection over union (Jaccard 1901) of the rows: |A & G| / |A | G|. A repeated row counts repeatedly.
 
-    Rows are equal if their cells are, in order: as numbers, or else as normalised texts. Two empty tables are equal.
-
-    >>> iou('{"data": [["Oslo", "1,000"]]}', '[["oslo", 1000]]'), iou("[[1], [2], [2]]", "[[2], [2], [3], [4]]")
-    (1.0, 0.4)
-    """
+    Rows are equal if their cells are, in order: as numbers, or else as normalised texts. Two empty tables are equal."""
     a, g = rows(answer), rows(gold)
     if a is None or g is None:
         return 0.0
@@ -95,17 +156,16 @@ def rows(text: str) -> Counter | None:
     """How often each row is in a JSON table: {"data": rows} or rows alone, in a markdown fence or not. None if invalid.
 
     A row is a list of cells, an object (its names count, their order does not), or one cell."""
-    fenced = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
+    text = (re.findall(r"```\w*\n(.*?)```", text, re.DOTALL) or [text])[-1]
     try:
-        table = json.loads(fenced[-1] if fenced else text, parse_int=str, parse_float=str, parse_constant=str)
-        if isinstance(table, dict):
-            table = table.get("data")
-        return Counter(map(row_of, table)) if isinstance(table, list) else None
+        table = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
+        table = table.get("data") if isinstance(table, dict) else table
+        return Counter(map(cells, table)) if isinstance(table, list) else None
     except (ValueError, RecursionError):                       # not JSON, or JSON of a thousand brackets
         return None
 
 
-def row_of(row) -> tuple:
+def cells(row) -> tuple:
     if isinstance(row, dict):
         return tuple(sorted((normalise(name), cell(value)) for name, value in row.items()))
     return tuple(map(cell, row if isinstance(row, list) else [row]))
@@ -120,28 +180,15 @@ def cell(value) -> str:
     return f"{parsed.value}{parsed.unit}" if parsed else normalise(text)
 
 
-# A text
-
-CJK = "\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"    # Han and kana
-WORD = re.compile(f"[{CJK}]|[^\\W_{CJK}]+")
-SPELT = re.compile(r"\w[\u0300-\u036f]{1,4}|[\uff01-\uff9f]")    # a letter and its accent apart, full-width forms
-
-
 def rouge_l(answer: str, gold: str) -> float:
-    """ROUGE-L (Lin 2004): F1 of the longest common subsequence of words, 2 LCS / (|A| + |G|).
-
-    >>> rouge_l("The cat sat.", "the cat sat"), round(rouge_l("the dog sat", "the cat sat"), 3), rouge_l("東京都", "京都")
-    (1.0, 0.667, 0.8)
-    """
+    """ROUGE-L (Lin 2004): F1 of the longest common subsequence of words, 2 LCS / (|A| + |G|)."""
     a, g = words(answer), words(gold)
     return 2 * common(a, g) / (len(a) + len(g)) if a and g else 0.0
 
 
 def words(text: str) -> list[str]:
-    """The runs of letters and digits, without case or stemming, as in the rouge-score package.
-
-    In Chinese and Japanese, where no spaces are written, each character is a word. Only parts that need it are put in
-    NFKC: a whole text may take the square of its length."""
+    """The runs of letters and digits, without case or stemming, as in the rouge-score package. A Chinese or Japanese
+    character is a word. Only parts that need it are put in NFKC: a whole text may take the square of its length."""
     return WORD.findall(SPELT.sub(lambda part: unicodedata.normalize("NFKC", part[0]), text).lower())
 
 

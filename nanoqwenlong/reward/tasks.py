@@ -53,11 +53,7 @@ def task_named(name: str) -> Task:
 
 
 def extract(text: str, task: str = "qa") -> str:
-    """The answer that a response gives, "" if it gives none.
-
-    >>> extract("the answer is 4"), extract("<think>hm</think> four"), extract("<think>hm</think> four", "em")
-    ('', '', 'four')
-    """
+    """The answer that a response gives, "" if it gives none."""
     said = answers.said(text)
     return "" if said is None else task_named(task).extract(said)
 

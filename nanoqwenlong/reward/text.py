@@ -1,7 +1,13 @@
-"""Texts made comparable: `plain` keeps lines and words, `normalise` keeps only what tells answers apart. No torch."""
+"""Texts made comparable. No torch, and no text is ever evaluated.
+
+`plain` keeps lines and words. `normalise` keeps only what tells answers apart. `number` reads a number exactly, as a
+fraction, and `same` compares two of them with their units.
+"""
 
 import re
 import unicodedata
+from fractions import Fraction
+from typing import NamedTuple
 
 ARTICLES = ("a", "an", "the")
 WIDE_CODES = (*range(0xFF01, 0xFF5F), *range(0xFFE0, 0xFFE7), *range(0xFB00, 0xFB07), 0x3000)
@@ -32,11 +38,7 @@ SPOKEN = [                              # signs that a normalised text says in w
 
 
 def plain(text: str) -> str:
-    """The text without full-width forms, invisible characters and simple LaTeX. Its lines are kept.
-
-    >>> plain("（１，０００）"), plain(r"$\\frac{1}{2}$"), plain("Os\\u200blo\\x00")
-    ('(1,000)', '1/2', 'Oslo')
-    """
+    """The text without full-width forms, invisible characters and simple LaTeX. Its lines are kept."""
     text = "".join(char for char in text.translate(WIDE) if char.isprintable() or char.isspace())
     if "\\" in text or "{" in text:
         for pattern, replacement in LATEX:
@@ -45,22 +47,70 @@ def plain(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """SQuAD's normalisation (lower case, no punctuation, no a/an/the, single spaces) with exceptions.
-
-    What makes a number is kept: a point or minus sign before a digit, so that 20.4 km is not 204 km. What tells names
-    apart is kept too: < or > before a number, percent after it, the sign of a grade, an A at the end.
-
-    >>> normalise("  The  Quick, 'brown' fox. "), normalise("-20.4 km"), normalise("> 5% of sales"), normalise("AA-")
-    ('quick brown fox', '-20.4 km', 'more than 5 percent of sales', 'aa minus')
-    """
+    """SQuAD's normalisation (lower case, no punctuation, articles, double spaces), but what tells answers apart stays:
+    a point or minus sign before a digit, < or > before a number, percent, the sign of a grade, an A at the end."""
     text = plain(text).translate(SIGNS).lower()
     for pattern, words in SPOKEN:
         text = re.sub(pattern, words, text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)                        # commas between thousands
     text = re.sub(r"(?<=\d)[^\w\s.-]+(?=\d)|(?<=\w)-|-(?!\.?\d)", " ", text)
-    text = re.sub(r"[.](?!\d)", "", text)
-    text = re.sub(r"[!\"#$%&'()*+,/:;<=>?@\[\\\]^_`{|}~。、・「」『』《》〈〉【】]", "", text)
+    text = re.sub(r"[.](?!\d)|[!\"#$%&'()*+,/:;<=>?@\[\\\]^_`{|}~。、・「」『』《》〈〉【】]", "", text)
     words = text.split()
     last = words[-1:] if words[-1:] == ["a"] else []                           # "Exhibit A"
     text = " ".join([word for word in words if word not in ARTICLES] + last or words)
     return unicodedata.normalize("NFC", text) if len(text) <= 2000 else text   # NFC takes the square of the length
+
+
+# Numbers
+
+LONGEST = 100                           # characters of a number; a longer text is not one
+CURRENCIES = {"us$": "$", "$": "$", "usd": "$", "us dollars": "$", "dollars": "$", "dollar": "$", "€": "€", "eur": "€",
+              "euros": "€", "euro": "€", "£": "£", "gbp": "£", "pounds": "£", "pound": "£", "¥": "¥元", "jpy": "¥",
+              "yen": "¥", "円": "¥", "cny": "元", "rmb": "元", "yuan": "元", "元": "元"}   # ¥: both
+UNITS = {**CURRENCIES, "%": "%", "percent": "%", "per cent": "%"}
+SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
+RAISED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
+NUMBER = re.compile(rf"""
+    [=≈~]?[ ]? (?P<sign>[+-]?) (?P<before>{"|".join(map(re.escape, CURRENCIES))})?[ ]? (?P<inner>[+-]?)
+    (?P<digits>(?:\d{{1,3}}(?:,\d{{3}})+|\d+)?(?:\.(?P<decimals>\d*))?)                       # 1,000.50
+    (?:e(?P<exponent>[+-]?\d{{1,3}}) | [ ]?[x×*][ ]?10\^(?P<power>[+-]?\d{{1,3}}))?           # e3, x 10^3
+    (?:/(?P<below>\d+))?                                                                      # 3/4
+    [ ]?(?P<scale>{"|".join(SCALES)})? [ ]?(?P<after>{"|".join(map(re.escape, UNITS))})?
+    """, re.VERBOSE | re.IGNORECASE | re.ASCII)
+
+
+class Number(NamedTuple):
+    value: Fraction                     # of what stands before the unit: 26/5 for 5.20%
+    unit: str                           # "%", a currency, or ""
+    step: Fraction                      # one unit of the last written digit: 1/100 for 5.20%, 0 for 3/4
+
+
+def number(text: str) -> Number | None:
+    """The number that a text is, None if it is anything more than a number ("5 km", "4-5"). Nothing is rounded."""
+    if len(text) > LONGEST:
+        return None
+    text = re.sub("(?<=10)[⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda raised: "^" + raised[0].translate(RAISED), plain(text))
+    text = " ".join(text.translate(SIGNS).split())
+    match = NUMBER.fullmatch(re.sub(r"^\((.*)\)$", r"\1", text).strip())
+    if not match or not re.search(r"\d", match["digits"], re.ASCII) or match["sign"] and match["inner"]:
+        return None
+    units = {UNITS[unit.lower()] for unit in (match["before"], match["after"]) if unit}
+    below = Fraction(match["below"] or 1)
+    if len(units) > 1 or not below:
+        return None
+    exponent = int(match["exponent"] or match["power"] or 0) + SCALES.get((match["scale"] or "").lower(), 0)
+    power = Fraction(10) ** exponent
+    value = Fraction(match["sign"] + match["inner"] + match["digits"].replace(",", "").rstrip(".")) * power / below
+    step = 0 if match["below"] else power / 10 ** len(match["decimals"] or "")
+    return Number(value, "".join(units), Fraction(step))
+
+
+def same(a: Number, b: Number, slack: Fraction = Fraction(0)) -> bool:
+    """Whether a is within `slack` of b. If only one of them has a percent sign, it may also mean a hundredth."""
+    if a.unit and b.unit and not set(a.unit) & set(b.unit):
+        return False
+    difference = abs(a.value - b.value)
+    if (a.unit == "%") != (b.unit == "%"):
+        other_value = a.value / 100 if a.unit == "%" else 100 * a.value
+        difference = min(difference, abs(other_value - b.value))
+    return difference <= slack
