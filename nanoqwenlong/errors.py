@@ -14,14 +14,12 @@ class ConfigError(UserError, ValueError):
     exit_code = BAD_CONFIG
 
 
-class CurriculumError(UserError, ValueError):
+class CurriculumError(ConfigError):
     """Phases or a sampler that cannot work. The message names the setting to change."""
-    exit_code = BAD_CONFIG
 
 
-class SamplingError(UserError, ValueError):
+class SamplingError(ConfigError):
     """Sampling settings that cannot work. The message names them."""
-    exit_code = BAD_CONFIG
 
 
 class NaNLogits(SamplingError):
@@ -34,9 +32,8 @@ class OutOfBlocks(UserError, RuntimeError):
     exit_code = BAD_CONFIG
 
 
-class DeviceError(UserError, ValueError):
+class DeviceError(ConfigError):
     """The device does not exist or cannot compute."""
-    exit_code = BAD_CONFIG
 
 
 class DataError(UserError, ValueError):

@@ -125,11 +125,13 @@ def test_a_bad_line_is_refused_in_a_sentence(show, line, told):
     assert (code, out) == (65, "") and told in err
 
 
-@pytest.mark.parametrize("number", ["0", "-1", "x", "1.5"])
-def test_a_number_of_answers_that_is_none(number, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        rollouts.main([str(tmp_path), "--worst", number])
-    assert "should be a number of 1 or more" in capsys.readouterr().err
+@pytest.mark.parametrize("number, reason", [("0", "should be a number of 1 or more"), ("x", "invalid int value"),
+                                            ("-1", "should be a number of 1 or more"), ("1.5", "invalid int value")])
+def test_a_number_of_answers_that_is_none(number, reason, tmp_path, capsys):
+    for order in ("--worst", "--best"):
+        with pytest.raises(SystemExit):
+            rollouts.main([str(tmp_path), order, number])
+        assert reason in capsys.readouterr().err
 
 
 def test_no_answers_yet(show, tmp_path, capsys):

@@ -7,7 +7,7 @@
 """
 
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter as Raw
+from argparse import ArgumentParser, RawDescriptionHelpFormatter as Raw
 from pathlib import Path
 
 from tools import series
@@ -94,16 +94,10 @@ def show(run: Path, step: int | None, id: str | None, task: str | None, best: in
     chosen, title = answers, f"all {len(answers)} answers to {clean(str(id))}"
     if id is None:                                               # unscorable answers come last
         answers.sort(key=lambda row: (row["reward"] or 0.0, row["advantage"] or 0.0), reverse=bool(best))
-        chosen = sorted(answers, key=lambda row: row["reward"] is None)[:best or worst]
+        chosen = sorted(answers, key=lambda row: row["reward"] is None)[:best or worst or 5]
         title = f"the {len(chosen)} {'best' if best else 'worst'} of {len(answers)} answers"
     # all() stops when the reader, such as `head`, is gone.
     all(map(say, [f"step {answers[0]['step']}: {title}", *(f"-- {describe(row, full)}" for row in chosen)]))
-
-
-def at_least_one(word: str) -> int:
-    if not word.isdecimal() or not int(word):
-        raise ArgumentTypeError(f"{word!r} should be a number of 1 or more")
-    return int(word)
 
 
 def main(argv: list[str]) -> int:
@@ -111,12 +105,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, metavar="DIR", help="a training run")
     parser.add_argument("--step", type=int, help="default: the last")
     choice = parser.add_mutually_exclusive_group()
-    for order, default in (("worst", 5), ("best", 0)):
-        choice.add_argument(f"--{order}", type=at_least_one, metavar="N", default=default, help="show so many answers")
+    choice.add_argument("--worst", type=int, metavar="N", help="show so many answers (default: 5)")
+    choice.add_argument("--best", type=int, metavar="N", help="show so many answers")
     choice.add_argument("--id", help="show all answers to this example")
     parser.add_argument("--task", help="only answers to examples of this task")
     parser.add_argument("--full", action="store_true", help="do not shorten anything")
-    return run_tool(lambda: show(**vars(parser.parse_args(argv))))
+    args = parser.parse_args(argv)
+    if any(number is not None and number < 1 for number in (args.best, args.worst)):
+        parser.error("--worst and --best: it should be a number of 1 or more")
+    return run_tool(lambda: show(**vars(args)))
 
 
 if __name__ == "__main__":
