@@ -44,10 +44,9 @@ def cell(rows: Sequence[Row]) -> dict:
     result = {"accuracy": accuracy, "low": low, "high": high, "questions": len(rows),
               "mean_length": sum(answer.length for answer in sampled) / len(sampled),
               "clipped_ratio": sum(answer.finish_reason == "length" for answer in sampled) / len(sampled)}
-    if unscorable := sum(isnan(score.reward) for question in scores for score in question):
-        result["unscorable"] = unscorable
-    if cut := sum(example.num_cut > 0 for example, _, _ in rows):
-        result["cut"] = cut
+    counts = {"unscorable": sum(isnan(score.reward) for question in scores for score in question),
+              "cut": sum(example.num_cut > 0 for example, _, _ in rows)}
+    result |= {name: count for name, count in counts.items() if count}
     n = len(scores[0])
     for k in sorted({1 << i for i in range(n.bit_length())} | {n}) if n > 1 else []:
         chances = [evaluate.pass_at_k(n, sum(s.reward == 1 for s in question), k) for question in scores]
@@ -72,8 +71,7 @@ def markdown(results: dict) -> str:
         for name in [name for name in cell if name.startswith("pass@")]:
             low, high = evaluate.interval(cell[name], cell["questions"])
             passes.setdefault(name, []).append({**cell, "accuracy": cell[name], "low": low, "high": high})
-    if passes:
-        parts.append(table("at least one of k right, %", models, passes))
+    parts += [table("at least one of k right, %", models, passes)] if passes else []
     remarks = [remark(model, results.get("settings", {})) for model in models]
     return "\n\n".join(filter(None, [*parts, "\n".join(filter(None, remarks))]))
 
