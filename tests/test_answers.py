@@ -322,6 +322,6 @@ def test_texts_made_plain_and_normal():
     assert [number(text) for text in ("12,34", "five", "4-5")] == [None] * 3
 
 
-def test_items():
+def test_the_items_of_some_lists():
     assert items("1. Tea\n\n2) the salt") == ["tea", "salt"] and items("Doe, Jane", ["doe jane"]) == ["doe jane"]
     assert items("tea, salt and pepper", ["rope"]) == ["tea", "salt", "pepper"]

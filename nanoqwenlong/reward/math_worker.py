@@ -87,7 +87,7 @@ class Worker:
 
 
 def serve() -> None:
-    """The process's program. It ignores signals for the main program. If that dies while it compares, an alarm ends it."""
+    """The process's program. It ignores signals for the main program, but an alarm ends it soon after that."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
