@@ -1,11 +1,8 @@
-"""How much memory and time a step of train_rl.py will take, computed before it runs. No tensor is made.
-
-docs/planning.md has the formulas in words, and compares them with measured tensors. Only tensors are counted.
+"""How much memory and time a step of train_rl.py will take, computed before it runs (docs/planning.md).
 
 L layers, C hidden size, I intermediate size of an MLP or expert, H query and K key heads of width D, Q = H D, KV = K D,
 V vocabulary, E experts of which a token meets k, P tokens of a stem, G answers of R tokens, T tokens of a micro-batch,
-b bytes of a number in the dtype of the computation, w bytes of a weight.
-"""
+b bytes of a number in the dtype of the computation, w bytes of a weight."""
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -50,36 +47,35 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Job(Settings):
-    """A planned step: its settings and its model."""
     model: ModelConfig
 
     @cached_property
     def numbers(self) -> "Numbers":
-        return Numbers(self, self.model)
+        return Numbers(self)
 
 
 class Numbers:
-    """What the formulas use. The docstring at the top explains the letters."""
+    """What the formulas use: the letters above, and more."""
 
-    def __init__(self, job: Settings, c: ModelConfig):
+    def __init__(self, job: Job):
         # 1) The model. layers: their parameters. products: those that a token is multiplied by. root: the others
+        c = job.model
         self.C, self.L, self.V, self.D = c.hidden_size, c.num_hidden_layers, c.vocab_size, c.head_dim
         self.H, self.K, self.E = c.num_attention_heads, c.num_key_value_heads, c.num_experts
         self.Q, self.KV, self.k, self.qk_norm = self.H * self.D, self.K * self.D, c.num_experts_per_tok, c.qk_norm
         self.mixtures = [c.is_mixture(layer) for layer in range(self.L)]
         self.mixture = any(self.mixtures)
         self.I = c.moe_intermediate_size if self.mixture else c.intermediate_size
-        attention = self.C * (self.Q + 2 * self.KV) + self.Q * self.C
+        attention = 2 * self.C * (self.Q + self.KV)
         vectors = c.qkv_bias * (self.Q + 2 * self.KV) + c.o_bias * self.C + c.qk_norm * 2 * self.D + 2 * self.C
         mlp, router, self.expert = 3 * self.C * c.intermediate_size, self.E * self.C, 3 * self.C * self.I
         self.products = [attention + (router + self.k * self.expert if mixture else mlp) for mixture in self.mixtures]
-        unmet = (self.E - self.k) * self.expert
-        self.layers = [met + vectors + unmet * mixture for met, mixture in zip(self.products, self.mixtures)]
+        self.layers = [met + vectors + (self.E - self.k) * self.expert * mixture
+                       for met, mixture in zip(self.products, self.mixtures)]
         self.root = self.V * self.C * (1 if c.tie_word_embeddings else 2) + self.C
         self.total = sum(self.layers) + self.root
         # 2) The machine. w is also the size of a gradient, and of each of the optimizer's two numbers
-        self.b = BYTES[job.dtype]
-        self.w = max(4, self.b)
+        self.b, self.w = BYTES[job.dtype], max(4, BYTES[job.dtype])
         self.on_gpu, self.ranks = job.device == "cuda", job.gpus * job.nodes
         self.sharded = self.ranks > 1 or self.b != self.w or job.offload       # as parallel.shard decides
         # 3) The step, on the rank with most groups
@@ -98,9 +94,8 @@ def kept(job: Job, mixture: bool, stem: bool) -> float:
     n, norm = job.numbers, 1 if job.numbers.on_gpu else 2
     norms = 2 * (1 + norm) * n.C + n.qk_norm * norm * (n.Q + n.KV)
     attention = 3 * n.Q if stem else 2 * n.Q + 2 * n.KV        # a stem is put together: its output twice
-    mlp = 4 * job.model.intermediate_size * n.b
-    if mixture:
-        mlp = n.k * (n.C + 5 * n.I) * n.b + (n.E + 3 * n.k) * n.w + 3 * 8 * n.k
+    experts = n.k * (n.C + 5 * n.I) * n.b + (n.E + 3 * n.k) * n.w + 3 * 8 * n.k
+    mlp = experts if mixture else 4 * job.model.intermediate_size * n.b
     return (norms + attention) * n.b + (n.H + 2) * n.w + mlp
 
 
@@ -120,30 +115,25 @@ def at_work(job: Job, tokens: int, stem: int) -> float:
 
 def moments(job: Job) -> dict[str, dict[str, float]]:
     """{moment: {item: bytes}} on one GPU. The backward pass of an update is in the head, the branches, or the stem."""
-    n = job.numbers
-    share = n.total / job.gpus * (not job.offload)
+    n, share = job.numbers, job.numbers.total / job.gpus * (not job.offload)
     rest = {"weights": share * n.w, "optimizer": 2 * share * n.w,
             "reference": share * n.b * bool(job.kl_coef or job.measure_kl)}
     rollout = rest | {"gathered weights": n.total * n.b * n.sharded,
                       "KV pool": 2 * n.L * n.KV * (job.kv_blocks + 1) * BLOCK_SIZE * n.b}
     update = rest | {"gradients": share * n.w}
-    # decode: logits and log-probs in float32, probabilities and sums in float64, twice as many if they are sorted
-    return {"at rest": rest, "prefill": rollout | prefill(job),
-            "decode": rollout | {"head": n.decoding * n.V * (40 if job.top_p < 1 else 24)},
-            **{name: update | items for name, items in backward(job).items()},
-            "optimizer": update | {"layer at work": share * n.w}}              # the roots of variances
-
-
-def prefill(job: Job) -> dict[str, float]:
-    """Keys and values of a pass, which go into the pool at its end, and a layer's MLP or attention."""
-    n = job.numbers
+    # prefill: keys and values, which go into the pool at the end of a pass, and a layer's MLP or attention
     tokens = max(1, min(n.P, job.max_tokens))
     tokens *= max(1, min(n.groups, job.max_tokens // tokens))  # short prompts go together
     mlp = 4 * n.C + (n.k * (2 * n.C + 3 * n.I) if n.mixture else 3 * n.I)
     merging = 4 + 3 * n.w / n.b if n.P >= 2 * job.max_tokens else 0            # a long prompt goes in pieces
     attention = 2 * n.C + max((4 + n.qk_norm) * n.Q, merging * n.Q, (5 + n.qk_norm) * n.KV)
-    keys = tokens * 2 * n.KV * (n.L - 1) * n.b
-    return {"stem keys, values": keys, "layer at work": tokens * max(mlp, attention) * n.b}
+    prefill = {"stem keys, values": tokens * 2 * n.KV * (n.L - 1) * n.b,
+               "layer at work": tokens * max(mlp, attention) * n.b}
+    # decode: logits and log-probs in float32, probabilities and sums in float64, twice as many if they are sorted
+    decode = {"head": n.decoding * n.V * (40 if job.top_p < 1 else 24)}
+    return {"at rest": rest, "prefill": rollout | prefill, "decode": rollout | decode,
+            **{name: update | items for name, items in backward(job).items()},
+            "optimizer": update | {"layer at work": share * n.w}}              # the roots of variances
 
 
 def backward(job: Job) -> dict[str, dict[str, float]]:
@@ -153,26 +143,25 @@ def backward(job: Job) -> dict[str, dict[str, float]]:
                        for stem in (False, True))
     stem, tables = sum(stems[:-1]), 2 * n.D * n.b + 8          # of a token: its layers; cos, sin, id
     pairs = 2 * n.KV * n.b * n.P * n.L                         # keys and values of the stem
-    whole = {"gathered weights": (n.root + GATHERED * max(n.layers)) * n.b * n.sharded}
-    family = whole | {"stem keys, values": pairs, "stem activations": n.P * (stem + norm * n.C * n.b + tables),
-                      "their gradients": pairs * (n.microbatches > 1)}
+    gathered = {"gathered weights": (n.root + GATHERED * max(n.layers)) * n.b * n.sharded}
+    family = gathered | {"stem keys, values": pairs, "stem activations": n.P * (stem + norm * n.C * n.b + tables),
+                         "their gradients": pairs * (n.microbatches > 1)}
     # 1) In the head: a chunk of logits, and the gradients of the head's weights and of its input.
     logits = min(n.T, max(1, CHUNK_LOGITS // n.V)) * n.V
     piece = 0 if n.on_gpu else min(logits, IN_CACHE)           # the reference holds two or three of them
-    work = (logits + min(logits, 2 * piece) + max(n.V * n.C, piece) + n.T * n.C) * n.w
-    work += (logits + n.V * n.C) * n.b * (n.b != n.w)
-    head = family | {"head": work, "branch activations": n.T * (sum(branches) + norm * n.C * n.b + tables)}
+    chunk = (logits + min(logits, 2 * piece) + max(n.V * n.C, piece) + n.T * n.C) * n.w
+    chunk += (logits + n.V * n.C) * n.b * (n.b != n.w)
+    head = family | {"head": chunk, "branch activations": n.T * (sum(branches) + norm * n.C * n.b + tables)}
     # 2) In the branches: the last layer has all activations, the first one all gradients of keys and values.
     last = family | {"layer at work": at_work(job, n.T, n.P), "head": n.V * n.C * n.b * n.sharded,
                      "branch activations": n.T * (sum(branches) + tables)}
     first = last | {"branch activations": n.T * (branches[0] + tables),
                     "their gradients": max(family["their gradients"], pairs * (1 - 1 / n.L))}
-    branch = max(first, last, key=lambda items: sum(items.values()))
     # 3) In the last whole layer of the stem. Attention's keys and values are the stem's.
     again = pairs / n.L if job.checkpointing else pairs * (1 - 1 / n.L)
-    last = whole | {"stem activations": n.P * (stem + tables), "their gradients": pairs, "stem keys, values": again,
-                    "layer at work": at_work(job, n.P, 0)}
-    return {"head": head, "branches": branch, "stem": last}
+    return {"head": head, "branches": max(first, last, key=lambda items: sum(items.values())),
+            "stem": gathered | {"stem activations": n.P * (stem + tables), "their gradients": pairs,
+                                "stem keys, values": again, "layer at work": at_work(job, n.P, 0)}}
 
 
 def peaks(job: Job) -> dict[str, float]:
@@ -191,25 +180,23 @@ H200 = Work(products=790e12, attention=400e12, bytes=4.3e12)   # per second. Att
 
 
 def work(job: Job) -> dict[str, Work]:
-    """{phase: Work} of a step, on the GPU with most groups. docs/planning.md has the formulas."""
-    n, again = job.numbers, job.checkpointing                  # checkpointing: the layers run forward once more
-    N, head = n.G * n.R, 2 * n.V * n.C * n.G * n.R
+    """{phase: Work} of a step, on the GPU with most groups."""
+    n, N = job.numbers, job.group_size * job.max_new_tokens
     body = 2 * sum(n.products[:-1]) * n.P                      # a stem's last layer makes keys and values only
-    stem, branches = body + 4 * n.C * n.KV * n.P, 2 * sum(n.products) * N
+    stem, branches, head = body + 4 * n.C * n.KV * n.P, 2 * sum(n.products) * N, 2 * n.V * n.C * N
     stem_pairs, pairs = 4 * n.Q * (n.L - 1) * n.P**2 / 2, 4 * n.Q * n.L * (n.P * N + N * n.R / 2)
-    steps = n.R * -(-n.groups * n.G // n.decoding)
-    keys_read = n.groups * (n.P * n.R + N * n.R / 2) * 2 * n.KV * n.L
+    numbers_read = n.R * -(-n.groups * n.G // n.decoding) * weights_read(job)
+    numbers_read += n.groups * (n.P * n.R + N * n.R / 2) * 2 * n.KV * n.L
     groups = job.updates_per_step * -(-job.prompts_per_step // (job.updates_per_step * n.ranks))
     later = groups - groups // job.updates_per_step            # groups after the first update
     phases = {"prefill": Work(n.groups * stem, n.groups * stem_pairs),
-              "decode": Work(n.groups * (branches + head), n.groups * pairs,
-                             (steps * weights_read(job) + keys_read) * n.b)}
+              "decode": Work(n.groups * (branches + head), n.groups * pairs, numbers_read * n.b)}
     if job.old_logprobs == "recompute" and later:
         phases["old log-probs"] = Work(later * (stem + branches + head), later * (stem_pairs + pairs))
     # Backward costs 2 times a forward pass in products, 2.5 times in attention. The head computes its logits again.
-    phases["update"] = Work(groups * (3 * (stem + branches) + again * (body + branches) + 4 * head),
-                            groups * (3.5 + again) * (stem_pairs + pairs))
-    return phases
+    # Checkpointing runs the layers forward once more.
+    products = 3 * (stem + branches) + job.checkpointing * (body + branches) + 4 * head
+    return phases | {"update": Work(groups * products, groups * (3.5 + job.checkpointing) * (stem_pairs + pairs))}
 
 
 def weights_read(job: Job) -> float:
@@ -254,31 +241,33 @@ def advice(job: Job, room: float) -> list[Job]:
 
 def change(job: Job, room: float, names: tuple[str, ...]) -> Job | None:
     """The job with these settings changed as far as it must be to fit, the first ones least. None if it cannot fit."""
-    if not names:
-        return job if fits(job, room) else None
-    for value in options(job)[names[0]]:
-        strongest = other = replace(job, **{names[0]: value})
-        for name in names[1:]:
-            strongest = replace(strongest, **{name: value for value in options(strongest)[name][-1:]})
-        if fits(strongest, room):
-            return change(other, room, names[1:])
-    return None
+    for place, name in enumerate(names, start=1):
+        for value in options(job)[name]:
+            other = replace(job, **{name: value})
+            last = {later: value for later in names[place:] for value in options(other)[later][-1:]}
+            if fits(replace(other, **last), room):
+                break
+        else:
+            return None
+        job = other
+    return job
 
 
 def of_run(cfg, model: ModelConfig, prompts: int, prompt: int, bytes: int, ranks: int, replicas: int) -> Job:
     """The job of a run with settings `cfg` (train_rl.Config): at most `prompts` prompts a step of at most `prompt`
     tokens, computed in numbers of `bytes` bytes by `ranks` processes on `replicas` nodes. All answers are longest."""
     settings = {field.name: getattr(cfg, field.name) for field in fields(Settings) if hasattr(cfg, field.name)}
-    device, (dtype,) = cfg.device.partition(":")[0], [name for name, size in BYTES.items() if size == bytes]
-    return Job(model=model, **{**settings, "max_prompt_tokens": prompt, "prompts_per_step": prompts,
-                               "gpus": ranks // replicas, "nodes": replicas, "device": device, "dtype": dtype})
+    settings |= dict(max_prompt_tokens=prompt, prompts_per_step=prompts, gpus=ranks // replicas, nodes=replicas,
+                     device=cfg.device.partition(":")[0], dtype={2: "bfloat16", 4: "float32", 8: "float64"}[bytes])
+    return Job(model=model, **settings)
 
 
 def words(job: Job) -> str:
     """The plan in four lines."""
-    n, prompts = job.numbers, job.prompts_per_step
-    answers, pool = prompts * n.G, gigabytes(moments(job)["decode"]["KV pool"])
-    rest, rollout, update, optimizer = map(gigabytes, peaks(job).values())
+    n, prompts, answers = job.numbers, job.prompts_per_step, job.prompts_per_step * job.group_size
+    sizes = [*peaks(job).values(), moments(job)["decode"]["KV pool"]]
+    rest, rollout, update, optimizer, pool = [f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+                                              for size in sizes]
     parameters = f"{n.total / 1e9:.2f} billion" if n.total > 1e8 else f"{n.total / 1e6:.2f} million"
     return f"""\
 plan: {parameters} parameters; processes: {n.ranks}; a step has {prompts:,} prompts of at most {n.P + 1:,} tokens and \
@@ -288,7 +277,3 @@ answers per micro-batch: {n.answers}, {n.T:,} tokens
 plan: KV cache: {job.kv_blocks:,} blocks, {job.kv_blocks * BLOCK_SIZE:,} tokens, {pool}; answers at once: {n.decoding}
 plan: tensors on each {'GPU' if n.on_gpu else 'process'}: {rest} at rest; at most {rollout} in a rollout, {update} in \
 an update, {optimizer} in an optimizer step"""
-
-
-def gigabytes(value: float) -> str:
-    return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
