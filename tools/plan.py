@@ -1,11 +1,9 @@
 """What a step of train_rl.py will take on GPUs that are not there yet: memory, what to change, operations, seconds.
 
     python -m tools.plan --preset r1-distill-qwen-14b --gpus 8 --gpu-memory 80
-    python -m tools.plan --model DIR --gpus 2 --measure         measure the rates of this machine first
-    python -m tools.plan --table --gpus 8 --gpu-memory 141      every preset, prompts of 20,000 and 60,000 tokens
 
-Each column is a moment of the step, its sum the tensors on each GPU in bytes. docs/planning.md has the formulas.
-Exit code: 0 if the step fits, 1 if it does not, 65 for an invalid model, 66 for a missing one, 78 for a bad setting.
+docs/planning.md explains the output. Exit code: 0 if the step fits, 1 if it does not, 65 for an invalid model, 66 for a
+missing one, 78 for a bad setting.
 """
 
 import json
@@ -16,7 +14,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from tools.terminal import run_tool
+from tools.terminal import aligned, run_tool
 
 from kernels.flash import attention
 from nanoqwenlong import parallel
@@ -28,8 +26,7 @@ from nanoqwenlong.ops.settings import fixed
 from nanoqwenlong.pretrained.config import ModelConfig
 from nanoqwenlong.pretrained.weights import read_config
 
-# The presets' models: the part of each released config.json that decides what is computed.
-MODELS = json.loads(Path(__file__).with_name("models.json").read_text())
+MODELS = json.loads(Path(__file__).with_name("models.json").read_text())         # of each preset: from its config.json
 
 
 @dataclass(frozen=True)
@@ -56,25 +53,22 @@ PRESETS = {name: {key: value for key, value in settings.items() if key != "model
 def job_of(cfg: Config) -> plan.Job:
     """Raises ConfigError, ModelError or FileNotFoundError."""
     if not cfg.model and cfg.preset not in MODELS:
-        raise ConfigError(f"no model to plan for: give --model DIR, or a preset that names one ({', '.join(MODELS)})")
+        raise ConfigError(f"no model to plan for: give --model DIR or one of these presets: {', '.join(MODELS)}")
     model = read_config(cfg.model) if cfg.model else ModelConfig.from_json(MODELS[cfg.preset], cfg.preset)
     return plan.Job(model=model, **{field.name: getattr(cfg, field.name) for field in fields(plan.Settings)})
 
 
 def table(heading: list[str], rows: dict[str, list[float]], total: str) -> str:
-    """The rows that are not all zero, and their sums, as text. Zeros are left out. Only seconds have four digits."""
+    """The rows that are not all zero, and their sums, as text. Zeros are left out."""
     rows = {**rows, total: [sum(column) for column in zip(*rows.values())]}
-    digits = [".4g" if name == "seconds" else ".1f" for name in heading[1:]]
-    lines = [heading, *([name, *(format(x, digit) if x else "" for x, digit in zip(row, digits))]
-                        for name, row in rows.items() if any(row))]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+    return aligned([heading, *([name, *(f"{x:9.4g}" if x else "" for x in row)]
+                               for name, row in rows.items() if any(row))])
 
 
 def overview(cfg: Config, rates: plan.Work) -> str:
     """A line for each preset, and prompts of 20,000 and of 60,000 tokens."""
-    heading = "preset | prompt, answer | at rest | rollout | update | optimizer | seconds: rollout, update"
-    lines = [f"| {heading} | fits, or what would |", "|---|---|---|---|---|---|---|---|"]
+    lines = ["| preset | prompt, answer | at rest | rollout | update | optimizer | seconds: rollout, update | "
+             "fits, or what would |", "|---" * 8 + "|"]
     for name, prompt in product(MODELS, (20000, 60000)):
         job = job_of(replace(cfg, **{**PRESETS[name], "preset": name, "max_prompt_tokens": prompt}))
         seconds, sizes = plan.seconds(job, rates), [f"{size / 1e9:.0f} GB" for size in plan.peaks(job).values()]
@@ -86,8 +80,8 @@ def overview(cfg: Config, rates: plan.Work) -> str:
 
 def flags(job: plan.Job, other: plan.Job) -> str:
     """The flags that lead from one job to the other."""
-    values = {field.name: getattr(other, field.name) for field in fields(job)}
-    return ", ".join(" ".join(flag_words(name, value)) for name, value in values.items() if value != getattr(job, name))
+    return ", ".join(" ".join(flag_words(field.name, getattr(other, field.name))) for field in fields(job)
+                     if getattr(other, field.name) != getattr(job, field.name))
 
 
 def remedies(job: plan.Job, cfg: Config, rates: plan.Work) -> list[str]:
@@ -106,12 +100,9 @@ def rates_of(cfg: Config) -> plan.Work:
     options = dict(dtype=getattr(torch, cfg.dtype), device=cfg.device)
     (a, b), q = torch.randn(2, n, n, **options), torch.randn(1, tokens, 16, 128, **options)
     finish = torch.cuda.synchronize if cfg.device == "cuda" else int
-
-    def best(call) -> float:
-        return min(timeit.repeat(lambda: (call(), finish()), number=1, repeat=6)[1:])      # the first one is warm-up
-
-    return plan.Work(products=2 * n**3 / best(lambda: a @ a), bytes=2 * a.nbytes / best(lambda: b.copy_(a)),
-                     attention=2 * 16 * 128 * tokens**2 / best(lambda: attention(q, q, q, causal=True)))
+    calls = (lambda: a @ a, lambda: attention(q, q, q, causal=True), lambda: b.copy_(a))
+    best = [min(timeit.repeat(lambda: (call(), finish()), number=1, repeat=6)[1:]) for call in calls]  # 1 for warm-up
+    return plan.Work(2 * n**3 / best[0], 2 * 16 * 128 * tokens**2 / best[1], 2 * a.nbytes / best[2])
 
 
 def report(cfg: Config) -> int:
@@ -128,29 +119,23 @@ def report(cfg: Config) -> int:
         job.model.require_window(n.P + n.R)
     except ModelError as error:
         print(f"note: {error}")
-    moments = plan.moments(job)
-    unit, name = (1e9, "GB") if max(peaks.values()) >= 1e9 else (1e6, "MB")
+    moments, largest = plan.moments(job), max(peaks, key=peaks.get)
+    unit, name = (1e9, "GB") if peaks[largest] >= 1e9 else (1e6, "MB")
     memory = {item: [items.get(item, 0) / unit for items in moments.values()] for item in plan.ITEMS}
     print("\n" + table([f"{name} on each {'GPU' if n.on_gpu else 'process'}", *moments], memory, "sum"))
     if job.offload:
-        size = 20 * n.total / job.gpus / 1e9
-        print(f"in CPU memory, for each GPU: at least {size:.1f} GB of weights, gradients and optimizer")
-    left = {phase: (cfg.room - size) / 1e9 for phase, size in peaks.items()}
-    if fits:
-        print(f"\nfits: {min(left.values()):.1f} GB are left beside {cfg.reserve:g} GB in reserve")
-    else:
-        print("\ndoes not fit", *(f"{phase}: {peaks[phase] / 1e9:.1f} GB, {-room:.1f} too many"
-                                  for phase, room in left.items() if room < 0), sep="\n")
-        if job.kv_blocks < n.needed_blocks:
-            print(f"rollout: one answer needs --kv-blocks {n.needed_blocks}, there are {job.kv_blocks}")
+        print(f"CPU memory per GPU: at least {20 * n.total / job.gpus / 1e9:.1f} GB of weights, gradients, optimizer")
+    print(f"\n{'fits' if fits else 'does not fit'}: the {largest} takes up to {peaks[largest] / 1e9:.1f} GB, there are "
+          f"{cfg.room / 1e9:.1f} GB beside {cfg.reserve:g} GB in reserve")
+    if job.kv_blocks < n.needed_blocks:
+        print(f"rollout: one answer needs --kv-blocks {n.needed_blocks}, there are {job.kv_blocks}")
+    if not fits:
         print(*(f"would fit: {line}" for line in remedies(job, cfg, rates)), sep="\n")
-    seconds = plan.seconds(job, rates)
-    time = {phase: [work.products / 1e15, work.attention / 1e15, work.bytes / 1e12, seconds[phase]]
-            for phase, work in plan.work(job).items()}
+    work, seconds = plan.work(job), plan.seconds(job, rates)
+    time = {phase: [w.products / 1e15, w.attention / 1e15, w.bytes / 1e12, seconds[phase]] for phase, w in work.items()}
     print("\n" + table(["on each GPU", "PFLOP of products", "of attention", "TB read", "seconds"], time, "step"))
-    print(f"at {rates.products / 1e12:.4g} TFLOP/s of products, {rates.attention / 1e12:.4g} of attention and "
-          f"{rates.bytes / 1e12:.3g} TB/s, "
-          f"{'measured here' if cfg.measure else 'which are assumptions'}; a lower bound (docs/planning.md)")
+    print("a lower bound, at {:.4g} TFLOP/s of products, {:.4g} of attention, {:.3g} TB/s,".format(
+        *(rate / 1e12 for rate in rates)), "measured here" if cfg.measure else "which are assumptions")
     return 0 if fits else 1
 
 

@@ -1,8 +1,7 @@
-"""What is wrong with a training run, judged from its metrics. Pure Python.
+"""What is wrong with a training run, judged from its metrics. A run with such a fault wastes days without a crash.
 
-A run with one of these faults does not crash. It wastes days instead. `diagnose` judges rows of metrics.jsonl, `Doctor`
-one step after the other while training. Values that are missing, null or not finite count as not measured.
-"""
+`diagnose` judges rows of metrics.jsonl, `Doctor` one step after the other. Values that are missing, null or not finite
+count as not measured."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import exp, nan
@@ -54,7 +53,8 @@ class Doctor:
         self.reported |= {finding.name: self.step for finding in new}
         notes = [f"{finding.name}: {finding.sentence}" for finding in new]
         if values.get("sampling/refills") and values.get("sampling/missing"):
-            notes.append(MISSING.format_map(values))
+            notes.append("{missing} groups are missing after {refills} refills: {informative} disagreed, {all_wrong} "
+                         "were all wrong, {all_right} all right".replace("{", "{sampling/").format_map(values))
         if judge and is_unjudged(values):
             notes.append(f"the judge: {judge.trouble()}")
         return notes
@@ -73,9 +73,9 @@ def stop_reason(values: Mapping, in_a_row: Callable[[str, bool], int], judge=Non
                                 f"open, at last: {judge.trouble()}; repair it, then resume with the same command")
     if idle and idle % MAX_IDLE_STEPS == 0:
         return DataError(
-            f"in {idle} steps in a row no group's answers earned different rewards (the last mean was "
-            f"{values['reward']}): warm up with train_sft.py, take easier or harder examples, or raise --group-size or "
-            f"--max-refills, under another --name; the same command resumes for {MAX_IDLE_STEPS} more steps")
+            f"in {idle} steps in a row all answers of a group earned the same (the last mean was {values['reward']}): "
+            "warm up with train_sft.py, take easier or harder examples, or raise --group-size or --max-refills, under "
+            f"another --name; the same command resumes for {MAX_IDLE_STEPS} more steps")
     return None
 
 
@@ -89,8 +89,7 @@ def mean(rows: Rows, *keys: str) -> float:
     return fmean(measured(rows, *keys) or [nan])               # any comparison with NaN is false
 
 
-# The rules. A check gets the rows of the phase. It returns the badness and other figures for the sentence, or something
-# false.
+# A check gets the rows of the phase. It returns the badness and other figures for the sentence, or something false.
 
 def above(limit: float, key: str) -> Callable:
     return lambda rows: mean(rows, key) > limit and (mean(rows, key),)
@@ -102,14 +101,13 @@ def unparsed(rows: Rows):
 
 
 def wrong_canaries(rows: Rows):
-    """A canary judged wrongly invalidates up to a hundred verdicts. Now and then even a weak judge may do that."""
+    """A canary judged wrongly invalidates up to a hundred verdicts. Even a weak judge may do that now and then."""
     wrong, steps = sum(value > 0 for value in measured(rows, "judge/canaries_wrong")), len(rows[-WINDOW:])
     return wrong > 0.3 * WINDOW and (wrong, steps, sum(measured(rows, "judge/error_rate")) / steps)
 
 
 def skipped(rows: Rows):
-    """A step has an update less if a gradient was not finite. It should have as many as other steps, or one per group
-    that teaches something if those are fewer."""
+    """A step has as many updates as others, or one per group that teaches something, unless one was not finite."""
     usual, bad = max([1, *(number for row in rows for number in measured([row], "updates"))]), 0
     for row in rows[-WINDOW:]:
         updates, groups = mean([row], "updates"), mean([row], "sampling/informative")
@@ -134,24 +132,21 @@ def collapsing(rows: Rows):
 
 
 def kl_spikes(rows: Rows):
-    """At least two steps over ten times the median and over 0.1 nats per token. A single step is no sign: in the k3
+    """At least two steps over ten times the median and over 0.1 nats per token. A single one is no sign: in the k3
     estimate one unlikely token weighs like many (a toy run reached 15 between steps of 0.1)."""
-    values = measured(rows, "kl")
-    usual = median(values or [0])
+    values, usual = measured(rows, "kl"), median(measured(rows, "kl") or [0])
     high = [value for value in values if value > 0.1 and value > 10 * usual]
     return len(values) >= 5 and len(high) > 1 and (max(high), len(high), len(values), usual)
 
 
 def pool_empty(rows: Rows):
     """A later phase starts with an empty pool and draws no old example. An empty pool later means solved examples."""
-    start = rows[:1]
-    starts = len(rows) <= WINDOW and mean(start, "phase") > 1
+    start, starts = rows[:1], len(rows) <= WINDOW and mean(rows[:1], "phase") > 1
     return starts and mean(start, "retro/pool") == 0 and not any(measured(start, "retro/frac")) and (1,)
 
 
 def rollout_gap(rows: Rows):
-    """Rounding gives about 1e-5 in float32, 0.02 to 0.26 in bfloat16 (the toy model, largest of 2,000 tokens a step).
-    A wrong temperature, position or weight costs whole nats."""
+    """Rounding gives about 1e-5 in float32, 0.02 to 0.26 in bfloat16 (toy model). An error costs whole nats."""
     level = median(measured(rows, "rollout_gap") or [0])
     return level > 0.5 and (level, exp(min(level, 99)))
 
@@ -167,30 +162,25 @@ def alike(rows: Rows):
     return share > 0.95 and (share, advice)
 
 
-MISSING = ("{sampling/missing} groups are missing after {sampling/refills} refills: {sampling/informative} disagreed, "
-           "{sampling/all_wrong} were all wrong, {sampling/all_right} all right")
 RULES = (                               # (name, check, sentence). For each name the first rule that applies counts
-    ("answers cut off", above(0.5, "completions/clipped_ratio"), "{0:.0%} of the answers were cut off before their end "
-     "and can earn nothing; raise --max-new-tokens, or warm up with train_sft.py on answers that fit"),
+    ("answers cut off", above(0.5, "completions/clipped_ratio"), "{0:.0%} of the answers were cut off and can earn "
+     "nothing; raise --max-new-tokens, or warm up with train_sft.py on answers that fit"),
     ("nothing parsed", unparsed, 'only {1:.0%} of the answers hold "</think> ... the answer is ...", so the reward '
      "stays 0; warm up with train_sft.py on answers in that form"),
     ("judge failing", wrong_canaries, "in {0} of {1} steps the judge got a question with a known answer wrong, and it "
      "left {2:.0%} of its questions open; take a better one (--judge, --judge-model)"),
     ("judge failing", above(0.1, "judge/error_rate"), "the judge left {0:.0%} of its questions open, and those answers "
      "train nothing; check its server, or raise --judge-minutes"),
-    ("updates skipped", skipped, "in {0} of {1} steps the loss or its gradient was not finite and an update was "
-     "skipped; look at the examples in skipped.jsonl, check the model's weights with --check-finite, or start from an "
-     "earlier checkpoint with a lower --learning-rate"),
-    ("entropy collapsing", collapsing, "{1}: the answers hardly differ, so little can be learned from them; resume "
-     "from an earlier checkpoint with a lower --learning-rate, a higher --clip-high or an --entropy-coef"),
+    ("updates skipped", skipped, "in {0} of {1} steps a loss or gradient was not finite, so an update was skipped; "
+     "look at skipped.jsonl, try --check-finite, or start from an earlier checkpoint with a lower --learning-rate"),
+    ("entropy collapsing", collapsing, "{1}: the answers hardly differ, so they teach little; resume from an earlier "
+     "checkpoint with a lower --learning-rate, a higher --clip-high or an --entropy-coef"),
     ("KL spikes", kl_spikes, "the KL to the starting model jumped to {0:.2g}, in {1} of {2} steps to over ten times "
      "the median of {3:.2g}; lower --learning-rate or --max-grad-norm, or raise --kl-coef"),
-    ("retrospective pool empty", pool_empty, "no example of the earlier phases is hard enough to come back; raise "
-     "--retro-hard-below, or give --difficulty. If the examples are simply solved, shorten the earlier --phase-steps"),
-    ("rollout gap large", rollout_gap, "sampler and trainer differ by {0:.2g} in the log-prob of a token (a ratio of "
-     "{1:.2g} before any update), so they do not run the same model; try --dtype float32, or --old-logprobs recompute "
-     "if --updates-per-step is above 1"),
-    ("groups all alike", alike, "in {0:.0%} of the groups all answers earned the same, so these steps teach next to "
-     "nothing; {1}"))
+    ("retrospective pool empty", pool_empty, "no example of earlier phases is hard enough to come back; raise "
+     "--retro-hard-below, or give --difficulty. If they are simply solved, shorten the earlier --phase-steps"),
+    ("rollout gap large", rollout_gap, "sampler and trainer differ by {0:.2g} in a token's log-prob (a ratio of "
+     "{1:.2g}) before any update; try --dtype float32, or with several --updates-per-step --old-logprobs recompute"),
+    ("groups all alike", alike, "in {0:.0%} of the groups all answers earned the same, so they teach nothing; {1}"))
 EXPLAINED_BY = {"nothing parsed": {"answers cut off"},
                 "groups all alike": {"answers cut off", "nothing parsed", "judge failing", "entropy collapsing"}}

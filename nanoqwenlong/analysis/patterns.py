@@ -1,12 +1,8 @@
 """Four habits of reasoning, counted in an answer: quoting, planning, turning back, checking. No torch.
 
-QwenLong-L1 (section 4.3) lets an LLM count them, with an unpublished prompt. All four rise with the score during RL.
-Counting every answer should cost nothing, so a fixed rule counts here. Its numbers show whether a habit grows.
-
-A quote is a run of words in which every 4 consecutive words occur in the document. So a run may cross from one passage
-to another where they share 3 words. Words are those of ROUGE-L (measures.py). A Chinese or Japanese character counts
-as half a word. The other habits have English cues. Time and memory are proportional to the number of words.
-"""
+QwenLong-L1 (section 4.3) lets an LLM count them. Here fixed rules count, so that every answer can be counted. A quote
+is a run of words (measures.py) in which every 4 consecutive words occur in the document. A Chinese or Japanese
+character counts as half a word. The other habits have English cues. Time and memory are linear in the words."""
 
 import re
 import unicodedata
@@ -16,16 +12,14 @@ from ..data.prompt import document_in
 from ..records import Example
 from ..reward.measures import CJK, SPELT, WORD
 
-N = 4                                                          # words of a quote
-CONTENT_WORDS = 3                                              # words of a quote that are no function words
+N, CONTENT_WORDS = 4, 3                 # least words of a quote, and those of them that are no function words
 FUNCTION_WORDS = frozenset("""a about after all also an and any are as at be been before but by can could did do does
     for from had has have he her here his i if in into is it its may might more most must my no not of on only or our
     out over s shall she should so some such t than that the their them then there therefore these they this those to
     under up was we were what when where which who whom whose will with would you your""".split())
 CHARACTER = re.compile(f"[{CJK}]")
 
-# A sentence, in lower case, has a habit if one of these cues matches. "_" is a space. ^ is the start of the sentence,
-# after bullets and opening quotes.
+# A sentence, in lower case and without bullets and opening quotes, has a habit if a cue matches. "_" is a space.
 I_WILL = """(?:let_me|let's|let_us|(?:i|we)(?:'ll|_(?:will|should|must|have_to|need_to|want_to)))
             (?:_(?:first|now|just|also))*"""
 AGAIN = "(?:read|think|consider|examine|visit|trace|start|do|calculate|count)"
@@ -55,8 +49,7 @@ OPENING = " \t\r>*#-•\"'“([0123456789.)"                        # what may p
 STRAIGHT = str.maketrans("’‘", "''")
 
 
-class Patterns(NamedTuple):
-    """The counts of one answer. Each sentence counts once for a habit."""
+class Patterns(NamedTuple):             # of one answer. Each sentence counts once for a habit
     grounding: int                      # quotes of at least N words
     subgoal: int
     backtracking: int
@@ -65,23 +58,21 @@ class Patterns(NamedTuple):
     quotes: tuple[tuple[int, int], ...]  # start and end of each quote in the text, in characters
 
 
-class Document:
-    """The runs of N words of a document. 60,000 words take about 10 MB."""
-
+class Document:                         # 60,000 words take about 10 MB
     def __init__(self, text: str):
         words = [word for word, _, _ in placed(text)]
         self.runs = set(zip(*(words[i:] for i in range(N))))
 
 
 def count(text: str, document: Document) -> Patterns:
-    """The counts of one answer. Never fails, whatever the text.
+    """The counts of one answer. Never fails.
 
     >>> count("<think>First, who was shown Oslo? We showed Kim Oslo. Wait, let me check.</think>",
     ...       Document("We sent Oslo silk. We showed Kim Oslo."))
     Patterns(grounding=1, subgoal=1, backtracking=1, verification=1, longest_quote=4, quotes=((34, 52),))
     """
     words = placed(text)
-    ranges = quotes([word for word, _, _ in words], document)
+    ranges = quotes([word for word, _, _ in words], document)  # in words
     spans = tuple((words[first][1], words[end - 1][2]) for first, end in ranges)           # in characters
     characters = list(text)
     for first, end in spans:                                   # the cues of a quote are the document's
@@ -95,7 +86,7 @@ def count(text: str, document: Document) -> Patterns:
 
 def quotes(words: list[str], document: Document) -> list[tuple[int, int]]:
     """(first word, end) of each quote. If two overlap, the shared words go to the later one, or to the earlier one if
-    that would be too short without them. So the "The" that begins the next sentence stays with the next sentence."""
+    that would be too short without them. So the first word of a sentence stays with it."""
     runs = []                                                  # (first, end) of words whose N-word runs all match
     for first in range(len(words) - N + 1):
         if tuple(words[first:first + N]) in document.runs:
@@ -115,7 +106,6 @@ def quotes(words: list[str], document: Document) -> list[tuple[int, int]]:
 
 
 def is_quote(words: list[str]) -> bool:
-    """Whether so many words are enough for a quote."""
     sizes = [0.5 if CHARACTER.match(word) else 1 for word in words]
     content = [size for word, size in zip(words, sizes) if word not in FUNCTION_WORDS]
     return sum(sizes) >= N and sum(content) >= CONTENT_WORDS
@@ -137,6 +127,5 @@ def placed(text: str) -> list[tuple[str, int, int]]:
 
 def read_by(example: Example) -> str:
     """The document of an example. In a chat that is the marked part of the longest turn, or all of that turn."""
-    if not example.messages:
-        return example.document
-    return document_in(max((content for _, content in example.messages), key=len))
+    longest = max((content for _, content in example.messages or ()), key=len, default="")
+    return document_in(longest) if example.messages else example.document

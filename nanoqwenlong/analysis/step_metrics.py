@@ -1,8 +1,6 @@
 """What a step of RL did: numbers for metrics.jsonl, under TRL's names where it has them, and rows for rollouts.jsonl.
 
-Some are also reported for slices of the step: per length bucket, and per task if there are several. The key of a slice
-is the name with a suffix, such as `entropy_by_len/0-80`.
-"""
+Some are also reported per length bucket and, if there are several, per task, such as `entropy_by_len/0-80`."""
 
 import math
 from collections import Counter
@@ -30,24 +28,20 @@ def slices_of(rollouts: Sequence[Rollout], ends: Sequence[int]) -> list[tuple[st
 
 
 def rollout_values(rollouts: Sequence[Rollout], slices: Sequence[tuple[str, ...]]) -> dict:
-    """Numbers about all answers of the step. Unscorable answers count in no reward.
-
-    `reward` is what is trained on, length penalties included. Everything else called a reward is without them."""
+    """Numbers about all answers of the step. Unscorable ones count in no reward. Only `reward` has length penalties."""
     scores = [score for rollout in rollouts for score in rollout.scores]
     lengths = [length for rollout in rollouts for length in rollout.group.lengths]
     shaped = torch.tensor([rollout.shaped_rewards for rollout in rollouts], dtype=torch.float64)       # (P, G)
     rewards = torch.tensor([rollout.rewards for rollout in rollouts], dtype=torch.float64)             # (P, G)
-    stats = GroupStats.of(shaped, MIN_STD)
-    whole = slice_values(rollouts)
+    stats, whole = GroupStats.of(shaped, MIN_STD), slice_values(rollouts)
     values = {
         "reward": mean_of(shaped.nanmean()), "reward_std": float(stats.std.mean()),
         "frac_reward_zero_std": float(stats.agrees.double().mean()), "accuracy": mean_of(rewards.nanmean()),
         "rewards/rule/mean": mean(score.rule for score in scores),
         "rewards/overlong/mean": mean_of((shaped - rewards).nanmean()),
         "entropy": whole["entropy"], "answers/extracted": mean(bool(score.answer) for score in scores),
-        "completions/mean_length": whole["mean_length"],
-        "completions/min_length": min(lengths), "completions/max_length": max(lengths),
-        "completions/clipped_ratio": whole["clipped_ratio"],
+        "completions/mean_length": whole["mean_length"], "completions/min_length": min(lengths),
+        "completions/max_length": max(lengths), "completions/clipped_ratio": whole["clipped_ratio"],
         "prompts/mean_length": mean(len(rollout.group.prompt_ids) for rollout in rollouts)}
     for suffix in dict.fromkeys(suffix for suffixes in slices for suffix in suffixes):
         members = [rollout for rollout, suffixes in zip(rollouts, slices) if suffix in suffixes]
@@ -74,11 +68,10 @@ def mean_of(*values: float) -> float | None:
 def sampling_values(rollouts: Sequence[Rollout], num_groups: int, refills: int) -> dict:
     """Dynamic sampling: rounds of refills, groups that disagree, how many are missing to `num_groups`, and why."""
     informative = sum(rollout.is_informative for rollout in rollouts)
-    all_wrong = sum(all(reward == 0 for reward in rollout.rewards) for rollout in rollouts)
-    all_right = sum(all(reward == 1 for reward in rollout.rewards) for rollout in rollouts)
+    rewards = [set(rollout.rewards) for rollout in rollouts]
     return {"sampling/refills": refills, "sampling/informative": informative,
-            "sampling/missing": max(0, num_groups - informative), "sampling/all_wrong": all_wrong,
-            "sampling/all_right": all_right}
+            "sampling/missing": max(0, num_groups - informative),
+            "sampling/all_wrong": rewards.count({0}), "sampling/all_right": rewards.count({1})}
 
 
 def verdicts_of(rollouts: Sequence[Rollout]) -> list[float]:
@@ -102,8 +95,7 @@ def judge_values(judge, rollouts: Sequence[Rollout]) -> dict:
 
 
 def retro_values(sampler, phase, rollouts: Sequence[Rollout]) -> dict:
-    """The retrospective sampler: the share of earlier phases' examples in the batch, their mean difficulty by their
-    newest rewards, and how many such examples there are."""
+    """Earlier phases' examples: their share in the batch, their mean difficulty, and how many hard ones there are."""
     earlier = [rollout.example.id for rollout in rollouts if rollout.example.length <= phase.low]
     values = {"retro/frac": len(earlier) / len(rollouts),
               "retro/mean_difficulty": mean([sampler.difficulty(key) for key in earlier] or [0.0])}
@@ -113,9 +105,7 @@ def retro_values(sampler, phase, rollouts: Sequence[Rollout]) -> dict:
 
 
 def kl_values(reference, rollouts: Sequence[Rollout], slices: Sequence[tuple[str, ...]], **scoring) -> dict:
-    """The KL to the starting model: k3 per token of all sampled answers. Empty without a reference.
-
-    Groups that agree are included: the others are few towards the end, and hard."""
+    """The KL to the starting model: k3 per sampled token of all groups, also those that agree. {} without a model."""
     if reference is None:
         return {}
     sums = Counter()
@@ -133,9 +123,7 @@ def kl_values(reference, rollouts: Sequence[Rollout], slices: Sequence[tuple[str
 
 
 def update_values(updates: Sequence[tuple[Counter, float]], learning_rate: float, with_kl: bool) -> dict:
-    """What the updates did. `updates`: the sums over tokens of informative groups, and the gradient norm, of each.
-
-    with_kl: the loss has a KL term, reported as `kl_trained`."""
+    """What the updates did. `updates`: the sums over tokens of informative groups, and the gradient norm, of each."""
     total = Counter()
     for sums, _ in updates:
         total.update(sums)
@@ -156,11 +144,8 @@ def update_values(updates: Sequence[tuple[Counter, float]], learning_rate: float
 def expert_values(model) -> dict:
     """How evenly trained tokens went to the experts of a mixture. Empty for a dense model. All ranks call it.
 
-    experts/max_load: the busiest expert's tokens over an even share, averaged over layers (1 is even, the number of
-    experts over k the worst). experts/unused: the share of experts that no token went to."""
-    if not model.config.num_experts:
-        return {}
-    ranks = [loads for loads in parallel.gather(take_loads(model)) if loads]
+    max_load: the busiest expert's tokens over an even share, averaged over layers. unused: a share of experts."""
+    ranks = [loads for loads in parallel.gather(take_loads(model)) if loads] if model.config.num_experts else []
     if not ranks:
         return {}
     loads = torch.tensor(ranks, dtype=torch.float64).sum(0)                    # (layers, E)
@@ -190,15 +175,12 @@ def patterns_of(rollouts: Sequence[Rollout]) -> list[list[patterns.Patterns]]:
 
 def pattern_values(counted: Sequence[Sequence[patterns.Patterns]]) -> dict:
     """How many patterns an answer has on average, and how many words its longest quote has."""
-    answers = [answer for group in counted for answer in group]
-    return {f"patterns/{name}": mean(getattr(answer, name) for answer in answers)
+    return {f"patterns/{name}": mean(getattr(answer, name) for group in counted for answer in group)
             for name in (*PATTERNS, "longest_quote")}
 
 
 def rows(rollouts: Sequence[Rollout], counted: Sequence[Sequence[patterns.Patterns]]) -> Iterator[dict]:
-    """Every answer of the step, for rollouts.jsonl.
-
-    The reward is what is trained on, penalty included. `quotes`: where the answer's text quotes the document."""
+    """Every answer of the step, for rollouts.jsonl. The reward has its penalty. `quotes`: start and end in the text."""
     for rollout, patterns_of_group in zip(rollouts, counted):
         example = rollout.example
         for i, completion in enumerate(rollout.group.completions):

@@ -1,7 +1,6 @@
-"""What `--preset` stands for in each script, as data: the settings of the papers, for the papers' models.
+"""What `--preset` stands for in train_rl.py (RL), train_sft.py (SFT) and eval.py (EVAL). Flags win over a preset.
 
-`RL`, `SFT` and `EVAL` replace defaults of train_rl.py, train_sft.py and eval.py. Flags win over a preset. Memory
-settings are for the machine named beside KV_BLOCKS. They are calculated, not measured. Where a setting comes from:
+Memory settings are calculated for the machine named beside KV_BLOCKS, not measured. Where a setting comes from:
 
     paper       QwenLong-L1, arXiv 2505.17667: section, table or equation
     script      its released scripts/rl_4nodes_dapo.sh, with the defaults of the trainer that it starts
@@ -20,8 +19,7 @@ SOURCES = {"r1-distill-qwen-14b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B",   
            "qwen3-30b-a3b": "Qwen/Qwen3-30B-A3B-Thinking-2507"}         # GoLongRL
 DIRECTORIES = {name: "models/" + source.rpartition("/")[2] for name, source in SOURCES.items()}
 
-# The KV cache on the machine that a preset is for. In a rollout it shares a GPU with the whole weights in bfloat16 and
-# with the GPU's share of float32 weights and optimizer, unless these are offloaded.
+# The KV cache, beside the whole weights in bfloat16 and, unless offloaded, a share of float32 weights and optimizer
 KV_BLOCKS = {
     "r1-distill-qwen-14b": 20000,       # ours: 8 GPUs of 141 GB. 63 GB beside 30 and 22
     "r1-distill-qwen-32b": 14000,       # ours: 8 GPUs of 141 GB, or nodes of them. 59 GB beside 66
@@ -36,14 +34,11 @@ OFFLOADED = dict(offload=True, threads=8)               # ours: a GPU has no roo
 QWENLONG_L1 = dict(
     phase_lengths=(20000, 60000),       # paper 3.2, Eq. 9: K = 2, L1 = 20K, L2 = 60K
     phase_steps=(50, 50),               # ours: the paper does not say
-    prompts_per_step=128, group_size=8,  # paper 3.2
-    updates_per_step=4,                 # paper 3.2: minibatches of 32 prompts
-    learning_rate=2e-6,                 # paper 3.2
+    prompts_per_step=128, group_size=8, updates_per_step=4, learning_rate=2e-6,         # paper 3.2: minibatches of 32
     warmup_steps=0, weight_decay=0.01,  # script
     clip_low=0.2, clip_high=0.2,        # script, which is symmetric although it is DAPO's. Not in the paper
-    temperature=0.7,                    # paper 3.2
+    temperature=0.7, max_prompt_tokens=60000, max_new_tokens=10000,     # paper 3.2
     top_p=1.0,                          # (*) paper 3.2: 0.95, but the loss should score what was sampled
-    max_prompt_tokens=60000, max_new_tokens=10000,      # paper 3.2
     overlong_buffer=1000,               # script. Eq. 7 has no figure
     max_refills=9,                      # script: 10 rounds of prompts at most
     retro_hard_below=0.0,               # paper 3.2: examples without a right answer come back
@@ -55,14 +50,12 @@ ONE_GPU = dict(                         # departures for the smaller models
 GOLONGRL = dict(
     phase_lengths=(163840,),            # GoLongRL: all lengths at once
     phase_steps=(1000,),                # ours: GoLongRL makes 10 epochs. Their steps depend on how many groups agree
-    prompts_per_step=128, group_size=16,  # GoLongRL
-    updates_per_step=1,                 # GoLongRL: one update per rollout
+    prompts_per_step=128, group_size=16, updates_per_step=1,    # GoLongRL: one update per rollout
     learning_rate=2e-6, warmup_steps=5, weight_decay=0.1,       # GoLongRL
     clip_low=0.2, clip_high=0.28, dual_clip=3.0,        # GoLongRL
     advantages="tmn_reweight",          # GoLongRL 4B
     loss="grpo",                        # GoLongRL: it averages over tokens within micro-batches of one answer
-    temperature=1.0, top_p=1.0,         # GoLongRL
-    max_prompt_tokens=163840, max_new_tokens=16384,     # GoLongRL
+    temperature=1.0, top_p=1.0, max_prompt_tokens=163840, max_new_tokens=16384,         # GoLongRL
     max_refills=9,                      # (*) GoLongRL: 32 rounds. After 10 a step continues with the groups it has
     checkpointing=True, kv_blocks=60000)                # ours: memory
 SAVED = dict(GPU, save_every=5)         # script, GoLongRL
@@ -81,10 +74,8 @@ for name in SOURCES:
 # Warm-up. GoLongRL has none, so its models have no preset here.
 WARM_UP = dict(
     GPU,
-    max_prompt_tokens=20000,            # paper 3.2: input 20K
-    batch_size=128,                     # paper 3.2
+    max_prompt_tokens=20000, batch_size=128, learning_rate=5e-6,        # paper 3.2
     steps=125,                          # paper 3.1, 3.2: 3 epochs of 5,305 examples. For other data: 3 * rows / 128
-    learning_rate=5e-6,                 # paper 3.2
     warmup_steps=0, weight_decay=0.01,  # ours: as in RL. The paper does not say
     eval_every=0,                       # ours: the paper stops after its epochs
     save_every=20, checkpointing=True)  # ours: memory
