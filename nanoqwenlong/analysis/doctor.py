@@ -73,7 +73,7 @@ def stop_reason(values: Mapping, in_a_row: Callable[[str, bool], int], judge=Non
                                 f"open, at last: {judge.trouble()}; repair it, then resume with the same command")
     if idle and idle % MAX_IDLE_STEPS == 0:
         return DataError(
-            f"in {idle} steps in a row all answers of a group earned the same (the last mean was {values['reward']}): "
+            f"in {idle} steps in a row no group earned different rewards (the last mean was {values['reward']}): "
             "warm up with train_sft.py, take easier or harder examples, or raise --group-size or --max-refills, under "
             f"another --name; the same command resumes for {MAX_IDLE_STEPS} more steps")
     return None
