@@ -253,7 +253,7 @@ def judged(monkeypatch, complete) -> list[int]:
     def counting(prompts):
         calls.append(len(prompts))
         return complete(prompts)
-    judge = lambda *args, seed, **options: Judge(counting, "a judge", seed)
+    judge = lambda where, model, key, seed, *args, **options: Judge(counting, "a judge", seed)
     monkeypatch.setattr(build, "judge", judge)
     qa = rewards.TASKS["qa"]
     monkeypatch.setitem(rewards.TASKS, "qa", qa._replace(extract=lambda said: said[:20] or "nothing"))

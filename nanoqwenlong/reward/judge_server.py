@@ -73,9 +73,10 @@ class Server:
                     thread.join(max(0.0, end - time.monotonic()))
             finally:
                 over.set()
+            in_time = list(results)                            # late threads fail when the client closes, and write then
         if bugs:
             raise bugs[0]
-        return list(results)                                   # late threads still write to the other list
+        return in_time
 
     def _ask(self, client: httpx.Client, prompt: str, end: float, over: threading.Event) -> tuple[str | None, str]:
         """(reply, ""), or (None, the reason of the last try) if all tries failed."""
