@@ -1,10 +1,8 @@
 """Warm-up: supervised fine-tuning on worked long-context answers. It also pretrains the tiny base model.
 
 The method (QwenLong-L1, section 2.3): before reinforcement learning, the model learns on documents no longer than those
-of phase I to quote what it uses and to state its answer. The loss is cross-entropy on the response alone. Each
-example's loss is the mean over its own tokens (Eq. 11). Rows of plain text ({"text": ...}) are learned token by token.
-
-Departure from the paper: with held-out examples, the run stops once their sampled accuracy no longer rises.
+of phase I to quote what it uses and to state its answer. The loss is cross-entropy on the response alone, each
+example's the mean over its own tokens (Eq. 11). Departure: the run stops once held-out accuracy no longer rises.
 
     python train_sft.py --name my-sft                                      the toy task, on one CPU core
     python train_sft.py --preset nano-base --name my-base                  pretrains the tiny base from random weights
@@ -24,8 +22,7 @@ from nanoqwenlong import build, data, group_pass, optim, parallel, toy
 from nanoqwenlong.analysis import evaluate, step_metrics
 from nanoqwenlong.curriculum import epoch_order
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.ops import exits, presets
-from nanoqwenlong.ops.flags import at_least
+from nanoqwenlong.ops import exits, flags, presets
 from nanoqwenlong.ops.run import Run
 from nanoqwenlong.ops.settings import Settings, fixed, free
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
@@ -70,7 +67,7 @@ HEADLINE = ("loss", "eval/acc", "grad_norm", "learning_rate", "tokens_per_s")
 
 
 def main(cfg: Config) -> None:
-    at_least(cfg, toy_examples=0 if cfg.toy_pages else 1)
+    flags.at_least(cfg, toy_examples=0 if cfg.toy_pages else 1)
     with Run(cfg) as run:
         train(cfg, run)
 
@@ -81,11 +78,11 @@ def train(cfg: Config, run: Run) -> None:
     tokenizer, model = build.tokenizer(cfg, run), build.policy(cfg, run)
     examples, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
     heldout, _ = data.tokenize(heldout, tokenizer, cfg.max_prompt_tokens)
+    longest_prompt = max((len(example.prompt_ids) for example in heldout), default=0)
     branches = [data.sft_branch(example, tokenizer) for example in examples]
     lengths = [len(branch.input_ids) for branch in branches]
     model.config.require_window(max(lengths, default=0))
     documents = by_document(examples)
-    longest_prompt = max((len(example.prompt_ids) for example in heldout), default=0)
     if heldout:
         generator = Generator(model, cfg.kv_blocks)
         generator.require(longest_prompt, cfg.max_new_tokens)
@@ -98,7 +95,7 @@ def train(cfg: Config, run: Run) -> None:
     for step in run.steps(cfg.steps):
         # 1. Draw a batch. Questions about one document share its stem
         batch = draw(documents, cfg.seed, step - 1, cfg.batch_size)
-        rows = [row for questions in batch for row in questions]
+        rows = sum(batch, [])
         families = share_stems([[branches[row] for row in questions] for questions in batch])
 
         # 2. Update: each example's loss is the mean over its own tokens
@@ -122,8 +119,7 @@ def train(cfg: Config, run: Run) -> None:
         if heldout and (last or step % cfg.eval_every == 0):
             values["eval/acc"] = measure(cfg, generator, tokenizer, heldout)
             patience.see(values["eval/acc"])
-        values["elapsed"] = run.seconds
-        run.log.append("metrics.jsonl", step, values)
+        run.log.append("metrics.jsonl", step, {**values, "elapsed": run.seconds})
         if last or step % cfg.print_every == 0:
             run.log.line(step, values, HEADLINE)
         if 0 < cfg.patience <= patience.since_best:
@@ -151,7 +147,7 @@ class Patience:
 
 
 def mean_loss(family: Sequence[Branch], num_examples: int, sums: Counter):
-    """The loss of one family for group_pass: the mean over each example's tokens, divided by the batch's examples."""
+    """The loss of one family for group_pass: each example's mean over its tokens, divided by the batch's examples."""
     def loss(rows, logprobs, entropy):
         weights = logprobs.new_tensor([w for row in rows for w in family[row].weights if w]) / num_examples
         value = -(weights * logprobs).sum()
@@ -161,13 +157,12 @@ def mean_loss(family: Sequence[Branch], num_examples: int, sums: Counter):
 
 
 def read_data(cfg: Config, say) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples: from the files, or from the toy task."""
     shares, tell, heldout = data.shares(cfg.task), say if cfg.skip_bad_rows else None, []
     if cfg.data:
         train = data.read(cfg.data, need_response=True, tell=tell)
     else:
-        train = toy.pages(cfg.toy_pages, cfg.seed) + toy.examples(
-            cfg.toy_examples, toy.SHORT, cfg.seed, tasks=tuple(shares), paraphrased=cfg.toy_paraphrased)
+        train = toy.pages(cfg.toy_pages, cfg.seed)
+        train += toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed, "train", tuple(shares), cfg.toy_paraphrased)
         heldout = toy.examples(cfg.eval_questions, toy.SHORT, 1, "heldout", tuple(shares))
     if cfg.heldout:
         heldout = data.read(cfg.heldout, need_question=True, tell=tell)
@@ -179,7 +174,6 @@ def read_data(cfg: Config, say) -> tuple[list[Example], list[Example]]:
 
 
 def by_document(examples: Sequence[Example]) -> tuple[tuple[int, ...], ...]:
-    """The rows of the examples, grouped by document or chat."""
     rows: dict[tuple, list[int]] = {}
     for row, example in enumerate(examples):
         rows.setdefault((example.document, example.messages), []).append(row)

@@ -1,8 +1,7 @@
 """Many processes as one: the only file that imports torch.distributed.
 
-A lone process is a world of one. Under torchrun all ranks make the same calls in the same order. They exchange numbers
-and JSON over gloo on the CPU, never a pickle, and the parts of a sharded model (FSDP2). A pass gathers its weights from
-all ranks, so all must make equally many (engine/deal.py).
+All ranks make the same calls in the same order. They exchange JSON over gloo on the CPU, never a pickle, and the parts
+of a sharded model (FSDP2). A pass gathers its weights from all ranks, so all make equally many (engine/deal.py).
 """
 
 import json
@@ -16,20 +15,18 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.elastic.utils import get_env_variable_or_raise
 
 from .errors import DeviceError, Elsewhere, LostRanks
 
-Tensor = torch.Tensor
 is_launched = dist.is_torchelastic_launched     # whether torchrun started this process
 NCCL = "cpu:gloo,cuda:nccl"                     # with GPUs: tensors on the CPU still go over gloo
 timeout = timedelta(minutes=30)                 # how long ranks wait for each other. `start` sets it
 
 
 def start(device: str, timeout_minutes: float) -> str:
-    """Joins the other processes, if torchrun started them. Returns the device of this rank: "cuda" becomes "cuda:N" for
-    the N-th rank of a node. Raises DeviceError if the device cannot be used."""
+    """The device of this rank, after joining the others: "cuda:N" under torchrun. Raises DeviceError if unusable."""
     global timeout
     timeout = timedelta(minutes=min(timeout_minutes, 1e6))
     on_gpu = device.startswith("cuda")
@@ -55,13 +52,11 @@ def require_device(device: str | torch.device) -> None:
 
 
 def stop() -> None:
-    """Leaves the other ranks. Without it torch complains when the process exits."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def num_restarts() -> int:
-    """How often torchrun has restarted the processes of this job (--max-restarts)."""
     return int(get_env_variable_or_raise("TORCHELASTIC_RESTART_COUNT")) if is_launched() else 0
 
 
@@ -122,14 +117,13 @@ def on_all_ranks(work: Callable, what: str) -> list:
 
 
 def reason(error: OSError) -> str:
-    """Which file, and what went wrong with it."""
     if not error.strerror:
         return str(error) or type(error).__name__
     return (f"{error.filename}: " if error.filename else "") + error.strerror
 
 
 def balance(costs: Sequence[float], parts: int) -> list[list[int]]:
-    """The items dealt into `parts` of nearly equal cost: the most expensive first, each to the cheapest part so far."""
+    """The items in `parts` of nearly equal cost: the most expensive first, each to the cheapest part so far."""
     dealt, totals = [[] for _ in range(parts)], [0.0] * parts
     for item in sorted(range(len(costs)), key=lambda item: -costs[item]):
         part = min(range(parts), key=totals.__getitem__)
@@ -159,9 +153,7 @@ def lost_ranks(error: BaseException | None) -> LostRanks | None:
 def shard(model: nn.Module, layers: Sequence[nn.Module], dtype: torch.dtype, device: str = "cpu", offload: bool = False,
           replicas: int = 0) -> nn.Module:
     """The model, split by FSDP2: every rank keeps some rows of every weight. A layer's weights are gathered in `dtype`
-    while it runs, all other weights for the whole pass. Gradients are sums over the ranks, in the dtype of the weights,
-    which may still be on the meta device. A lone process that computes in that dtype gets its model unchanged.
-    offload: weights, gradients and optimizer stay in CPU memory.
+    while it runs, all other weights for the whole pass. Gradients are sums over the ranks, in the dtype of the weights.
     replicas: how many whole models there are, each split over its own ranks (HSDP). 0: one per host."""
     from torch.distributed.device_mesh import init_device_mesh  # imported here: they take seconds
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
@@ -189,8 +181,8 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], dtype: torch.dtype, dev
 
 @contextmanager
 def whole(model: nn.Module):
-    """Inside, a sharded model is a plain one without FSDP's hooks. Each rank may call it as often as it likes. Use it
-    under no_grad: inference_mode would break the next training pass. It costs 2 bytes a parameter in bfloat16."""
+    """Inside, a sharded model is plain: each rank may call it as often as it likes. It costs 2 bytes a parameter in
+    bfloat16. Use it under no_grad: inference_mode would break the next training pass."""
     modules = [module for module in model.modules() if hasattr(module, "unshard") and module._forward_pre_hooks]
     hooks = [(module._forward_pre_hooks, module._forward_hooks) for module in modules]
     for module in modules:
@@ -205,7 +197,7 @@ def whole(model: nn.Module):
 
 
 def at_rest(model: nn.Module) -> None:
-    """Frees the weights that a pass without a gradient leaves gathered: those outside of the layers."""
+    """Frees the weights outside of the layers, which a pass without a gradient leaves gathered."""
     if hasattr(model, "reshard"):
         model.reshard()
 

@@ -1,14 +1,8 @@
-"""Training state in and out, so that a run can never be lost. docs/nothing_lost.md has the whole story.
+"""Training state in and out. docs/nothing_lost.md has the whole story.
 
-A checkpoint is a directory step_000020: a Hugging Face directory with the master weights, and
-
-    optimizer-00000-of-00002.safetensors, ...    AdamW's state, each rank's own rows
-    state.json                                   the rest of the run's state: see run.py
-    manifest.json                                size and SHA-256 of every other file, and its own in the last line
-
-It gets its name when all of it is on the disk. Only then an older one is removed. So a directory with that name is
-complete, and if a disk damages it later, the manifest shows it. Nothing is read through pickle. There is no random
-state: every draw is a function of names (seed, step, example, sample).
+A checkpoint is a directory step_000020: a Hugging Face directory with the master weights, optimizer-*.safetensors (each
+rank's own rows of AdamW's state), state.json (the rest, see run.py) and manifest.json (size and SHA-256 of every other
+file). It gets its name when all of it is on the disk. Only then an older one is removed.
 """
 
 import errno
@@ -44,12 +38,9 @@ def all_of(directory: Path) -> list[Path]:
     return sorted((path for path in directory.glob("step_*") if re.fullmatch(r"step_\d{6,}", path.name)), key=step_of)
 
 
-# Writing
-
 def save(final: Path, model, tokenizer, optimizer, state: dict) -> None:
-    """Write a checkpoint. On return it is on the disk, under its name. All ranks call it.
-
-    An OSError is raised on all ranks. Then older checkpoints are unchanged, and this one is complete or not there."""
+    """Write a checkpoint. On return it is on the disk, under its name. All ranks call it. If one raises an OSError, all
+    do, older checkpoints are unchanged, and this one is complete or not there."""
     partial = final.with_name(f".partial-{final.name}")
     first, failed = parallel.rank() == 0, "cannot write a checkpoint"
     parallel.on_all_ranks(lambda: first and _begin(partial, model), failed)
@@ -63,14 +54,12 @@ def _begin(partial: Path, model) -> None:
     _remove(partial)
     partial.mkdir(parents=True)
     needed = 3 * sum(parameter.nbytes for parameter in model.parameters())     # weights, and two moments of each
-    free = shutil.disk_usage(partial).free
-    if free < needed:
+    if (free := shutil.disk_usage(partial).free) < needed:
         raise OSError(errno.ENOSPC, f"the disk is full: a checkpoint needs {needed:,} bytes, {free:,} are free")
 
 
 def _write_files(partial: Path, tokenizer, model, optimizer, state: dict) -> dict:
-    """Write and sync this rank's rows of the optimizer state. The first rank also writes the tokenizer and state.json,
-    and syncs the weights. Returns the manifest's entries of these files."""
+    """The manifest's entries of the files that this rank writes and syncs. The first also syncs the weights."""
     tensors, first_rows = {}, {}                               # {"parameter/key": rows}, and the number of the first
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():          # none if it was never updated
@@ -84,8 +73,7 @@ def _write_files(partial: Path, tokenizer, model, optimizer, state: dict) -> dic
         tokenizer.save_pretrained(partial)
         state = {"format": FORMAT, "world_size": parallel.size(), "torch": torch.__version__, **state}
         weights.write_json(partial / "state.json", state)
-        paths += [path for path in partial.iterdir()           # .tmp...: another rank is writing
-                  if not path.name.startswith(("optimizer-", "."))]
+        paths += [p for p in partial.iterdir() if not p.name.startswith(("optimizer-", "."))]  # .tmp: being written
     for path in paths:
         sync(path)
     return {path.name: _entry(path) for path in paths}
@@ -102,7 +90,7 @@ def _seal(partial: Path, final: Path, files: dict) -> None:
     _remove(final)                                             # a damaged one that was passed over
     partial.rename(final)
     sync(final.parent)
-    sync(final.parent.parent)                                  # this has the name of checkpoints/ itself
+    sync(final.parent.parent)                                  # it holds the name of checkpoints/
 
 
 def manifest_text(files: dict) -> str:
@@ -112,12 +100,11 @@ def manifest_text(files: dict) -> str:
 
 def set_aside(directory: Path, newer_than: Path | None) -> None:
     """Rename checkpoints that were passed over to spoilt_step_..., so that they no longer count."""
-    if parallel.rank() == 0:
-        for path in all_of(directory):
-            if newer_than is None or step_of(path) > step_of(newer_than):
-                spoilt = path.with_name(f"spoilt_{path.name}")
-                _remove(spoilt)
-                path.rename(spoilt)
+    for path in all_of(directory) if parallel.rank() == 0 else []:
+        if newer_than is None or step_of(path) > step_of(newer_than):
+            spoilt = path.with_name(f"spoilt_{path.name}")
+            _remove(spoilt)
+            path.rename(spoilt)
 
 
 def prune(directory: Path, keep: int, ends: Collection[int] = ()) -> None:
@@ -138,8 +125,6 @@ def _remove(directory: Path) -> None:
         directory.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
-
-# Reading
 
 def newest(directory: Path) -> tuple[Path | None, list[str]]:
     """The newest intact checkpoint (None: there is none), and a sentence about each newer one. All ranks call it."""
@@ -166,30 +151,26 @@ def _problems(directory: Path) -> list[str]:
         if last_line != sha256(text.encode()).hexdigest() + "\n":
             return [f"{name} is damaged: its last line is not the SHA-256 of the others"]
         files = json.loads(text)["files"]
-        for path in sorted(directory.glob("*.safetensors*")):
-            if path.name not in files:
-                problems.append(f"{path.name} is not in the manifest")
+        names = sorted(path.name for path in directory.glob("*.safetensors*"))
+        problems = [f"{name} is not in the manifest" for name in names if name not in files]
         for name in sorted(files)[parallel.rank()::parallel.size()]:
-            entry, expected = _entry(directory / name), files[name]
+            entry, expected, path = _entry(directory / name), files[name], directory / name
             if entry["bytes"] != expected["bytes"]:
                 problems.append(f"{name} has {entry['bytes']} bytes, the manifest says {expected['bytes']}")
             elif entry != expected:
                 problems.append(f"{name} has another SHA-256 than the manifest says")
-            elif name == "state.json":
-                step = weights.read_json(directory / name).get("step")
-                if step != step_of(directory):
-                    problems.append(f"{name} is of step {step}")
+            elif name == "state.json" and (step := weights.read_json(path).get("step")) != step_of(directory):
+                problems.append(f"{name} is of step {step}")
     except OSError as error:
         problems.append(f"{name} cannot be read: {error.strerror}")
     return problems
 
 
 def read_state(directory: Path) -> dict:
-    """state.json of an intact checkpoint."""
     state = weights.read_json(directory / "state.json")
     if state.get("format") != FORMAT:
-        raise CheckpointError(f"{directory} has format {state.get('format')}, this code reads {FORMAT}: resume it with "
-                              "the version that wrote it, or start again with --model")
+        raise CheckpointError(f"{directory} has format {state.get('format')}, this code reads {FORMAT}: "
+                              "resume it with the version that wrote it, or start again with --model")
     return state
 
 
@@ -222,6 +203,5 @@ def load_optimizer(directory: Path, model, optimizer) -> None:
             if low < high:
                 target[low - start:high - start].copy_(piece[low - first:high - first])
                 rows_left[name] -= high - low
-    for name, rows in rows_left.items():
-        if rows:
-            raise CheckpointError(f"{directory}: rows of {name} are in none of its optimizer files")
+    for name in filter(rows_left.get, rows_left):
+        raise CheckpointError(f"{directory}: rows of {name} are in none of its optimizer files")

@@ -28,10 +28,8 @@ class Directory:
         self.restarts, self.begun, self.lock_file = False, False, None
 
     def find_source(self) -> tuple[Path | None, dict]:
-        """The newest checkpoint that can be resumed and its state, or (None, {}) if there is none. Locks the directory.
-
-        Raises ConfigError if the run was begun with other settings, code or files, CheckpointError if what is there
-        cannot be resumed, OSError if another job uses the directory."""
+        """The newest intact checkpoint and its state, else (None, {}). Locks the directory. Raises ConfigError if
+        settings, code or files have changed, CheckpointError if none is intact, OSError if another job uses it."""
         # 1. One job per directory
         parallel.on_all_ranks(lambda: parallel.rank() == 0 and self.path.is_dir() and self.lock(), "cannot lock")
         for path in (self.path, self.checkpoints):
@@ -90,7 +88,7 @@ class Directory:
                               f"{self.free_path()} and start again, or another --name")
 
     def lock(self) -> None:
-        """One job per directory, on the first rank. The operating system drops the lock when the process ends."""
+        """Lock it for one job, on the first rank. The operating system drops the lock when the process ends."""
         path = self.path / ".lock"
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -98,8 +96,8 @@ class Directory:
         except BlockingIOError as error:
             holder = os.read(handle, 200).decode(errors="replace").strip()
             os.close(handle)
-            raise OSError(error.errno, f"in use by another job ({holder or 'which has just begun'}): wait for it, or "
-                                       "choose another --name", str(self.path)) from None
+            text = f"in use by another job ({holder or 'which has just begun'}): wait for it, or choose another --name"
+            raise OSError(error.errno, text, str(self.path)) from None
         except OSError as error:                               # some network file systems have no locks
             self.say(f"{path}: no lock ({error.strerror}); take care that no other job uses this directory")
         os.ftruncate(handle, 0)
@@ -112,8 +110,8 @@ class Directory:
             self.lock_file = None
 
     def begin(self, log_sizes: dict[str, int]) -> None:
-        """Make the directory, if it does not exist, lock it, write config.json and cut the logs to the sizes that the
-        checkpoint knows. Raises OSError if another job was faster. --resume restart: the old run gets another name."""
+        """Make the directory, lock it, write config.json and cut the logs to the checkpoint's sizes. --resume restart
+        renames the old run first. Raises OSError if another job was faster."""
         if self.restarts:
             old = self.free_path()
             self.path.rename(old)

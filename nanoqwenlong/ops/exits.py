@@ -32,8 +32,8 @@ def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str
 
 
 def exit_process(code: int) -> NoReturn:
-    """Exit a script. Under torchrun this skips the interpreter's shutdown: there gloo threads, which live on after
-    destroy_process_group, crashed one run in thirty after its work was done (SIGABRT)."""
+    """Exit a script. Under torchrun this skips the interpreter's shutdown: there gloo threads crashed one finished run
+    in thirty (SIGABRT)."""
     if parallel.is_launched():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -43,10 +43,8 @@ def exit_process(code: int) -> NoReturn:
 
 def sentence(error: BaseException) -> str:
     """The sentence that reports an error. If a released model is missing, it says how to download it."""
-    if isinstance(error, KeyboardInterrupt):
-        return str(error) or "interrupted"
     if not isinstance(error, OSError):
-        return str(error) or type(error).__name__
+        return str(error) or ("interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__)
     text = parallel.reason(error)
     for source in SOURCES.values():
         place = f"models/{source.split('/')[1]}"
@@ -61,8 +59,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def memory_sentence(config, step: int, part: str, longest: int) -> str:
-    """The sentence that reports too little memory, with the next flag that saves some. part: what the run was doing
-    ("" before the first step). longest: tokens of the longest sequence in that part."""
+    """The sentence that reports too little memory, with the next flag that saves some. part, longest: see Run.part."""
     if not part:
         return f"out of memory: give fewer --kv-blocks than {config.kv_blocks}, or --offload, or use more ranks"
     blocks, tokens = max(config.kv_blocks // 2, -(-longest // 16)), max(1, longest, config.max_tokens // 2)
@@ -72,5 +69,5 @@ def memory_sentence(config, step: int, part: str, longest: int) -> str:
               (not samples and tokens < config.max_tokens, f"resume with --max-tokens {tokens}"),
               (not samples and not config.offload, "resume with --offload"),
               (True, f"start again under another --name with --max-prompt-tokens {longest * 3 // 4}")]
-    first = next(text for applies, text in advice if applies)
-    return f"out of memory in step {step} ({part}; the longest sequence has {longest} tokens): {first}"
+    text = next(text for applies, text in advice if applies)
+    return f"out of memory in step {step} ({part}; the longest sequence has {longest} tokens): {text}"

@@ -20,7 +20,7 @@ def sync(path: Path) -> None:
 
 
 def put(path: Path, content: dict | str) -> None:
-    """Write a file of JSON or text. If this is interrupted, the file is as it was before."""
+    """Write a file of JSON or text, whole or not at all."""
     partial = path.with_name(f".{path.name}.{parallel.rank()}.partial")       # several ranks may write exit.json
     text = content if isinstance(content, str) else json.dumps(content, indent=2, sort_keys=True) + "\n"
     partial.write_text(text, encoding="utf-8")
@@ -49,8 +49,6 @@ def code(script: Path) -> dict[str, str]:
 
 def changes(before: dict[str, str], now: dict[str, str]) -> str:
     """The files that changed, were added or removed: three by name, and how many more. "" if there are none."""
-    names = []
-    for path in sorted(before.keys() | now.keys()):
-        if before.get(path) != now.get(path):
-            names.append(path + (" (removed)" if path not in now else " (added)" if path not in before else ""))
+    names = [path + (" (removed)" if path not in now else " (added)" if path not in before else "")
+             for path in sorted(before.keys() | now.keys()) if before.get(path) != now.get(path)]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

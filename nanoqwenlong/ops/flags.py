@@ -5,8 +5,7 @@
         learning_rate: float = 1e-6   # peak, after the warm-up
 
 `--learning-rate 2e-6` and `--learning_rate=2e-6` both set it. `--data A B` fills a tuple. `--dry-run` alone sets a
-bool. settings.py says which numbers a field accepts. A preset is a dictionary of values that replace the defaults.
-Flags win over presets.
+bool. A preset is a dictionary of values that replace the defaults. Flags win over presets.
 """
 
 import difflib
@@ -26,9 +25,8 @@ def flag_of(name: str) -> str:
 
 
 def parse(config_class, argv: list[str], presets: dict[str, dict] = {}):
-    """An instance of `config_class` from command-line words. `--help` prints the manual and exits.
-
-    Raises ConfigError for an unknown flag, one that is given twice, and a value that is missing, wrong or too small."""
+    """An instance of `config_class` from command-line words. `--help` prints the manual and exits. Raises ConfigError
+    for an unknown flag, one that is given twice, and a value that is missing, wrong or too small."""
     if "--help" in argv or "-h" in argv:
         print(manual(config_class, presets))
         raise SystemExit(0)
@@ -66,7 +64,6 @@ def split_flags(argv: list[str], known) -> dict[str, list[str]]:
 
 
 def read_value(name: str, hint, words: list[str]):
-    """The words after one flag, as a value of the field's type."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         kind, expected = {word: word for word in args}.__getitem__, f"one of {', '.join(args)}"
@@ -82,8 +79,7 @@ def read_value(name: str, hint, words: list[str]):
     except (ValueError, KeyError):
         values = ()
     if not values or len(values) > 1 and origin is not tuple:
-        given = repr(" ".join(words)) if words else "nothing"
-        raise ConfigError(f"{flag_of(name)} takes {expected}, got {given}")
+        raise ConfigError(f"{flag_of(name)} takes {expected}, got {repr(' '.join(words)) if words else 'nothing'}")
     return values if origin is tuple else values[0]
 
 
@@ -105,7 +101,7 @@ def rising(config, name: str) -> None:
 
 def manual(config_class, presets: dict[str, dict]) -> str:
     """The text of --help: the script's docstring, the source of its settings and of those that it inherits, and the
-    presets. A preset that has all settings of an earlier one shows what it adds."""
+    presets. A preset that extends an earlier one shows what it adds."""
     paragraphs, shown = [(inspect.getmodule(config_class).__doc__ or "").strip()], set()
     for base in filter(is_dataclass, config_class.__mro__):
         blocks = re.split(r"\n(?=    \S)", inspect.getsource(base).rstrip())   # a field and the rest of its comment
@@ -123,18 +119,16 @@ def manual(config_class, presets: dict[str, dict]) -> str:
 
 
 def flags(config) -> list[str]:
-    """The words that give this configuration again: what differs from the defaults, without naming a preset."""
+    """The words that give this configuration again, without naming a preset."""
     names = [field.name for field in fields(config) if getattr(config, field.name) != field.default]
     return [word for name in names if name != "preset" for word in flag_words(name, getattr(config, name))]
 
 
 def flag_words(name: str, value) -> list[str]:
-    """The command-line words that set one field."""
     if value is True:
         return [flag_of(name)]
     return [flag_of(name), *(map(str, value) if isinstance(value, tuple) else [str(value)])]
 
 
 def as_json(config) -> dict:
-    """The configuration as JSON would return it: what runs, presets and defaults included."""
     return json.loads(json.dumps(asdict(config)))

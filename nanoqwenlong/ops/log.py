@@ -17,15 +17,13 @@ def progress(items: Iterable, description: str, quiet: bool = False) -> tqdm:
 
 
 class Log:
-    """Appends to the files of a run directory. directory None: writes no file (a dry run, all ranks but the first).
-    quiet: prints nothing either."""
+    """Appends to the files of a run directory, or to none if it is None. quiet: prints nothing either."""
 
     def __init__(self, directory: Path | None, quiet: bool = False):
         self.paths = [directory / name for name in FILES] if directory else []
         self.quiet = quiet
 
     def append(self, name: str, step: int, *rows: dict) -> None:
-        """Append rows of a step to one of FILES, as JSON lines."""
         for path in self.paths:
             if path.name == name:
                 with open(path, "a", encoding="utf-8") as file:
@@ -50,12 +48,12 @@ class Log:
         return sizes
 
     def cut(self, sizes: dict[str, int]) -> None:
-        """Truncate the files to these sizes (others to 0). What was written later will be written again."""
+        """Truncate the files to these sizes, others to 0: later steps will be made again."""
         for path in filter(Path.exists, self.paths):
-            size = sizes.get(path.name, 0)
-            if path.stat().st_size < size:
+            size, now = sizes.get(path.name, 0), path.stat().st_size
+            if now < size:
                 self.say(f"{path} is shorter than it was: some of its lines are lost")
-            elif path.stat().st_size > size:
+            elif now > size:
                 os.truncate(path, size)
 
     def line(self, step: int, values: dict, headline: tuple[str, ...]) -> None:

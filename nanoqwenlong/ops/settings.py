@@ -1,8 +1,7 @@
 """The settings that the scripts share. A script's Config inherits them, adds its own, and may give other defaults.
 
-`free` marks a setting that may change when a run is resumed: where the run computes, what it keeps or reports, how much
-memory it takes (memory settings can change the last digits). Every other setting, `fixed` or plain, would make it
-another run. `least` is the smallest number accepted: 0 unless the setting says otherwise.
+A `free` setting may change when a run is resumed (those about memory can change the last digits). Every other setting,
+`fixed` or plain, would make it another run. `least` is the smallest number accepted.
 """
 
 from dataclasses import dataclass, field, fields
@@ -52,12 +51,10 @@ class Settings(Machine):
 
 
 def computing_dtype(config) -> torch.dtype:
-    """What a model computes in. `auto` is bfloat16 on a GPU and float32 elsewhere."""
     return getattr(torch, config.dtype.replace("auto", "bfloat16" if config.device.startswith("cuda") else "float32"))
 
 
 def free_names(config) -> set[str]:
-    """The names of the settings that may change when the run is resumed."""
     return {each.name for each in fields(config) if each.metadata.get("free")}
 
 
