@@ -113,15 +113,13 @@ class RetrospectiveSampler:
     def difficulty(self, example_id: str) -> float:
         return 1 / max(self.mean_rewards[example_id], self.floor)
 
-    def is_hard(self, example_id: str) -> bool:
-        """Whether a mean reward was recorded and is at most `hard_below`."""
-        return self.mean_rewards.get(example_id, float("inf")) <= self.hard_below
-
     def hard_examples(self, phase: Phase) -> list[str]:
         """The hard examples of all earlier phases, in data order."""
         hard = []
         for number in range(1, phase.number):
-            hard += filter(self.is_hard, self.members[number])
+            for example_id in self.members[number]:
+                if self.mean_rewards.get(example_id, math.inf) <= self.hard_below:
+                    hard.append(example_id)
         return hard
 
     def num_reserved(self, n: int) -> int:
