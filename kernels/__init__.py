@@ -1,4 +1,4 @@
-"""Log-probs, losses and attention over long sequences. Nothing here knows the rest of the project.
+"""Log-probs, losses and attention over long sequences (docs/kernels.md).
 
     linear_logprob    log-prob and entropy of target tokens from hidden states, without a whole tensor of logits
     linear_logits     the logits themselves, for the sampler
@@ -7,20 +7,16 @@
     paged_attention   one decoding step over a cache in blocks, a group's stem read once
     flash             attention over dense sequences, whole or in parts that are merged (kernels/flash.py)
 
-Every function has a reference in plain torch beside its kernel. The kernels run on a GPU, the references elsewhere.
+Each has a reference in plain torch beside its kernel. The kernels run on a GPU, the references elsewhere.
 """
 
 import math
 
 import torch
 
-# For readers: set this to True and all functions run their torch references, on a GPU too. Then you can change a
-# formula in its reference first (grpo_loss_plain, say), try it, and write the kernel when the idea has proved itself.
-PLAIN = False
+PLAIN = False       # set it to True to try a change of a formula: all functions run their references, on a GPU too
 
-from . import grpo_loss as _grpo_loss
-from . import logprob as _logprob
-from . import paged_attention as _paged_attention
+from . import grpo_loss as _grpo_loss, logprob as _logprob, paged_attention as _paged_attention
 from .backend import use_triton, wide
 from .grouped_linear import grouped_linear, is_one_call
 from .logprob import linear_logits
@@ -35,8 +31,8 @@ def linear_logprob(hidden: Tensor, weight: Tensor, targets: Tensor, temperature:
                    chunk: int | None = None) -> tuple[Tensor, Tensor]:
     """hidden (N, C), weight (V, C), targets (N,) -> logprobs (N,), entropy (N,) in nats.
 
-    float32 results, or float64 for float64 inputs, differentiable in hidden and weight. `temperature` divides the
-    logits, as in the sampler. Memory holds one (chunk, V) block of logits. Raises IndexError for a target outside."""
+    Differentiable in hidden and weight, in float32 at least. `temperature` divides the logits, as in the sampler.
+    Memory holds one (chunk, V) block of logits. Raises IndexError for a target outside the vocabulary."""
     V = len(weight)
     if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < V:
         row = int(((targets < 0) | (targets >= V)).nonzero()[0])
@@ -55,9 +51,8 @@ def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weight
     """All tensors (N,), one entry per completion token -> loss (), and sums over tokens of nonzero weight: num_tokens,
     clipped_low, clipped_high, clipped_dual (tokens whose gradient a clip cut off), kl, entropy.
 
-    Differentiable in logprobs, computed in float32 at least. The formulas are in kernels/grpo_loss.py. A token of
-    weight 0 is ignored, even if it holds NaN. The log-ratio is clamped to +-20. With one update per rollout, pass
-    `logprobs.detach()` as old: the ratio is 1 and its gradient is not 0."""
+    Differentiable in logprobs, in float32 at least. A token of weight 0 is ignored, even if it holds NaN. With one
+    update per rollout, pass `logprobs.detach()` as old: the ratio is 1 and its gradient is not 0."""
     if not dual_clip > 1:
         raise ValueError(f"dual_clip bounds a bad token's ratio: it must be above 1 (inf: no bound), not {dual_clip}")
     dtype = wide(logprobs.dtype)
@@ -70,8 +65,7 @@ def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weight
 
 def paged_attention(q: Tensor, keys: Tensor, values: Tensor, block_size: int, stems: Segments, tails: Segments
                     ) -> Tensor:
-    """One query per answer and head, q (S, H, D), over keys and values (K, slots, D) in blocks of `block_size` slots ->
-    (S, H, D), like q. Each answer attends to the stem segment and the tail segment it is in. A row without one of each
-    gets an undefined result. Query head h reads key-value head h // (H / K)."""
+    """q (S, H, D), one query per answer and head, over keys and values (K, slots, D) in blocks of `block_size` slots ->
+    (S, H, D), like q. An answer that is not in one stem segment and one tail segment gets an undefined result."""
     run = _paged_attention.paged_attention_triton if use_triton(q.device) else _paged_attention.paged_attention_plain
     return run(q, keys, values, block_size, stems, tails)

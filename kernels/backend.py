@@ -16,7 +16,7 @@ AVAILABLE = hasattr(triton, "compile")
 
 
 def use_triton(device: torch.device) -> bool:
-    """Whether the Triton kernels compute what lies on this device. If not, their torch references do."""
+    """Whether the Triton kernels compute what lies on this device, and not their torch references."""
     return AVAILABLE and device.type == "cuda" and not kernels.PLAIN
 
 

@@ -1,15 +1,15 @@
 """Dense attention, and attention to only some of the keys, by torch's flash-attention kernels.
 
-Softmax attention can be computed in parts, over disjoint sets of keys, and merged. Part i alone gives out_i, the
+Softmax attention can be computed in parts, over disjoint sets of keys, and merged exactly. Part i gives out_i, the
 weighted mean of its values, and lse_i, the log of the sum of its exponentiated scores. Together they are
 
     lse = log(exp(lse_1) + exp(lse_2))        out = exp(lse_1 - lse) out_1 + exp(lse_2 - lse) out_2
 
-which is softmax over all keys, exactly. In the backward pass a part's weights are exp(score - lse) with the merged lse.
-All scores of a row share a term, the dot product of the merged out with its gradient. `part_backward` gets both.
+In the backward pass a part's weights are exp(score - lse) with the merged lse. All scores of a row share a term, the
+dot product of the merged out with its gradient.
 
-Legend: B sequences of equal length, Tq queries and Tk keys of each, H query heads, K key-value heads (H a multiple of
-K), D head width. Query head h reads key-value head h // (H / K).
+Legend: B sequences of equal length, Tq queries and Tk keys of each, H query heads, K key-value heads, D head width.
+Query head h reads key-value head h // (H / K).
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,7 @@ def flash_backend(device: torch.device, dtype: torch.dtype) -> str:
 
 @cache
 def _installed(device: torch.device, dtype: torch.dtype) -> str:
-    """flash_backend without PLAIN. On a GPU it prints its choice once: flash-attention 3 if it is installed and the GPU
-    is a Hopper, else flash-attention 2, which is part of torch."""
+    """flash_backend without PLAIN. On a GPU it prints its choice once. Flash-attention 3 needs a Hopper."""
     if device.type != "cuda":
         return "cpu" if device.type == "cpu" else ""
     capability = torch.cuda.get_device_capability(device)
@@ -55,27 +54,23 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     causal: the last query sees every key, the one before it all keys but the last, and so on."""
     if kernels.PLAIN:
         return part_plain(q, k, v, causal)[0]
-    more_keys = k.shape[1] > q.shape[1]
     mask = None
-    if causal and more_keys:
+    if causal and k.shape[1] > q.shape[1]:
         from torch.nn.attention.bias import causal_lower_right  # imported here: it takes seconds
         mask = causal_lower_right(q.shape[1], k.shape[1])
     if not flash_backend(q.device, q.dtype):
         # Without equal numbers of heads torch would fall back to a kernel that stores the whole matrix of scores.
         repeat = q.shape[2] // k.shape[2]
-        k = k.repeat_interleave(repeat, 2)
-        v = v.repeat_interleave(repeat, 2)
+        k, v = k.repeat_interleave(repeat, 2), v.repeat_interleave(repeat, 2)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)          # (B, heads, T, D)
-    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal and not more_keys,
+    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal and mask is None,
                                          enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2)
 
 
 def part(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Attention to some of the keys, without gradient: q (B, Tq, H, D), k and v (B, Tk, K, D) -> out (B, Tq, H, D) and
-    its log-sum-exp (B, Tq, H, 1), to be merged with other parts. mask (B, 1, 1, Tk) is added to the scores.
-
-    These are the kernels that scaled_dot_product_attention uses, called by the names that return the log-sum-exp."""
+    its log-sum-exp (B, Tq, H, 1), to be merged with other parts. mask (B, 1, 1, Tk) is added to the scores."""
     backend = flash_backend(q.device, q.dtype)
     if not backend or backend == "cuda" and mask is not None:
         return part_plain(q, k, v, causal, mask)
@@ -90,11 +85,10 @@ def part(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | N
 
 
 def part_plain(q, k, v, causal=False, mask=None) -> tuple[Tensor, Tensor]:
-    """The reference of part: the formula, in float32 at least, with a matrix of all scores. Differentiable."""
+    """The reference of part, in float32 at least, with a matrix of all scores. Differentiable."""
     k, v = _keys_by_head(q, k, v, causal)
     scores = _scores(_regroup(q, k), k, causal)                                   # (B, K, Tq H/K, Tk)
-    if mask is not None:
-        scores = scores + mask
+    scores = scores if mask is None else scores + mask
     lse = scores.logsumexp(-1, keepdim=True)
     out = (scores - lse).exp() @ v.to(scores.dtype)
     return _regroup(out, q).to(q.dtype), _regroup(lse, q)
@@ -139,11 +133,9 @@ def merge(out_1: Tensor, lse_1: Tensor, out_2: Tensor, lse_2: Tensor) -> Tensor:
     return (out_1 * share + out_2 * (1 - share)).to(out_1.dtype)
 
 
-# The CPU's kernels want equal numbers of heads. Without a causal order, the H / K query heads that read the same keys
-# become rows of one head. A causal order takes rows for tokens, so keys are repeated instead.
-
 def _keys_by_head(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """k and v (B, Tk, K, D) -> (B, K, Tk, D), or (B, H, Tk, D) for a causal order."""
+    """k and v (B, Tk, K, D) -> (B, K, Tk, D), or (B, H, Tk, D) for a causal order. The CPU's kernels want equal numbers
+    of heads. Query heads that read the same keys become rows of one. A causal order takes rows for tokens."""
     repeat = q.shape[2] // k.shape[2]
     k, v = k.transpose(1, 2), v.transpose(1, 2)
     if causal and repeat > 1:
@@ -165,8 +157,7 @@ def _scores(rows: Tensor, k: Tensor, causal: bool) -> Tensor:
     """rows (B, K, R, D), k (B, K, Tk, D) -> (B, K, R, Tk), -inf where a key comes later than its query."""
     dtype = wide(rows.dtype)
     scores = rows.to(dtype) @ k.to(dtype).mT * rows.shape[-1] ** -0.5
-    if causal:
-        R, Tk = scores.shape[-2:]
-        later = torch.ones(R, Tk, dtype=torch.bool, device=rows.device).triu(1 + Tk - R)
-        scores = scores.masked_fill(later, -torch.inf)
-    return scores
+    if not causal:
+        return scores
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=rows.device).triu(1 + k.shape[2] - rows.shape[2])
+    return scores.masked_fill(later, -torch.inf)

@@ -1,13 +1,12 @@
 """A linear map per group of rows: the experts of a mixture, each over the tokens that chose it.
 
-Legend: S rows sorted by group, E groups, N outputs, C inputs. Group e is the rows ends[e - 1] to ends[e], the first
-one begins at 0, and a group may be empty:
+Legend: S rows sorted by group, N outputs, C inputs, E groups, some of them empty. Group e: rows ends[e - 1] to ends[e].
 
     out[s] = x[s] W[e]^T,      dx[s] = dout[s] W[e],      dW[e] = dout[rows of e]^T x[rows of e]
 
-On a Hopper or Blackwell GPU in bfloat16, each of the three is one call of torch's grouped_mm. It reads `ends` on the
-GPU, so nothing waits and a CUDA graph can capture it. Elsewhere grouped_mm is a loop that fetches `ends` (pytorch issue
-169970). It is faster than ours only on a CPU in float32. It does not take float64, or rows of no multiple of 16 bytes.
+On a Hopper or Blackwell GPU in bfloat16, each is one call of torch's grouped_mm, which a CUDA graph can capture.
+Elsewhere grouped_mm is a loop that fetches `ends` (pytorch issue 169970), faster than ours only on a CPU in float32.
+It does not take float64, or rows of no multiple of 16 bytes.
 """
 
 import torch
@@ -30,10 +29,9 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor, grouped: bool | None
 
 
 def is_one_call(device: torch.device, dtype: torch.dtype, *widths: int) -> bool:
-    """Whether torch multiplies rows of these widths in one kernel, so that nothing has to be fetched from the GPU."""
-    if kernels.PLAIN or device.type != "cuda" or dtype != torch.bfloat16:
-        return False
-    return are_aligned(dtype, *widths) and torch.cuda.get_device_capability(device)[0] in (9, 10)
+    """Whether torch multiplies rows of these widths in one kernel, without fetching anything from the GPU."""
+    possible = not kernels.PLAIN and device.type == "cuda" and dtype == torch.bfloat16 and are_aligned(dtype, *widths)
+    return possible and torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 def are_aligned(dtype: torch.dtype, *widths: int) -> bool:
@@ -41,7 +39,7 @@ def are_aligned(dtype: torch.dtype, *widths: int) -> bool:
 
 
 class GroupedLinear(torch.autograd.Function):
-    """An autograd function because torch would keep a gradient as large as `weight` for every group of a loop."""
+    """Our own backward pass: torch would keep a gradient as large as `weight` for every group of a loop."""
 
     @staticmethod
     def forward(ctx, x, weight, ends, grouped):
@@ -82,14 +80,11 @@ def weights_plain(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
 
 
 def rows_grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """rows_plain in one call."""
     return F.grouped_mm(x, weight, offs=ends.int())
 
 
 def weights_grouped(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
     """weights_plain in one call. torch's kernel leaves anything in an empty group on a GPU (pytorch issue 172439)."""
     out = F.grouped_mm(grad.T, x, offs=ends.int())
-    if not x.is_cuda:
-        return out
     sizes = torch.diff(ends, prepend=ends.new_zeros(1))
-    return out.masked_fill_((sizes == 0)[:, None, None], 0)
+    return out.masked_fill_((sizes == 0)[:, None, None], 0) if x.is_cuda else out

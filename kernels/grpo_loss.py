@@ -5,12 +5,11 @@
     kl_t     = exp(d_t) - d_t - 1,   d_t = ref_logprob_t - logprob_t                (k3: unbiased, never negative)
     loss     = sum_t weight_t (policy_t + kl_coef kl_t)
 
-dual_clip (Ye et al., arXiv 1912.09729, 3 in GoLongRL) binds only where A_t < 0, on tokens that have become far more
-likely. The papers' objectives differ only in the weights: GRPO 1 / (S |y_i|), DAPO 1 / (sum_i |y_i|), Dr. GRPO
-1 / (S L_max), counted over the whole batch beforehand.
+dual_clip (Ye et al., arXiv 1912.09729) binds only where A_t < 0. The papers' objectives differ only in the weights,
+counted over the whole batch: GRPO 1 / (S |y_i|), DAPO 1 / (sum_i |y_i|), Dr. GRPO 1 / (S L_max).
 
-The kernel also computes the gradient, weight_t (-ratio_t A_t [not clipped] + kl_coef (1 - exp(d_t))), so the backward
-pass only scales it. All sums have a fixed order, so the bits are always the same.
+The kernel also computes the gradient, weight_t (-ratio_t A_t [not clipped] + kl_coef (1 - exp(d_t))), which the
+backward pass only scales. All sums have a fixed order. Log-ratios and d_t are clamped to +-20.
 """
 
 import torch
@@ -24,8 +23,7 @@ BLOCK = 1024                            # tokens of a program
 
 def grpo_loss_plain(logprobs, old_logprobs, advantages, weights, ref_logprobs, entropy,
                     clip_low, clip_high, dual_clip, kl_coef) -> tuple[torch.Tensor, torch.Tensor]:
-    """All tensors (N,) or None, N tokens -> loss (), and the sums over tokens in the order of SUMS (6,). This is the
-    reference, the one place where the formula stands. Autograd derives its gradient."""
+    """All tensors (N,) or None -> loss (), and the sums over tokens in the order of SUMS (6,). The reference."""
     used = weights != 0
     log_ratio = torch.where(used, logprobs - old_logprobs, 0.0)
     ratio = log_ratio.clamp(-20, 20).exp()

@@ -9,17 +9,14 @@ and, for gradients g of the logprob and e of the entropy,
 
     dz_j    = g (1[j = y] - p_j) - e p_j (log p_j + entropy)          dW = sum dz h^T / t          dh = W^T dz / t
 
-All logits would be N x V numbers. So positions go through in chunks, and the backward pass computes each chunk's logits
-again. The products are torch's. Between them lies one pass over each row: `statistics` before the backward pass,
-`gradient` in it. Products keep their float32 accumulators, because logits rounded to bfloat16 are off by 1e-2. top and
-log_sum stay apart, because their sum, in the thousands for a large logit, has lost the digits of log_sum.
+Positions go through in chunks, and the backward pass computes each chunk's logits again. Between torch's products lies
+one pass over each row: `statistics`, or `gradient` in the backward pass. Products keep their float32 accumulators,
+because logits rounded to bfloat16 are off by 1e-2. top + log_sum would lose digits of log_sum, so both are kept.
 
-Legend: N positions, n of them in a chunk, C hidden size, V vocabulary. `rows` (4, n) holds logprob, entropy, top and
-log_sum of n rows of logits.
+Legend: N positions, n in a chunk, C hidden size, V vocabulary. `rows` (4, n) is logprob, entropy, top and log_sum.
 """
 
 import torch
-import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from .backend import tl, triton, wide
@@ -67,7 +64,7 @@ def _floored(x):
 @triton.jit
 def _statistics(logits, targets, rows, stride, rows_stride, V, BLOCK: tl.constexpr):
     """One program per row. Each of the BLOCK lanes keeps sums relative to its own top: total = sum exp(z - top) and
-    weighted = sum exp(z - top) (z - top). A higher top scales both. At the end the lanes are merged in the same way."""
+    weighted = sum exp(z - top) (z - top). At the end the lanes are merged."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     rows += row
@@ -122,21 +119,17 @@ def _gradient(logits, targets, rows, d_logprob, d_entropy, out, stride, rows_str
 
 
 def statistics_triton(logits, targets, rows) -> None:
-    """statistics_plain in one launch."""
     _statistics[(len(logits),)](logits, targets, rows, logits.stride(0), rows.stride(0), logits.shape[1], BLOCK=2048,
                                 num_warps=8)
 
 
 def gradient_triton(logits, targets, rows, d_logprob, d_entropy, out) -> None:
-    """gradient_plain in one launch."""
     _gradient[(len(logits),)](logits, targets, rows, d_logprob, d_entropy, out, logits.stride(0), rows.stride(0),
                               out.stride(0), logits.shape[1], BLOCK=2048, num_warps=8)
 
 
 class LinearLogprob(torch.autograd.Function):
     """hidden (N, C), weight (V, C), targets (N,) -> logprobs (N,), entropy (N,), at most `chunk` positions at a time.
-    `statistics` and `gradient` are a pair of the functions above.
-
     The backward pass begins with the last chunk, whose logits are kept. So with one chunk no product is repeated."""
 
     @staticmethod
@@ -163,8 +156,7 @@ class LinearLogprob(torch.autograd.Function):
         d_logprob = torch.zeros_like(rows[0]) if d_logprob is None else d_logprob.contiguous()
         buffer, ctx.logits = ctx.logits, None
         is_ready = buffer is not None                                          # not in a second backward pass
-        if not is_ready:
-            buffer = rows.new_empty(ctx.size, len(w))
+        buffer = buffer if is_ready else rows.new_empty(ctx.size, len(w))
         dz_buffer = buffer if h.dtype == buffer.dtype else torch.empty_like(buffer, dtype=h.dtype)
         dh = rows.new_empty(h.shape) if ctx.needs_input_grad[0] else None
         dw = rows.new_zeros(w.shape) if ctx.needs_input_grad[1] else None
@@ -188,14 +180,14 @@ def _slices(total: int, size: int) -> list[slice]:
 
 
 def as_multiplied(x: Tensor) -> Tensor:
-    """x in the type that products take. A CPU's bfloat16 products do not keep their accumulators, and are slow."""
+    """x in the type of the products. On a CPU, bfloat16 products do not keep their accumulators."""
     return x if x.is_cuda else x.to(wide(x.dtype))
 
 
 def linear_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """hidden (N, C), weight (V, C) -> logits (N, V) for the sampler, in float32 at least, as exact as the trainer's."""
     h, w = as_multiplied(hidden), as_multiplied(weight)
-    return F.linear(h, w) if h.dtype == wide(h.dtype) else torch.mm(h, w.T, out_dtype=wide(h.dtype))
+    return torch.nn.functional.linear(h, w) if h.dtype == wide(h.dtype) else torch.mm(h, w.T, out_dtype=wide(h.dtype))
 
 
 def product(a: Tensor, b: Tensor, scale: float, out: Tensor, add: bool = False) -> Tensor:

@@ -1,21 +1,17 @@
 """Attention of one decoding step, over keys and values that lie in blocks. What answers share is read once.
 
-Every answer has one new query per head. It reads the stem of its group and its own tail. So a step is a list of
-segments: a run of tokens, and the neighbouring answers that all read it. A stem is a segment of all answers of a group,
-a tail is a segment of one answer. In a segment the query heads that read a key-value head (G answers x H / K heads) are
-the rows of one matrix, and each block of keys is loaded once for all of them.
-
-Long segments are split, so that a few of them fill a GPU. So attention comes in parts over disjoint sets of keys, each
-with an output and a log-sum-exp, and a second kernel merges them in float32:
+A step is a list of segments: a run of tokens, and the neighbouring answers that all read it. A stem is a segment of all
+answers of a group, a tail is a segment of one answer. The query heads that read a key-value head (G answers x H / K
+heads) are the rows of one matrix, and each block of keys is loaded once for all of them. Long segments are split, so
+that a few of them fill a GPU. A second kernel merges the parts in float32:
 
     s_j   = q k_j / sqrt(D)                                        the score of key j
     lse_i = log sum_j exp(s_j)                                     over the keys of part i
     out_i = sum_j exp(s_j - lse_i) v_j
     lse   = log sum_i exp(lse_i),   out = sum_i exp(lse_i - lse) out_i
 
-which is softmax over all keys, exactly. The kernels take logarithms to the base 2, for which a GPU has an instruction.
-
 Legend: S answers, H query heads, K key-value heads, D head width, M segments of at most B blocks, P parts of an answer.
+The kernels take logarithms to the base 2, for which a GPU has an instruction.
 """
 
 import math
@@ -61,8 +57,7 @@ def paged_attention_plain(q, keys, values, block_size: int, stems: Segments, tai
 def _part(q, keys, values, segments, tables, out, lse, answers, split, q_stride, heads_stride, table_stride, out_stride,
           lse_stride, scale, BLOCK_SIZE: tl.constexpr, REPEAT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
           ROWS: tl.constexpr, KEYS: tl.constexpr):
-    """One part of one segment per program (segment and tile of its rows, part, key-value head). A row is one answer and
-    one of its REPEAT heads."""
+    """One program per segment and tile of its rows, part, key-value head. A row is one of an answer's REPEAT heads."""
     tiles = tl.cdiv(answers * REPEAT, ROWS)
     segment = (tl.program_id(0) // tiles).to(tl.int64)
     first = tl.load(segments + segment * 3).to(tl.int64)
@@ -133,8 +128,7 @@ def _merge(parts, lse, out, P, part_stride, lse_stride, D: tl.constexpr, WIDTH: 
 
 
 def tile(dtype: torch.dtype, rows: int) -> tuple[int, int]:
-    """Rows and keys of a program. A segment with more rows is read by several programs side by side. float32 uses no
-    tensor cores, but small tiles that fit into the registers."""
+    """Rows and keys of a program. float32 uses no tensor cores, but small tiles that fit into the registers."""
     if dtype == torch.float32:
         return 16, 16
     return (16, 64) if rows <= 16 else (64, 64)
@@ -144,11 +138,8 @@ def paged_attention_triton(q, keys, values, block_size: int, stems: Segments, ta
     """paged_attention_plain in one launch for the stems, one for the tails and one to merge."""
     (S, H, D), K = q.shape, len(keys)
     if keys.stride() != values.stride() or keys.stride()[1:] != (D, 1):
-        raise ValueError(f"the keys and values of a head must lie slot by slot, heads equally far apart; their strides "
-                         f"are {keys.stride()} and {values.stride()}")
-    q = q.contiguous()
-    width = max(16, triton.next_power_of_2(D))
-    repeat = H // K
+        raise ValueError(f"keys {keys.stride()} and values {values.stride()} must have equal strides, slot by slot")
+    q, repeat, width = q.contiguous(), H // K, max(16, triton.next_power_of_2(D))
     parts = torch.empty(stems.num_parts + tails.num_parts, S, H, D, dtype=torch.float32, device=q.device)
     lse = parts.new_empty(parts.shape[:3])
     begin = 0

@@ -1,7 +1,4 @@
-"""What a config.json says about a model: its sizes, its rope, its experts. Models we cannot compute are refused.
-
-The JSON is checked first, and then normalised by transformers (old and new spellings of rope, dtype, ...).
-"""
+"""What a config.json says about a model: its sizes, its rope, its experts. Models we cannot compute are refused."""
 
 import copy
 import json
@@ -42,8 +39,7 @@ class Yarn:
         factor, original = rope["factor"], rope["original_max_position_embeddings"]
         beta_fast, beta_slow = rope.get("beta_fast") or 32, rope.get("beta_slow") or 1
         truncate = rope.get("truncate", True)
-        require(beta_fast >= beta_slow, where,
-                f"YaRN's beta_fast ({beta_fast}) is less than its beta_slow ({beta_slow})")
+        require(beta_fast >= beta_slow, where, f"YaRN's beta_fast ({beta_fast}) is less than beta_slow ({beta_slow})")
         require(isinstance(truncate, bool), where, f"YaRN's truncate is {truncate!r}; it must be true or false")
 
         def mscale(m: float) -> float:
@@ -114,8 +110,8 @@ class ModelConfig:
         ):
             require(supported, where, sentence)
         attention_bias = bool(getattr(hf, "attention_bias", False))
-        dense_layers = [i for i in range(hf.num_hidden_layers)
-                        if mixture and (i in hf.mlp_only_layers or (i + 1) % hf.decoder_sparse_step)]
+        dense_layers = tuple(i for i in range(hf.num_hidden_layers) if mixture
+                             and (i in hf.mlp_only_layers or (i + 1) % hf.decoder_sparse_step))
         return ModelConfig(
             **{name: getattr(hf, name) for name in SIZES},
             head_dim=head_dim, rms_norm_eps=eps, rope_theta=float(theta), initializer_range=hf.initializer_range,
@@ -124,11 +120,9 @@ class ModelConfig:
             o_bias=kind != "qwen2" and attention_bias, qk_norm=kind != "qwen2",
             num_experts=num_experts, num_experts_per_tok=k,
             moe_intermediate_size=hf.moe_intermediate_size if mixture else 0,
-            norm_topk_prob=mixture and bool(hf.norm_topk_prob),
-            dense_layers=tuple(dense_layers), source=source)
+            norm_topk_prob=mixture and bool(hf.norm_topk_prob), dense_layers=dense_layers, source=source)
 
     def is_mixture(self, layer: int) -> bool:
-        """Whether this layer has experts instead of an MLP."""
         return self.num_experts > 0 and layer not in self.dense_layers
 
     @property
@@ -141,9 +135,8 @@ class ModelConfig:
         """Raises ModelError for inputs longer than the window. It names the line of config.json that admits them."""
         if tokens <= self.window:
             return
-        original = 2 ** int(math.log2(self.max_position_embeddings))           # Qwen's 40,960 have room for answers
-        if self.yarn:
-            original = self.yarn.original_max_position_embeddings
+        original = (self.yarn.original_max_position_embeddings if self.yarn
+                    else 2 ** int(math.log2(self.max_position_embeddings)))    # Qwen's 40,960 have room for answers
         factor = float(-(-tokens // original))
         rope = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
         new = "rope_parameters" in self.source                                 # transformers 5; 4 has rope_scaling
@@ -154,19 +147,18 @@ class ModelConfig:
 
 
 def require(condition, *sentence: str) -> None:
-    """Raises ModelError with this sentence, its parts joined by colons, unless the condition holds."""
+    """Raises ModelError with the parts of this sentence, joined by colons, unless the condition holds."""
     if not condition:
         raise ModelError(": ".join(sentence))
 
 
 def normalised(source: dict, where: str):
-    """transformers' config of this JSON. Raises ModelError for what it refuses, would not refuse or stumbles over."""
+    """transformers' config of this JSON, in one spelling. Raises ModelError for what it refuses or stumbles over."""
     kind = source.get("model_type")
     require(isinstance(kind, str) and kind in ARCHITECTURES, where,
             f"model_type is {kind!r}; this project runs {', '.join(ARCHITECTURES)}")
-    named = source.get("architectures") or [ARCHITECTURES[kind]]
-    require(named == [ARCHITECTURES[kind]], where,
-            f"architectures is {named}; only {ARCHITECTURES[kind]} can be trained here")
+    named, right = source.get("architectures"), ARCHITECTURES[kind]
+    require(not named or named == [right], where, f"architectures is {named}; only {right} can be trained here")
     for names in (("rope_parameters", "rope_scaling"), ("num_local_experts", "num_experts")):
         require(not contradict(*map(source.get, names)), where,
                 f"{' and '.join(names)} are two spellings of one setting, and differ; keep one")
@@ -186,8 +178,8 @@ def normalised(source: dict, where: str):
 
 @contextmanager
 def quiet_transformers(sentence: str):
-    """Inside, every exception becomes a ModelError that begins with this sentence, and transformers logs no warnings.
-    It warns even about the YaRN factors that Qwen recommends, and its log handler may write to a closed stderr."""
+    """Inside, every exception becomes a ModelError that begins with this sentence. transformers logs no warnings: it
+    warns even about the YaRN factors that Qwen recommends, and its log handler may write to a closed stderr."""
     from transformers.utils import logging
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)

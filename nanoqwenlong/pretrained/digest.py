@@ -1,4 +1,4 @@
-"""SHA-256 of files and of model directories: has anything changed since?"""
+"""SHA-256 of files and of model directories, in hexadecimal."""
 
 import errno
 from hashlib import sha256
@@ -8,7 +8,6 @@ from .tokenizer import FILES
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
     digest = sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -17,9 +16,7 @@ def file_digest(path: Path) -> str:
 
 
 def model_digests(directory: Path) -> dict[str, str]:
-    """{file name: SHA-256} of the files that decide what a model answers: config.json, weights, tokenizer.
-
-    Raises FileNotFoundError if there is no such directory."""
+    """{file name: SHA-256} of config.json, weights and tokenizer. Raises FileNotFoundError for no such directory."""
     if not directory.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the model's directory is not there", str(directory))
     names = {"config.json", *FILES}

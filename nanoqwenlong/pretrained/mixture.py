@@ -15,10 +15,8 @@ Tensor = torch.Tensor
 
 
 class Mixture(nn.Module):
-    """x (T, C) -> (T, C). The names of its parameters are those of transformers 5.
-
-    load (E,): how often each expert was chosen in passes with a gradient since the last take_loads. Dummy calls, which
-    have one token, do not count. Under checkpointing every choice counts twice, which changes no expert's share."""
+    """x (T, C) -> (T, C). load (E,): how often each expert was chosen in passes with a gradient since the last
+    take_loads. Dummy calls, which have one token, do not count. Under checkpointing every choice counts twice."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()
@@ -51,8 +49,7 @@ class Mixture(nn.Module):
 
 
 def take_loads(model: nn.Module) -> list[list[int]]:
-    """For each mixture layer how many of the tokens trained on since the last call chose each expert, (E,). Empty for a
-    dense model, or if there were no such tokens."""
+    """Each mixture layer's load (E,), which begins anew. Empty for a dense model, or if there were no tokens."""
     loads = []
     for module in model.modules():
         if isinstance(module, Mixture):
@@ -62,24 +59,21 @@ def take_loads(model: nn.Module) -> list[list[int]]:
 
 
 class Experts(nn.Module):
-    """All experts of a layer, each a SwiGLU."""
-
     def __init__(self, c: ModelConfig):
         super().__init__()
         self.gate_up_proj = nn.Parameter(torch.empty(c.num_experts, 2 * c.moe_intermediate_size, c.hidden_size))
         self.down_proj = nn.Parameter(torch.empty(c.num_experts, c.hidden_size, c.moe_intermediate_size))
 
     def forward(self, x, shares, ends):
-        """x (T k, C) sorted by expert, shares (T k, 1), ends (E,): where each expert's rows end -> (T k, C). The shares
-        go in before the last product, which is linear, so that its output need not be kept for them."""
+        """x (T k, C) sorted by expert, shares (T k, 1), ends (E,) of each expert's rows -> (T k, C). The shares go in
+        before the last product, so that its output need not be kept."""
         gate, up = grouped_linear(x, self.gate_up_proj, ends).chunk(2, dim=-1)
         return grouped_linear(F.silu(gate) * up * shares, self.down_proj, ends)
 
 
 class Dispatch(torch.autograd.Function):
-    """x (T, C) -> (T k, C): the row of each pair's token, in the `order` (T k,) of the pairs by expert. place (T, k)
-    says where in that order the pairs of a token are. Unlike the gradient of an index on a GPU, this one is the same
-    bits every time, and faster."""
+    """x (T, C) -> (T k, C): the row of each pair's token, in the `order` (T k,) of the pairs by expert. place (T, k) is
+    the inverse of order. Unlike the gradient of an index on a GPU, this one has the same bits every time."""
 
     @staticmethod
     def forward(ctx, x, order, place):

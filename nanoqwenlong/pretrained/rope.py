@@ -11,9 +11,8 @@ Tensor = torch.Tensor
 
 def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype, yarn: Yarn | None = None
                 ) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, 1, D) of each position times each frequency, the same for both halves of a head. Frequency i is
-    theta^(-2i / D). YaRN lowers some of them, and multiplies both tables by its attention factor. Angles are computed
-    in float32 at least, as in transformers."""
+    """cos and sin (T, 1, D) of each position times each frequency theta^(-2i / D), the same for both halves of a head.
+    YaRN lowers some frequencies, and multiplies both tables by its attention factor. Angles are float32 at least."""
     steps = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.int64)
     wide = torch.promote_types(dtype, torch.float32)
     periods = theta ** (steps.to(wide) / head_dim)                             # (D / 2,), in tokens, over 2 pi
@@ -31,11 +30,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def yarn_frequencies(periods: Tensor, theta: float, yarn: Yarn) -> Tensor:
-    """Frequencies (D / 2,) from the periods (D / 2,) of plain rope (YaRN, arXiv 2309.00071, section 3.2).
-    A frequency stays if it turns more than beta_fast times within the original window. It is divided by the factor if
-    it turns less than beta_slow times. Between the two a linear ramp mixes both."""
+    """Frequencies (D / 2,) from plain rope's periods (D / 2,) (arXiv 2309.00071, section 3.2). A frequency stays if it
+    turns more than beta_fast times within the original window. Below beta_slow times it is divided by the factor.
+    Between the two a linear ramp mixes both."""
     def index_of(turns: float) -> float:
-        """Index, as a real number, of the frequency that turns so often."""
         period = yarn.original_max_position_embeddings / (turns * 2 * math.pi)
         return len(periods) * math.log(period) / math.log(theta)
 

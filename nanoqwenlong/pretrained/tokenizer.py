@@ -1,9 +1,8 @@
 """Text to token ids and back, with the tokenizer and chat template of a model directory.
 
-A document may contain anything, `<|im_end|>` and `</think>` included, and must never become a special token. So the
-chat template is rendered around placeholders and cut there. Its pieces are encoded with the special tokens, what
-replaces the placeholders by a second tokenizer that has none. (transformers' `split_special_tokens` is not enough: it
-leaves tokens that are added but not special.)
+A document may contain `<|im_end|>`, which must never become a special token. So the chat template is rendered around
+placeholders and cut there. Its pieces are encoded with the special tokens, contents by a second tokenizer that has
+none. (transformers' `split_special_tokens` leaves tokens that are added but not special.)
 """
 
 import json
@@ -25,18 +24,14 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "spec
 
 
 class Tokenizer:
-    """The tokenizer of a model directory. Sampled ids are never decoded and encoded again."""
-
     def __init__(self, directory: str | Path):
-        """Raises ModelError if the directory has no fast tokenizer, no chat template or no end token, or if the
-        tokenizer has ids for which the model has no embedding."""
+        """Raises ModelError for no fast tokenizer, chat template or end token, or for ids without an embedding."""
         import tokenizers
         from transformers import AutoTokenizer
         self.directory = directory = Path(directory)
         if not directory.is_dir():
             raise FileNotFoundError(f"model directory {directory} is not there")
-        require((directory / "tokenizer.json").is_file(),
-                f"{directory} has no tokenizer.json; save the model's tokenizer there (a fast one)")
+        require((directory / "tokenizer.json").is_file(), f"{directory} has no tokenizer.json; save a fast one there")
         with quiet_transformers(f"{directory}: the tokenizer cannot be loaded"):
             self.hf = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
         require(self.hf.chat_template, f"{directory}: the tokenizer has no chat template (chat_template.jinja)")
@@ -55,15 +50,13 @@ class Tokenizer:
         if (directory / "config.json").is_file():
             rows = read_json(directory / "config.json").get("vocab_size", self.vocab_size)
             require(self.vocab_size <= rows,                         # fewer is fine: Qwen pads its embedding
-                    f"{directory}: the tokenizer has ids up to {self.vocab_size - 1}, the model's embedding only "
-                    f"{rows} rows; they do not belong together")
+                    f"{directory}: tokenizer and model differ, ids up to {self.vocab_size - 1} but {rows} rows")
 
     def _end_tokens(self, path: Path) -> tuple[int, ...]:
         listed = read_json(path).get("eos_token_id") if path.is_file() else None
         ends = {*(listed if isinstance(listed, list) else [listed]), self.hf.eos_token_id} - {None}
         for end in ends:
-            require(type(end) is int and 0 <= end < 2**31,
-                    f"{path}: eos_token_id holds {end!r}; an end token is given by its id")
+            require(type(end) is int and 0 <= end < 2**31, f"{path}: eos_token_id holds {end!r}, which is not an id")
         require(ends, f"{path.parent}: neither tokenizer nor {path.name} names an end token")
         return tuple(sorted(ends))
 
@@ -77,8 +70,7 @@ class Tokenizer:
         key = tuple(messages)
         if key not in self.templates:
             text = self._render(messages)
-            counts = [text.count(place) for place in places]
-            starts = [text.find(place) for place in places]
+            counts, starts = [text.count(place) for place in places], [text.find(place) for place in places]
             if counts != [1] * len(places) or starts != sorted(starts):
                 does = "drops" if 0 in counts else "repeats" if max(counts) > 1 else "reorders"
                 raise ModelError(f"{self.directory}: the chat template {does} what is said in {_turns(messages)}")
@@ -87,15 +79,14 @@ class Tokenizer:
         return self.templates[key]
 
     def encode(self, text: str) -> list[int]:
-        """The ids of plain text. Whatever it says, none of them is special."""
+        """The ids of plain text, none of them special."""
         ids = self.plain.encode(text, add_special_tokens=False).ids
-        require(self.special_ids.isdisjoint(ids),
-                "this tokenizer's vocabulary spells a special token out of plain text; it cannot be used")
+        require(self.special_ids.isdisjoint(ids), "this tokenizer's vocabulary spells a special token in plain text")
         return ids
 
     def encode_response(self, text: str) -> list[int]:
-        """The ids of a response as the model would write it. `<think>` and `</think>` are tokens, all else is plain
-        text, and the end token comes last. A `<think>` that the chat template has written is not repeated."""
+        """The ids of a response as the model would write it: `<think>` and `</think>` are tokens, the end token comes
+        last. A `<think>` that the chat template has written is not repeated."""
         ids = []
         if self.opens_think:
             text = text.removeprefix(THINK[0]).lstrip("\n")
@@ -122,10 +113,8 @@ class Tokenizer:
         expected, parts = texts[0], [ids[0]]
         for number, (role, content) in enumerate(messages, start=1):
             expected += content + texts[number]
-            is_last = number == len(messages)
-            require(rendered == expected if is_last else rendered.startswith(expected),
-                    f"{self.directory}: the chat template rewrites what turn {number} ({role}) says: it trims or cuts "
-                    "it, or tells it from others by its words")
+            require(rendered == expected or number < len(messages) and rendered.startswith(expected),
+                    f"{self.directory}: the chat template rewrites what turn {number} ({role}) says")
             parts += [self.encode(content), ids[number]]
         return parts
 
@@ -135,7 +124,6 @@ class Tokenizer:
         return self.hf.decode(list(before_end), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """The files of the source directory, byte for byte."""
         Path(directory).mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
             (Path(directory) / name).write_bytes(content)

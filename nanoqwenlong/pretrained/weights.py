@@ -63,8 +63,7 @@ def read_into(model: nn.Module, directory: str | Path, dtype: torch.dtype, devic
 
 
 def allocate(model, dtype: torch.dtype, device: str | torch.device, prepare: Callable | None = None) -> nn.Module:
-    """The same model with memory for its weights, in `dtype` and unfilled, taken where it is used: there is never a
-    second copy. `prepare(model)` comes first: parallel.shard, say."""
+    """The same model with unfilled memory for its weights in `dtype`, after `prepare(model)`: parallel.shard, say."""
     model.to(dtype)
     if prepare:
         prepare(model)
@@ -96,27 +95,22 @@ class Stored(NamedTuple):
 
 def read_tensors(stored: Stored, rows: dict[str, slice] | None = None, check_finite: bool = False
                  ) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of all that is stored, experts fused. For a name in `rows` only those rows are read. Raises
-    ModelError for NaN and infinity with check_finite."""
+    """(name, tensor) of all that is stored, experts fused, of a name in `rows` only those rows. Raises ModelError."""
     for name, shape in stored.shapes.items():
         wanted = (rows or {}).get(name, slice(0, None))
         if parts := stored.apart.get(name):
-            experts = []
-            for e in range(shape[0])[wanted]:
-                pieces = [stored.files[part.format(e)].get_tensor(part.format(e)) for part in parts]
-                experts.append(torch.cat(pieces))
+            experts = [torch.cat([stored.files[part.format(e)].get_tensor(part.format(e)) for part in parts])
+                       for e in range(shape[0])[wanted]]
             tensor = torch.stack(experts) if experts else torch.empty(0, *shape[1:])           # more ranks than experts
         else:
             tensor = stored.files[name].get_slice(name)[wanted]
-        require(not check_finite or tensor.isfinite().all(), str(stored.directory),
-                f"{name} holds NaN or infinity; the weights are damaged")
+        require(not check_finite or tensor.isfinite().all(), f"{stored.directory}: {name} holds NaN or infinity")
         yield name, tensor
 
 
 def find_tensors(directory: str | Path, expected: dict[str, torch.Size], optional: tuple[str, ...] = ()) -> Stored:
     """Where the tensors of these names and shapes are. Names in `optional` may also be there. Raises ModelError for a
-    missing, extra, misshapen or non-float tensor, for a name in two shards, for an index that points outside the
-    directory, and for a directory that holds only pickle files."""
+    missing, extra, misshapen or non-float tensor, and for files that read_index or open_files refuse."""
     directory = Path(directory)
     files = open_files(directory)
     apart = {name: parts for name in expected if name not in files and (parts := experts_apart(name))}
@@ -175,8 +169,7 @@ def read_index(directory: Path) -> dict[str, str]:
         file = directory / entry.replace("\0", "/")
         inside = file.name == entry and "\\" not in entry and file.resolve().parent == directory.resolve()
         require(inside and file.suffix == ".safetensors" and file.is_file(),
-                f"{path}: {name} is said to be in {entry!r}; that must be the plain name of a .safetensors file in the "
-                "same directory")
+                f"{path}: {name} is said to be in {entry!r}; it must be a .safetensors file in the same directory")
     return listed
 
 
@@ -195,8 +188,8 @@ def experts_apart(name: str) -> tuple[str, ...]:
 def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: ModelConfig,
           max_shard_bytes: int = 5 * 10**9, fused_experts: bool = False) -> None:
     """Writes config.json and the tensors, experts one by one unless fused_experts. Beyond `max_shard_bytes` they are
-    split into shards with an index. All ranks call this and fetch the tensors together, a file's worth at a time. Rank
-    0 writes. It raises its OSError after all has been fetched, or the other ranks would wait forever."""
+    split into shards with an index. All ranks call this. Rank 0 writes, and raises its OSError after all tensors have
+    been fetched, or the other ranks would wait forever."""
     directory = Path(directory)
     shards, num_bytes = [{}], 0
     for name, tensor in tensors.items():
@@ -237,18 +230,16 @@ def take_apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     result = {}
     for name, tensor in tensors.items():
         parts = experts_apart(name)
+        for e, expert in enumerate(tensor if parts else ()):
+            result |= {part.format(e): piece for part, piece in zip(parts, expert.chunk(len(parts)))}
         if not parts:
             result[name] = tensor
-            continue
-        for e, expert in enumerate(tensor):
-            for part, piece in zip(parts, expert.chunk(len(parts))):
-                result[part.format(e)] = piece
     return result
 
 
 def write_file(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes one safetensors file, readable by whom the umask allows (safetensors lets only its owner read it). Give
-    one entry of metadata at most, because safetensors orders several at random."""
+    """Writes one safetensors file, with the umask's permissions. safetensors orders several entries of metadata at
+    random, so give one at most."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         save_file(tensors, path, metadata=metadata or {"format": "pt"})
