@@ -50,7 +50,6 @@ def _installed(device: torch.device, dtype: torch.dtype) -> str:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """softmax(q k^T / sqrt(D)) v, differentiable: q (B, Tq, H, D), k and v (B, Tk, K, D) -> (B, Tq, H, D).
-
     causal: the last query sees every key, the one before it all keys but the last, and so on."""
     if kernels.PLAIN:
         return part_plain(q, k, v, causal)[0]

@@ -138,8 +138,7 @@ class LinearLogprob(torch.autograd.Function):
         ctx.scale, ctx.gradient = 1 / temperature, gradient
         h, w, targets = as_multiplied(hidden), as_multiplied(weight), targets.contiguous()
         N = len(h)
-        num_chunks = max(1, -(-N // chunk))
-        ctx.size = -(-N // num_chunks)                                         # of each chunk but the last
+        ctx.size = -(-N // max(1, -(-N // chunk)))                             # of each chunk but the last
         ctx.logits = torch.empty(ctx.size, len(w), dtype=wide(h.dtype), device=h.device)
         rows = ctx.logits.new_empty(4, N)
         for piece in _slices(N, ctx.size):

@@ -26,7 +26,6 @@ Tensor = torch.Tensor
 
 class Segments(NamedTuple):
     """M segments: the stems or the tails of a decoding step, the same for all layers. Each answer is in one of them."""
-
     rows: Tensor                        # (M, 3) int32: first answer, number of answers, tokens
     block_tables: Tensor                # (M, B) int32: the blocks in which the tokens lie
     answers: int                        # of the largest segment

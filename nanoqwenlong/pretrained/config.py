@@ -20,7 +20,6 @@ YARN_LOWEST = {"factor": 1, "original_max_position_embeddings": 1, "attention_fa
 @dataclass(frozen=True)
 class Yarn:
     """How YaRN stretches rope beyond the window a model was trained with (arXiv 2309.00071, rope.yarn_frequencies)."""
-
     factor: float
     original_max_position_embeddings: int
     attention_factor: float             # on cos and sin, 0.1 ln(factor) + 1 unless it is given
@@ -54,7 +53,6 @@ class Yarn:
 @dataclass(frozen=True)
 class ModelConfig:
     """The part of config.json that decides what is computed, under Hugging Face's names."""
-
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -192,7 +190,6 @@ def quiet_transformers(sentence: str):
 
 
 def contradict(one, other) -> bool:
-    """Whether two values of one setting differ in something that both define."""
     if isinstance(one, dict) and isinstance(other, dict):
         return any(one[key] != other[key] for key in one.keys() & other.keys())
     return None not in (one, other) and one != other

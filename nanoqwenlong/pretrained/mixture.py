@@ -1,7 +1,6 @@
 """A mixture of experts in place of an MLP: each token goes through the k experts its router likes best (Qwen3-MoE).
 
-Legend: T tokens, C hidden size, E experts of intermediate size I, k of them for each token, so T k pairs of a token and
-an expert. The pairs are sorted by expert, so that each expert sees its rows as one block.
+Legend: T tokens, C hidden size, E experts, k of them for each token, so T k pairs of a token and an expert.
 """
 
 import torch
@@ -36,9 +35,8 @@ class Mixture(nn.Module):
         by_expert, order = chosen.flatten().sort(stable=True)                  # (T k,) each
         experts = torch.arange(self.gate.out_features, device=x.device)
         ends = torch.searchsorted(by_expert, experts, right=True)              # (E,)
-        place = torch.empty_like(order)                                        # the inverse of order
-        place.scatter_(0, order, torch.arange(len(order), device=x.device))
-        place = place.view_as(chosen)                                          # (T, k)
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+        place = place.view_as(chosen)                                          # (T, k), the inverse of order
         if torch.is_grad_enabled() and len(x) > 1:
             load = torch.diff(ends, prepend=ends.new_zeros(1))
             self.load = load if self.load is None else self.load + load

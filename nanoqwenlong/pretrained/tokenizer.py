@@ -18,7 +18,6 @@ from .weights import read_json
 Messages = Sequence[tuple[str, str]]           # (role, content)
 TURN = "\ue000turn {}\ue000"                   # a placeholder that no template contains
 THINK = ("<think>", "</think>")
-
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
          "added_tokens.json", "vocab.json", "merges.txt", "generation_config.json")
 

@@ -44,8 +44,6 @@ def read_json(path: Path) -> dict:
     return content
 
 
-# Models in memory
-
 def read_into(model: nn.Module, directory: str | Path, dtype: torch.dtype, device: str | torch.device,
               prepare: Callable | None, check_finite: bool) -> None:
     """Reads the directory's tensors into a model without memory. All checks come before memory is taken."""
@@ -82,11 +80,8 @@ def fill_random(model: nn.Module, std: float, seed: int) -> None:
             nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
 
 
-# Reading
-
 class Stored(NamedTuple):
     """The tensors of a model directory, checked against config.json and not read yet."""
-
     directory: Path
     shapes: dict[str, torch.Size]               # by the names of a model's parameters
     files: dict                                 # {name in the files: its open file}
@@ -119,7 +114,6 @@ def find_tensors(directory: str | Path, expected: dict[str, torch.Size], optiona
         E, N, *C = expected[name]
         for e in range(min(E, len(files) + 1)):                                # so many that one must be missing
             shapes |= {part.format(e): torch.Size([N // len(parts), *C]) for part in parts}
-
     for name in sorted(shapes.keys() - files.keys()):
         raise ModelError(f"{directory} lacks the tensor {name} (shape {tuple(shapes[name])}) that config.json needs")
     for name in sorted(files.keys() - shapes.keys() - set(optional)):
@@ -183,8 +177,6 @@ def experts_apart(name: str) -> tuple[str, ...]:
     return tuple(f"{match[1]}.{{}}.{part}_proj.weight" for part in match[2].split("_")) if match else ()
 
 
-# Writing
-
 def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: ModelConfig,
           max_shard_bytes: int = 5 * 10**9, fused_experts: bool = False) -> None:
     """Writes config.json and the tensors, experts one by one unless fused_experts. Beyond `max_shard_bytes` they are
@@ -221,8 +213,8 @@ def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: Model
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     write_json(directory / "config.json", {**config.source, dtype_key: dtype})
     if len(shards) > 1:
-        total_size = sum(tensor.nbytes for tensor in tensors.values())
-        write_json(directory / INDEX, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
+        metadata = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
+        write_json(directory / INDEX, {"metadata": metadata, "weight_map": weight_map})
 
 
 def take_apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -238,8 +230,7 @@ def take_apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def write_file(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes one safetensors file, with the umask's permissions. safetensors orders several entries of metadata at
-    random, so give one at most."""
+    """Writes one safetensors file, with the umask's permissions. Give one entry of metadata: several are unordered."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         save_file(tensors, path, metadata=metadata or {"format": "pt"})
