@@ -15,7 +15,6 @@ import math
 import torch
 
 PLAIN = False       # set it to True to try a change of a formula: all functions run their references, on a GPU too
-
 from . import grpo_loss as _grpo_loss, logprob as _logprob, paged_attention as _paged_attention
 from .backend import use_triton, wide
 from .grouped_linear import grouped_linear, is_one_call

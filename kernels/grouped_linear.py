@@ -40,7 +40,6 @@ def are_aligned(dtype: torch.dtype, *widths: int) -> bool:
 
 class GroupedLinear(torch.autograd.Function):
     """Our own backward pass: torch would keep a gradient as large as `weight` for every group of a loop."""
-
     @staticmethod
     def forward(ctx, x, weight, ends, grouped):
         ctx.save_for_backward(x, weight, ends)

@@ -105,7 +105,6 @@ def _loss(logprobs, old_logprobs, advantages, weights, ref_logprobs, entropy, gr
 
 class GRPOLoss(torch.autograd.Function):
     """grpo_loss_plain in one launch, and one more to add up what the programs have summed."""
-
     @staticmethod
     def forward(ctx, *arguments):
         tensors = [x if x is None else x.contiguous() for x in arguments[:6]]

@@ -131,7 +131,6 @@ def gradient_triton(logits, targets, rows, d_logprob, d_entropy, out) -> None:
 class LinearLogprob(torch.autograd.Function):
     """hidden (N, C), weight (V, C), targets (N,) -> logprobs (N,), entropy (N,), at most `chunk` positions at a time.
     The backward pass begins with the last chunk, whose logits are kept. So with one chunk no product is repeated."""
-
     @staticmethod
     def forward(ctx, hidden, weight, targets, temperature, chunk, statistics, gradient):
         ctx.set_materialize_grads(False)

@@ -64,14 +64,12 @@ def _part(q, keys, values, segments, tables, out, lse, answers, split, q_stride,
     begin = tl.program_id(1) * split
     end = tl.minimum(begin + split, tl.load(segments + segment * 3 + 2))
     kv_head = tl.program_id(2).to(tl.int64)
-
     row = (tl.program_id(0) % tiles) * ROWS + tl.arange(0, ROWS)
     used = row < count * REPEAT
     answer = first + row // REPEAT
     head = kv_head * REPEAT + row % REPEAT
     d = tl.arange(0, WIDTH)
     query = tl.load(q + (answer * q_stride + head * D)[:, None] + d, mask=used[:, None] & (d < D), other=0.0)
-
     keys += kv_head * heads_stride
     values += kv_head * heads_stride
     tables += segment * table_stride
@@ -94,7 +92,6 @@ def _part(q, keys, values, segments, tables, out, lse, answers, split, q_stride,
         total = total * keep + tl.sum(weights, 1)
         mixed = mixed * keep[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         top = higher
-
     out += tl.program_id(1).to(tl.int64) * out_stride
     lse += tl.program_id(1).to(tl.int64) * lse_stride
     place = answer * (tl.num_programs(2) * REPEAT) + head                      # of (S, H)
@@ -137,7 +134,7 @@ def paged_attention_triton(q, keys, values, block_size: int, stems: Segments, ta
     """paged_attention_plain in one launch for the stems, one for the tails and one to merge."""
     (S, H, D), K = q.shape, len(keys)
     if keys.stride() != values.stride() or keys.stride()[1:] != (D, 1):
-        raise ValueError(f"keys {keys.stride()} and values {values.stride()} must have equal strides, slot by slot")
+        raise ValueError(f"keys and values need equal strides, slot by slot: {keys.stride()}, {values.stride()}")
     q, repeat, width = q.contiguous(), H // K, max(16, triton.next_power_of_2(D))
     parts = torch.empty(stems.num_parts + tails.num_parts, S, H, D, dtype=torch.float32, device=q.device)
     lse = parts.new_empty(parts.shape[:3])

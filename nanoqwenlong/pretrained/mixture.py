@@ -72,7 +72,6 @@ class Experts(nn.Module):
 class Dispatch(torch.autograd.Function):
     """x (T, C) -> (T k, C): the row of each pair's token, in the `order` (T k,) of the pairs by expert. place (T, k) is
     the inverse of order. Unlike the gradient of an index on a GPU, this one has the same bits every time."""
-
     @staticmethod
     def forward(ctx, x, order, place):
         ctx.save_for_backward(order, place)
@@ -85,7 +84,6 @@ class Dispatch(torch.autograd.Function):
 
 class Combine(torch.autograd.Function):
     """The transpose of Dispatch: rows (T k, C) -> (T, C), the sum over each token's pairs."""
-
     @staticmethod
     def forward(ctx, rows, order, place):
         ctx.save_for_backward(order, place)

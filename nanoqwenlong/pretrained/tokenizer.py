@@ -94,8 +94,7 @@ class Tokenizer:
         return [*ids, self.eos_id]
 
     def pieces(self, content: str, places: Sequence[str]) -> list[list[int]]:
-        """The ids before, between and after the placeholders in one user turn that says `content`, open for the
-        answer. Raises ModelError if the chat template drops, repeats or reorders one."""
+        """The ids around the placeholders in one user turn, open for the answer. Raises ModelError if one is lost."""
         return self._around([("user", content)], places)[1]
 
     def chat(self, messages: Messages) -> list[int]:

@@ -1,7 +1,7 @@
 """Hugging Face model directories: config.json and safetensors, read, checked and written. No pickle, no code is run.
 
-Releases hold the experts of a mixture one by one (`experts.7.gate_proj.weight`, ...). transformers 5 and this project
-fuse them: `experts.gate_up_proj` (E, 2 I, C), `experts.down_proj` (E, C, I). Both layouts are read and written.
+Experts are stored one by one (`experts.7.gate_proj.weight`, ...) or fused as here and in transformers 5:
+`experts.gate_up_proj` (E, 2 I, C), `experts.down_proj` (E, C, I). Both layouts are read and written.
 """
 
 import json
@@ -104,8 +104,7 @@ def read_tensors(stored: Stored, rows: dict[str, slice] | None = None, check_fin
 
 
 def find_tensors(directory: str | Path, expected: dict[str, torch.Size], optional: tuple[str, ...] = ()) -> Stored:
-    """Where the tensors of these names and shapes are. Names in `optional` may also be there. Raises ModelError for a
-    missing, extra, misshapen or non-float tensor, and for files that read_index or open_files refuse."""
+    """Where the tensors are. Raises ModelError for a missing, extra (not in `optional`), misshapen or non-float one."""
     directory = Path(directory)
     files = open_files(directory)
     apart = {name: parts for name in expected if name not in files and (parts := experts_apart(name))}
