@@ -1,7 +1,8 @@
 """How often is the model right, for documents of each length? Also pass@k, and scores for the training scripts.
 
 Every question counts: a document that is too long is cut in the middle, and an answer without a verdict counts as
-wrong. docs/evaluation.md explains the scores, the tables and their 95 % intervals.
+wrong. docs/evaluation.md explains the scores, the tables and their 95 % intervals. The last two of these commands write
+what train_rl.py --difficulty and train_sft.py --data read.
 
     python eval.py                                                       the tiny models, on held-out toy documents
     python eval.py --model DIR --data heldout.jsonl --max-new-tokens 10000 --lengths 20000 60000
@@ -10,8 +11,6 @@ wrong. docs/evaluation.md explains the scores, the tables and their 95 % interva
     torchrun --standalone --nproc_per_node=8 eval.py --device cuda --model DIR --data heldout.jsonl
     python eval.py --model DIR --data train.jsonl --max-new-tokens 10000 --samples 8 --difficulty difficulty.json
     python eval.py --model DIR --data train.jsonl --max-new-tokens 10000 --samples 8 --keep-correct sft.jsonl
-
-The last two write what train_rl.py --difficulty and train_sft.py --data read.
 """
 
 import json
@@ -151,7 +150,6 @@ def settings_of(cfg: Config) -> dict:
 
 def open_out(cfg: Config) -> tuple[dict, str]:
     """Settings with the SHA-256 of all files that decide the answers, and why they do not fit those in --out, or "".
-
     A new --out records them. Only the first rank does this."""
     if parallel.rank() > 0:
         return {}, ""

@@ -27,9 +27,8 @@ def questions(cfg, say: Callable[[str], None], split: str = "train") -> list[Exa
         examples = data.read(cfg.data, need_question=True, tell=say if cfg.skip_bad_rows else None)
     else:
         seed = cfg.seed if split == "train" else 0             # the held-out documents are the same for every seed
-        examples = []
-        for records in (toy.SHORT, toy.LONG):
-            examples += toy.examples(cfg.toy_examples, records, seed, split, tuple(shares))
+        examples = toy.examples(cfg.toy_examples, toy.SHORT, seed, split, tuple(shares))
+        examples += toy.examples(cfg.toy_examples, toy.LONG, seed, split, tuple(shares))
     if shares:
         examples = data.mix(examples, shares, cfg.seed)
     if note := missing_package({example.task for example in examples}):
@@ -112,9 +111,8 @@ def judge_of(cfg, key: str, device: str, dtype: torch.dtype, prepare: Callable |
 
 def judge(where: str, model: str = "", key: str = "", seed: int = 0, device: str = "cpu", dtype=torch.float32,
           prepare: Callable | None = None, max_new_tokens: int = 256, **limits) -> Judge:
-    """The judge at `where`: the URL of a server, or the directory of a Hugging Face model. All ranks call it alike.
-
-    model, key, limits: for `Server`. Raises ConfigError if it is neither, ModelError if the directory is invalid."""
+    """The judge at `where`: a server's URL (model, key, limits: for `Server`) or a Hugging Face directory. All ranks
+    call it alike. Raises ConfigError if it is neither, ModelError if the directory is invalid."""
     if "://" in str(where):
         from .reward.judge_server import Server                # imported here: httpx takes a quarter of a second
         return Judge(Server(where, model, key, max_new_tokens=max_new_tokens, **limits), model, seed)

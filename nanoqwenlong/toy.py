@@ -7,7 +7,6 @@
               What did we send the town that we showed Tom?      tea
     f1        What did we send Rome, Oslo and Lima?              salt, tea, wool          (in any order)
     pairwise  Order the towns that we showed Tom, Ann and Bob.   Bern, Lima, Oslo         (alphabetical)
-
     <think> We showed Tom Oslo. We sent Oslo tea.</think> Therefore, the answer is tea.   (a worked response)
 
 Each person was shown another town, and each town was sent another thing. Everything is a function of the seed.
@@ -81,9 +80,7 @@ def ask(rng: random.Random, shown: dict, received: dict, task: str) -> tuple[str
 
 def examples(num: int, records: tuple[int, int], seed: int, split: str = "train", tasks: Sequence[str] = (),
              paraphrased: float = 0.0) -> list[Example]:
-    """`num` questions with worked responses, each about its own document of `records` (fewest, most) records.
-
-    split: "train" or "heldout", which never share a document. tasks: each has the same chance (default: qa only).
+    """`num` questions with responses, each on its own document of `records` (fewest, most) records. Splits share none.
     paraphrased: share of responses to qa that use a thing's other word (chai for tea), which only a judge accepts."""
     if unknown := sorted(set(tasks) - set(TASKS)):
         raise ConfigError(f"--task {unknown[0]}: the toy task has {', '.join(TASKS)} only; give --data for other tasks")
@@ -115,22 +112,14 @@ CONFIG = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_
           "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "rope_theta": 10000.0,
           "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "max_position_embeddings": 16384,
           "initializer_range": 0.08, "hidden_act": "silu", "dtype": "float32"}
-CHAT_TEMPLATE = """{%- for message in messages -%}
-<|im_start|>{{ message['role'] }}
-{{ message['content'] }}<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt -%}
-<|im_start|>assistant
-{% endif -%}
-"""
+CHAT_TEMPLATE = ("{%- for message in messages -%}\n<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+                 "<|im_end|>\n{% endfor -%}\n"
+                 "{%- if add_generation_prompt -%}\n<|im_start|>assistant\n{% endif -%}\n")
 
 
 def new_model(seed: int, texts: Sequence[str] = (), looks_back=(1,), **changes) -> tuple[Qwen, Tokenizer]:
     """A random tiny Qwen2 and its tokenizer, which has a token for each frequent word of `texts`. changes: to CONFIG.
-
-    looks_back: the first heads start by attending to the tokens at these distances. In the four fastest planes, rope
-    turns the bias of the query against that of the key, so their product peaks there. Without this, so small a model
-    never learns look-ups: they need two layers, and neither helps without the other."""
+    looks_back: the first heads attend to these distances at first. So small a model never learns look-ups otherwise."""
     with tempfile.TemporaryDirectory() as directory:
         vocab_size = save_tokenizer(Path(directory), texts)
         tokenizer = Tokenizer(directory)
@@ -140,7 +129,7 @@ def new_model(seed: int, texts: Sequence[str] = (), looks_back=(1,), **changes) 
     attention, strength = model.model.layers[0].self_attn, 4.0
     with torch.no_grad():
         model.model.embed_tokens.weight /= config.initializer_range    # std 1: a token outweighs what is added to it
-        for head, distance in enumerate(looks_back):
+        for head, distance in enumerate(looks_back):                   # rope makes the biases' product peak there
             for plane in range(4):
                 place = head * config.head_dim + plane
                 angle = distance * config.rope_theta ** (-2 * plane / config.head_dim)
@@ -152,8 +141,7 @@ def new_model(seed: int, texts: Sequence[str] = (), looks_back=(1,), **changes) 
 
 def save_tokenizer(directory: Path, texts: Sequence[str] = ()) -> int:
     """Write a byte-level BPE tokenizer for these texts or the toy task. Returns its size, rounded up to 16 tokens."""
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
-    from tokenizers import Tokenizer as BPE
+    from tokenizers import AddedToken, Tokenizer as BPE, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
     every_word = write_document(random.Random(0), dict(zip(PEOPLE, TOWNS)), dict(zip(TOWNS, GOODS)))
     asked = "Which town did we show Tom? What did we send Rome? What did we send the town that we showed Tom?"

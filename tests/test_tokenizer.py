@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoqwenlong.data.prompt import PROMPT, prompt_pieces
+from nanoqwenlong.data import prompt
+from nanoqwenlong.data.prompt import PROMPT
 from nanoqwenlong.errors import ModelError
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
+from nanoqwenlong.records import Example
 
 R1_TEMPLATE = ("{{ '<｜begin｜>' }}{% for message in messages %}{{ '<｜User｜>' + message['content'] }}{% endfor %}"
                "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}")
@@ -47,6 +49,11 @@ def r1(tmp_path_factory) -> Tokenizer:
 @pytest.fixture(scope="module")
 def toy(toy_pair) -> Tokenizer:
     return toy_pair[1]
+
+
+def prompt_pieces(tokenizer: Tokenizer) -> list[list[int]]:
+    """The ids before the document, between document and question, and after the question."""
+    return prompt._parts(Example("", "", "", ""), tokenizer, tokenizer.encode)[::2]
 
 
 def prompt_ids(tokenizer: Tokenizer, document_ids: list[int], question_ids: list[int]) -> list[int]:

@@ -18,10 +18,9 @@ def require(condition, sentence: str) -> None:
 
 def check(value, kind: type, name: str):
     """The value, if it is of this kind."""
-    if isinstance(value, kind):
-        return value
     actual = KINDS.get(type(value), f"of type {type(value).__name__}")
-    raise DataError(f'"{name}" should be {KINDS[kind]}, it is {actual}')
+    require(isinstance(value, kind), f'"{name}" should be {KINDS[kind]}, it is {actual}')
+    return value
 
 
 def without_nulls(value):
@@ -97,7 +96,12 @@ def golds(value, name: str, task: str) -> str | tuple[str, ...]:
     """The gold answer or answers, each of which earns full reward when it is given as an answer."""
     if task in LISTS:
         values = value if isinstance(value, list) else string(value, name).strip().splitlines()
-        gold = "\n".join(_line(item, place) for place, item in items(values, name))
+        lines = []
+        for place, item in items(values, name):
+            lines.append(string(item, place).strip())
+            require(len(lines[-1].splitlines()) < 2, f'"{place}" has a line break in it; an item is one line')
+            require(answers.normalise(lines[-1]), f'"{place}" is nothing but punctuation')
+        gold = "\n".join(lines)
     elif task == "iou" and isinstance(value, dict | list):
         try:
             gold = string(json.dumps(value, ensure_ascii=False, allow_nan=False), name)
@@ -111,10 +115,3 @@ def golds(value, name: str, task: str) -> str | tuple[str, ...]:
         if problem := gold_problem(task, text):
             raise DataError(f'"{name}" cannot be used: {problem}')
     return gold
-
-
-def _line(value, name: str) -> str:
-    line = string(value, name).strip()
-    require(len(line.splitlines()) < 2, f'"{name}" has a line break in it; an item is one line')
-    require(answers.normalise(line), f'"{name}" is nothing but punctuation')
-    return line

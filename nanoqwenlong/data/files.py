@@ -24,15 +24,13 @@ SKIM = json.JSONDecoder(parse_int=str, parse_float=str)        # only finds wher
 
 def read(paths: Sequence[str | Path], need_response: bool = False, need_question: bool = False,
          tell: Callable[[str], None] | None = None) -> list[Example]:
-    """All examples of all files, in order. A row without an id gets its number, and one without a source its file.
-
-    need_response: each row is to be learned from. need_question: each is to be answered and rewarded. tell: reports bad
-    rows, which are left out. Raises FileNotFoundError, and DataError for bad rows without `tell` or if all are bad."""
+    """All examples of all files, in order. A row without an id gets its number. `tell` reports bad rows, which are left
+    out. Raises FileNotFoundError, and DataError for bad rows without `tell` or if all are bad."""
     examples, problems, places = [], [], {}                    # places: {id: where it was read}
     for path in map(Path, paths):
         if not path.is_file():
             raise FileNotFoundError(f"data file {path} " + ("is not a file" if path.exists() else "does not exist"))
-        for number, load in _rows(path):
+        for number, load in _parquet(path) if path.suffix.lower() == ".parquet" else _rows(path):
             place = f"{path}:{number}"
             try:
                 row = load()
@@ -62,15 +60,12 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
 
 
 def _rows(path: Path) -> Rows:
-    if path.suffix.lower() == ".parquet":
-        return _parquet(path)
     with path.open("rb") as file:
         start = next(filter(None, (line.strip(b"\xef\xbb\xbf \t\r\n") for line in file)), b"")      # without a BOM
-    return _array(path) if start.startswith(b"[") else _lines(path)            # no row of JSONL starts with a bracket
-
-
-def _lines(path: Path) -> Rows:
-    with path.open("rb") as file:
+        if start.startswith(b"["):                             # no row of JSONL starts with a bracket
+            yield from _array(path)
+            return
+        file.seek(0)
         for number, line in enumerate(file, start=1):
             line = line.removesuffix(b"\n").removeprefix(b"\xef\xbb\xbf")      # joined files may have a BOM inside
             if line.strip():

@@ -8,7 +8,6 @@ from ..reward import answers
 from ..reward.tasks import TASKS, gold_problem
 from . import fields, verl
 
-# DocMath-Eval writes a yes or no as a boolean
 ACCEPTED = {"true": ["True", "yes"], "yes": ["True", "yes"], "false": ["False", "no"], "no": ["False", "no"]}
 
 
@@ -27,20 +26,17 @@ def plain(row: dict, messages=(), response: str = "") -> Example:
                    response or fields.text(row, "response", ""), source=fields.text(row, "source", ""))
 
 
-def completion(row: dict) -> Example:
-    """TRL's prompt and completion."""
+def dialogue(row: dict) -> Example:
+    """TRL's messages, of which the last is the response, or its prompt and completion."""
+    if "messages" in row:
+        turns = fields.chat(row, "messages")
+        fields.require([role for role, _ in turns[-2:]] == ["user", "assistant"],
+                       '"messages" should end with a turn of the user and one of the assistant, the response')
+        return plain(row, turns[:-1], turns[-1][1])
     messages, turns = fields.chat(row, "prompt"), fields.chat(row, "completion", "assistant")
     fields.require([role for role, _ in turns] == ["assistant"],
                    '"completion" should be a string, or one turn of the assistant')
     return plain(row, messages, turns[0][1])
-
-
-def conversation(row: dict) -> Example:
-    """TRL's messages. The last turn is the response."""
-    turns = fields.chat(row, "messages")
-    fields.require([role for role, _ in turns[-2:]] == ["user", "assistant"],
-                   '"messages" should end with a turn of the user and one of the assistant, the response')
-    return plain(row, turns[:-1], turns[-1][1])
 
 
 def page(row: dict) -> Example:
@@ -55,8 +51,6 @@ def as_row(example: Example) -> dict:
            "response" if example.answer else "completion": example.response, "source": example.source}
     return {name: value for name, value in row.items() if value}
 
-
-# The benchmarks of QwenLong-L1's evaluation, as they are released
 
 def longbench(row: dict) -> Example:
     """All references are accepted, except those that cannot earn full reward, such as bare punctuation."""
@@ -78,7 +72,7 @@ def frames(row: dict) -> Example:
 
 
 def docmath(row: dict) -> Example:
-    """A number may be near its gold answer. Any other answer has to be the same."""
+    """A number may be near its gold answer. Any other answer has to be the same. A boolean means yes or no."""
     paragraphs = fields.items(fields.at(row, "paragraphs"), "paragraphs")
     document = "\n".join(fields.check(text, str, place) for place, text in paragraphs)
     gold = fields.at(row, "ground_truth")
@@ -103,8 +97,8 @@ FORMATS = [                                                    # the first one t
     Format("LongBench", lambda row: has_document(row) and ("input" in row or "answers" in row), longbench),
     Format("Frames", lambda row: "wiki_items" in row or "Prompt" in row, frames),
     Format("DocMath-Eval", lambda row: "paragraphs" in row or "ground_truth" in row, docmath),
-    Format("messages", lambda row: "messages" in row, conversation),
-    Format("prompt and completion", lambda row: "completion" in row, completion),
+    Format("messages", lambda row: "messages" in row, dialogue),
+    Format("prompt and completion", lambda row: "completion" in row, dialogue),
     Format("verl", lambda row: "prompt" in row and "data_source" in row and "answer" not in row
            and not has_document(row), verl.read),              # the error says that reward_model is missing
     Format("prompt and answer", lambda row: "prompt" in row and not has_document(row), plain),

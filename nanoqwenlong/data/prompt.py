@@ -33,18 +33,9 @@ def question_in(turn: str) -> str:
     return turn[start + len(AFTER_DOCUMENT):end].strip() if 0 <= start < end else ""
 
 
-def prompt_pieces(tokenizer) -> list[list[int]]:
-    """The ids before the document, between document and question, and after the question."""
-    places = ("\ue000document\ue000", "\ue000question\ue000")         # no template contains these
-    return tokenizer.pieces(PROMPT.format(document=places[0], question=places[1]), places)
-
-
 def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int, cut=False) -> tuple[list[Example], int]:
-    """The examples with prompt_ids and length, and how many prompts were longer than `max_prompt_tokens`.
-
-    Without `cut` these are dropped. With it, they lose the middle of the document (in a chat: of the longest turn):
-    `num_cut` tokens, so that they fit exactly. `length` counts these too.
-    Raises DataError if no prompt fits, or if the chat template cannot show a chat."""
+    """The examples with prompt_ids and length, and how many prompts were too long. Without `cut` these are dropped.
+    With it, they lose the middle of the document or longest turn. Raises DataError if no prompt fits."""
     fitting, no_room, num_long = [], [], 0
     encode = cache(tokenizer.encode)                           # equal documents are encoded once
     for example in examples:
@@ -84,7 +75,8 @@ def _parts(example: Example, tokenizer, encode) -> list[list[int]]:
     document = encode(example.document.strip())
     if example.task == "text":
         return [[], document, []]
-    before, between, after = prompt_pieces(tokenizer)
+    places = ("\ue000document\ue000", "\ue000question\ue000")         # no template contains these
+    before, between, after = tokenizer.pieces(PROMPT.format(document=places[0], question=places[1]), places)
     return [before, document, between, tokenizer.encode(example.question.strip()), after]
 
 

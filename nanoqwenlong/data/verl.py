@@ -26,10 +26,8 @@ ABILITIES = {ability: task for task, _, ability, _ in GOLONGRL}
 
 
 def read(row: dict) -> Example:
-    """The gold answer of DocQA is a sentence ("Therefore, the answer is Oslo"), parsed like any answer.
-
-    That of GoLongRL is an object, or a list that ends with one. Its field `doc_ids` holds the items of a list, the
-    references of a summary, or the one answer of longbench_pro. Otherwise `golden_label` holds the answer."""
+    """DocQA's gold answer is a sentence, parsed like any answer. GoLongRL's is an object, or a list that ends with one:
+    `doc_ids` holds a list's items, a summary's references, or longbench_pro's answer, `golden_label` any other one."""
     row = fields.without_nulls(row)
     source, messages = fields.text(row, "data_source"), fields.chat(row, "prompt")
     task = _task(row, source)
