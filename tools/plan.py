@@ -2,9 +2,7 @@
 
     python -m tools.plan --preset r1-distill-qwen-14b --gpus 8 --gpu-memory 80
 
-docs/planning.md explains the output. Exit code: 0 if the step fits, 1 if it does not, 65 for an invalid model, 66 for a
-missing one, 78 for a bad setting.
-"""
+Exit code: 0 if the step fits, 1 if not, 65: invalid model, 66: no model, 78: bad setting. See docs/planning.md."""
 
 import json
 import sys
@@ -107,9 +105,9 @@ def rates_of(cfg: Config) -> plan.Work:
 
 def report(cfg: Config) -> int:
     """Print the plan of a step, or the table. Returns the exit code."""
-    if cfg.table and (cfg.preset or cfg.model):
-        raise ConfigError("--table is of all presets; leave out --preset and --model")
     if cfg.table:
+        if cfg.preset or cfg.model:
+            raise ConfigError("--table is of all presets; leave out --preset and --model")
         print(overview(cfg, rates_of(cfg)))
         return 0
     job = job_of(cfg)

@@ -4,8 +4,7 @@
     python -m tools.plot runs/a-0 runs/a-1 runs/b --out pictures    a-0 and a-1 are seeds of one line: mean and range
     python -m tools.plot runs/a runs/b --metric reward entropy --out ab.png         a panel for each of these metrics
     python -m tools.plot runs/eval                                  an evaluation: what eval.py --out runs/eval wrote
-    python -m tools.plot runs/demo-0 --out docs/demo.png            a demo: its RL run and its evaluation
-"""
+    python -m tools.plot runs/demo-0 --out docs/demo.png            a demo: its RL run and its evaluation"""
 
 import math
 import shutil
@@ -83,8 +82,7 @@ def draw_lines(axes, panel: Panel, groups: dict[str, Group]) -> None:
         if len(group) > 1:
             axes.fill_between(xs, lows, highs, color=style["color"], alpha=0.18, linewidth=0)
         else:                                                   # faint: the values, not averaged over steps
-            raw = list(series.by_step(group, panel.key).values())
-            axes.plot(xs, raw, color=style["color"], alpha=0.3, linewidth=0.8)
+            axes.plot(xs, [*series.by_step(group, panel.key).values()], color=style["color"], alpha=0.3, linewidth=0.8)
     if panel.x == "step":
         axes.xaxis.get_major_locator().set_params(integer=True)
         for step in set().union(*map(series.borders, groups.values())):

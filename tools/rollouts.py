@@ -3,8 +3,7 @@
     python -m tools.rollouts runs/a                         the 5 worst of the last step
     python -m tools.rollouts runs/a --step 40 --best 3      the 3 best of step 40
     python -m tools.rollouts runs/a --id q17 --full         all answers to one question, the last time it was asked
-    python -m tools.rollouts runs/a --task f1 --worst 10    of one task only
-"""
+    python -m tools.rollouts runs/a --task f1 --worst 10    of one task only"""
 
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter as Raw

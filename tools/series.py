@@ -117,8 +117,7 @@ def by_step(group: Group, key: str, smooth: bool = False) -> dict[int, list[floa
 
 def borders(group: Group) -> set[int]:
     """Return the first steps of later phases."""
-    return {row["step"] for rows in group for last, row in zip(rows, rows[1:])
-            if row.get("phase") != last.get("phase")}
+    return {row["step"] for rows in group for last, row in zip(rows, rows[1:]) if row.get("phase") != last.get("phase")}
 
 
 def cumulated(rows: Sequence[dict]) -> list[dict]:

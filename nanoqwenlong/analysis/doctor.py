@@ -1,7 +1,4 @@
-"""What is wrong with a training run, judged from its metrics. A run with such a fault wastes days without a crash.
-
-`diagnose` judges rows of metrics.jsonl, `Doctor` one step after the other. Values that are missing, null or not finite
-count as not measured."""
+"""Faults of a training run, judged from its metrics. Values that are missing or not finite count as not measured."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import exp, nan
@@ -28,8 +25,7 @@ def diagnose(rows: Rows) -> list[Finding]:
     phase = [row for row in rows if row is rows[-1] or row.get("phase") == rows[-1].get("phase")]
     findings = {}
     for name, check, sentence in RULES if phase else ():
-        figures = check(phase)
-        if figures:
+        if figures := check(phase):
             findings.setdefault(name, Finding(name, figures[0], sentence.format(*figures)))
     return [finding for name, finding in findings.items() if not findings.keys() & EXPLAINED_BY.get(name, set())]
 
@@ -55,18 +51,14 @@ class Doctor:
         if values.get("sampling/refills") and values.get("sampling/missing"):
             notes.append("{missing} groups are missing after {refills} refills: {informative} disagreed, {all_wrong} "
                          "were all wrong, {all_right} all right".replace("{", "{sampling/").format_map(values))
-        if judge and is_unjudged(values):
+        if judge and (values.get("judge/error_rate") or 0) > MAX_UNSCORABLE:
             notes.append(f"the judge: {judge.trouble()}")
         return notes
 
 
-def is_unjudged(values: Mapping) -> bool:
-    return (values.get("judge/error_rate") or 0) > MAX_UNSCORABLE
-
-
 def stop_reason(values: Mapping, in_a_row: Callable[[str, bool], int], judge=None) -> UserError | None:
     """The error to end a run with after a step with these metrics, or None. in_a_row is run.Run.in_a_row."""
-    unjudged = in_a_row("unjudged", is_unjudged(values))
+    unjudged = in_a_row("unjudged", (values.get("judge/error_rate") or 0) > MAX_UNSCORABLE)
     idle = in_a_row("idle", not values["sampling/informative"] and values["reward"] is not None)
     if unjudged >= MAX_UNJUDGED_STEPS:
         return JudgeUnavailable(f"{unjudged} steps in a row the judge left over {MAX_UNSCORABLE:.0%} of its questions "
@@ -90,14 +82,8 @@ def mean(rows: Rows, *keys: str) -> float:
 
 
 # A check gets the rows of the phase. It returns the badness and other figures for the sentence, or something false.
-
 def above(limit: float, key: str) -> Callable:
     return lambda rows: mean(rows, key) > limit and (mean(rows, key),)
-
-
-def unparsed(rows: Rows):
-    share = mean(rows, "answers/extracted")
-    return share < 0.1 and (1 - share, share)
 
 
 def wrong_canaries(rows: Rows):
@@ -145,12 +131,6 @@ def pool_empty(rows: Rows):
     return starts and mean(start, "retro/pool") == 0 and not any(measured(start, "retro/frac")) and (1,)
 
 
-def rollout_gap(rows: Rows):
-    """Rounding gives about 1e-5 in float32, 0.02 to 0.26 in bfloat16 (toy model). An error costs whole nats."""
-    level = median(measured(rows, "rollout_gap") or [0])
-    return level > 0.5 and (level, exp(min(level, 99)))
-
-
 def alike(rows: Rows):
     """Over 19 of 20 groups agree. What to change depends on the mean reward."""
     share, reward = mean(rows, "frac_reward_zero_std"), fmean(measured(rows, "accuracy", "reward") or [0.5])
@@ -165,8 +145,9 @@ def alike(rows: Rows):
 RULES = (                               # (name, check, sentence). For each name the first rule that applies counts
     ("answers cut off", above(0.5, "completions/clipped_ratio"), "{0:.0%} of the answers were cut off and can earn "
      "nothing; raise --max-new-tokens, or warm up with train_sft.py on answers that fit"),
-    ("nothing parsed", unparsed, 'only {1:.0%} of the answers hold "</think> ... the answer is ...", so the reward '
-     "stays 0; warm up with train_sft.py on answers in that form"),
+    ("nothing parsed", lambda rows: (share := mean(rows, "answers/extracted")) < 0.1 and (1 - share, share),
+     'only {1:.0%} of the answers hold "</think> ... the answer is ...", so the reward stays 0; warm up with '
+     "train_sft.py on answers in that form"),
     ("judge failing", wrong_canaries, "in {0} of {1} steps the judge got a question with a known answer wrong, and it "
      "left {2:.0%} of its questions open; take a better one (--judge, --judge-model)"),
     ("judge failing", above(0.1, "judge/error_rate"), "the judge left {0:.0%} of its questions open, and those answers "
@@ -179,7 +160,9 @@ RULES = (                               # (name, check, sentence). For each name
      "the median of {3:.2g}; lower --learning-rate or --max-grad-norm, or raise --kl-coef"),
     ("retrospective pool empty", pool_empty, "no example of earlier phases is hard enough to come back; raise "
      "--retro-hard-below, or give --difficulty. If they are simply solved, shorten the earlier --phase-steps"),
-    ("rollout gap large", rollout_gap, "sampler and trainer differ by {0:.2g} in a token's log-prob (a ratio of "
+    # Rounding gives about 1e-5 in float32, 0.02 to 0.26 in bfloat16 (toy model). An error costs whole nats.
+    ("rollout gap large", lambda rows: (level := median(measured(rows, "rollout_gap") or [0])) > 0.5 and (
+        level, exp(min(level, 99))), "sampler and trainer differ by {0:.2g} in a token's log-prob (a ratio of "
      "{1:.2g}) before any update; try --dtype float32, or with several --updates-per-step --old-logprobs recompute"),
     ("groups all alike", alike, "in {0:.0%} of the groups all answers earned the same, so they teach nothing; {1}"))
 EXPLAINED_BY = {"nothing parsed": {"answers cut off"},

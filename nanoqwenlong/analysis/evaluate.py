@@ -33,8 +33,7 @@ def answer_examples(sample: Callable, tokenizer, examples: Sequence[Example], n:
         ids = [example.id for example in batch]
         batch_answers = saved.read(model, ids, n) if saved else None
         if batch_answers is None:
-            prompts = [example.prompt_ids for example in batch]
-            groups = sample(prompts, n=n, eos_ids=tokenizer.eos_ids, keys=ids, **sampling)
+            groups = sample([e.prompt_ids for e in batch], n=n, eos_ids=tokenizer.eos_ids, keys=ids, **sampling)
             batch_answers = [[Answer(tokenizer.decode(c.ids), len(c.ids), c.finish_reason) for c in group.completions]
                              for group in groups]
             if saved:
@@ -64,7 +63,6 @@ class SavedAnswers:
                     return None
             self.end += sum(map(len, lines))
             return [line.decode(errors="surrogateescape") for line in lines]
-
         lines = parallel.on_all_ranks(read_lines, "cannot read answers")[0]
         if lines is None:
             return None
@@ -99,7 +97,6 @@ class SavedAnswers:
                 self.end += file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
                 file.flush()
                 os.fsync(file.fileno())
-
         parallel.on_all_ranks(write, "cannot save answers")
 
 

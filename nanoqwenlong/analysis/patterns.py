@@ -1,8 +1,7 @@
 """Four habits of reasoning, counted in an answer: quoting, planning, turning back, checking. No torch.
 
-QwenLong-L1 (section 4.3) lets an LLM count them. Here fixed rules count, so that every answer can be counted. A quote
-is a run of words (measures.py) in which every 4 consecutive words occur in the document. A Chinese or Japanese
-character counts as half a word. The other habits have English cues. Time and memory are linear in the words."""
+QwenLong-L1 (section 4.3) lets an LLM count them. Here fixed rules count. A quote is a run of words (measures.py), of
+which every 4 in a row occur in the document. A CJK character is half a word. The other habits have English cues."""
 
 import re
 import unicodedata

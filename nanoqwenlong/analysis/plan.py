@@ -131,21 +131,15 @@ def moments(job: Job) -> dict[str, dict[str, float]]:
                "layer at work": tokens * max(mlp, attention) * n.b}
     # decode: logits and log-probs in float32, probabilities and sums in float64, twice as many if they are sorted
     decode = {"head": n.decoding * n.V * (40 if job.top_p < 1 else 24)}
-    return {"at rest": rest, "prefill": rollout | prefill, "decode": rollout | decode,
-            **{name: update | items for name, items in backward(job).items()},
-            "optimizer": update | {"layer at work": share * n.w}}              # the roots of variances
-
-
-def backward(job: Job) -> dict[str, dict[str, float]]:
-    """The three moments of an update. The stem's last layer makes keys and values only, so nothing else is kept."""
-    n, norm = job.numbers, 2 if job.numbers.on_gpu else 3
+    # update: the stem's last layer makes keys and values only, so nothing else is kept
+    norm = 2 if n.on_gpu else 3
     branches, stems = ([n.C * n.b if job.checkpointing else kept(job, mixture, stem) for mixture in n.mixtures]
                        for stem in (False, True))
     stem, tables = sum(stems[:-1]), 2 * n.D * n.b + 8          # of a token: its layers; cos, sin, id
     pairs = 2 * n.KV * n.b * n.P * n.L                         # keys and values of the stem
-    gathered = {"gathered weights": (n.root + GATHERED * max(n.layers)) * n.b * n.sharded}
-    family = gathered | {"stem keys, values": pairs, "stem activations": n.P * (stem + norm * n.C * n.b + tables),
-                         "their gradients": pairs * (n.microbatches > 1)}
+    layers = update | {"gathered weights": (n.root + GATHERED * max(n.layers)) * n.b * n.sharded}
+    family = layers | {"stem keys, values": pairs, "stem activations": n.P * (stem + norm * n.C * n.b + tables),
+                       "their gradients": pairs * (n.microbatches > 1)}
     # 1) In the head: a chunk of logits, and the gradients of the head's weights and of its input.
     logits = min(n.T, max(1, CHUNK_LOGITS // n.V)) * n.V
     piece = 0 if n.on_gpu else min(logits, IN_CACHE)           # the reference holds two or three of them
@@ -159,9 +153,11 @@ def backward(job: Job) -> dict[str, dict[str, float]]:
                     "their gradients": max(family["their gradients"], pairs * (1 - 1 / n.L))}
     # 3) In the last whole layer of the stem. Attention's keys and values are the stem's.
     again = pairs / n.L if job.checkpointing else pairs * (1 - 1 / n.L)
-    return {"head": head, "branches": max(first, last, key=lambda items: sum(items.values())),
-            "stem": gathered | {"stem activations": n.P * (stem + tables), "their gradients": pairs,
-                                "stem keys, values": again, "layer at work": at_work(job, n.P, 0)}}
+    whole = layers | {"stem activations": n.P * (stem + tables), "their gradients": pairs,
+                      "stem keys, values": again, "layer at work": at_work(job, n.P, 0)}
+    return {"at rest": rest, "prefill": rollout | prefill, "decode": rollout | decode, "head": head,
+            "branches": max(first, last, key=lambda items: sum(items.values())), "stem": whole,
+            "optimizer": update | {"layer at work": share * n.w}}              # the roots of variances
 
 
 def peaks(job: Job) -> dict[str, float]:

@@ -1,6 +1,4 @@
-"""What a step of RL did: numbers for metrics.jsonl, under TRL's names where it has them, and rows for rollouts.jsonl.
-
-Some are also reported per length bucket and, if there are several, per task, such as `entropy_by_len/0-80`."""
+"""What a step of RL did: numbers for metrics.jsonl, under TRL's names if it has them, and rows for rollouts.jsonl."""
 
 import math
 from collections import Counter
@@ -20,7 +18,7 @@ PATTERNS = ("grounding", *patterns.CUES)
 
 
 def slices_of(rollouts: Sequence[Rollout], ends: Sequence[int]) -> list[tuple[str, ...]]:
-    """The slices of each rollout, as suffixes of metric names. `ends`: where the length buckets end."""
+    """Suffixes of metric names for each rollout, as in entropy_by_len/0-80. `ends`: where the length buckets end."""
     examples = [rollout.example for rollout in rollouts]
     several_tasks = len({example.task for example in examples}) > 1
     return [(f"_by_len/{bucket(example.length, ends)}", *[f"_by_task/{example.task}"] * several_tasks)
@@ -34,15 +32,14 @@ def rollout_values(rollouts: Sequence[Rollout], slices: Sequence[tuple[str, ...]
     shaped = torch.tensor([rollout.shaped_rewards for rollout in rollouts], dtype=torch.float64)       # (P, G)
     rewards = torch.tensor([rollout.rewards for rollout in rollouts], dtype=torch.float64)             # (P, G)
     stats, whole = GroupStats.of(shaped, MIN_STD), slice_values(rollouts)
-    values = {
-        "reward": mean_of(shaped.nanmean()), "reward_std": float(stats.std.mean()),
-        "frac_reward_zero_std": float(stats.agrees.double().mean()), "accuracy": mean_of(rewards.nanmean()),
-        "rewards/rule/mean": mean(score.rule for score in scores),
-        "rewards/overlong/mean": mean_of((shaped - rewards).nanmean()),
-        "entropy": whole["entropy"], "answers/extracted": mean(bool(score.answer) for score in scores),
-        "completions/mean_length": whole["mean_length"], "completions/min_length": min(lengths),
-        "completions/max_length": max(lengths), "completions/clipped_ratio": whole["clipped_ratio"],
-        "prompts/mean_length": mean(len(rollout.group.prompt_ids) for rollout in rollouts)}
+    values = {"reward": mean_of(shaped.nanmean()), "reward_std": float(stats.std.mean()),
+              "frac_reward_zero_std": float(stats.agrees.double().mean()), "accuracy": mean_of(rewards.nanmean()),
+              "rewards/rule/mean": mean(score.rule for score in scores),
+              "rewards/overlong/mean": mean_of((shaped - rewards).nanmean()),
+              "entropy": whole["entropy"], "answers/extracted": mean(bool(score.answer) for score in scores),
+              "completions/mean_length": whole["mean_length"], "completions/min_length": min(lengths),
+              "completions/max_length": max(lengths), "completions/clipped_ratio": whole["clipped_ratio"],
+              "prompts/mean_length": mean(len(rollout.group.prompt_ids) for rollout in rollouts)}
     for suffix in dict.fromkeys(suffix for suffixes in slices for suffix in suffixes):
         members = [rollout for rollout, suffixes in zip(rollouts, slices) if suffix in suffixes]
         values |= {name + suffix: value for name, value in slice_values(members).items()}
@@ -131,8 +128,7 @@ def update_values(updates: Sequence[tuple[Counter, float]], learning_rate: float
     values = {"loss": total["loss"], "entropy_trained": total["entropy"] / num_tokens}
     if with_kl:
         values["kl_trained"] = total["kl"] / num_tokens
-    for name in ("low", "high", "dual"):
-        values[f"clip_ratio/{name}_mean"] = total[f"clipped_{name}"] / num_tokens
+    values |= {f"clip_ratio/{name}_mean": total[f"clipped_{name}"] / num_tokens for name in ("low", "high", "dual")}
     values |= {"updates": len(updates), "grad_norm": mean([norm for _, norm in updates] or [0.0]),
                "learning_rate": learning_rate, "rollout_gap": max([sums["gap"] for sums, _ in updates], default=0.0)}
     for suffix in [name.removeprefix("num_tokens") for name in total if name.startswith("num_tokens_by_")]:
@@ -167,7 +163,6 @@ def patterns_of(rollouts: Sequence[Rollout]) -> list[list[patterns.Patterns]]:
     def read(rollout: Rollout) -> list[patterns.Patterns]:
         document = patterns.Document(patterns.read_by(rollout.example))
         return [patterns.count(text, document) for text in rollout.texts]
-
     shares = parallel.gather([read(rollout) for rollout in rollouts[parallel.rank()::parallel.size()]])
     groups = [shares[row % len(shares)][row // len(shares)] for row in range(len(rollouts))]
     return [[patterns.Patterns(*answer) for answer in group] for group in groups]             # gathered as lists
