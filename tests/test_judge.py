@@ -616,8 +616,8 @@ def test_many_are_asked_at_once():
 
 
 def test_a_bug_in_a_thread_is_raised(monkeypatch):
-    monkeypatch.setattr(judge_server, "content", lambda body: 1 / 0)
-    with serving(whole(b"")) as server, pytest.raises(ZeroDivisionError):
+    monkeypatch.setattr(judge_server, "refusal", lambda status, retry_after: 1 / 0)
+    with serving(whole(b"", 404)) as server, pytest.raises(ZeroDivisionError):
         Server(server.url, "m", **QUICK)(["a", "b"])
 
 

@@ -43,9 +43,8 @@ class Capacity(NamedTuple):
 
 
 class KernelPaged:
-    """The model's `attend` for one new token per answer, like paged.SharedPaged, with `ids` and `positions` (S,). All
-    inputs of a step lie in one buffer, which `load` fills with one copy to the device. So its launches can be recorded.
-    Rows after the last answer are padding: they see no token and write to the cache's spare slot."""
+    """The model's `attend`, like paged.SharedPaged. All inputs of a step lie in one buffer, which `load` fills in one
+    copy. Rows after the last answer are padding: they see no token and write to the cache's spare slot."""
 
     def __init__(self, cache: KVCache, capacity: Capacity):
         self.cache, self.capacity = cache, capacity
@@ -107,9 +106,8 @@ def views(buffer: Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tenso
 
 
 class CudaDecoder:
-    """Logits of decoding steps by paged_attention, with one KernelPaged per Capacity. On a GPU its second step becomes
-    a CUDA graph, which is one launch. Make a new decoder per rollout: graphs hold the addresses of the weights, and a
-    memory pool whose last graph has died cannot take new ones."""
+    """Logits of decoding steps by paged_attention. On a GPU the second step of a Capacity becomes a CUDA graph. Make
+    one decoder per rollout: graphs hold addresses of weights, and a pool whose last graph has died takes none."""
 
     def __init__(self, model, cache: KVCache):
         self.model, self.cache = model, cache
@@ -124,22 +122,18 @@ class CudaDecoder:
         capacity = Capacity.of(groups, self.cache.block_size)
         if capacity not in self.attends:
             self.attends[capacity] = KernelPaged(self.cache, capacity)
-        self.attends[capacity].load(groups)
-        return self.step(self.attends[capacity])[:len(running)]
-
-    def step(self, attend: KernelPaged) -> Tensor:
-        """Logits (capacity.answers, V). Rows of padding are meaningless."""
-        capacity = attend.capacity
+        attend = self.attends[capacity]
+        attend.load(groups)
         if capacity not in self.graphs or not self.can_record:
             self.graphs[capacity] = None
-            return self.forward(attend)
+            return self.forward(attend)[:len(running)]
         if self.graphs[capacity] is None:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self.graph_pool):                # records without computing
                 self.graphs[capacity] = graph, self.forward(attend)
         graph, logits = self.graphs[capacity]
         graph.replay()
-        return logits
+        return logits[:len(running)]                           # the other rows are padding
 
     def forward(self, attend: KernelPaged) -> Tensor:
         return self.model(attend.ids, attend.positions, attend, head=linear_logits)[0]

@@ -10,8 +10,6 @@ from typing import NamedTuple
 from .. import parallel
 from ..records import Branch, Family
 
-NOTHING = (None, Family((), ()))          # a rank without an n-th family
-
 
 class Calls(NamedTuple):
     """How often a family calls the model: with its stem once or never, with branches once per micro-batch."""
@@ -27,7 +25,7 @@ def deal(model, families: Mapping, max_tokens: int) -> list[tuple]:
     costs = [cost(family, model.config.hidden_size) for family in families.values()]
     dealt = []
     for indices in zip_longest(*parallel.balance(costs, parallel.size())):     # the n-th family of each rank
-        turn = [NOTHING if index is None else items[index] for index in indices]
+        turn = [(None, Family((), ())) if index is None else items[index] for index in indices]
         stems, branches = zip(*(calls_of(family, max_tokens) for _, family in turn))
         dealt.append((*turn[parallel.rank()], Calls(any(stems), max(branches))))
     return dealt

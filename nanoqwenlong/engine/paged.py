@@ -20,9 +20,8 @@ WORTH_SHARING = 512             # answers x stem tokens. Below it, a stem is rea
 
 
 class KVCache:
-    """Keys and values of all layers, in the blocks of a BlockPool. A token's slot is block * block_size + offset. The
-    slots of a head are neighbours, so consecutive blocks are one piece. Padding goes to `spare_slot`, in a block that
-    the pool does not have."""
+    """Keys and values of all layers, in the blocks of a BlockPool. A token's slot is block * block_size + offset.
+    Consecutive blocks are one piece of memory. Padding goes to `spare_slot`, in a block that the pool does not have."""
 
     def __init__(self, num_layers: int, num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int,
                  dtype: torch.dtype, device: torch.device):
@@ -119,13 +118,9 @@ class SharedPaged:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.cache.write(layer, self.slot_mapping, k, v)
-        # 1. Tails: one call per size.
-        tails = []
-        for rows, slots, mask in self.tails:
-            tails.append(part(q[rows, None], *self.cache.read(layer, slots), mask=mask))
+        tails = [part(q[rows, None], *self.cache.read(layer, slots), mask=mask) for rows, slots, mask in self.tails]
         tail, tail_lse = (torch.cat(parts)[:, 0][self.inverse] for parts in zip(*tails))   # (S, H, D), (S, H, 1)
-        # 2. Stems: one call per group. No stem: a part of weight 0.
-        stems = []
+        stems = []                                             # one call per group. No stem: a part of weight 0
         for queries, (stem, count) in zip(q.split([count for _, count in self.stems]), self.stems):
             if stem:
                 stems.append(part(queries[None], *(x[None] for x in stem[layer])))

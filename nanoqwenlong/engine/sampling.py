@@ -24,9 +24,8 @@ def uniforms(seed: int | Sequence[int], key: str | int, sample: int) -> Iterator
 
 
 def draw(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """Token ids (S,) and their log-probs (S,) for S answers, from logits (S, V) over the vocabulary. Inverse
-    CDF: the first token whose cumulative probability exceeds u (S,) in [0, 1). Temperature 0 is greedy. The log-probs
-    are of the full vocabulary, whatever top_p cuts off. A row with NaN logits gives a NaN log-prob."""
+    """Token ids (S,) and their log-probs (S,) over the full vocabulary, from logits (S, V) and u (S,) in [0, 1): the
+    first token with a cumulative probability above u. Temperature 0 is greedy. NaN logits give a NaN log-prob."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     logprobs = (logits.to(wide) / (temperature or 1.0)).log_softmax(-1)        # (S, V)
     if temperature == 0:

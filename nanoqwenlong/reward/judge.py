@@ -48,7 +48,6 @@ TURNED = re.compile(r"(\b(not|never)|n['’]t)\W*((say|write)\W*)?\[\[(YES|NO)\]
 
 class Judge:
     """Asks `complete` about answers, each only once. All ranks call `ask` alike.
-
     complete: prompts -> replies. Its attribute `problems`, if any, counts the reasons for missing replies.
     name: of the model that answers. Its verdicts are not reused under another name. seed: for the codes in the prompts.
     counts: of questions since the last take(): asked, cached (known, or asked twice), canaries_wrong."""
@@ -70,7 +69,7 @@ class Judge:
 
     def _judge(self, new: dict[str, str]) -> dict[str, float]:
         """{key: verdict} for new prompts {key: prompt}, which are shown together with some canaries."""
-        # 1. Choose canaries by the first question, so that a resumed run shows the same ones
+        # The first question chooses the canaries, so that a resumed run shows the same ones
         first, num_canaries = 2 * int(next(iter(new)), 16), 2 * math.ceil(len(new) / PER_CANARIES)
         canaries = [CANARIES[(first + i) % len(CANARIES)] for i in range(num_canaries)]
         shown = [prompt(question, nonce(question, self.seed)) for question, _ in canaries] + list(new.values())
@@ -80,7 +79,6 @@ class Judge:
         values = [math.nan if reply is None else verdict(reply) for reply in replies]
         wrong = [value == 1.0 - known for (_, known), value in zip(canaries, values)]
         self.counts["canaries_wrong"] += sum(wrong)
-        # 2. Note what went wrong
         num_missing, num_open = replies.count(None), sum(map(math.isnan, values))
         reasons = Counter(getattr(self.complete, "problems", {}))
         reasons["no reply"] += max(0, num_missing - reasons.total())
@@ -91,8 +89,7 @@ class Judge:
         if any(wrong):
             self.troubles.append(f"{sum(wrong)} of {len(wrong)} questions with a known answer judged wrongly, so the "
                                  "verdicts they vouch for do not count")
-        # 3. A hundred questions with a wrong canary get no verdict
-        verdicts = {}
+        verdicts = {}                                          # a hundred questions with a wrong canary get none
         for place, (key, value) in enumerate(zip(new, values[num_canaries:])):
             pair = 2 * (place // PER_CANARIES)
             verdicts[key] = math.nan if any(wrong[pair:pair + 2]) else value

@@ -21,10 +21,9 @@ LARGEST = 1_000_000                     # bytes of a response
 
 class Server:
     """server(prompts) -> replies, None if missing, by POST url/chat/completions at temperature 0. Rank 0 posts for all.
-
     deadline, timeout: seconds for a whole call and for one try. Nothing that the server does raises an error.
-    tries, pause: for one prompt. The pauses are `pause` seconds, twice that, and so on, less up to a half at random,
-    but at least what Retry-After says. A prompt fails when the next pause would end after the deadline.
+    tries, pause: per prompt. Pauses start at `pause` seconds and double, less up to a half at random, but last at least
+    as long as Retry-After says. A prompt fails when the next pause would end after the deadline.
     problems: the reasons of the last call, one for each prompt without a reply.
     Raises ConfigError for an invalid model, key or URL, without repeating it."""
 
@@ -73,7 +72,7 @@ class Server:
                     thread.join(max(0.0, end - time.monotonic()))
             finally:
                 over.set()
-            in_time = list(results)                            # late threads fail when the client closes, and write then
+            in_time = list(results)                            # late threads fail when the client closes, then write
         if bugs:
             raise bugs[0]
         return in_time
@@ -108,8 +107,12 @@ class Server:
             return None, "an invalid or incomplete HTTP response", 0.0
         except httpx.TransportError as error:
             return None, re.sub(r"^\[Errno -?\d+\] ", "", str(error)), 0.0
-        reply = content(bytes(received))
-        return reply, "" if reply else "a response without a reply in it", 0.0
+        try:
+            reply = json.loads(received)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            reply = None
+        is_reply = isinstance(reply, str) and reply.strip()
+        return (reply, "", 0.0) if is_reply else (None, "a response without a reply in it", 0.0)
 
 
 def chat_url(url: str) -> str:
@@ -132,12 +135,3 @@ def refusal(status: int, retry_after: str) -> tuple[str, float]:
     seconds = re.fullmatch(r"\s*(\d{1,9}(\.\d+)?)\s*", retry_after, re.ASCII)      # it may also be a date: ignored
     wait = float(seconds[1]) if seconds else 0.0
     return f"HTTP {status}{hint}", wait if status >= 500 or status in (408, 409, 425, 429) else float("inf")
-
-
-def content(body: bytes) -> str | None:
-    """The text of a chat completion, None if there is none."""
-    try:
-        reply = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return reply if isinstance(reply, str) and reply.strip() else None

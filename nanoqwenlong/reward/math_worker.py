@@ -64,8 +64,7 @@ class Worker:
         line, end, pipe, arrivals = b"", time.monotonic() + seconds, self.process.stdout, select.poll()
         arrivals.register(pipe, select.POLLIN)
         while not line.endswith(b"\n"):
-            in_time = arrivals.poll(max(0, 1000 * (end - time.monotonic())))
-            more = pipe.read(select.PIPE_BUF) if in_time else b""
+            more = pipe.read(select.PIPE_BUF) if arrivals.poll(max(0, 1000 * (end - time.monotonic()))) else b""
             if not more:
                 return b""
             line += more

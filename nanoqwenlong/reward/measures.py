@@ -35,11 +35,9 @@ def accuracy(answer: str, gold: str) -> bool:
 
 
 def math(answer: str, gold: str) -> bool:
-    """Whether two values are equal: numbers exactly, words as words.
-
-    Everything else is equal if it is written the same, or if math-verify (where installed) finds it equal within 5
-    seconds, to 6 decimals, units ignored. If the gold answer is a number, a calculation is wrong even if its value is
-    right: otherwise the question itself would be an answer ("37*41")."""
+    """Whether two values are equal: numbers exactly, words as words, all else as written or by math-verify, if it is
+    installed, within 5 seconds, to 6 decimals, units ignored. If the gold answer is a number, a calculation is wrong
+    even if its value is right: otherwise the question itself would be an answer ("37*41")."""
     if not (number(answer) and number(gold)):
         answer, gold = bare(answer), bare(gold)
     if number(gold):
@@ -77,9 +75,8 @@ def items(answer: str, gold_items: Sequence[str] = ()) -> list[str]:
     if len(lines) != 1 or not known or lines[0] in known:
         return lines
     line = plain(answer)
-    commas = r"(?<!\d),|,(?!\d)|、"
-    if not number(line) and re.fullmatch(r"[\d,]+", line):                     # 3,1,2
-        commas = ","
+    is_digits = not number(line) and re.fullmatch(r"[\d,]+", line)             # 3,1,2
+    commas = "," if is_digits else r"(?<!\d),|,(?!\d)|、"
     separator = next((mark for mark in (";", "→", " > ") if mark in line), commas)
     *first, last = re.split(separator, line)
     last = [last] if normalise(last) in known else re.split(r"(?:^|\s)and\s", last)
@@ -112,9 +109,7 @@ def sub_em(answer: str, gold: str) -> float:
 
 def ndcg(answer: str, gold: str) -> float:
     """Normalised discounted cumulative gain (Järvelin & Kekäläinen 2002) of the first k places, for k gold items.
-
-        NDCG = DCG(answer) / DCG(gold),    DCG = sum over the places i = 1..k of worth(i) / log2(i + 1)
-
+    NDCG = DCG(answer) / DCG(gold),    DCG = sum over the places i = 1..k of worth(i) / log2(i + 1)
     The gain is linear, as in trec_eval's ndcg_cut_k: the first gold item is worth k, the last one 1. A wrong or
     repeated item takes a place and is worth nothing."""
     a, g = both(answer, gold)
@@ -126,10 +121,8 @@ def ndcg(answer: str, gold: str) -> float:
 
 
 def pairwise(answer: str, gold: str) -> float:
-    """The share of pairs in the right order (those that Kendall 1938 calls concordant), of all pairs of items.
-
-    All n items are the gold items and those of the answer that are not among them, or not so often: C(n, 2) pairs.
-    A gold answer of one item has no order and gives 0."""
+    """The share of pairs in the right order (Kendall 1938: concordant), of the C(n, 2) pairs of all n items: the gold
+    items and those of the answer that are not among them, or not so often. Fewer than two gold items give 0."""
     a, g = both(answer, gold)
     if len(g) < 2:
         return 0.0
@@ -144,7 +137,6 @@ def pairwise(answer: str, gold: str) -> float:
 
 def iou(answer: str, gold: str) -> float:
     """Intersection over union (Jaccard 1901) of the rows: |A & G| / |A | G|. A repeated row counts repeatedly.
-
     Rows are equal if their cells are, in order: as numbers, or else as normalised texts. Two empty tables are equal."""
     a, g = rows(answer), rows(gold)
     if a is None or g is None:
@@ -154,7 +146,6 @@ def iou(answer: str, gold: str) -> float:
 
 def rows(text: str) -> Counter | None:
     """How often each row is in a JSON table: {"data": rows} or rows alone, in a markdown fence or not. None if invalid.
-
     A row is a list of cells, an object (its names count, their order does not), or one cell."""
     text = (re.findall(r"```\w*\n(.*?)```", text, re.DOTALL) or [text])[-1]
     try:
@@ -173,9 +164,7 @@ def cells(row) -> tuple:
 
 def cell(value) -> str:
     """What cells are compared by. "1,000" and 1e3 are the same, and so are null and ""."""
-    if value is None:
-        return ""
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     parsed = number(text)
     return f"{parsed.value}{parsed.unit}" if parsed else normalise(text)
 

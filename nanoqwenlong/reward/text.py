@@ -1,8 +1,4 @@
-"""Texts made comparable. No torch, and no text is ever evaluated.
-
-`plain` keeps lines and words. `normalise` keeps only what tells answers apart. `number` reads a number exactly, as a
-fraction, and `same` compares two of them with their units.
-"""
+"""Texts made comparable, and numbers read exactly, as fractions. No torch, and no text is ever evaluated."""
 
 import re
 import unicodedata
@@ -15,25 +11,16 @@ WIDE = {code: unicodedata.normalize("NFKC", chr(code)) for code in WIDE_CODES}  
 SIGNS = str.maketrans("−‐‑‒–—’‘“”", "------''\"\"")
 LATEX = [
     (r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s?\{([^{}]*)\}", r"\1"),
-    (r"(?<=\d)\\([dt]?frac)", r" \\\1"),
-    (r"\\[dt]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}", r"\1/\2"),
-    (r"\\(?:times|cdot)", "×"),
-    (r"\^\{([^{}]*)\}", r"^\1"),
-    (r"\{,\}", ","),
-    (r"\\[,;:! ]", " "),
-    (r"\\[()\[\]]", ""),
-    (r"\\([%$#&_{}])", r"\1"),
+    (r"(?<=\d)\\([dt]?frac)", r" \\\1"), (r"\\[dt]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}", r"\1/\2"),
+    (r"\\(?:times|cdot)", "×"), (r"\^\{([^{}]*)\}", r"^\1"), (r"\{,\}", ","),
+    (r"\\[,;:! ]", " "), (r"\\[()\[\]]", ""), (r"\\([%$#&_{}])", r"\1"),
 ]
 SPOKEN = [                              # signs that a normalised text says in words
-    (r"(?:≤|<=)(?= ?\$?\d)", " at most "),
-    (r"(?:≥|>=)(?= ?\$?\d)", " at least "),
-    (r"<(?= ?\$?\d)", " less than "),
-    (r"(?<![-=])>(?= ?\$?\d)", " more than "),
+    (r"(?:≤|<=)(?= ?\$?\d)", " at most "), (r"(?:≥|>=)(?= ?\$?\d)", " at least "),
+    (r"<(?= ?\$?\d)", " less than "), (r"(?<![-=])>(?= ?\$?\d)", " more than "),
     (r"(?<=\d) ?%", " percent "),
-    (r"(?<!\w)([a-z]{1,3})\+(?![\w+-])", r"\1 plus "),
-    (r"(?<!\w)([a-z]{1,3})-(?![\w+-]| \w)", r"\1 minus "),
-    (r"(?<!\w)c(?=\+\+)", "c plus "),
-    (r"(?<!\w)([cf])#", r"\1 sharp "),
+    (r"(?<!\w)([a-z]{1,3})\+(?![\w+-])", r"\1 plus "), (r"(?<!\w)([a-z]{1,3})-(?![\w+-]| \w)", r"\1 minus "),
+    (r"(?<!\w)c(?=\+\+)", "c plus "), (r"(?<!\w)([cf])#", r"\1 sharp "),
 ]
 
 
@@ -60,8 +47,6 @@ def normalise(text: str) -> str:
     text = " ".join([word for word in words if word not in ARTICLES] + last or words)
     return unicodedata.normalize("NFC", text) if len(text) <= 2000 else text   # NFC takes the square of the length
 
-
-# Numbers
 
 LONGEST = 100                           # characters of a number; a longer text is not one
 CURRENCIES = {"us$": "$", "$": "$", "usd": "$", "us dollars": "$", "dollars": "$", "dollar": "$", "€": "€", "eur": "€",
