@@ -122,8 +122,8 @@ class CudaDecoder:
         capacity = Capacity.of(groups, self.cache.block_size)
         if capacity not in self.attends:
             self.attends[capacity] = KernelPaged(self.cache, capacity)
+        self.attends[capacity].load(groups)
         attend = self.attends[capacity]
-        attend.load(groups)
         if capacity not in self.graphs or not self.can_record:
             self.graphs[capacity] = None
             return self.forward(attend)[:len(running)]
