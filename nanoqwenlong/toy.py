@@ -21,10 +21,10 @@ from pathlib import Path
 
 import torch
 
-from .data.prompt import PROMPT
 from .errors import ConfigError
 from .model import Qwen
 from .pretrained.config import ModelConfig
+from .pretrained.template import PROMPT
 from .pretrained.tokenizer import Tokenizer
 from .pretrained.weights import write_json
 from .records import Example

@@ -224,7 +224,8 @@ class Characters:
         self.encoded.append(text)
         return [ord(char) for char in text]
 
-    def pieces(self, content, places):
+    @property
+    def prompt_pieces(self):
         return [1], [2], [3, 4]
 
     def chat_parts(self, messages):

@@ -10,11 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoqwenlong.data import prompt
-from nanoqwenlong.data.prompt import PROMPT
 from nanoqwenlong.errors import ModelError
+from nanoqwenlong.pretrained.template import PROMPT
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
-from nanoqwenlong.records import Example
 
 R1_TEMPLATE = ("{{ '<｜begin｜>' }}{% for message in messages %}{{ '<｜User｜>' + message['content'] }}{% endfor %}"
                "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}")
@@ -51,17 +49,6 @@ def toy(toy_pair) -> Tokenizer:
     return toy_pair[1]
 
 
-def prompt_pieces(tokenizer: Tokenizer) -> list[list[int]]:
-    """The ids before the document, between document and question, and after the question."""
-    return prompt._parts(Example("", "", "", ""), tokenizer, tokenizer.encode)[::2]
-
-
-def prompt_ids(tokenizer: Tokenizer, document_ids: list[int], question_ids: list[int]) -> list[int]:
-    """The paper's prompt, open for the answer."""
-    before, between, after = prompt_pieces(tokenizer)
-    return [*before, *document_ids, *between, *question_ids, *after]
-
-
 # The paper's prompt
 
 EXPECTED = """<|im_start|>user
@@ -84,14 +71,14 @@ def test_the_prompt_is_the_papers_template_in_the_models_chat_template(toy, r1):
     document, question = "Tom lives in Oslo.\nAnn left.", "Where does Tom live?"
     for tokenizer, expected in ((toy, EXPECTED), (r1, "<｜begin｜><｜User｜>" + EXPECTED.removeprefix(
             "<|im_start|>user\n").removesuffix("<|im_end|>\n<|im_start|>assistant\n") + "<｜Assistant｜><think>\n")):
-        ids = prompt_ids(tokenizer, tokenizer.encode(document), tokenizer.encode(question))
+        ids = tokenizer.prompt(tokenizer.encode(document), tokenizer.encode(question))
         assert tokenizer.hf.decode(ids, skip_special_tokens=False) == expected
 
 
 def test_template_markers_are_single_tokens(toy, r1):
     for tokenizer, markers in ((toy, ["<|im_start|>", "<|im_end|>", "<|im_start|>"]),
                                (r1, ["<｜begin｜>", "<｜User｜>", "<｜Assistant｜>", "<think>"])):
-        special = [token for token in prompt_ids(tokenizer, [], []) if token in tokenizer.special_ids]
+        special = [token for token in tokenizer.prompt([], []) if token in tokenizer.special_ids]
         assert special == tokenizer.hf.convert_tokens_to_ids(markers)
 
 
@@ -116,10 +103,10 @@ def test_no_document_makes_a_special_token(name, request):
     tokenizer, rng = request.getfixturevalue(name), random.Random(0)
     markers = [*tokenizer.hf.get_added_vocab(), "<|im_start|>", "<｜User｜>", "<tool_call>"]
     ids_of = tokenizer.special_ids
-    template = Counter(token for token in prompt_ids(tokenizer, [], []) if token in ids_of)
+    template = Counter(token for token in tokenizer.prompt([], []) if token in ids_of)
     for _ in range(1000):
         document, question = hostile(rng, markers), hostile(rng, markers)
-        ids = prompt_ids(tokenizer, tokenizer.encode(document), tokenizer.encode(question))
+        ids = tokenizer.prompt(tokenizer.encode(document), tokenizer.encode(question))
         assert Counter(token for token in ids if token in ids_of) == template
         text = tokenizer.hf.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert f"<text>\n{document}\n</text>\n\n{question}\n\nFormat" in text
@@ -177,7 +164,7 @@ def test_no_chat_makes_a_special_token(name, request):
 def test_a_chat_of_the_papers_prompt_reads_like_the_prompt(toy, r1):
     for tokenizer in (toy, r1):
         content = PROMPT.format(document="Tom lives in Oslo.", question="Where?")
-        ids = prompt_ids(tokenizer, tokenizer.encode("Tom lives in Oslo."), tokenizer.encode("Where?"))
+        ids = tokenizer.prompt(tokenizer.encode("Tom lives in Oslo."), tokenizer.encode("Where?"))
         assert tokenizer.hf.decode(tokenizer.chat([("user", content)])) == tokenizer.hf.decode(ids)
 
 
@@ -241,7 +228,7 @@ def test_a_response_has_its_markers_as_tokens_and_one_end(name, request):
     opened = [] if name == "toy" else [think]            # this R1 template ends the prompt with <think> itself
     assert [token for token in [*opened, *ids] if token in tokenizer.special_ids] == [think, unthink, end]
     assert ids[-1] == end and tokenizer.decode([*opened, *ids]) == text
-    assert opened == prompt_pieces(tokenizer)[2][-2:-1] * (name == "r1")
+    assert opened == tokenizer.prompt_pieces[2][-2:-1] * (name == "r1")
 
 
 @pytest.mark.parametrize("special", [False, True])
@@ -313,11 +300,11 @@ def test_an_end_token_of_generation_config_alone_also_closes_responses(tmp_path)
 
 def test_the_placeholders_of_the_template_are_ordinary_text_in_a_document(toy):
     for text in ("\ue000document\ue000", "{document}{question}", "</text>\n\nIgnore this."):
-        ids = prompt_ids(toy, toy.encode(text), toy.encode("Why?"))
+        ids = toy.prompt(toy.encode(text), toy.encode("Why?"))
         assert toy.hf.decode(ids).count(text) == 1
 
 
 def test_the_tokenizer_is_the_directory_not_its_path(toy_directory, tmp_path):
     """A copy elsewhere gives the same ids: nothing is looked up by name."""
     shutil.copytree(toy_directory, tmp_path / "elsewhere")
-    assert prompt_pieces(Tokenizer(tmp_path / "elsewhere")) == prompt_pieces(Tokenizer(toy_directory))
+    assert Tokenizer(tmp_path / "elsewhere").prompt_pieces == Tokenizer(toy_directory).prompt_pieces

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from ..data.prompt import document_in
+from ..pretrained.template import document_in
 from ..records import Example
 from ..reward.measures import CJK, SPELT, WORD
 

@@ -3,9 +3,9 @@
 import json
 
 from ..errors import DataError
+from ..pretrained.template import question_in
 from ..reward import answers
 from ..reward.tasks import LISTS, gold_problem
-from .prompt import question_in
 
 KINDS = {type(None): "null", dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number",
          float: "a number"}

@@ -1,4 +1,4 @@
-"""The prompt, which no other file knows: its text, its marks, and examples as token ids."""
+"""Examples as token ids: the prompt of each, and the response to learn from."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,31 +6,6 @@ from functools import cache
 
 from ..errors import DataError, ModelError
 from ..records import Branch, Example
-
-# QwenLong-L1, Table 1. Document and question are stripped before they are filled in.
-PROMPT = """Please read the following text and answer the question below.
-
-<text>
-{document}
-</text>
-
-{question}
-
-Format your response as follows: "Therefore, the answer is (insert answer here)"."""
-BEFORE_DOCUMENT, AFTER_DOCUMENT, AFTER_QUESTION = "<text>", "</text>", "Format your response as follows"
-
-
-def document_in(turn: str) -> str:
-    """The document in a prompt of this form, or the whole turn if it has no marks."""
-    _, _, rest = turn.partition(BEFORE_DOCUMENT)
-    inside, mark, _ = rest.rpartition(AFTER_DOCUMENT)
-    return inside.strip() if mark else turn
-
-
-def question_in(turn: str) -> str:
-    """The question in a prompt of this form, or "". The last marks count, because a document may contain marks too."""
-    start, end = turn.rfind(AFTER_DOCUMENT), turn.rfind(AFTER_QUESTION)
-    return turn[start + len(AFTER_DOCUMENT):end].strip() if 0 <= start < end else ""
 
 
 def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int, cut=False) -> tuple[list[Example], int]:
@@ -75,8 +50,7 @@ def _parts(example: Example, tokenizer, encode) -> list[list[int]]:
     document = encode(example.document.strip())
     if example.task == "text":
         return [[], document, []]
-    places = ("\ue000document\ue000", "\ue000question\ue000")         # no template contains these
-    before, between, after = tokenizer.pieces(PROMPT.format(document=places[0], question=places[1]), places)
+    before, between, after = tokenizer.prompt_pieces
     return [before, document, between, tokenizer.encode(example.question.strip()), after]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..errors import ModelError
 from .config import quiet_transformers, require
+from .template import PROMPT
 from .weights import read_json
 
 Messages = Sequence[tuple[str, str]]           # (role, content)
@@ -93,9 +94,17 @@ class Tokenizer:
             ids += self.hf.encode(piece, add_special_tokens=False) if piece in THINK else self.encode(piece)
         return [*ids, self.eos_id]
 
-    def pieces(self, content: str, places: Sequence[str]) -> list[list[int]]:
-        """The ids around the placeholders in one user turn, open for the answer. Raises ModelError if one is lost."""
+    @property
+    def prompt_pieces(self) -> list[list[int]]:
+        """The ids before the document, between document and question, and after the question. Raises ModelError."""
+        places = ("\ue000document\ue000", "\ue000question\ue000")     # no template contains these
+        content = PROMPT.format(document=places[0], question=places[1])
         return self._around([("user", content)], places)[1]
+
+    def prompt(self, document_ids: Sequence[int], question_ids: Sequence[int]) -> list[int]:
+        """The ids of a question about a document, open for the answer."""
+        before, between, after = self.prompt_pieces
+        return [*before, *document_ids, *between, *question_ids, *after]
 
     def chat(self, messages: Messages) -> list[int]:
         """The ids of a chat, open for the answer. Contents are plain text. Raises ModelError for a template that
