@@ -8,13 +8,12 @@ import torch
 from . import parallel
 
 
-def adamw(model, learning_rate: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)
-          ) -> torch.optim.AdamW:
+def adamw(model, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW that decays matrices only. Norms and biases are left alone."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, foreach=True)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), foreach=True)
 
 
 def learning_rate_at(step: int, peak: float, warmup_steps: int, num_steps: int, final_fraction: float = 1.0) -> float:

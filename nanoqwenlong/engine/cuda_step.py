@@ -123,17 +123,20 @@ class CudaDecoder:
         if capacity not in self.attends:
             self.attends[capacity] = KernelPaged(self.cache, capacity)
         self.attends[capacity].load(groups)
-        attend = self.attends[capacity]
+        return self.step(self.attends[capacity])[:len(running)]                # the other rows are padding
+
+    def step(self, attend: KernelPaged) -> Tensor:
+        capacity = attend.capacity
         if capacity not in self.graphs or not self.can_record:
             self.graphs[capacity] = None
-            return self.forward(attend)[:len(running)]
+            return self.forward(attend)
         if self.graphs[capacity] is None:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self.graph_pool):                # records without computing
                 self.graphs[capacity] = graph, self.forward(attend)
         graph, logits = self.graphs[capacity]
         graph.replay()
-        return logits[:len(running)]                           # the other rows are padding
+        return logits
 
     def forward(self, attend: KernelPaged) -> Tensor:
         return self.model(attend.ids, attend.positions, attend, head=linear_logits)[0]
