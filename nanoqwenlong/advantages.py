@@ -60,7 +60,7 @@ def total(x: Tensor) -> Tensor:
 def group_advantages(rewards: Tensor, scale: bool = True, min_std: float = 0.0, tasks: Tasks = ()) -> Tensor:
     """GRPO: A_i = (r_i - mean) / (std + eps) within the group, (..., G) -> (..., G) float64.
 
-    QwenLong-L1 Eq. 5, with the released code's G - 1 in the std. `scale=False`: not divided (Dr. GRPO, arXiv 2503.20783).
+    QwenLong-L1 Eq. 5, with the released code's G - 1 in the std. `scale=False`: Dr. GRPO (arXiv 2503.20783).
 
     >>> group_advantages([1, 0, 0, float("nan")], scale=False)
     tensor([ 0.6667, -0.3333, -0.3333,  0.0000], dtype=torch.float64)
