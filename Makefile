@@ -2,7 +2,7 @@
 # make test        the tests;  make test-full  also the slow ones
 # make assets      trains the tiny models of assets/ anew
 #
-# Each target first makes .venv (torch before everything else, so that no CUDA build is pulled in behind it);
+# Each target first makes .venv (torch first, so that no other package pulls in a CUDA build);
 # a second call reinstalls nothing. PYTHON=... uses an environment of your own instead.
 
 VENV := .venv

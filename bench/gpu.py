@@ -396,7 +396,7 @@ def decode_steps(s: Section, what: str, model: Qwen, prompts: int, tokens: int, 
     finish()
     assert len(marks) == new, "not all answers ran together: the pool is too small"
     forward = [between(*pair) for pair in marks]
-    whole = [after - before for before, after in zip(stamps, stamps[1:])]      # the step behind each stamp
+    whole = [after - before for before, after in zip(stamps, stamps[1:])]      # the step after each stamp
     with_graph, without = slice(new // 3, new * 2 // 3 - 1), slice(new * 2 // 3, new - 1)
 
     held = prompts * tokens + prompts * G * new // 2

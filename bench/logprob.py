@@ -115,7 +115,7 @@ def policy_gradient(logprobs: torch.Tensor, advantages: torch.Tensor) -> torch.T
 
 
 def side(cfg: Config, tokens: int, width: int, loss: Callable) -> dict[str, Callable]:
-    """Make the inputs, warm up on one token of each answer, then offer one run, and the tensors it left behind.
+    """Make the inputs, warm up on one token of each answer, then offer one run, and the tensors it left.
 
     loss(hidden (B, R, C), weight (V, C), targets (B, R), advantages (B,)) -> loss (), entropy (B * R,) or None."""
     from safetensors.torch import save_file

@@ -80,7 +80,7 @@ def theirs(cfg: Config, directory: str, way: str) -> dict[str, Callable]:
 
 
 def side(cfg: Config, model: torch.nn.Module, logits: Callable, mixture: Callable) -> dict[str, Callable]:
-    """Warm up, then offer the gradient of the model, that of a layer's mixture, and what each left behind."""
+    """Warm up, then offer the gradient of the model, that of a layer's mixture, and what each left in memory."""
     from safetensors.torch import save_file
     left = {}
 
