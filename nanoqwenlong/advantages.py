@@ -28,7 +28,6 @@ class GroupStats(NamedTuple):
     """What the rewards of each group have in common. Unscorable rewards are left out."""
 
     rewards: Tensor                     # (..., G) NaN: unscorable
-    scored: Tensor                      # (..., G) bool
     centred: Tensor                     # (..., G) reward - mean, 0 if unscorable
     count: Tensor                       # (..., 1) number of scored rewards
     mean: Tensor                        # (..., 1)
@@ -49,10 +48,10 @@ class GroupStats(NamedTuple):
         lowest = torch.where(scored, known, torch.inf)
         highest = torch.where(scored, known, -torch.inf)
         equal = highest.amax(-1, keepdim=True) <= lowest.amin(-1, keepdim=True)
-        return cls(rewards, scored, centred, count, mean, std, equal | (std < min_std))
+        return cls(rewards, centred, count, mean, std, equal | (std < min_std))
 
 
-def total(x: Tensor) -> Tensor:
+def total(x):
     """(..., G) -> (..., 1)"""
     return x.sum(-1, keepdim=True)
 

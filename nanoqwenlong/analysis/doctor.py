@@ -49,16 +49,21 @@ class Doctor:
         self.reported |= {finding.name: self.step for finding in new}
         notes = [f"{finding.name}: {finding.sentence}" for finding in new]
         if values.get("sampling/refills") and values.get("sampling/missing"):
-            notes.append("{missing} groups are missing after {refills} refills: {informative} disagreed, {all_wrong} "
-                         "were all wrong, {all_right} all right".replace("{", "{sampling/").format_map(values))
-        if judge and (values.get("judge/error_rate") or 0) > MAX_UNSCORABLE:
+            notes.append("{sampling/missing} groups are missing after {sampling/refills} refills: "
+                         "{sampling/informative} disagreed, {sampling/all_wrong} were all wrong, "
+                         "{sampling/all_right} all right".format_map(values))
+        if judge and is_unjudged(values):
             notes.append(f"the judge: {judge.trouble()}")
         return notes
 
 
+def is_unjudged(values: Mapping) -> bool:
+    return (values.get("judge/error_rate") or 0) > MAX_UNSCORABLE
+
+
 def stop_reason(values: Mapping, in_a_row: Callable[[str, bool], int], judge=None) -> UserError | None:
     """The error to end a run with after a step with these metrics, or None. in_a_row is run.Run.in_a_row."""
-    unjudged = in_a_row("unjudged", (values.get("judge/error_rate") or 0) > MAX_UNSCORABLE)
+    unjudged = in_a_row("unjudged", is_unjudged(values))
     idle = in_a_row("idle", not values["sampling/informative"] and values["reward"] is not None)
     if unjudged >= MAX_UNJUDGED_STEPS:
         return JudgeUnavailable(f"{unjudged} steps in a row the judge left over {MAX_UNSCORABLE:.0%} of its questions "

@@ -139,7 +139,6 @@ def update_values(updates: Sequence[tuple[Counter, float]], learning_rate: float
 
 def expert_values(model) -> dict:
     """How evenly trained tokens went to the experts of a mixture. Empty for a dense model. All ranks call it.
-
     max_load: the busiest expert's tokens over an even share, averaged over layers. unused: a share of experts."""
     ranks = [loads for loads in parallel.gather(take_loads(model)) if loads] if model.config.num_experts else []
     if not ranks:

@@ -1,5 +1,4 @@
 """Decoding on a GPU: kernels.paged_attention over buffers that never move, so that a CUDA graph can replay a step.
-
 Without a GPU: no graphs, and the torch reference of the kernel. S answers, M groups (one per prompt), V vocabulary.
 """
 

@@ -1,5 +1,4 @@
 """The keys and values of running sequences, in blocks, and decoding steps over them with torch alone.
-
 S answers, T tokens, L layers, H query heads, K key-value heads, D head width, V vocabulary.
 """
 

@@ -1,11 +1,11 @@
 """Files that are written whole or not at all, and the SHA-256 of the files that decide a run's results."""
 
-import json
 import os
 from pathlib import Path
 
 from .. import parallel
 from ..pretrained.digest import file_digest
+from ..pretrained.weights import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,8 +22,10 @@ def sync(path: Path) -> None:
 def put(path: Path, content: dict | str) -> None:
     """Write a file of JSON or text, whole or not at all."""
     partial = path.with_name(f".{path.name}.{parallel.rank()}.partial")       # several ranks may write exit.json
-    text = content if isinstance(content, str) else json.dumps(content, indent=2, sort_keys=True) + "\n"
-    partial.write_text(text, encoding="utf-8")
+    if isinstance(content, str):
+        partial.write_text(content, encoding="utf-8")
+    else:
+        write_json(partial, content)
     sync(partial)
     partial.replace(path)
 

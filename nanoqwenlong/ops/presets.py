@@ -30,7 +30,6 @@ KV_BLOCKS = {
 GPU = dict(device="cuda", timeout_minutes=120.0)        # ours: ranks wait for the longest rollout
 OFFLOADED = dict(offload=True, threads=8)               # ours: a GPU has no room. The optimizer then runs on the CPU
 
-# Reinforcement learning
 QWENLONG_L1 = dict(
     phase_lengths=(20000, 60000),       # paper 3.2, Eq. 9: K = 2, L1 = 20K, L2 = 60K
     phase_steps=(50, 50),               # ours: the paper does not say
