@@ -79,8 +79,7 @@ def train(cfg: Config, run: Run) -> None:
     examples, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
     heldout, _ = data.tokenize(heldout, tokenizer, cfg.max_prompt_tokens)
     longest_prompt = max((len(example.prompt_ids) for example in heldout), default=0)
-    branches = [data.sft_branch(example, tokenizer) for example in examples]
-    lengths = [len(branch.input_ids) for branch in branches]
+    lengths = (len(data.sft_branch(example, tokenizer).input_ids) for example in examples)
     model.config.require_window(max(lengths, default=0))
     documents = by_document(examples)
     if heldout:
@@ -96,10 +95,12 @@ def train(cfg: Config, run: Run) -> None:
         # 1. Draw a batch. Questions about one document share its stem
         batch = draw(documents, cfg.seed, step - 1, cfg.batch_size)
         rows = sum(batch, [])
+        branches = {row: data.sft_branch(examples[row], tokenizer) for row in rows}
+        lengths = [len(branch.input_ids) for branch in branches.values()]
         families = share_stems([[branches[row] for row in questions] for questions in batch])
 
         # 2. Update: each example's loss is the mean over its own tokens
-        run.part("update", longest=max(lengths[row] for row in rows))
+        run.part("update", longest=max(lengths))
         sums = Counter(loss=0.0)
         lr = optim.learning_rate_at(step - 1, cfg.learning_rate, cfg.warmup_steps, cfg.steps, cfg.final_fraction)
         group_pass.backward_all(model, families, lambda name: mean_loss(families[name].branches, len(rows), sums),
@@ -112,7 +113,7 @@ def train(cfg: Config, run: Run) -> None:
         run.part("evaluate", longest=longest_prompt + cfg.max_new_tokens)
         values = {"loss": sums["loss"] if updated else None, "learning_rate": lr,
                   "grad_norm": grad_norm if updated else None, "step_time": run.times["update"],
-                  "tokens_per_s": sum(lengths[row] for row in rows) / run.times["update"],
+                  "tokens_per_s": sum(lengths) / run.times["update"],
                   **step_metrics.expert_values(model)}
         out_of_time = cfg.minutes > 0 and any(parallel.gather(run.seconds > cfg.minutes * 60))
         last = step == cfg.steps or out_of_time

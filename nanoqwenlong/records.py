@@ -29,7 +29,7 @@ class Example:
     messages: tuple[tuple[str, str], ...] = ()      # (role, content) of a chat. If given, it is the prompt as it is,
                                         # and only the judge sees `question`
     response: str = ""                  # a full worked response, for supervised fine-tuning
-    prompt_ids: tuple[int, ...] = ()    # filled in by data.tokenize
+    prompt_ids: Sequence[int] = ()      # filled in by data.tokenize, as an array of 32-bit integers
     length: int = 0                     # tokens of document and question: |c| + |x| of QwenLong-L1, Eq. 9
     num_cut: int = 0                    # tokens that data.tokenize cut out of the document's middle
     source: str = ""                    # the benchmark or file it comes from

@@ -5,6 +5,8 @@ import importlib
 import json
 import subprocess
 import sys
+import weakref
+from array import array
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from nanoqwenlong import data, errors
 from nanoqwenlong.data import sft_branch, tokenize
 from nanoqwenlong.errors import ConfigError, DataError, ModelError
 from nanoqwenlong.ops import exits
+from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Example
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -220,18 +223,18 @@ class Characters:
     def __init__(self):
         self.encoded = []
 
-    def encode(self, text):
-        self.encoded.append(text)
-        return [ord(char) for char in text]
+    def encode_batch(self, texts):
+        self.encoded += texts
+        return [array("i", map(ord, text)) for text in texts]
 
     @property
     def prompt_pieces(self):
         return [1], [2], [3, 4]
 
-    def chat_parts(self, messages):
+    def chat_pieces(self, messages):
         if "system" in dict(messages):
             raise ModelError("the chat template drops what is said")
-        return [[1], *(part for _, content in messages for part in (self.encode(content), [5]))]
+        return [[1], *[[5]] * len(messages)]
 
     def encode_response(self, text):
         return [*map(ord, text), 0]
@@ -243,16 +246,16 @@ AB, C = (ord("a"), ord("b")), ord("c")
 def test_prompts_and_lengths():
     """length counts document and question, without the template around them; both are stripped."""
     [example], dropped = tokenize([Example("x", " ab\n", "c ", "z")], Characters(), 100)
-    assert example.prompt_ids == (1, *AB, 2, C, 3, 4) and example.length == 3 and dropped == 0
+    assert tuple(example.prompt_ids) == (1, *AB, 2, C, 3, 4) and example.length == 3 and dropped == 0
     [page], _ = tokenize([Example("t", "ab", "", "", task="text")], Characters(), 100)
-    assert page.prompt_ids == AB and page.length == 2
+    assert tuple(page.prompt_ids) == AB and page.length == 2
 
 
 def test_a_chat_is_encoded_as_it_stands():
     """Not stripped, and the question for the judge is no part of it; a template that cannot show it names the row."""
     chat = Example("x", "", "z?", "z", messages=(("user", " b"), ("assistant", "c"), ("user", "ab")))
     [example], dropped = tokenize([chat, Example("y", "", "", "z", messages=(("user", "a" * 99),))], Characters(), 99)
-    assert example.prompt_ids == (1, ord(" "), ord("b"), 5, C, 5, *AB, 5) and example.length == 5 and dropped == 1
+    assert tuple(example.prompt_ids) == (1, ord(" "), ord("b"), 5, C, 5, *AB, 5) and example.length == 5 and dropped == 1
     with pytest.raises(DataError, match="example 'y': the chat template drops"):
         tokenize([Example("y", "", "", "z", messages=(("system", "a"), ("user", "b")))], Characters(), 99)
     branch = sft_branch(replace(example, response="bb"), Characters())
@@ -273,7 +276,7 @@ def test_an_evaluation_cuts_the_middle_of_a_document(limit, document, num_cut):
     """To exactly the limit (four ids of the template, one of the question); the length is the whole document's."""
     whole = Example("x", " abcdefghij\n", "k", "?")
     [example], number = tokenize([whole], Characters(), limit, cut=True)
-    assert example.prompt_ids == (1, *map(ord, document), 2, ord("k"), 3, 4) and len(example.prompt_ids) == limit
+    assert tuple(example.prompt_ids) == (1, *map(ord, document), 2, ord("k"), 3, 4) and len(example.prompt_ids) == limit
     assert (example.length, example.num_cut, number) == (11, num_cut, num_cut > 0)
     with pytest.raises(DataError, match="1 of 1 questions leave no room for a document in a prompt of 5 tokens"):
         tokenize([whole], Characters(), 5, cut=True)
@@ -284,7 +287,7 @@ def test_an_evaluation_cuts_the_middle_of_the_longest_turn_of_a_chat():
     chat = Example("x", "", "why?", "?", messages=turns)
     for limit, said in ((14, ["abc", "defg", "hij"]), (13, ["abc", "deg", "hij"]), (11, ["abc", "d", "hij"])):
         [example], number = tokenize([chat], Characters(), limit, cut=True)
-        assert example.prompt_ids == (1, *(token for text in said for token in (*map(ord, text), 5)))
+        assert tuple(example.prompt_ids) == (1, *(token for text in said for token in (*map(ord, text), 5)))
         assert (example.length, example.num_cut, number) == (10, 14 - limit, limit < 14)
 
 
@@ -300,6 +303,49 @@ def test_equal_documents_are_encoded_once():
     tokenizer = Characters()
     tokenize([Example(str(i), "ab", f"q{i}", "?") for i in range(5)], tokenizer, 100)
     assert tokenizer.encoded.count("ab") == 1 and len(tokenizer.encoded) == 6
+
+
+# Prompts are arrays of 32-bit integers, encoded in batches
+
+def test_prompts_take_four_bytes_a_token():
+    examples = [Example("a", "ab" * 5000, "c", "?"), Example("b", "", "", "?", messages=(("user", "ab" * 5000),)),
+                Example("c", "ab" * 5000, "", "", task="text")]
+    for kept, _ in (tokenize(examples, Characters(), 20_000), tokenize(examples, Characters(), 9000, cut=True)):
+        assert len(kept) == 3
+        for example in kept:
+            assert type(example.prompt_ids) is array and example.prompt_ids.itemsize == 4
+            assert sys.getsizeof(example.prompt_ids) < 4 * len(example.prompt_ids) + 200
+
+
+def test_equal_texts_far_apart_are_encoded_once_and_no_batch_holds_all(monkeypatch):
+    """Each text's ids go with its last example: none of them is kept to the end."""
+    batches, kept = [], []
+
+    class Counting(Characters):
+        def encode_batch(self, texts):
+            batches.append(len(texts))
+            kept.append(sum(reference() is not None for reference in references))
+            result = super().encode_batch(texts)
+            references.extend(map(weakref.ref, result))
+            return result
+
+    references, tokenizer = [], Counting()
+    monkeypatch.setattr(data.prompt, "BATCH", 4)
+    names = [f"document {i % 30}" for i in range(90)]
+    examples = [Example(str(i), name, f"q{i}", "?") for i, name in enumerate(names)]
+    examples += [Example(f"chat {i}", "", "", "?", messages=(("user", names[i]),)) for i in range(30)]
+    tokenized, _ = tokenize(examples, tokenizer, 100)
+    assert Counter(tokenizer.encoded) == Counter([*names[:30], *(f"q{i}" for i in range(90))])
+    assert max(batches) <= 8 and max(kept) <= 30 + 8 and sum(r() is not None for r in references) <= 8
+    for example, name in zip(tokenized, names):
+        assert "".join(map(chr, example.prompt_ids[1:-2])) == f"{name}\x02q{example.id}"
+
+
+def test_a_batch_of_texts_has_the_ids_of_each(toy_directory):
+    tokenizer = Tokenizer(toy_directory)
+    texts = ["", "Tom lives in Oslo.", "<|im_end|> </think>", "雨下了九天。👩\u200d🚀 x\u0301", " \n\t " * 50]
+    assert [list(ids) for ids in tokenizer.encode_batch(texts)] == list(map(tokenizer.encode, texts))
+    assert tokenizer.encode_batch([]) == []
 
 
 def test_sft_weighs_the_response_alone_with_a_sum_of_one():

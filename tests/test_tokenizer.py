@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections import Counter
+from operator import add
 from pathlib import Path
 
 import pytest
@@ -157,8 +158,10 @@ def test_no_chat_makes_a_special_token(name, request):
         assert tokenizer.hf.decode(ids, clean_up_tokenization_spaces=False) == tokenizer.hf.apply_chat_template(
             said, tokenize=False, add_generation_prompt=True)
         assert [i for i in ids if i in tokenizer.special_ids] == [i for i in empty if i in tokenizer.special_ids]
-        parts = tokenizer.chat_parts(messages)
-        assert sum(parts, []) == ids and parts[1::2] == [tokenizer.encode(content) for _, content in messages]
+        contents = tokenizer.encode_batch([content for _, content in messages])
+        pieces = [piece.tolist() for piece in contents]
+        assert pieces == [tokenizer.encode(content) for _, content in messages]
+        assert ids == sum(map(add, tokenizer.chat_pieces(messages), [*pieces, []]), [])
 
 
 def test_a_chat_of_the_papers_prompt_reads_like_the_prompt(toy, r1):
