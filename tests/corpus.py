@@ -124,7 +124,7 @@ def of_facts(task: str, facts) -> list[Case]:
                    f"the same as in: {document}", f"{gold} " * 20_000, f"{gold}{' ' * 50_000}or {other}"]
         answers += NOTHING if place == 0 else []
         texts = [stated(answer) for answer in answers] + unsaid(gold, other)
-        texts += [bare(gold), bare(f"Answer: {gold}"), bare(f"The answer: {gold}")] if task == "qa" else []
+        texts += [bare(gold), bare(f"No answer: {gold}")] if task == "qa" else []
         texts += [stated(text) for order in ORDERS[place::len(facts)] for text in (order, *smuggled(order, other))]
         texts += [bare(text) for text in smuggled("[[YES]]", other)] if task == "em" else []
         cases += [Case(task, question, document, gold, text) for text in texts]

@@ -26,15 +26,16 @@ def test_said(text, behind):
     ("the best  answer\nis Oslo", "Oslo"), ("The correct final answer is Oslo", "Oslo"),
     ("[Answer] Oslo", "Oslo"), ("[answer]: Oslo", "Oslo"), ("[答案]\n奥斯陆", "奥斯陆"), ("[答案]：东京", "东京"),
     ("<answer>Oslo</answer> Bern", "Oslo"), ("<answer>\nOslo\n</answer>", "Oslo"), ("<ANSWER>Oslo", "Oslo"),
-    (r"\boxed{Oslo}", "Oslo"), (r"Thus $\boxed{42}$.", "42"), (r"\boxed{\text{Oslo}} in Norway", "Oslo"),
-    (r"\boxed{\frac{1}{2}}", "1/2"), (r"\boxed{2\frac{1}{2}}", "2 1/2"), (r"\boxed{5\%}", "5%"), (r"\boxed {7}", "7"),
+    (r"\boxed{Oslo}", "Oslo"), (r"Thus $\boxed{42}$.", "42"), (r"\boxed{\text{Oslo}} in Norway", r"\text{Oslo}"),
+    (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"), (r"\boxed{2\frac{1}{2}}", r"2\frac{1}{2}"), (r"\boxed{5\%}", r"5\%"),
+    (r"\boxed {7}", "7"),
     # the last one wins
     ("The answer is Oslo. <answer>Bern</answer>", "Bern"), (r"\boxed{Oslo}, so the answer is Bern", "Bern"),
     ("[Answer] Oslo. The answer is Bern.", "Bern"), (r"The answer is \boxed{5}.", "5"),
     ("<answer>The answer is Oslo</answer>", "Oslo"), (r"The answer is Oslo. \boxed{}", ""),
     ("The answer is Oslo. The answer is", ""), (r"\boxed{\boxed{5}}", "5"),
     # none
-    ("Oslo", ""), ("Answer: Oslo", ""), ("", ""), (r"\boxed{Oslo", ""), ("boxed{Oslo}", ""), ("[Answers] Oslo", ""),
+    ("Oslo", ""), ("No answer: Oslo", ""), ("", ""), (r"\boxed{Oslo", ""), ("boxed{Oslo}", ""), ("[Answers] Oslo", ""),
     ("the answer was Oslo", ""), ("the answers is Oslo", ""), ("the wrong answer is Oslo", ""),
     # as it would be typed
     ("the answer is Ｏｓｌｏ", "Oslo"), ("the answer is １，０００．５", "1,000.5"), ("the answer is Os\u200blo\x00", "Oslo"),
@@ -42,10 +43,39 @@ def test_said(text, behind):
     ("the answer is 5**3", "5**3"), ("the answer is 5*3*2", "5*3*2"), ("the answer is x²", "x²"),
     ("the answer is ½", "½"),
     ("the answer is *Oslo* (**Norway**)", "Oslo (Norway)"), (r"the answer is \(5\)", "5"), ("the answer is $5$", "5"),
-    ("the answer is $5", "$5"), ("the answer is $5 or $6", "$5 or $6"), (r"the answer is 1{,}000", "1,000"),
+    ("the answer is $5", "$5"), ("the answer is $5 or $6", "$5 or $6"), (r"the answer is 1{,}000", "1{,}000"),
     # nothing that long is an answer
     ("the answer is " + "Oslo" * 5000, ""), ("the answer is Oslo" + " " * 20_000 + "or Bern", "")])
 def test_statement(text, answer):
+    assert statement(text) == answer
+
+
+@pytest.mark.parametrize("text, answer", [
+    # "Answer:" at the start of a line, and the same in Chinese anywhere
+    ("Answer: Oslo", "Oslo"), ("So.\n**Answer:** Oslo", "Oslo"), ("**Final Answer**: Oslo.", "Oslo"),
+    ("> answer： Oslo", "Oslo"), ("The answer: Oslo", "Oslo"), ("__Answer:__\n\nOslo", "Oslo"),
+    ("## Answer\nOslo", "Oslo"), ("### Final answer\n\nOslo", "Oslo"),
+    ("答案：东京。", "东京"), ("【答案】东京", "东京"), ("[答案]：东京", "东京"), ("因此，正确答案是东京。", "东京"),
+    ("答案为：A", "A"), ("**答案**：42。", "42"), ("**最终答案：** 42", "42"), ("【Answer】 42", "42"), ("答案选B", "B"),
+    ("He gave no answer: Oslo", ""), ("The wrong answer: Oslo", ""), ("Answers: Oslo", ""), ("Answer Oslo", ""),
+    ("Answer\nOslo", ""), ("答案不是东京", ""), ("答案是否定的", ""), ("答案是什么？", ""), ("答案选项", ""), ("答案 东京", ""),
+    # an answer in a block of its own after the marker
+    ("Answer:\n```\n42\n```", "42"), ("The answer is\n\n```text\n42\n```\nas shown", "42"),
+    ("The answer is\n$$\n\\frac{1}{2}\n$$", r"\frac{1}{2}"), ("The answer is\n\\[\nx+1\n\\]\nDone.", "x+1"),
+    ("The answer is $$5$$ or $$6$$", "$$5$$ or $$6$$"), ("Answer:\n```\n42\n43\n```", "42\n43"),
+    ("The answer is \\begin{pmatrix}\n1\\\\\n2\n\\end{pmatrix}\nor not", r"\begin{pmatrix} 1\\ 2 \end{pmatrix}"),
+    # a box holds all of a formula
+    (r"\boxed{\frac{x+1}{2}}", r"\frac{x+1}{2}"), (r"\boxed{2^{n+1}}", "2^{n+1}"), (r"\fbox{x}", "x"),
+    (r"\boxed{\left\{\begin{array}{l}x=1\\y=2\end{array}\right.}",
+     r"\left\{\begin{array}{l}x=1\\y=2\end{array}\right."),
+    ("\\boxed{x +\n1}", "x +\n1"), (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+    # quotes and emphasis go, a prime and a star stay
+    ("The answer is f'", "f'"), ("'The answer is f'", "f"), ("\"The answer is f'\"", "f'"), ("the answer is 'f'", "f"),
+    ("the answer is A*", "A*"), ("*the answer is A*", "A"), ("the answer is *A*", "A"), ("the answer is a*b", "a*b"),
+    ("the answer is x*2", "x*2"), ("the answer is (a)*(b)*c", "(a)*(b)*c"), ("the answer is x^{*}y^{*}", "x^{*}y^{*}"),
+    ("the answer is **42", "42"), ("the answer is 「B」。", "B"), ("the answer is 『东京』", "东京"), ("the answer is 【B】", "B"),
+    ("the answer is 42。", "42"), ("the answer is 4。2", "4。2"), ("the answer is 42．", "42"), ("the answer is 3!", "3!")])
+def test_markers_and_blocks_in_english_and_chinese(text, answer):
     assert statement(text) == answer
 
 

@@ -50,7 +50,7 @@ def stated(answer: str) -> str:
     ("</think> the answer is (Oslo).", "(Oslo)"), ("</think> the answer is U.S.", "U.S"),
     ("</think> the answer is .5", ".5"), ("</think> the answer is -5", "-5"),
     ("</think> the answer is 5*3", "5*3"),                                     # not 53
-    ("</think> the answer is 東京。", "東京。"), ("</think> the answer is São Paulo.", "São Paulo")])
+    ("</think> the answer is 東京。", "東京"), ("</think> the answer is São Paulo.", "São Paulo")])
 def test_extract(text, answer):
     assert extract(text) == answer
 

@@ -7,11 +7,22 @@ No text makes these functions fail, none is ever evaluated, and 10 MB take a sec
 
 import re
 
-from .text import normalise, number, plain, same
+from .text import normalise, number, plain, same, unquoted, visible, without_emphasis
 
 QUOTES = " \t\r\"'`“”‘’"                # around an answer: the prompt itself shows the sentence in quotes
 LINE, WHOLE = 10_000, 100_000           # characters of a statement and of a final answer; longer ones are invalid
-MARKER = re.compile(r"the\s+(?:(?:correct|final|best)\s+)*answer\s+is|\[(?:answer|答案)\]|<answer>|\\boxed\s?{", re.I)
+MARKER = re.compile(r"""
+    the\s+(?:(?:correct|final|best)\s+)*answer\s+is | <answer> | \\(?:boxed|fbox)\s?{
+    | [\[【](?:answer|答案)[\]】] | 答案[ *_]*(?:[:：]|[是为选](?![否不什项]))
+    | ^(?:[ \t>#*_]*(?:(?:the|my)[ ])?(?:(?:correct|final|best)[ ])?answer[ *_]*[:：]                 # at a line's start
+      | \#+[ ](?:(?:correct|final|best)[ ])?answer[ ]*$)                                             # a heading
+    """, re.I | re.M | re.X)
+AFTER_MARKER = re.compile(r"(?:[*_]+(?=[\s:：])|[:：\s])*")            # **Answer:** x
+BLOCK = re.compile(r"""                 # a fence or a displayed formula, and nothing else on its last line
+    (?: ```\w*[ \t\r]*\n ((?:(?!```).)*) ``` | \$\$ ((?:(?!\$\$).)*) \$\$ | \\\[ ((?:(?!\\\]).)*) \\\] )
+    [ \t\r.。*]*(?:\n|$)
+    """, re.S | re.X)
+ENVIRONMENT = re.compile(r"\\begin\{(\w+\*?)\}.*?\\end\{\1\}", re.S)
 CHOICE = re.compile(r"(?:(?:option|choice)\s+)?(?:\(([A-J])\)|\[([A-J])\]|([A-J])\)?)[.,:]?", re.I | re.A)
 CHOICE_AND_TEXT = re.compile(r"""
     (?:(?:option|choice)\s+)?
@@ -39,18 +50,26 @@ def said(text: str) -> str | None:
 
 def statement(said: str) -> str:
     """The line after the last marker, without markdown emphasis, quotes and the final full stop. "" without a marker.
+    A box, a fence, a displayed formula and an environment (a matrix) may be longer than a line. LaTeX stays as it is.
 
     >>> statement("The answer is 4? No: the answer is **(5)**.\\nThat is on page 3."), statement("four")
     ('(5)', '')
-    >>> statement("So <answer>Oslo</answer>."), statement(r"\\(\\boxed{\\frac{3}{4}}\\)."), statement("[Answer] B)")
-    ('Oslo', '3/4', 'B)')
+    >>> statement("So <answer>Oslo</answer>."), statement(r"\\(\\boxed{\\frac{x+1}{2}}\\)."), statement("【答案】B。")
+    ('Oslo', '\\\\frac{x+1}{2}', 'B')
     """
-    tail = _after_marker(said) or ""
-    line = tail.lstrip(":： \t\r\n*").split("\n", 1)[0]
+    marker, tail = _after_marker(said)
+    tail = visible(tail[AFTER_MARKER.match(tail).end():][:LINE + 1])
+    tail = ENVIRONMENT.sub(lambda match: " ".join(match[0].split()), tail)
+    block = BLOCK.match(tail)
+    if block:
+        line = block[block.lastindex]
+    elif marker.endswith("{"):
+        line = tail
+    else:
+        line = tail.split("\n", 1)[0]
     if len(line) > LINE:
         return ""
-    line = re.sub(r"(\d\*+(?=\d))|\*+", r"\1", plain(line))                    # **bold**, but not 5*3
-    return line.strip(QUOTES).rstrip(".").strip(QUOTES)
+    return unquoted(without_emphasis(line), marker)
 
 
 def final(said: str) -> str:
@@ -59,29 +78,31 @@ def final(said: str) -> str:
     >>> final("Here they are.\\n[Answer]\\n- tea\\n- salt"), final("**42**"), final('```json\\n{"data": []}\\n```')
     ('- tea\\n- salt', '42', '{"data": []}')
     """
-    tail = _after_marker(said)
-    text = said if tail is None else tail.lstrip(":： \t\r\n")
+    marker, tail = _after_marker(said)
+    text = tail[AFTER_MARKER.match(tail).end():] if marker else said
     if len(text) > WHOLE:
         return ""
     text = re.sub(r"^[ \t]*```\w*[ \t\r]*$", "", text, flags=re.MULTILINE)
-    return text.strip(QUOTES + "*\n").rstrip(".").strip(QUOTES + "*\n")
+    return unquoted(text, marker)
 
 
-def _after_marker(said: str) -> str | None:
-    """What follows the last marker, up to its closing tag or brace. None without a marker."""
+def _after_marker(said: str) -> tuple[str, str]:
+    """The last marker with what precedes it on its line, and what follows it, up to its closing tag or brace.
+    Two empty texts without a marker."""
     markers = list(MARKER.finditer(said))
     if not markers:
-        return None
+        return "", ""
     last = markers[-1]
+    marker = said[:last.start()].rpartition("\n")[2] + last[0]
     tail = said[last.end():]
-    if not last[0].startswith("\\"):
-        return re.split(r"</answer>|\[/answer\]", tail, maxsplit=1, flags=re.I)[0]
+    if not last[0].endswith("{"):
+        return marker, re.split(r"</answer>|\[/answer\]", tail, maxsplit=1, flags=re.I)[0]
     depth = 1
-    for place, char in enumerate(tail[:WHOLE]):
-        depth += (char == "{") - (char == "}")
+    for brace in re.finditer(r"\\.|[{}]", tail[:WHOLE]):                       # \\{ opens nothing
+        depth += (brace[0] == "{") - (brace[0] == "}")
         if depth == 0:
-            return tail[:place]
-    return ""                                                                  # a box that is never closed
+            return marker, tail[:brace.start()]
+    return marker, ""                                                          # a box that is never closed
 
 
 # 2. Comparison: is it the same?

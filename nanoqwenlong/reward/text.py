@@ -9,11 +9,19 @@ ARTICLES = ("a", "an", "the")
 WIDE_CODES = (*range(0xFF01, 0xFF5F), *range(0xFFE0, 0xFFE7), *range(0xFB00, 0xFB07), 0x3000)
 WIDE = {code: unicodedata.normalize("NFKC", chr(code)) for code in WIDE_CODES}     # full-width forms and ligatures
 SIGNS = str.maketrans("−‐‑‒–—’‘“”", "------''\"\"")
-LATEX = [
+PAIRS = (("***", "***"), ("**", "**"), ("*", "*"), ("__", "__"), ('"', '"'), ("'", "'"), ("`", "`"), ("$$", "$$"),
+         ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), "“”", "‘’", "「」", "『』", "【】")
+EMPHASIS = re.compile(r"(?<![\w*){}^\\])(\*{1,3})(?=[^\s*])([^*\n]*[^\s*])\1(?![\w*(])")        # **bold**, but not 5*3
+THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,\\!|\\[,;: ]|\{,\}|[~\u00a0\u2007\u2009\u202f])\d{3})+(?!\d)")
+LATEX = [                               # is written plainly where that means the same: not \frac{x+1}{2}
     (r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s?\{([^{}]*)\}", r"\1"),
-    (r"(?<=\d)\\([dt]?frac)", r" \\\1"), (r"\\[dt]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}", r"\1/\2"),
-    (r"\\(?:times|cdot)", "×"), (r"\^\{([^{}]*)\}", r"^\1"), (r"\{,\}", ","),
-    (r"\\[,;:! ]", " "), (r"\\[()\[\]]", ""), (r"\\([%$#&_{}])", r"\1"),
+    (r"\\(?:left|right|displaystyle)(?![a-z])", ""), (r"\\[dt]?frac\s?(\d)\s?(\d)", r"\\frac{\1}{\2}"),
+    (r"(?<=\d)\\([dt]?frac)", r" \\\1"),
+    (r"(?<![\w)\]}])\\[dt]?frac\s?\{(-?[\d.,]+)\}\s?\{(\d+)\}(?![\w\\({^])", r"\1/\2"),
+    (r"\^(?:\\circ|\{\\circ\})", "°"),
+    (r"\\[dt]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}", r"(\1)/(\2)"), (r"\^\{(-?(?:\d+|\w))\}(?!\w)", r"^\1"),
+    (r"\^\{([^{}]*)\}", r"^(\1)"), (r"\\(?:times|cdot)(?![a-z])", "×"), (r"\\!", ""),
+    (r"\\[,;: ]", " "), (r"\\[()\[\]]", ""), (r"\\([%$#&_{}])", r"\1"),
 ]
 SPOKEN = [                              # signs that a normalised text says in words
     (r"(?:≤|<=)(?= ?\$?\d)", " at most "), (r"(?:≥|>=)(?= ?\$?\d)", " at least "),
@@ -24,13 +32,40 @@ SPOKEN = [                              # signs that a normalised text says in w
 ]
 
 
+def visible(text: str) -> str:
+    """The text without full-width forms and invisible characters."""
+    return "".join(char for char in text.translate(WIDE) if char.isprintable() or char.isspace())
+
+
 def plain(text: str) -> str:
     """The text without full-width forms, invisible characters and simple LaTeX. Its lines are kept."""
-    text = "".join(char for char in text.translate(WIDE) if char.isprintable() or char.isspace())
+    text = THOUSANDS.sub(lambda number: re.sub(r"\D+", ",", number[0]), visible(text))
     if "\\" in text or "{" in text:
         for pattern, replacement in LATEX:
             text = re.sub(pattern, replacement, text)
     return re.sub(r"^\s*\$\$?([^$]*)\$\$?(?=\.?\s*$)", r"\1", text)
+
+
+def without_emphasis(line: str) -> str:
+    """The line without markdown's asterisks around words."""
+    return EMPHASIS.sub(r"\2", line)
+
+
+def unquoted(text: str, before: str = "") -> str:
+    """The text without quotes, emphasis and formula delimiters around it, and without the final full stop.
+    ' and * at the end are a prime and a star, unless `before`, which precedes the text on its line, opens them."""
+    ends = "\"”`" + "".join(mark for mark in "'’*" if mark in before)
+    for _ in range(9):                                         # they may be nested: **"42."**
+        text = text.strip().rstrip(".。｡").strip()
+        text += "." * text.endswith(r"\right")                 # \right. closes \left\{
+        for opening, closing in PAIRS:
+            inner = text[len(opening):-len(closing)]
+            if text == opening + inner + closing and opening not in inner:
+                text = inner
+        text = text.lstrip("\"'`“‘").rstrip(ends)
+        if text.count("**") == 1:
+            text = text.removesuffix("**").removeprefix("**")
+    return text.strip()
 
 
 def normalise(text: str) -> str:
