@@ -32,6 +32,7 @@ from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import exits, files, presets
 from nanoqwenlong.ops.flags import as_json, flag_of, rising
 from nanoqwenlong.ops.settings import Machine, computing_dtype, fixed
+from nanoqwenlong.pretrained import hub
 from nanoqwenlong.pretrained.digest import file_digest, model_digests
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.pretrained.weights import read_config, read_json
@@ -40,7 +41,7 @@ from nanoqwenlong.pretrained.weights import read_config, read_json
 @dataclass(frozen=True)
 class Config(Machine):
     preset: str = ""                    # a named set of values, listed below. Those of models read them from models/
-    model: tuple[str, ...] = ("assets/nano-base", "assets/nano-sft")    # Hugging Face directories, a row each
+    model: tuple[str, ...] = ("assets/nano-base", "assets/nano-sft")    # directories or hub ids, a row each
     seed: int = 0                       # decides every sample
     # data
     data: tuple[str, ...] = ()          # JSONL, JSON or Parquet files, also released benchmarks. None: the toy task
@@ -86,13 +87,14 @@ def main(cfg: Config) -> None:
     cfg = replace(cfg, model=tuple(str(Path(directory)) for directory in cfg.model))       # DIR/ is DIR
     device = parallel.start(cfg.device, cfg.timeout_minutes)
     first = parallel.rank() == 0
+    places = {name: hub.directory(name) for name in cfg.model}                 # {as it was given: its directory}
 
     # 2. Questions, judge, and the answers that --out holds already
     examples = build.questions(cfg, print if first else lambda text: None, "heldout")
     judge = build.judge_of(cfg, os.environ.get("JUDGE_API_KEY", ""), device, computing_dtype(cfg))
     settings, saved = settings_of(cfg), None
     if cfg.out:
-        settings, problem = parallel.on_all_ranks(lambda: open_out(cfg), f"cannot use {Path(cfg.out)}")[0]
+        settings, problem = parallel.on_all_ranks(lambda: open_out(cfg, places), f"cannot use {Path(cfg.out)}")[0]
         if problem:
             raise ConfigError(problem)
         saved = evaluate.SavedAnswers(Path(cfg.out) / "answers.jsonl")
@@ -100,19 +102,19 @@ def main(cfg: Config) -> None:
 
     # 3. One model after another: answer, score, write what was asked for
     models, failures = [], []
-    for directory in cfg.model:
+    for name, directory in places.items():
         tokenizer = Tokenizer(directory)
         asked, _ = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens, cut=True)
         longest_prompt = max(len(example.prompt_ids) for example in asked)
         read_config(directory).require_window(longest_prompt + cfg.max_new_tokens - 1)
         answers = evaluate.answer_examples(sampler(cfg, directory, device), tokenizer, asked, cfg.samples, saved,
-                                           directory, seed=cfg.seed, temperature=cfg.temperature, top_p=cfg.top_p,
+                                           name, seed=cfg.seed, temperature=cfg.temperature, top_p=cfg.top_p,
                                            max_new_tokens=cfg.max_new_tokens)
         scores = evaluate.score_answers(asked, answers, judge)
-        models.append(tables.summarise(directory, asked, answers, scores, lengths))
+        models.append(tables.summarise(name, asked, answers, scores, lengths))
         unscorable = [math.isnan(score.reward) for question in scores for score in question]
         if sum(unscorable) > MAX_UNSCORABLE * len(unscorable):
-            failures.append(f"{directory}: the judge left {sum(unscorable)} of {len(unscorable)} answers open: "
+            failures.append(f"{name}: the judge left {sum(unscorable)} of {len(unscorable)} answers open: "
                             f"{judge.trouble()}")
         if cfg.difficulty and first and not failures:
             means = zip(asked, evaluate.mean_rewards(scores))
@@ -148,14 +150,14 @@ def settings_of(cfg: Config) -> dict:
     return {**settings, "dtype": dtype, "toy_examples": None if cfg.data else cfg.toy_examples}
 
 
-def open_out(cfg: Config) -> tuple[dict, str]:
+def open_out(cfg: Config, places: dict[str, str]) -> tuple[dict, str]:
     """Settings with the SHA-256 of all files that decide the answers, and why they do not fit those in --out, or "".
     A new --out records them. Only the first rank does this."""
     if parallel.rank() > 0:
         return {}, ""
     out, record, answers = (Path(cfg.out) / name for name in ("", "settings.json", "answers.jsonl"))
     settings = {**settings_of(cfg), "data": {path: file_digest(Path(path)) for path in cfg.data},
-                "model": {directory: model_digests(Path(directory)) for directory in cfg.model}}
+                "model": {name: model_digests(Path(directory)) for name, directory in places.items()}}
     out.mkdir(parents=True, exist_ok=True)
     if not answers.exists() or not answers.stat().st_size:
         files.put(record, json.dumps(settings, indent=1) + "\n")

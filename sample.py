@@ -18,13 +18,14 @@ from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import exits
 from nanoqwenlong.ops.settings import Machine, computing_dtype, fixed
+from nanoqwenlong.pretrained import hub
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Example
 
 
 @dataclass(frozen=True)
 class Config(Machine):
-    model: str = "assets/nano-sft"      # a Hugging Face directory
+    model: str = "assets/nano-sft"      # a Hugging Face directory or hub id
     document: str = ""                  # a UTF-8 text file
     question: str = ""
     temperature: float = 0.0            # 0: greedy
@@ -38,8 +39,9 @@ def main(cfg: Config) -> None:
     torch.set_num_threads(cfg.threads)
     if not cfg.document or not cfg.question.strip():
         raise ConfigError("sample.py needs --document FILE and --question \"...\"")
-    tokenizer = Tokenizer(cfg.model)
-    model = Qwen.from_pretrained(cfg.model, computing_dtype(cfg), cfg.device)
+    directory = hub.directory(cfg.model)
+    tokenizer = Tokenizer(directory)
+    model = Qwen.from_pretrained(directory, computing_dtype(cfg), cfg.device)
     try:
         document = Path(cfg.document).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -54,7 +56,7 @@ def main(cfg: Config) -> None:
         seed=cfg.seed, eos_ids=tokenizer.eos_ids, on_token=None if cfg.json else Stream(tokenizer))
     (completion,) = group.completions
     if cfg.json:
-        text = tokenizer.decode(completion.ids)
+        text = tokenizer.response(completion.ids)
         print(json.dumps({"prompt_ids": group.prompt_ids, "completion_ids": completion.ids, "text": text,
                           "answer": rewards.extract(text), "finish_reason": completion.finish_reason}))
     else:

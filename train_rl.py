@@ -115,7 +115,7 @@ def main(cfg: Config) -> None:
     choose(ADVANTAGES, cfg.advantages, "--advantages")
     choose(grpo.LOSSES, cfg.loss, "--loss")
     with Run(cfg) as run:
-        train(cfg, run)
+        train(run.config, run)
 
 
 def train(cfg: Config, run: Run) -> None:
@@ -215,7 +215,7 @@ def train(cfg: Config, run: Run) -> None:
 
 def reward(cfg: Config, batch, groups, tokenizer, judge) -> list[Rollout]:
     """One Rollout per example and its group: texts, scores, and penalties for length. No advantages yet."""
-    texts = [[tokenizer.decode(answer.ids) for answer in group.completions] for group in groups]
+    texts = [[tokenizer.response(answer.ids) for answer in group.completions] for group in groups]
     scores = agreed(score_all(texts, batch, judge))
     rollouts = []
     for row, group in enumerate(groups):

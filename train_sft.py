@@ -32,7 +32,7 @@ from nanoqwenlong.records import Branch, Example, Family
 @dataclass(frozen=True)
 class Config(Settings):
     name: str = free("sft")             # the run is kept in RUNS_DIR/NAME
-    model: str = "assets/nano-base"     # a Hugging Face directory. "new" makes the random tiny model of toy.py
+    model: str = "assets/nano-base"     # a Hugging Face directory or hub id. "new": the random tiny model of toy.py
     save_every: int = free(100, least=1)  # steps between checkpoints
     # data
     data: tuple[str, ...] = ()          # files of worked responses, chats or plain text. None: the toy task
@@ -69,7 +69,7 @@ HEADLINE = ("loss", "eval/acc", "grad_norm", "learning_rate", "tokens_per_s")
 def main(cfg: Config) -> None:
     flags.at_least(cfg, toy_examples=0 if cfg.toy_pages else 1)
     with Run(cfg) as run:
-        train(cfg, run)
+        train(run.config, run)
 
 
 def train(cfg: Config, run: Run) -> None:

@@ -12,6 +12,7 @@ from .curriculum import Phase, RetrospectiveSampler, phases
 from .errors import ConfigError, DataError
 from .generate import Generator
 from .model import Qwen
+from .pretrained import hub
 from .pretrained.digest import model_digests
 from .pretrained.tokenizer import Tokenizer
 from .pretrained.weights import read_json
@@ -116,6 +117,7 @@ def judge(where: str, model: str = "", key: str = "", seed: int = 0, device: str
     if "://" in str(where):
         from .reward.judge_server import Server                # imported here: httpx takes a quarter of a second
         return Judge(Server(where, model, key, max_new_tokens=max_new_tokens, **limits), model, seed)
+    where = hub.directory(str(where))
     if not Path(where).is_dir():
         raise ConfigError(f"--judge {where} is neither a URL like http://localhost:8000/v1 nor a model's directory")
     if model:

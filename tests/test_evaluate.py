@@ -92,7 +92,7 @@ def test_accuracy_is_the_mean_over_questions_of_their_means():
 class Tokenizer:
     eos_ids = (0,)
 
-    def decode(self, ids):
+    def response(self, ids):
         return f"</think> the answer is {ids[0]}"
 
 

@@ -34,7 +34,7 @@ def answer_examples(sample: Callable, tokenizer, examples: Sequence[Example], n:
         batch_answers = saved.read(model, ids, n) if saved else None
         if batch_answers is None:
             groups = sample([e.prompt_ids for e in batch], n=n, eos_ids=tokenizer.eos_ids, keys=ids, **sampling)
-            batch_answers = [[Answer(tokenizer.decode(c.ids), len(c.ids), c.finish_reason) for c in group.completions]
+            batch_answers = [[Answer(tokenizer.response(c.ids), len(c.ids), c.finish_reason) for c in group.completions]
                              for group in groups]
             if saved:
                 saved.append(model, ids, batch_answers)

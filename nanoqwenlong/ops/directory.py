@@ -87,6 +87,15 @@ class Directory:
                               "--resume changed to continue with the new code, --resume restart to move the old run to "
                               f"{self.free_path()} and start again, or another --name")
 
+    def compare_prompts(self, before: str | None, now: str) -> None:
+        """Raises ConfigError if the chat template writes other prompts than before. --resume changed accepts them."""
+        if before in (None, now):
+            return
+        if self.resume != "changed":
+            raise ConfigError(f"the chat template writes other prompts than when {self.path} was begun (is there "
+                              "another version of transformers?): install the former one, or give --resume changed")
+        self.say("resuming with changed prompts")
+
     def lock(self) -> None:
         """Lock it for one job, on the first rank. The operating system drops the lock when the process ends."""
         path = self.path / ".lock"

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from .. import errors, parallel
+from ..pretrained import hub
 from . import checkpoint, exits, files, flags
 from .directory import Directory
 from .log import Log, progress
@@ -52,6 +53,8 @@ class Run:
         self.num_hosts = parallel.num_hosts()
         directory = None if cfg.dry_run or parallel.rank() > 0 else Path(cfg.runs_dir, cfg.name)
         self.log = Log(directory, quiet=parallel.rank() > 0)
+        places = {name: hub.directory(getattr(cfg, name)) for name in ("model", "judge") if hasattr(cfg, name)}
+        self.config = cfg = replace(cfg, **places)             # a snapshot of the hub, so that another one is noticed
         self.dtype = computing_dtype(cfg)
         self.weights_dtype = torch.promote_types(self.dtype, torch.float32)
         if cfg.dry_run:
@@ -88,6 +91,7 @@ class Run:
             self.step = self.done = self.state["step"]
             self.ended, self.streaks = self.state["ended"], self.state["streaks"]
             self.started -= self.state["seconds"]
+        self.directory.compare_prompts(self.state.get("prompts"), tokenizer.digest())
         first, sizes = parallel.rank() == 0, self.state.get("logs", {})
         parallel.on_all_ranks(lambda: first and self.directory.begin(sizes), "cannot begin the run")
         self.directory.begun = True                            # on all ranks
@@ -164,6 +168,7 @@ class Run:
         sizes = parallel.on_all_ranks(self.log.sizes, "cannot sync the logs")[0]
         state = {"step": self.done, "ended": self.ended, "streaks": self.streaks, "seconds": self.seconds,
                  "logs": sizes, "config": directory.settings, "code": directory.code, "inputs": directory.inputs,
+                 "prompts": self.tokenizer.digest(),
                  "states": {name: each.state_dict() for name, each in self.states.items()}}
         checkpoint.save(path, self.model, self.tokenizer, self.optimizer, state)
         self._prune(ends)

@@ -33,7 +33,7 @@ class Settings(Machine):
     preset: str = free("")              # a named set of values that replace these defaults, listed below
     name: str = free("run")             # the run is kept in RUNS_DIR/NAME
     runs_dir: str = free("runs")
-    model: str = "assets/nano-sft"      # a Hugging Face directory
+    model: str = "assets/nano-sft"      # a Hugging Face directory, or a hub id: owner/name
     seed: int = 0                       # decides the order of the data, every draw and every sample
     dry_run: bool = free(False)         # one whole step, nothing kept
     resume: Literal["auto", "never", "changed", "restart"] = free("auto")  # auto: resume a run if its code is the

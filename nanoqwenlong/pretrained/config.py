@@ -12,6 +12,7 @@ from ..errors import ModelError
 ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
          "num_key_value_heads", "max_position_embeddings")
+LARGEST = 10**8                        # of a size: numbers of any length are valid JSON
 MIXTURE_SIZES = ("num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step")
 YARN_LOWEST = {"factor": 1, "original_max_position_embeddings": 1, "attention_factor": 0, "beta_fast": 0,
                "beta_slow": 0, "mscale": 0, "mscale_all_dim": 0}
@@ -83,11 +84,12 @@ class ModelConfig:
         kind = source["model_type"]
         rope = hf.rope_parameters or {}
         num_experts = hf.num_experts if kind == "qwen3_moe" else 0
-        require(isinstance(num_experts, int) and num_experts >= 0, where,      # transformers does not check it
-                f"num_experts is {num_experts!r}; it must be a whole number, 0 for a dense model")
+        require(isinstance(num_experts, int) and 0 <= num_experts <= LARGEST, where,       # transformers does not check
+                f"num_experts is {reprlib.repr(num_experts)}; it must be a whole number, 0 for a dense model")
         mixture = num_experts > 0
         for name in SIZES + MIXTURE_SIZES * mixture:
-            require(getattr(hf, name) >= 1, where, f"{name} is {getattr(hf, name)}; it must be at least 1")
+            size = getattr(hf, name)
+            require(1 <= size <= LARGEST, where, f"{name} is {reprlib.repr(size)}; it must be 1 to {LARGEST:,}")
         H, K = hf.num_attention_heads, hf.num_key_value_heads
         head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // H
         k = hf.num_experts_per_tok if mixture else 0
@@ -103,8 +105,8 @@ class ModelConfig:
             (hf.hidden_act == "silu", f"hidden_act is {hf.hidden_act!r}; only 'silu' is supported"),
             (H % K == 0, f"num_attention_heads ({H}) is not a multiple of num_key_value_heads ({K})"),
             (k <= num_experts, f"num_experts_per_tok ({k}) is more than num_experts ({num_experts})"),
-            (isinstance(head_dim, int) and head_dim >= 2 and head_dim % 2 == 0,        # rope turns pairs
-             f"head_dim is {head_dim!r}; it must be an even whole number of at least 2"),
+            (isinstance(head_dim, int) and 2 <= head_dim <= LARGEST and head_dim % 2 == 0,     # rope turns pairs
+             f"head_dim is {reprlib.repr(head_dim)}; it must be an even whole number of at least 2"),
         ):
             require(supported, where, sentence)
         attention_bias = bool(getattr(hf, "attention_bias", False))

@@ -3,19 +3,24 @@
 A document may contain `<|im_end|>`, which must never become a special token. So the chat template is rendered around
 placeholders and cut there. Its pieces are encoded with the special tokens, contents by a second tokenizer that has
 none. (transformers' `split_special_tokens` leaves tokens that are added but not special.)
+
+All ids are those of tokenizer.json. transformers only reads the template and the names of special tokens, because it
+builds the tokenizer of a known model anew, with its own rules.
 """
 
 import json
 import re
 from array import array
 from collections.abc import Sequence
-from itertools import takewhile
+from datetime import datetime
+from hashlib import sha256
+from itertools import groupby, takewhile
 from pathlib import Path
 
 from ..errors import ModelError
 from .config import quiet_transformers, require
 from .template import PROMPT
-from .weights import read_json
+from .weights import read_json, write_json
 
 Messages = Sequence[tuple[str, str]]           # (role, content)
 TURN = "\ue000turn {}\ue000"                   # a placeholder that no template contains
@@ -23,49 +28,74 @@ THINK = ("<think>", "</think>")
 SPELLS_SPECIAL = "this tokenizer's vocabulary spells a special token in plain text"
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
          "added_tokens.json", "vocab.json", "merges.txt", "generation_config.json")
+TODAY = datetime(2025, 1, 1)                   # the date in every prompt whose template prints today's
+CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
 
 class Tokenizer:
     def __init__(self, directory: str | Path):
-        """Raises ModelError for no fast tokenizer, chat template or end token, or for ids without an embedding."""
+        """Raises ModelError for a broken file, for no tokenizer.json, chat template or end token, and for ids without
+        an embedding.
+
+        thought: what the template writes of the model's thinking: "<think>\\n" in R1-Distill's, mostly ""."""
         import tokenizers
-        from transformers import AutoTokenizer
+        from transformers import PreTrainedTokenizerFast
         self.directory = directory = Path(directory)
         if not directory.is_dir():
             raise FileNotFoundError(f"model directory {directory} is not there")
-        require((directory / "tokenizer.json").is_file(), f"{directory} has no tokenizer.json; save a fast one there")
-        with quiet_transformers(f"{directory}: the tokenizer cannot be loaded"):
-            self.hf = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-        require(self.hf.chat_template, f"{directory}: the tokenizer has no chat template (chat_template.jinja)")
         self.files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
-        self.eos_ids = self._end_tokens(directory / "generation_config.json")
+        require("tokenizer.json" in self.files, f"{directory} has no tokenizer.json; save a fast one there")
+        for name in self.files.keys() - {"chat_template.jinja", "merges.txt"}:
+            read_json(directory / name)
+        with quiet_transformers(f"{directory}/tokenizer.json cannot be used"):
+            self.backend = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        with quiet_transformers(f"{directory}: the tokenizer cannot be loaded"):
+            self.hf = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        require(self.hf.chat_template, f"{directory}: the tokenizer has no chat template (chat_template.jinja)")
+        ids = self.backend.get_vocab(with_added_tokens=True)
+        for token in self.hf.get_vocab().keys() - ids.keys():
+            raise ModelError(f"{directory}: {token!r} is named as a token, but tokenizer.json does not have it")
+        config = read_json(directory / "config.json") if (directory / "config.json").is_file() else {}
+        self.eos_ids = self._end_tokens(config)
         self.eos_id = self.eos_ids[0] if self.hf.eos_token_id is None else self.hf.eos_token_id
 
-        plain = json.loads(self.hf.backend_tokenizer.to_str())
-        plain |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        plain = json.loads(self.backend.to_str()) | {"added_tokens": [], "post_processor": None}
         self.plain = tokenizers.Tokenizer.from_str(json.dumps(plain))
-        self.special_ids = frozenset(self.hf.get_added_vocab().values())
+        added = self.backend.get_added_tokens_decoder()                        # {id: token}
+        self.ids, self.special_ids = frozenset(ids.values()), frozenset(added)
         self.templates: dict[tuple, tuple[list[str], list[list[int]]]] = {}    # {messages: see _around}
         texts, _ = self._around([("user", TURN)], [TURN])
-        self.opens_think = texts[-1].rstrip().endswith(THINK[0])     # R1-Distill's template writes the <think> itself
-        self.vocab_size = max(self.hf.get_vocab().values()) + 1
-        if (directory / "config.json").is_file():
-            rows = read_json(directory / "config.json").get("vocab_size", self.vocab_size)
-            require(self.vocab_size <= rows,                         # fewer is fine: Qwen pads its embedding
-                    f"{directory}: tokenizer and model differ, ids up to {self.vocab_size - 1} but {rows} rows")
+        opening = texts[-1]                                          # of the answer: what follows the last other marker
+        for token in added.values():
+            if token.content not in THINK:
+                opening = opening.rpartition(token.content)[2]
+        match = re.search("</?think>.*", opening, re.DOTALL)
+        self.thought = match[0] if match else ""
+        self.vocab_size = max(self.ids) + 1
+        rows = config.get("vocab_size", self.vocab_size)
+        require(type(rows) is int and self.vocab_size <= rows,       # fewer is fine: Qwen pads its embedding
+                f"{directory}: tokenizer and model differ, ids up to {self.vocab_size - 1} but {rows} rows")
 
-    def _end_tokens(self, path: Path) -> tuple[int, ...]:
-        listed = read_json(path).get("eos_token_id") if path.is_file() else None
-        ends = {*(listed if isinstance(listed, list) else [listed]), self.hf.eos_token_id} - {None}
+    def _end_tokens(self, config: dict) -> tuple[int, ...]:
+        """The end tokens of tokenizer and model. As in transformers, generation_config.json goes before config.json."""
+        path = self.directory / "generation_config.json"
+        generation = read_json(path) if path.is_file() else config
+        ends = [end for end in (*_listed(generation), self.hf.eos_token_id) if end is not None]
         for end in ends:
             require(type(end) is int and 0 <= end < 2**31, f"{path}: eos_token_id holds {end!r}, which is not an id")
         require(ends, f"{path.parent}: neither tokenizer nor {path.name} names an end token")
-        return tuple(sorted(ends))
+        return tuple(sorted(set(ends)))
 
     def _render(self, messages: Messages) -> str:
         chat = [{"role": role, "content": content} for role, content in messages]
         with quiet_transformers(f"{self.directory}: the chat template does not render {_turns(messages)}"):
-            return self.hf.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            template = CLOCK.sub(lambda call: repr(TODAY.strftime(call[2])), self.hf.get_chat_template())
+            require(not re.search(r"strftime_now(?!\s+is\b)", template),
+                    "it asks for the date with strftime_now, but not in a fixed format: write a date in its place")
+            return self.hf.apply_chat_template(chat, chat_template=template, tokenize=False,
+                                               add_generation_prompt=True)
 
     def _around(self, messages: Messages, places: Sequence[str]) -> tuple[list[str], list[list[int]]]:
         """What the chat template writes before, between and after the placeholders in the messages: texts, and ids."""
@@ -77,8 +107,17 @@ class Tokenizer:
                 does = "drops" if 0 in counts else "repeats" if max(counts) > 1 else "reorders"
                 raise ModelError(f"{self.directory}: the chat template {does} what is said in {_turns(messages)}")
             texts = re.split("|".join(map(re.escape, places)), text)
-            self.templates[key] = texts, [self.hf.encode(text, add_special_tokens=False) for text in texts]
+            self.templates[key] = texts, [self._encode_marked(text) for text in texts]
         return self.templates[key]
+
+    def digest(self) -> str:
+        """A SHA-256 of all that the template has written so far, as text and as ids, in hexadecimal. It changes with
+        the template, and with a version of transformers or Jinja that renders it otherwise."""
+        return sha256(json.dumps(sorted(self.templates.items())).encode()).hexdigest()
+
+    def _encode_marked(self, text: str) -> list[int]:
+        """The ids of text in which markers are special tokens."""
+        return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text, none of them special."""
@@ -94,12 +133,17 @@ class Tokenizer:
 
     def encode_response(self, text: str) -> list[int]:
         """The ids of a response as the model would write it: `<think>` and `</think>` are tokens, the end token comes
-        last. A `<think>` that the chat template has written is not repeated."""
-        ids = []
-        if self.opens_think:
-            text = text.removeprefix(THINK[0]).lstrip("\n")
+        last. What the chat template has written of the thinking is not repeated. Raises ModelError if the template has
+        ended the thinking, and the response thinks."""
+        ids, ended = [], THINK[1] in self.thought
+        if text.startswith(self.thought):
+            text = text.removeprefix(self.thought)
+        else:
+            text = re.sub(r"^\s*(<think>)?\s*</think>\s*" if ended else r"^\s*<think>", "", text).lstrip("\n")
+        require(not ended or not any(mark in text for mark in THINK), f"the chat template of {self.directory} ends the "
+                "thinking before the answer, but the response thinks: leave its thoughts out, or change the template")
         for piece in re.split("(</?think>)", text):
-            ids += self.hf.encode(piece, add_special_tokens=False) if piece in THINK else self.encode(piece)
+            ids += self._encode_marked(piece) if piece in THINK else self.encode(piece)
         return [*ids, self.eos_id]
 
     @property
@@ -137,14 +181,43 @@ class Tokenizer:
         return ids
 
     def decode(self, ids) -> str:
-        """The text of `ids` up to the first end token. `</think>` stays, also if it is flagged as special."""
+        """The text of `ids` up to the first end token. `</think>` stays, also if it is flagged as special. An id that
+        no token has (embeddings are padded) shows as <|id 151700|>, because a reward should see all that is sampled."""
+        text = ""
         before_end = takewhile(lambda token: token not in self.eos_ids, ids)
-        return self.hf.decode(list(before_end), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        for is_token, run in groupby(before_end, self.ids.__contains__):
+            if is_token:
+                text += self.backend.decode(list(run), skip_special_tokens=False)
+            else:
+                text += "".join(map("<|id {}|>".format, run))
+        return text
+
+    def response(self, ids) -> str:
+        """The whole response, as rewards and data files have it: the template's part of the thinking, and the text."""
+        return self.thought + self.decode(ids)
 
     def save_pretrained(self, directory: str | Path) -> None:
-        Path(directory).mkdir(parents=True, exist_ok=True)
+        """Writes the files as they were read. But generation_config.json, and a config.json that is there already, name
+        the end token that responses are taught with, and tokenizer_config.json has no other template than was used."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
-            (Path(directory) / name).write_bytes(content)
+            (directory / name).write_bytes(content)
+        ends = [self.eos_id, *(end for end in self.eos_ids if end != self.eos_id)]
+        for name in ("generation_config.json", "config.json"):
+            path = directory / name
+            content = read_json(path) if path.is_file() else {}
+            if self.eos_id not in _listed(content) and (content or name != "config.json"):
+                write_json(path, {**content, "eos_token_id": ends})
+        config, template = json.loads(self.files.get("tokenizer_config.json", b"{}")), self.hf.chat_template
+        if isinstance(template, str) and config.get("chat_template", template) != template:
+            write_json(directory / "tokenizer_config.json", {**config, "chat_template": template})
+
+
+def _listed(config: dict) -> list:
+    """The end tokens that a config.json or generation_config.json names: one, a list or None."""
+    ends = config.get("eos_token_id")
+    return ends if isinstance(ends, list) else [ends]
 
 
 def _turns(messages: Messages) -> str:

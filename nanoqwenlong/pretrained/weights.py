@@ -160,8 +160,8 @@ def read_index(directory: Path) -> dict[str, str]:
             f"{path}: weight_map should map tensor names to file names")
     for name, entry in listed.items():
         file = directory / entry.replace("\0", "/")
-        inside = file.name == entry and "\\" not in entry and file.resolve().parent == directory.resolve()
-        require(inside and file.suffix == ".safetensors" and file.is_file(),
+        is_plain = file.name == entry and "\\" not in entry     # a link is fine: those of a cache lead to ../../blobs
+        require(is_plain and file.suffix == ".safetensors" and file.is_file(),
                 f"{path}: {name} is said to be in {entry!r}; it must be a .safetensors file in the same directory")
     return listed
 
@@ -208,9 +208,9 @@ def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: Model
         raise problem
     if parallel.rank() > 0:
         return
-    dtype_key = "torch_dtype" if "torch_dtype" in config.source else "dtype"   # transformers 4, 5
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    write_json(directory / "config.json", {**config.source, dtype_key: dtype})
+    dtype_keys = {"torch_dtype", "dtype"} & config.source.keys() or {"dtype"}  # transformers 4, 5
+    write_json(directory / "config.json", config.source | dict.fromkeys(dtype_keys, dtype))
     if len(shards) > 1:
         metadata = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
         write_json(directory / INDEX, {"metadata": metadata, "weight_map": weight_map})
