@@ -13,7 +13,8 @@ from . import parallel
 from .records import Example, Score
 from .reward.judge import LONGEST_ANSWER, LONGEST_GOLD, Question
 from .reward.tasks import TASKS, extract, gold_problem, task_named
-from .reward.text import ARTICLES, normalise, number
+from .reward.text import number
+from .reward.words import ARTICLES, normalise
 
 __all__ = ["TASKS", "Score", "agreed", "extract", "gold_problem", "score", "score_all"]
 

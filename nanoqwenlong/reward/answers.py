@@ -1,13 +1,14 @@
 """What was answered, and does it say the same as the right answer? Pure functions of text. No torch.
 
-    response  --said-->  after the last </think>  --statement, final-->  the answer  --matches, near, choice
+    response  --said-->  after the last </think>  --statement, final-->  the answer  --matches, near
 
 No text makes these functions fail, none is ever evaluated, and 10 MB take a second or two.
 """
 
 import re
 
-from .text import normalise, number, plain, same, unquoted, visible, without_emphasis
+from .text import number, same, unquoted, visible, without_emphasis
+from .words import normalise
 
 QUOTES = " \t\r\"'`“”‘’"                # around an answer: the prompt itself shows the sentence in quotes
 LINE, WHOLE = 10_000, 100_000           # characters of a statement and of a final answer; longer ones are invalid
@@ -23,17 +24,6 @@ BLOCK = re.compile(r"""                 # a fence or a displayed formula, and no
     [ \t\r.。*]*(?:\n|$)
     """, re.S | re.X)
 ENVIRONMENT = re.compile(r"\\begin\{(\w+\*?)\}.*?\\end\{\1\}", re.S)
-CHOICE = re.compile(r"(?:(?:option|choice)\s+)?(?:\(([A-J])\)|\[([A-J])\]|([A-J])\)?)[.,:]?", re.I | re.A)
-CHOICE_AND_TEXT = re.compile(r"""
-    (?:(?:option|choice)\s+)?
-    (?: \(([A-J])\) | ([A-J]) (?=[).:] | \s-\s | ,?\s(?:because|since)\b) )              # (B), B. B) B: B - B because
-    [).:\s-]* (\S.*)""", re.I | re.A | re.S | re.VERBOSE)
-ANOTHER = re.compile(r"""
-    [(\[] [A-J] [)\]]  |  (?<!\w) [A-J] [).:] (?=\s|$)                         # (B)  B)
-    | (?<!\w) (?:or|and|nor|to|through|possibly|perhaps|maybe) \s+ [A-J] (?!\w)
-    | (?i: ^\W{0,9} (?:or|and|nor|but)\b | ^(?:is|was) (?:n't|\s(?:not|wrong|incorrect|false))\b)
-    """, re.VERBOSE)                    # in the text after a letter: it names others too, or rejects the letter
-ABOUT_ALL = re.compile(r"(?:both|all|neither|none)\b", re.I)                   # "D) both A and B" is one choice
 
 
 # 1. Extraction: what was answered
@@ -122,7 +112,9 @@ def matches(answer: str, gold: str) -> bool:
     if longer > LINE + 10 * shorter:
         return False
     words = normalise(answer)
-    return words != "" and words == normalise(gold)
+    if words == normalise(gold):
+        return words != ""
+    return normalise(answer, articles=True) == normalise(gold, articles=True)  # "B A C" and "b a c"
 
 
 def near(answer: str, gold: str) -> bool:
@@ -141,24 +133,3 @@ def near(answer: str, gold: str) -> bool:
     if value.denominator > 1:
         slack = max(slack, value * 15 / 10_000)
     return bool(a) and same(a, b, slack)
-
-
-def choice(answer: str) -> str:
-    """The letter of a multiple choice, in upper case, alone or before its text. "" for no letter and for several.
-
-    >>> [choice(text) for text in ("B", "(b)", "B) Bananas", "option B", "Bananas", "A or B", "not A", "B) x, C) y")]
-    ['B', 'B', 'B', 'B', '', '', '', '']
-    """
-    answer = plain(answer[:LINE]).strip(QUOTES + "*")
-    alone = CHOICE.fullmatch(answer)
-    if alone:
-        return alone[alone.lastindex].upper()
-    match = CHOICE_AND_TEXT.fullmatch(answer)
-    if not match:
-        return ""
-    *letters, text = match.groups("")
-    if len(re.findall(r"\w", text)) < 2:
-        return ""
-    if ANOTHER.search(text) and not ABOUT_ALL.match(text):
-        return ""
-    return "".join(letters).upper()

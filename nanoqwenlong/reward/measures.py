@@ -14,8 +14,10 @@ from functools import lru_cache
 from math import comb, log2
 
 from . import math_worker
-from .answers import choice, matches as em
-from .text import normalise, number, plain
+from .answers import matches as em
+from .options import choice, gold_choice
+from .text import number, plain
+from .words import CJK, normalise
 
 worker = math_worker.Worker()
 ASSIGNED = re.compile(r"^[a-zA-Z](_\w)?\s*=\s*")             # x = 5
@@ -24,14 +26,14 @@ CALCULATION = re.compile(r"""
     | \\(?!(?:[dt]?frac|text|mathrm|left|right|circ|degree)(?![a-z]))[a-z]
     """, re.VERBOSE)
 BULLET = re.compile(r"^\s*(?:[-*+•·–—]|\(?\d{1,3}[.)])\s")
-CJK = "\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"    # Han and kana
 WORD = re.compile(f"[{CJK}]|[^\\W_{CJK}]+")
 SPELT = re.compile(r"\w[\u0300-\u036f]{1,4}|[\uff01-\uff9f]")    # a letter and its accent apart, full-width forms
 
 
 def accuracy(answer: str, gold: str) -> bool:
     """Whether the right option was chosen. If the gold answer is not an option's letter: exact match."""
-    return choice(answer) == choice(gold) if choice(gold) else em(answer, gold)
+    letter = gold_choice(gold)
+    return choice(answer) == letter if letter else em(answer, gold)
 
 
 def math(answer: str, gold: str) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from ..errors import DataError
-from . import answers, measures
+from . import answers, measures, options
 
 
 class Task(NamedTuple):
@@ -15,7 +15,7 @@ class Task(NamedTuple):
 
 
 def choice(answer: str, gold: str) -> bool:
-    return answers.choice(answer) == answers.choice(gold) != ""
+    return options.choice(answer) == options.choice(gold) != ""
 
 
 def value(said: str) -> str:

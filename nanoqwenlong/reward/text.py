@@ -1,14 +1,13 @@
-"""Texts made comparable, and numbers read exactly, as fractions. No torch, and no text is ever evaluated."""
+"""Texts made plain, and numbers read exactly, as fractions. No torch, and no text is ever evaluated."""
 
 import re
 import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
-ARTICLES = ("a", "an", "the")
-WIDE_CODES = (*range(0xFF01, 0xFF5F), *range(0xFFE0, 0xFFE7), *range(0xFB00, 0xFB07), 0x3000)
-WIDE = {code: unicodedata.normalize("NFKC", chr(code)) for code in WIDE_CODES}     # full-width forms and ligatures
-SIGNS = str.maketrans("−‐‑‒–—’‘“”", "------''\"\"")
+WIDE_CODES = (*range(0xFF01, 0xFF5F), *range(0xFFE0, 0xFFE7), *range(0xFB00, 0xFB07), 0x3000, 0xB5, 0x2103, 0x2109)
+WIDE = {code: unicodedata.normalize("NFKC", chr(code)) for code in WIDE_CODES}     # full-width forms, ligatures, µ, ℃
+SIGNS = str.maketrans("−‐‑‒–—―’‘′“”″", "-------'''\"\"\"")
 PAIRS = (("***", "***"), ("**", "**"), ("*", "*"), ("__", "__"), ('"', '"'), ("'", "'"), ("`", "`"), ("$$", "$$"),
          ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), "“”", "‘’", "「」", "『』", "【】")
 EMPHASIS = re.compile(r"(?<![\w*){}^\\])(\*{1,3})(?=[^\s*])([^*\n]*[^\s*])\1(?![\w*(])")        # **bold**, but not 5*3
@@ -22,13 +21,6 @@ LATEX = [                               # is written plainly where that means th
     (r"\\[dt]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}", r"(\1)/(\2)"), (r"\^\{(-?(?:\d+|\w))\}(?!\w)", r"^\1"),
     (r"\^\{([^{}]*)\}", r"^(\1)"), (r"\\(?:times|cdot)(?![a-z])", "×"), (r"\\!", ""),
     (r"\\[,;: ]", " "), (r"\\[()\[\]]", ""), (r"\\([%$#&_{}])", r"\1"),
-]
-SPOKEN = [                              # signs that a normalised text says in words
-    (r"(?:≤|<=)(?= ?\$?\d)", " at most "), (r"(?:≥|>=)(?= ?\$?\d)", " at least "),
-    (r"<(?= ?\$?\d)", " less than "), (r"(?<![-=])>(?= ?\$?\d)", " more than "),
-    (r"(?<=\d) ?%", " percent "),
-    (r"(?<!\w)([a-z]{1,3})\+(?![\w+-])", r"\1 plus "), (r"(?<!\w)([a-z]{1,3})-(?![\w+-]| \w)", r"\1 minus "),
-    (r"(?<!\w)c(?=\+\+)", "c plus "), (r"(?<!\w)([cf])#", r"\1 sharp "),
 ]
 
 
@@ -66,21 +58,6 @@ def unquoted(text: str, before: str = "") -> str:
         if text.count("**") == 1:
             text = text.removesuffix("**").removeprefix("**")
     return text.strip()
-
-
-def normalise(text: str) -> str:
-    """SQuAD's normalisation (lower case, no punctuation, articles, double spaces), but what tells answers apart stays:
-    a point or minus sign before a digit, < or > before a number, percent, the sign of a grade, an A at the end."""
-    text = plain(text).translate(SIGNS).lower()
-    for pattern, words in SPOKEN:
-        text = re.sub(pattern, words, text)
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)                        # commas between thousands
-    text = re.sub(r"(?<=\d)[^\w\s.-]+(?=\d)|(?<=\w)-|-(?!\.?\d)", " ", text)
-    text = re.sub(r"[.](?!\d)|[!\"#$%&'()*+,/:;<=>?@\[\\\]^_`{|}~。、・「」『』《》〈〉【】]", "", text)
-    words = text.split()
-    last = words[-1:] if words[-1:] == ["a"] else []                           # "Exhibit A"
-    text = " ".join([word for word in words if word not in ARTICLES] + last or words)
-    return unicodedata.normalize("NFC", text) if len(text) <= 2000 else text   # NFC takes the square of the length
 
 
 LONGEST = 100                           # characters of a number; a longer text is not one
