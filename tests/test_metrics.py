@@ -254,7 +254,7 @@ def test_sets_have_no_order_and_whatever_is_added_in_vain_costs(answer, gold, dr
 
 def test_hole_32_a_mistake_of_the_scorer_is_not_a_wrong_answer():
     """The released code turns every exception into 0, even the one for a repeated gold item."""
-    inside = dict(zip(MEASURES, "normalise choice em items items items items normalise common".split()))
+    inside = dict(zip(MEASURES, "normalise gold_choice em items items items items normalise common".split()))
     for measure, name in inside.items():
         broken = patch.object(sys.modules[measure.__module__], name, side_effect=KeyError("a mistake"))
         with broken, pytest.raises(KeyError, match="a mistake"):

@@ -67,7 +67,8 @@ def test_hole_04_the_last_statement_counts_everywhere(task, text, gold):
 @pytest.mark.parametrize("answer", ["Bananas", "Both", "Because", "B or C"])
 def test_hole_05_a_letter_is_a_word_of_its_own(answer):
     assert fixed("choice", f"</think> The correct answer is {answer}", "B", 1, 0)
-    assert ours("choice", "</think> The correct answer is B, as stated.", "B") == 0             # (B) may say why, B not
+    assert ours("choice", "</think> The correct answer is B as stated.", "B") == 0                # no sign after B
+    assert ours("choice", "</think> The correct answer is B, as stated.", "B") == 1
     assert ours("choice", "</think> The correct answer is (B), as stated.", "B") == 1
 
 

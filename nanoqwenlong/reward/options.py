@@ -10,32 +10,33 @@ EMPHASIS = str.maketrans("", "", "*`\"“”")
 LETTER = r"(?P<letter>[A-J])"
 BEFORE = r"\s*(?:(?:option|choice)\s+|选项|选择|应?该?选)?\s*"
 BRACKETED = rf"[(\[【]\s*{LETTER}\s*[)\]】]"
-ALONE = [re.compile(rf"{BEFORE}{letter}\s*(?:选?项)?[).,:;、。\s]*", re.I) for letter in (BRACKETED, LETTER)]
-SEPARATOR = r"\s*[).,:;、。]+ | \s+-+\s | -+\s | \s*[–—]+ | \s+(?=(?:because|since|is)\b) | (?=因为|由于|是)"
-WITH_TEXT = [re.compile(rf"{BEFORE}{start} (?P<text>.*)", re.I | re.S | re.X) for start in (
+ALONE = [re.compile(rf"{BEFORE}{letter}\s*(?:选?项)?[).,:;、。\s]*", re.I | re.A) for letter in (BRACKETED, LETTER)]
+SEPARATOR = r"\s*[).,:;、。]+ | \s+-+\s | -+\s | \s*[–—]+ | \s+(?=(?:because|since|is)\b) | \s*(?=因为|由于|是)"
+WITH_TEXT = [re.compile(rf"{BEFORE}{start} (?P<text>.*)", re.I | re.A | re.S | re.X) for start in (
     rf"{BRACKETED} (?:{SEPARATOR})?", rf"{LETTER} (?:{SEPARATOR})")]            # (B) Bananas, and B: Bananas
 A_NAME = re.compile(rf"{BEFORE}[A-J]\s*[.,;、–—-].*\w", re.I | re.S)            # C. Darwin, B-52
 
 # In the text after a letter: another letter, or words that reject the letter
 CHAR = rf"[^\W{CJK}]"                   # of a word in Latin letters
 OTHER = re.compile(rf"""
-    [(\[【]\s*([A-Ja-j])\s*[)\]】]  |  (?<!{CHAR})([A-Ja-j])[):]
+    [(\[【]\s*([A-Ja-j])\s*[)\]】]  |  (?<!{CHAR})([A-Ja-j])[):、]
     | (?: ^ | [,.;:!?/|&、。…–—] | \s- | (?<!{CHAR})(?i:or|and|nor|not?|to|through|is|be|but|than|then|maybe|perhaps
-        |possibly|probably|actually|rather|also|option|choice|answer)\s )
-      \s* (?! [AI]\s+{CHAR} ) ([A-J]) (?! {CHAR} | -{CHAR} | \.\s*{CHAR} | ['’+\#] )
+        |possibly|probably|actually|rather|also|option|choice|answer|it's|that|thought|meant?|choose|pick|say)\s )
+      \s* (?! [AI]\s+{CHAR} ) ([A-J]) (?! {CHAR} | -{CHAR} | \.\s*{CHAR} | ['’+\#$] )
     | (?<!{CHAR})(?i:or|and|nor|not|maybe|perhaps|possibly|probably|actually)\s+ ([A-Jb-hj]) (?!{CHAR})
     | [或和与及跟是选到至非项]\s*([A-J]) (?!{CHAR})
     """, re.X)
 ABOUT_OPTIONS = re.compile(r"(?:both|all|neither|none)\b|以上|[A-J]\s?[和与、]\s?[A-J]\s?[都均皆]", re.I)
-REJECTED = re.compile(r"""
-    ^\W{0,9} (?:or|and|nor|but|maybe|perhaps|possibly)\b
-    | ^\W{0,9} (?:is|was|are|has|had|can|could|may|might|would|should|must|does|did|seems|looks|appears) (?:n't\b | \b.*
-        (?:\b(?:not|never|wrong|incorrect|false|out|excluded|eliminated|impossible|unlikely|rejected)\b | n't\b))
-    | ^\W{0,9} (?:(?:can|won)'t|cannot|(?:could|may|might|would|should)\s(?:be|also|well|not))\b
+RIGHT = r"(?:right|correct|the\s(?:right\s|correct\s)?(?:answer|one))\b"
+REJECTED = re.compile(rf"""
+    ^\W{{0,9}} (?:or|and|nor|but|maybe|perhaps|possibly)\b
+    | ^\W{{0,9}} (?:is|was|are|has|had|seems|looks|appears) (?:n't\b | \b.*\b(?:not|never|wrong|incorrect|false|out
+        |excluded|eliminated|impossible|unlikely|rejected)\b)
+    | ^\W{{0,9}} (?:could|may|might|would|should)\s(?:be|also|well)\b
+    | (?:\b(?:not|never|cannot)|n't) \s (?:be\s|have\sbeen\s)? (?:{RIGHT} | sure\b) | \bunsure\b
     | (?: ^ | [.,;?!–—-] ) \s* (?:no|nope|not|wait|sorry|actually|correction|wrong|incorrect) \s* (?: [.,;:!–—-] | $)
     | \b(?:is|was|are) \s (?:wrong|incorrect|ruled\sout) \W* $
-    | \b(?:not|n't) \s (?:the\s)? (?:sure|right|correct) \b | \bunsure\b
-    | ^\W{0,9} 是? (?:不对|不是|不正确|不成立|错[的了误]?\W*$|错[的了误]|有误|并非|被?排除|可能|也许|或许|大概|或|[错否]\W*$)
+    | ^\W{{0,9}} (?: 是?(?:不对|不是|不正确|不成立|有误|并非|被?排除|可能|也许|或许|大概) | 是错 | 或(?!然) | (?:错[的了]?|否)\W*$)
     | 也可能 | (?:不对|不正确|错了|错的)\W*$
     """, re.I | re.S | re.X)
 
@@ -49,7 +50,7 @@ def choice(answer: str) -> str:
     >>> [choice(text) for text in ("B、香蕉", "选B", "B - 7", "(B) is wrong", "B. No, C", "B不对")]
     ['B', 'B', 'B', '', '', '']
     """
-    answer = plain(answer[:LONGEST]).translate(EMPHASIS).strip(" \t\r\n'‘’")
+    answer = " ".join(plain(answer[:LONGEST]).translate(EMPHASIS).split()).strip("'‘’")
     for pattern in ALONE:
         match = pattern.fullmatch(answer)
         if match:
@@ -60,7 +61,7 @@ def choice(answer: str) -> str:
     letter, text = match["letter"].upper(), match["text"].strip()
     if not re.search(r"\w", text) or REJECTED.search(text) or re.fullmatch("[a-j]", text):
         return ""
-    if re.search(rf"{letter}\.", answer) and re.search(rf"(?<!{CHAR})(?!{letter})[A-Ja-j]\.\s", text):
+    if re.search(rf"{letter}\.", answer) and re.search(rf"(?<!{CHAR})(?!{letter})[A-Ea-e]\.\s", text):
         return ""                                              # A. monthly B. weekly
     others = [other[other.lastindex] for other in OTHER.finditer(text)]
     if set(others) - {letter, letter.lower()} and not ABOUT_OPTIONS.match(text):
@@ -69,5 +70,5 @@ def choice(answer: str) -> str:
 
 
 def gold_choice(gold: str) -> str:
-    """The letter that a gold answer names, "" if the gold answer is a text. "C. Darwin" is a name, "C) Darwin" is not."""
+    """The letter that a gold answer names, "" if it is a text. "C. Darwin" is a name, "C) Darwin" is not."""
     return "" if A_NAME.fullmatch(gold) else choice(gold)

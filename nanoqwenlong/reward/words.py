@@ -24,7 +24,10 @@ def keep(match: re.Match) -> str:
     return match[0].translate(KEPT)
 
 
-GROUP = (rf"(?:(?<=[\d*/^×÷√+-])|(?<=[*/^×÷] )|(?<={LONE}))\([^()]*\)|\([^()]*\)(?=\s?[*/^×÷]|[-+!\d(（]|[a-z]\b)", keep)
+GROUP = re.compile(rf"""
+    (?: (?<=[\d*/^×÷√+-]) | (?<=[*/^×÷][ ]) | (?<={LONE}) ) \([^()]*\)          # 2(x + 1), f(x)
+    | \([^()]*\) (?= \s?[*/^×÷] | [-+!\d(（] | [a-z]\b )                         # (x + 1)/2, (x + 1)y
+    """, re.VERBOSE)
 RULES = [                               # (pattern, replacement), in this order, for a text in lower case
     # around words: quotes, $formulas$, **emphasis**
     (r"(?<!\w)\"([^\"]*)\"(?!\w)", r"\1"),
@@ -33,10 +36,10 @@ RULES = [                               # (pattern, replacement), in this order,
     (r"(?<![a-z\d)])(?:\*\*|__)|(?:\*\*|__)(?![a-z\d(])", ""),
     (r"(?<!\w)([*_])(?=[^\s*_])([^*_]*)(?<!\s)\1(?!\w)", r"\2"),
     # the brackets of formulas, 2(x + (y - 1)), and of intervals and sets, (3, 4]
-    *[GROUP] * 3,
+    *[(GROUP, keep)] * 3,
     (rf"\[{END}(?:,{END})+[\])]|\({END},{END}\]|\{{{END}(?:,{END})*\}}", keep),
     # arrows, comparisons, operators
-    (r"[-=]+>|[⇒➔➜➝➙⟶⟹]", "→"),
+    (r"(?<![-=])[-=]{1,3}>|[⇒➔➜➝➙⟶⟹]", "→"),
     (r"!=", "≠"),
     (r"\+/-", "±"),
     (r"<=|[≤⩽≦]", " at most "),
@@ -69,9 +72,11 @@ RULES = [                               # (pattern, replacement), in this order,
 def normalise(text: str, articles: bool = False) -> str:
     """The words of a text and its signs that carry meaning, for comparison. It is SQuAD's normalisation (lower case,
     no punctuation, no articles, single spaces), but `p < .05` is not `p > .05`, HER2- not HER2+, -5 km not 5 km. Spaces
-    beside Chinese characters do not count. `articles`: whether they stay."""
+    beside Chinese characters do not count. `articles`: whether they stay. Only case tells an article from a name."""
     text = plain(text).translate(SIGNS)
-    text = HUNG.sub(" ", text if articles else ARTICLE.sub(" ", text)).translate(LOWERED).lower()
+    if not articles:
+        text = HUNG.sub(" ", ARTICLE.sub(" ", text))
+    text = text.translate(LOWERED).lower()
     if len(text) <= 2000:
         text = unicodedata.normalize("NFC", text)                              # takes the square of the length
     if not re.search(r"[\w∞]", text):
