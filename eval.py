@@ -21,21 +21,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-import torch
-
-from nanoqwenlong import build, data, parallel, toy
-from nanoqwenlong.analysis import evaluate, tables
-from nanoqwenlong.analysis.doctor import MAX_UNSCORABLE
-from nanoqwenlong.errors import ConfigError, JudgeUnavailable, ModelError
-from nanoqwenlong.generate import Generator
-from nanoqwenlong.model import Qwen
-from nanoqwenlong.ops import exits, files, presets
+from nanoqwenlong.ops import flags, presets
 from nanoqwenlong.ops.flags import as_json, flag_of, rising
 from nanoqwenlong.ops.settings import Machine, computing_dtype, fixed
-from nanoqwenlong.pretrained import hub
-from nanoqwenlong.pretrained.digest import file_digest, model_digests
-from nanoqwenlong.pretrained.tokenizer import Tokenizer
-from nanoqwenlong.pretrained.weights import read_config, read_json
 
 
 @dataclass(frozen=True)
@@ -72,6 +60,24 @@ class Config(Machine):
 
 
 PRESETS = presets.EVAL
+
+if __name__ == "__main__" and "RANK" not in os.environ:
+    flags.check(Config, sys.argv[1:], PRESETS)      # before the next imports, which take seconds
+
+import torch
+
+from nanoqwenlong import build, data, parallel, toy
+from nanoqwenlong.analysis import evaluate, tables
+from nanoqwenlong.analysis.doctor import MAX_UNSCORABLE
+from nanoqwenlong.errors import ConfigError, JudgeUnavailable, ModelError
+from nanoqwenlong.generate import Generator
+from nanoqwenlong.model import Qwen
+from nanoqwenlong.ops import exits, files
+from nanoqwenlong.pretrained import hub
+from nanoqwenlong.pretrained.digest import file_digest, model_digests
+from nanoqwenlong.pretrained.tokenizer import Tokenizer
+from nanoqwenlong.pretrained.weights import read_config, read_json
+
 SETTINGS = ("task", "samples", "temperature", "top_p", "max_new_tokens", "max_prompt_tokens", "seed")
 OUTPUTS = ("settings.json", "answers.jsonl", "results.json", "table.md")       # in --out
 

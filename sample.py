@@ -5,22 +5,13 @@
 """
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from nanoqwenlong import data, rewards
-from nanoqwenlong.engine.kvcache import blocks_for
-from nanoqwenlong.errors import ConfigError, DataError
-from nanoqwenlong.generate import Generator
-from nanoqwenlong.model import Qwen
-from nanoqwenlong.ops import exits
+from nanoqwenlong.ops import flags
 from nanoqwenlong.ops.settings import Machine, computing_dtype, fixed
-from nanoqwenlong.pretrained import hub
-from nanoqwenlong.pretrained.tokenizer import Tokenizer
-from nanoqwenlong.records import Example
 
 
 @dataclass(frozen=True)
@@ -33,6 +24,22 @@ class Config(Machine):
     max_new_tokens: int = fixed(256, least=1)
     seed: int = 0
     json: bool = False                  # print one JSON object: prompt_ids, completion_ids, text, answer, finish_reason
+
+
+if __name__ == "__main__" and "RANK" not in os.environ:
+    flags.check(Config, sys.argv[1:])      # before the next imports, which take seconds
+
+import torch
+
+from nanoqwenlong import data, rewards
+from nanoqwenlong.engine.kvcache import blocks_for
+from nanoqwenlong.errors import ConfigError, DataError
+from nanoqwenlong.generate import Generator
+from nanoqwenlong.model import Qwen
+from nanoqwenlong.ops import exits
+from nanoqwenlong.pretrained import hub
+from nanoqwenlong.pretrained.tokenizer import Tokenizer
+from nanoqwenlong.records import Example
 
 
 def main(cfg: Config) -> None:

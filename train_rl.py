@@ -27,21 +27,8 @@ from functools import partial
 from itertools import accumulate
 from typing import Literal
 
-import torch
-
-from nanoqwenlong import build, data, group_pass, grpo, optim, parallel
-from nanoqwenlong.advantages import ADVANTAGES, with_advantages
-from nanoqwenlong.analysis import plan, step_metrics
-from nanoqwenlong.analysis.doctor import MAX_UNSCORABLE, Doctor, stop_reason
-from nanoqwenlong.curriculum import phase_of_each_step
-from nanoqwenlong.errors import ConfigError, choose
-from nanoqwenlong.generate import Generator
-from nanoqwenlong.ops import exits, presets
-from nanoqwenlong.ops.flags import rising
-from nanoqwenlong.ops.run import Run
+from nanoqwenlong.ops import flags, presets
 from nanoqwenlong.ops.settings import Settings, fixed, free
-from nanoqwenlong.records import Rollout
-from nanoqwenlong.rewards import agreed, score_all
 
 
 @dataclass(frozen=True)
@@ -99,6 +86,24 @@ class Config(Settings):
 
 
 PRESETS = presets.RL
+
+if __name__ == "__main__" and "RANK" not in os.environ:
+    flags.check(Config, sys.argv[1:], PRESETS)      # before the next imports, which take seconds
+
+import torch
+
+from nanoqwenlong import build, data, group_pass, grpo, optim, parallel
+from nanoqwenlong.advantages import ADVANTAGES, with_advantages
+from nanoqwenlong.analysis import plan, step_metrics
+from nanoqwenlong.analysis.doctor import MAX_UNSCORABLE, Doctor, stop_reason
+from nanoqwenlong.curriculum import phase_of_each_step
+from nanoqwenlong.errors import ConfigError, choose
+from nanoqwenlong.generate import Generator
+from nanoqwenlong.ops import exits
+from nanoqwenlong.ops.run import Run
+from nanoqwenlong.records import Rollout
+from nanoqwenlong.rewards import agreed, score_all
+
 HEADLINE = ("phase", "reward", "judge/error_rate", "frac_reward_zero_std", "entropy", "completions/clipped_ratio",
             "completions/mean_length", "grad_norm", "retro/frac", "step_time")
 SHOW_EVERY = 20                         # steps between answers printed in full
@@ -110,7 +115,7 @@ def main(cfg: Config) -> None:
     if cfg.overlong_buffer > cfg.max_new_tokens:
         raise ConfigError(f"--overlong-buffer {cfg.overlong_buffer} is more than --max-new-tokens "
                           f"{cfg.max_new_tokens}: every answer would lose reward")
-    rising(cfg, "lengths")
+    flags.rising(cfg, "lengths")
     build.check_judge(cfg)
     choose(ADVANTAGES, cfg.advantages, "--advantages")
     choose(grpo.LOSSES, cfg.loss, "--loss")

@@ -10,23 +10,15 @@ example's the mean over its own tokens (Eq. 11). Departure: the run stops once h
     torchrun --standalone --nproc_per_node=8 train_sft.py --preset r1-distill-qwen-14b --data train.jsonl
 """
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
-
-from nanoqwenlong import build, data, group_pass, optim, parallel, toy
-from nanoqwenlong.analysis import evaluate, step_metrics
-from nanoqwenlong.curriculum import epoch_order
-from nanoqwenlong.generate import Generator
-from nanoqwenlong.ops import exits, flags, presets
-from nanoqwenlong.ops.run import Run
+from nanoqwenlong.ops import flags, presets
 from nanoqwenlong.ops.settings import Settings, fixed, free
-from nanoqwenlong.pretrained.tokenizer import Tokenizer
-from nanoqwenlong.records import Branch, Example, Family
 
 
 @dataclass(frozen=True)
@@ -63,6 +55,21 @@ class Config(Settings):
 
 
 PRESETS = presets.SFT
+
+if __name__ == "__main__" and "RANK" not in os.environ:
+    flags.check(Config, sys.argv[1:], PRESETS)      # before the next imports, which take seconds
+
+import torch
+
+from nanoqwenlong import build, data, group_pass, optim, parallel, toy
+from nanoqwenlong.analysis import evaluate, step_metrics
+from nanoqwenlong.curriculum import epoch_order
+from nanoqwenlong.generate import Generator
+from nanoqwenlong.ops import exits
+from nanoqwenlong.ops.run import Run
+from nanoqwenlong.pretrained.tokenizer import Tokenizer
+from nanoqwenlong.records import Branch, Example, Family
+
 HEADLINE = ("loss", "eval/acc", "grad_norm", "learning_rate", "tokens_per_s")
 
 

@@ -89,6 +89,13 @@ def exit_code(error: BaseException | None) -> int:
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else INTERNAL
 
 
+def reason(error: OSError) -> str:
+    """What went wrong with which file, without the number of the error."""
+    if not error.strerror:
+        return str(error) or type(error).__name__
+    return (f"{error.filename}: " if error.filename else "") + error.strerror
+
+
 def choose(table: dict, name: str, what: str):
     """The entry of a lookup table. Raises ConfigError that lists the valid names."""
     if name not in table:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.elastic.utils import get_env_variable_or_raise
 
-from .errors import DeviceError, Elsewhere, LostRanks
+from .errors import DeviceError, Elsewhere, LostRanks, reason
 
 is_launched = dist.is_torchelastic_launched     # whether torchrun started this process
 NCCL = "cpu:gloo,cuda:nccl"                     # with GPUs: tensors on the CPU still go over gloo
@@ -114,12 +114,6 @@ def on_all_ranks(work: Callable, what: str) -> list:
             text = failure[1] + (f" (rank {number})" if size() > 1 else "")
             raise OSError(failure[0], text) if number == rank() else Elsewhere(failure[0], text)
     return [result for result, _ in outcomes]
-
-
-def reason(error: OSError) -> str:
-    if not error.strerror:
-        return str(error) or type(error).__name__
-    return (f"{error.filename}: " if error.filename else "") + error.strerror
 
 
 def balance(costs: Sequence[float], parts: int) -> list[list[int]]:

@@ -11,18 +11,14 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 
-import torch
 from tools.terminal import aligned, run_tool
 
-from kernels.flash import attention
-from nanoqwenlong import parallel
 from nanoqwenlong.analysis import plan
 from nanoqwenlong.errors import ConfigError, ModelError
 from nanoqwenlong.ops import presets
 from nanoqwenlong.ops.flags import flag_words, parse
 from nanoqwenlong.ops.settings import fixed
 from nanoqwenlong.pretrained.config import ModelConfig
-from nanoqwenlong.pretrained.weights import read_config
 
 MODELS = json.loads(Path(__file__).with_name("models.json").read_text())         # of each preset: from its config.json
 
@@ -52,6 +48,7 @@ def job_of(cfg: Config) -> plan.Job:
     """Raises ConfigError, ModelError or FileNotFoundError."""
     if not cfg.model and cfg.preset not in MODELS:
         raise ConfigError(f"no model to plan for: give --model DIR or one of these presets: {', '.join(MODELS)}")
+    from nanoqwenlong.pretrained.weights import read_config    # imported here: it imports torch
     model = read_config(cfg.model) if cfg.model else ModelConfig.from_json(MODELS[cfg.preset], cfg.preset)
     return plan.Job(model=model, **{field.name: getattr(cfg, field.name) for field in fields(plan.Settings)})
 
@@ -93,6 +90,10 @@ def rates_of(cfg: Config) -> plan.Work:
     """The given rates, or those of a matrix product, causal attention and a copy here, the best of five each."""
     if not cfg.measure:
         return plan.Work(cfg.product_tflops * 1e12, cfg.attention_tflops * 1e12, cfg.bandwidth * 1e12)
+    import torch
+
+    from kernels.flash import attention
+    from nanoqwenlong import parallel
     parallel.require_device(cfg.device)
     n, tokens = (8192, 16384) if cfg.device == "cuda" else (1024, 1024)
     options = dict(dtype=getattr(torch, cfg.dtype), device=cfg.device)

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nanoqwenlong.analysis.evaluate import interval
 from nanoqwenlong.errors import DataError
 
 Group = Sequence[Sequence[dict]]
@@ -42,6 +41,7 @@ def read_metrics(path: Path) -> list[dict]:
 
 def read_results(path: Path) -> list[Evaluated]:
     """Return the models of an evaluation's results.json. Raises DataError if the file cannot be drawn."""
+    from nanoqwenlong.analysis.evaluate import interval        # imported here: it imports torch
     models = []
     try:
         for model in json.loads(path.read_text(encoding="utf-8"))["models"]:

@@ -8,9 +8,8 @@ from textwrap import wrap
 
 from tools import series
 
-from nanoqwenlong.errors import ConfigError, UserError, exit_code
+from nanoqwenlong.errors import ConfigError, UserError, exit_code, reason
 from nanoqwenlong.ops.log import tell
-from nanoqwenlong.parallel import reason
 
 MARKERS = "*o+x#@%&=~abcdefghijklmnpqrstuvwyz"                   # one for each group: they need no colours
 TO_ASCII = str.maketrans({**dict(zip("─│┌┐└┘├┤┬┴┼┊█", "-|+++++++++:#")), "«": "<<", "»": ">>"})

@@ -9,8 +9,6 @@ from functools import cached_property
 from itertools import combinations
 from typing import Literal, NamedTuple
 
-from kernels.logprob import CHUNK_LOGITS, IN_CACHE
-
 from ..engine.kvcache import blocks_for
 from ..ops.settings import fixed
 from ..pretrained.config import ModelConfig
@@ -141,6 +139,7 @@ def moments(job: Job) -> dict[str, dict[str, float]]:
     family = layers | {"stem keys, values": pairs, "stem activations": n.P * (stem + norm * n.C * n.b + tables),
                        "their gradients": pairs * (n.microbatches > 1)}
     # 1) In the head: a chunk of logits, and the gradients of the head's weights and of its input.
+    from kernels.logprob import CHUNK_LOGITS, IN_CACHE         # imported here: it imports torch
     logits = min(n.T, max(1, CHUNK_LOGITS // n.V)) * n.V
     piece = 0 if n.on_gpu else min(logits, IN_CACHE)           # the reference holds two or three of them
     chunk = (logits + min(logits, 2 * piece) + max(n.V * n.C, piece) + n.T * n.C) * n.w

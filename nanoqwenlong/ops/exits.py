@@ -45,7 +45,7 @@ def sentence(error: BaseException) -> str:
     """The sentence that reports an error. If a released model is missing, it says how to download it."""
     if not isinstance(error, OSError):
         return str(error) or ("interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__)
-    text = parallel.reason(error)
+    text = errors.reason(error)
     for source in SOURCES.values():
         place = f"models/{source.split('/')[1]}"
         if isinstance(error, FileNotFoundError) and place in text.replace(":", "").split():

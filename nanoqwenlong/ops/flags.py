@@ -12,11 +12,13 @@ import difflib
 import inspect
 import json
 import re
+import sys
 import textwrap
 import typing
 from dataclasses import asdict, fields, is_dataclass
 
-from ..errors import ConfigError
+from ..errors import BAD_CONFIG, ConfigError
+from .log import tell
 from .settings import FORMER
 
 
@@ -39,6 +41,19 @@ def parse(config_class, argv: list[str], presets: dict[str, dict] = {}):
     numbers = [field for field in fields(config) if hints[field.name] in (int, float)]
     at_least(config, **{field.name: field.metadata.get("least", 0) for field in numbers})
     return config
+
+
+def check(config_class, argv: list[str], presets: dict[str, dict] = {}) -> None:
+    """For the top of a script, before its slow imports: a wrong flag ends it at once, and so does --help. Ctrl-C during
+    these imports prints one word."""
+    def interrupted(kind, error, traceback):
+        tell("interrupted", sys.stderr) if kind is KeyboardInterrupt else sys.__excepthook__(kind, error, traceback)
+    sys.excepthook = interrupted
+    try:
+        parse(config_class, argv, presets)
+    except ConfigError as error:
+        tell(str(error), sys.stderr)
+        raise SystemExit(BAD_CONFIG) from None
 
 
 def split_flags(argv: list[str], known) -> dict[str, list[str]]:

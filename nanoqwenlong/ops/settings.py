@@ -7,8 +7,6 @@ A `free` setting may change when a run is resumed (those about memory can change
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-import torch
-
 
 def free(default, least: float = 0):
     return field(default=default, metadata={"free": True, "least": least})
@@ -50,7 +48,9 @@ class Settings(Machine):
     timeout_minutes: float = free(60.0, least=1e-9)  # how long ranks wait for each other: more than the longest rollout
 
 
-def computing_dtype(config) -> torch.dtype:
+def computing_dtype(config):
+    """A torch.dtype. torch is imported here, because flags are checked before this slow import."""
+    import torch
     return getattr(torch, config.dtype.replace("auto", "bfloat16" if config.device.startswith("cuda") else "float32"))
 
 
