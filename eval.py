@@ -22,7 +22,6 @@ from functools import cache
 from pathlib import Path
 
 from nanoqwenlong.ops import flags, presets
-from nanoqwenlong.ops.flags import as_json, flag_of, rising
 from nanoqwenlong.ops.settings import Machine, computing_dtype, fixed
 
 
@@ -47,6 +46,7 @@ class Config(Machine):
     judge: str = ""                     # scores answers that the rule rejects: the URL of an OpenAI-style server (its
                                         # key: JUDGE_API_KEY in the environment) or a Hugging Face directory
     judge_model: str = ""               # the judge's name on that server
+    judge_tokens: int = fixed(4096, least=1)  # room for a reply of the judge, with its thinking
     judge_minutes: float = fixed(30.0, least=1e-9)  # time limit of a server for all answers
     # output
     difficulty: str = ""                # write each question's mean reward to this JSON file
@@ -85,7 +85,7 @@ OUTPUTS = ("settings.json", "answers.jsonl", "results.json", "table.md")       #
 def main(cfg: Config) -> None:
     # 1. Check the settings before any work
     torch.set_num_threads(cfg.threads)
-    rising(cfg, "lengths")
+    flags.rising(cfg, "lengths")
     if len(cfg.model) > 1 and (cfg.difficulty or cfg.keep_correct):
         raise ConfigError("--difficulty and --keep-correct are about one model: give one --model")
     build.check_judge(cfg)
@@ -151,7 +151,7 @@ def sampler(cfg: Config, directory: str, device: torch.device):
 
 def settings_of(cfg: Config) -> dict:
     """The settings that decide the answers up to rounding. How they are scored is not among them."""
-    settings = {name: value for name, value in as_json(cfg).items() if name in SETTINGS}
+    settings = {name: value for name, value in flags.as_json(cfg).items() if name in SETTINGS}
     dtype = str(computing_dtype(cfg)).removeprefix("torch.")
     return {**settings, "dtype": dtype, "toy_examples": None if cfg.data else cfg.toy_examples}
 
@@ -179,7 +179,8 @@ def open_out(cfg: Config, places: dict[str, str]) -> tuple[dict, str]:
         if name not in before or json.dumps(then) != json.dumps(now):          # the order of files counts as well
             new, old = (" ".join(each) or "none" if isinstance(each, dict | list) else each for each in (now, then))
             how = f"now it is {new}, then it was {old}" if new != old else "the files have changed since"
-            return settings, f"{out} holds answers of another {flag_of(name)} ({how}): restore it or take another --out"
+            return settings, (f"{out} holds answers of another {flags.flag_of(name)} ({how}): restore it or take "
+                              "another --out")
     return settings, ""
 
 

@@ -5,7 +5,6 @@
 """
 
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ class Config(Machine):
     json: bool = False                  # print one JSON object: prompt_ids, completion_ids, text, answer, finish_reason
 
 
-if __name__ == "__main__" and "RANK" not in os.environ:
+if __name__ == "__main__":
     flags.check(Config, sys.argv[1:])      # before the next imports, which take seconds
 
 import torch

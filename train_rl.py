@@ -61,6 +61,7 @@ class Config(Settings):
     judge: str = ""                     # scores answers that the rule rejects: the URL of an OpenAI-style server (its
                                         # key: JUDGE_API_KEY in the environment) or a Hugging Face directory
     judge_model: str = ""               # the judge's name on that server
+    judge_tokens: int = free(4096, least=1)  # room for a reply of the judge, with its thinking
     judge_minutes: float = free(5.0, least=1e-9)  # time limit of a server for the answers of one round
     overlong_buffer: int = 0            # an answer loses up to 1 of its reward within this many tokens below
                                         # --max-new-tokens (DAPO: 1000). 0: no penalty
@@ -104,8 +105,8 @@ from nanoqwenlong.ops.run import Run
 from nanoqwenlong.records import Rollout
 from nanoqwenlong.rewards import agreed, score_all
 
-HEADLINE = ("phase", "reward", "judge/error_rate", "frac_reward_zero_std", "entropy", "completions/clipped_ratio",
-            "completions/mean_length", "grad_norm", "retro/frac", "step_time")
+HEADLINE = {"phase": "phase", "reward": "reward", "frac_reward_zero_std": "alike", "entropy": "entropy",
+            "completions/clipped_ratio": "truncated", "grad_norm": "grad_norm"}        # names on the console
 SHOW_EVERY = 20                         # steps between answers printed in full
 
 
@@ -212,10 +213,11 @@ def train(cfg: Config, run: Run) -> None:
                   **step_metrics.timing_values(run.times, rollouts), **step_metrics.expert_values(model)}
         run.log.append("metrics.jsonl", step, values)
         run.log.append("rollouts.jsonl", step, *step_metrics.rows(rollouts, patterns))
-        run.log.line(step, values, HEADLINE)
-        if step == 1 or step % SHOW_EVERY == 0:
-            show(rollouts[0], say)
-        consult(doctor, run, values, judge)
+        run.line(values, HEADLINE)
+        show(step, rollouts[0], say)
+        for note in doctor.look(values, judge):
+            say(f"    note: {note}")
+        run.error = stop_reason(values, run.in_a_row, judge)           # after too many steps in vain
 
 
 def reward(cfg: Config, batch, groups, tokenizer, judge) -> list[Rollout]:
@@ -243,15 +245,10 @@ def old_logprobs(cfg: Config, model, later_minibatches, scoring) -> dict:
     return old
 
 
-def consult(doctor: Doctor, run: Run, values: dict, judge) -> None:
-    """Print what the doctor notes about this step. After too many steps in vain, the run saves and stops."""
-    for note in doctor.look(values, judge):
-        run.log.say(f"    note: {note}")
-    run.error = stop_reason(values, run.in_a_row, judge)
-
-
-def show(rollout: Rollout, say) -> None:
-    """Print a prompt's first answer in full."""
+def show(step: int, rollout: Rollout, say) -> None:
+    """Print a prompt's first answer in full, after the first step and every SHOW_EVERY steps."""
+    if step > 1 and step % SHOW_EVERY:
+        return
     score = rollout.scores[0]
     earned = "unscorable (the judge gave no verdict)" if math.isnan(score.reward) else f"{score.reward:g}"
     gold = " | ".join(rollout.example.accepted).replace("\n", ", ")

@@ -28,7 +28,8 @@ class Config(Settings):
     save_every: int = free(100, least=1)  # steps between checkpoints
     # data
     data: tuple[str, ...] = ()          # files of worked responses, chats or plain text. None: the toy task
-    heldout: tuple[str, ...] = ()       # files to measure accuracy on. None: the toy task's held-out documents
+    heldout: tuple[str, ...] = ()       # files to measure accuracy on. None: the toy task's held-out documents, and
+                                        # with --data nothing: accuracy is not measured
     task: tuple[str, ...] = ()          # use only these tasks, mixed in these shares: qa=2 f1=1. None: as they come
     skip_bad_rows: bool = False         # leave out rows that cannot be used and report them, instead of refusing all
     toy_examples: int = 4000            # of the toy task, if no --data is given
@@ -70,7 +71,8 @@ from nanoqwenlong.ops.run import Run
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Branch, Example, Family
 
-HEADLINE = ("loss", "eval/acc", "grad_norm", "learning_rate", "tokens_per_s")
+HEADLINE = {"loss": "loss", "eval/acc": "accuracy", "grad_norm": "grad_norm", "learning_rate": "learning_rate",
+            "tokens_per_s": "tokens/s"}
 
 
 def main(cfg: Config) -> None:
@@ -95,6 +97,8 @@ def train(cfg: Config, run: Run) -> None:
     optimizer, parameters = optim.adamw(model, cfg.learning_rate, cfg.weight_decay), list(model.parameters())
     patience = Patience()
     run.begin(model, tokenizer, optimizer, patience=patience)
+    if not heldout:
+        run.log.say("accuracy is not measured: --heldout names questions for it, --eval-every the steps between")
     run.log.say(f"{len(examples)} examples ({num_dropped} dropped: prompt over {cfg.max_prompt_tokens} tokens), "
                 f"{sum(p.numel() for p in parameters):,} parameters")
 
@@ -123,13 +127,13 @@ def train(cfg: Config, run: Run) -> None:
                   "tokens_per_s": sum(lengths) / run.times["update"],
                   **step_metrics.expert_values(model)}
         out_of_time = cfg.minutes > 0 and any(parallel.gather(run.seconds > cfg.minutes * 60))
-        last = step == cfg.steps or out_of_time
+        last = step == run.last or out_of_time
         if heldout and (last or step % cfg.eval_every == 0):
             values["eval/acc"] = measure(cfg, generator, tokenizer, heldout)
             patience.see(values["eval/acc"])
         run.log.append("metrics.jsonl", step, {**values, "elapsed": run.seconds})
-        if last or step % cfg.print_every == 0:
-            run.log.line(step, values, HEADLINE)
+        if last or step == 1 or step % cfg.print_every == 0:
+            run.line(values, HEADLINE, cfg.minutes)
         if 0 < cfg.patience <= patience.since_best:
             run.stop(f"{patience.since_best} evaluations without a better accuracy than {patience.best:.3f}")
         elif out_of_time:

@@ -1,5 +1,6 @@
 """Data, curriculum, models and judge of a script, each made from its settings. Only scripts import this file."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +18,7 @@ from .pretrained.digest import model_digests
 from .pretrained.tokenizer import Tokenizer
 from .pretrained.weights import read_json
 from .records import Example
-from .reward.judge import Complete, Judge
+from .reward.judge import TRUNCATED, Complete, Judge
 from .reward.tasks import missing_package
 
 
@@ -107,11 +108,12 @@ def judge_of(cfg, key: str, device: str, dtype: torch.dtype, prepare: Callable |
     """The judge that the settings name, or None. `key` is for a server. The rest is as in Qwen.from_pretrained."""
     if not cfg.judge:
         return None
-    return judge(cfg.judge, cfg.judge_model, key, cfg.seed, device, dtype, prepare, deadline=60 * cfg.judge_minutes)
+    return judge(cfg.judge, cfg.judge_model, key, cfg.seed, device, dtype, prepare, cfg.judge_tokens,
+                 deadline=60 * cfg.judge_minutes)
 
 
 def judge(where: str, model: str = "", key: str = "", seed: int = 0, device: str = "cpu", dtype=torch.float32,
-          prepare: Callable | None = None, max_new_tokens: int = 256, **limits) -> Judge:
+          prepare: Callable | None = None, max_new_tokens: int = 4096, **limits) -> Judge:
     """The judge at `where`: a server's URL (model, key, limits: for `Server`) or a Hugging Face directory. All ranks
     call it alike. Raises ConfigError if it is neither, ModelError if the directory is invalid."""
     if "://" in str(where):
@@ -131,11 +133,15 @@ def judge(where: str, model: str = "", key: str = "", seed: int = 0, device: str
 
 
 def completer(generator: Generator, tokenizer: Tokenizer, max_new_tokens: int) -> Complete:
-    """A function from prompts to a model's replies, all sampled at once and greedily. Several ranks share the work."""
+    """A function from prompts to a model's replies, all sampled at once and greedily. Several ranks share the work.
+    A truncated reply is empty and counts in its `problems`."""
     def complete(prompts: list[str]) -> list[str]:
         prompt_ids = [tokenizer.chat([("user", prompt)]) for prompt in prompts]
         groups = generator.sample(prompt_ids, temperature=0, max_new_tokens=max_new_tokens, eos_ids=tokenizer.eos_ids)
-        return [tokenizer.decode(group.completions[0].ids) for group in groups]
+        completions = [group.completions[0] for group in groups]
+        cut = sum(completion.finish_reason == "length" for completion in completions)
+        complete.problems = Counter({TRUNCATED.format(max_new_tokens): cut})
+        return [tokenizer.decode(each.ids) if each.finish_reason == "stop" else "" for each in completions]
     return complete
 
 

@@ -39,8 +39,8 @@ def phases(lengths: Sequence[int], steps: Sequence[int]) -> list[Phase]:
     rising = list(lengths) == sorted(set(lengths))
     positive = min((*lengths, *steps), default=0) >= 1
     if len(lengths) != len(steps) or not rising or not positive:
-        raise CurriculumError(f"phases need rising lengths and a step count for each, got lengths {tuple(lengths)} and "
-                              f"steps {tuple(steps)}")
+        raise CurriculumError(f"--phase-lengths {tuple(lengths)} and --phase-steps {tuple(steps)} do not fit: each "
+                              "phase needs a length above the one before, and a number of steps of at least 1")
     numbers, lows = count(1), (0, *lengths)
     return list(map(Phase, numbers, lows, lengths, steps))
 
@@ -100,7 +100,8 @@ class RetrospectiveSampler:
             self.members[phase.number] = [key for key in lengths if phase.has(lengths[key])]
             if not self.members[phase.number]:
                 raise CurriculumError(f"phase {phase.number} trains on lengths from {phase.low + 1} to {phase.high} "
-                                      "tokens, but no example is that long: change the phase lengths or the data")
+                                      "tokens, but no example is that long: change --phase-lengths (with a number of "
+                                      "--phase-steps for each) or the data")
         self.mean_rewards: dict[str, float] = {}
         self.num_drawn = dict.fromkeys(self.members, 0)        # phase number -> examples it has taken of its own
         self.num_draws = dict.fromkeys(self.members, 0)        # phase number -> batches it has drawn

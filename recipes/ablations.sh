@@ -4,6 +4,7 @@
 #
 #     bash recipes/ablations.sh                                      SEEDS="0 1 2 3 4" for more of them
 set -euo pipefail
+[ $# = 0 ] || { sed -n '1s/.*/usage:/p; 2,/^[^#]/s/^#\( \|$\)//p' "$0" >&2; exit 78; }
 cd "$(dirname "$0")/.."
 export python=${PYTHON:-python} runs=runs/ablations
 seeds=${SEEDS:-0 1 2}

@@ -15,9 +15,9 @@
 # With another JUDGE it scores the saved answers again, without sampling. Models with a window of 32,768 need YaRN in
 # their config.json for longer prompts (docs/models.md). Not run yet with models of this size: no GPU was available.
 set -euo pipefail
+[ $# -gt 0 ] && [ "${1#-}" = "$1" ] || { sed -n '1s/.*/usage:/p; 2,/^[^#]/s/^#\( \|$\)//p' "$0" >&2; exit 78; }
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} ranks=${RANKS:-1}
-[ $# -gt 0 ] || { echo "usage: LONGBENCH=... FRAMES=... DOCMATH=... bash $0 MODEL ..." >&2; exit 78; }
 files=()
 for name in 2wikimqa hotpotqa musique narrativeqa qasper; do
     [ -z "${LONGBENCH:-}" ] || files+=("$LONGBENCH/$name.jsonl")

@@ -9,6 +9,7 @@
 # The settings are the scripts' defaults, which fit the tiny model: larger steps, shorter answers and fewer prompts than
 # in the paper (recipes/eight_gpus.sh has the paper's).
 set -euo pipefail
+[ $# = 0 ] || { sed -n '1s/.*/usage:/p; 2,/^[^#]/s/^#\( \|$\)//p' "$0" >&2; exit 78; }
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} ranks=${RANKS:-1} runs=runs/${NAME:-cpu} model=${MODEL:-assets/nano-base}
 export OMP_NUM_THREADS=1                    # otherwise each process takes all cores

@@ -14,10 +14,11 @@
 #     inputs for one document of 60K tokens (29 GB), and its keys and values with their gradients (24 GB).
 # Not run yet: no GPU was available. Figures in comments are calculated.
 set -euo pipefail
+[ "${SFT:-}" ] && [ "${TRAIN:-}" ] && [ "${TEST:-}" ] && [ $# = 0 ] ||
+    { sed -n '1s/.*/usage:/p; 2,/^[^#]/s/^#\( \|$\)//p' "$0" >&2; exit 78; }
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} runs=runs/${NAME:-eight_gpus} ranks=${RANKS:-8}
 preset=(--preset "${PRESET:-r1-distill-qwen-14b}")
-: "${SFT:?JSONL with responses}" "${TRAIN:?JSONL}" "${TEST:?JSONL}"
 launch=("$python" -m torch.distributed.run --standalone --nproc_per_node="$ranks")
 last() { printf '%s\n' "$runs/$1"/checkpoints/step_* | tail -n 1; }
 memory=(${OFFLOAD:+--offload --threads 8})

@@ -4,7 +4,7 @@
 """
 
 import random
-import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 import torch
 
@@ -26,11 +26,15 @@ def look_up_rate(model: Qwen, tokenizer: Tokenizer, num_records: int, num_docume
     return num_right / num_documents
 
 
-def main(directory: str, *num_records: str) -> None:
+def main(directory: str, num_records: list[int]) -> None:
     model, tokenizer = Qwen.from_pretrained(directory), Tokenizer(directory)
-    rates = [look_up_rate(model, tokenizer, int(number)) for number in num_records]
+    rates = [look_up_rate(model, tokenizer, number) for number in num_records]
     print(", ".join(f"{rate:.0%}" for rate in rates))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = ArgumentParser("python -m recipes.look_ups", description=__doc__,
+                            formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("directory")
+    parser.add_argument("num_records", type=int, nargs="+")
+    main(**vars(parser.parse_args()))

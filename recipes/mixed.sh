@@ -4,6 +4,7 @@
 #
 #     bash recipes/mixed.sh                                 then look at runs/mixed/curve.png
 set -euo pipefail
+[ $# = 0 ] || { sed -n '1s/.*/usage:/p; 2,/^[^#]/s/^#\( \|$\)//p' "$0" >&2; exit 78; }
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} seed=${SEED:-0} runs=runs/mixed
 flags=(--runs-dir "$runs" --seed "$seed" --task qa f1 pairwise)

@@ -11,9 +11,10 @@
 # MODEL=DIR replaces models/Qwen2.5-1.5B-Instruct, which needs YaRN in its config.json (docs/models.md).
 # Not run yet: no GPU was available. Figures in comments are calculated.
 set -euo pipefail
+[ "${SFT:-}" ] && [ "${TRAIN:-}" ] && [ "${TEST:-}" ] && [ $# = 0 ] ||
+    { sed -n '1s/.*/usage:/p; 2,/^[^#]/s/^#\( \|$\)//p' "$0" >&2; exit 78; }
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} runs=runs/${NAME:-one_gpu} preset=(--preset qwen2.5-1.5b)
-: "${SFT:?JSONL with responses}" "${TRAIN:?JSONL}" "${TEST:?JSONL}"
 last() { printf '%s\n' "$runs/$1"/checkpoints/step_* | tail -n 1; }
 memory=(${OFFLOAD:+--offload --threads 8})
 

@@ -9,7 +9,7 @@ names, lists, negations, and the canaries: questions with known verdicts that ju
 
 import json
 import random
-import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from nanoqwenlong import toy
@@ -56,4 +56,8 @@ def main(directory: Path, num: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    parser = ArgumentParser("python -m recipes.toy_judge", description=__doc__,
+                            formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("num", type=int, help="rows to write")
+    main(**vars(parser.parse_args()))

@@ -150,7 +150,7 @@ def test_help_shows_inherited_settings_once_with_the_subclass_first():
     ("--rate 0.4", "--rate must be at least 0.5, got 0.4"), ("--rate nan", "--rate must be at least 0.5, got nan"),
     ("--rate inf", "--rate must be a finite number of at least 0.5, got inf"), ("--seed -1", "--seed must be at least"),
     ("--chance -0.1", "--chance must be at least 0, got -0.1"), ("--save-every 0", "--save-every must be at least 1"),
-    ("--keep 1", "--keep must be at least 2"), ("--timeout-minutes 0", "--timeout-minutes must be at least 1e-09")])
+    ("--keep 0", "--keep must be at least 1"), ("--timeout-minutes 0", "--timeout-minutes must be at least 1e-09")])
 def test_a_number_out_of_range_is_refused(words, said):
     with pytest.raises(ConfigError) as error:
         parse(Short, words.split())

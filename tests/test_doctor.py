@@ -170,7 +170,7 @@ def test_a_finding_is_said_once_a_window_and_the_obvious_at_the_first_step():
     doctor, cut, fine = Doctor(), {"completions/clipped_ratio": 1.0}, {"completions/clipped_ratio": 0.0}
     said = [doctor.look(row) for row in [cut] * 15 + [fine] * 15 + [cut] * 15]
     assert [step for step, notes in enumerate(said, start=1) if notes] == [1, 12, 36]
-    assert said[0][0].startswith("answers cut off: 100% of the answers were cut off")
+    assert said[0][0].startswith("answers cut off: 100% of the answers were truncated")
     assert all(Doctor().look(broken(name)[place])[0].startswith(name) for name, place in (
         ("nothing parsed", 0), ("judge failing", 40), ("groups all alike", 40)))
 

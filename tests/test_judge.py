@@ -26,7 +26,7 @@ from nanoqwenlong import build
 from nanoqwenlong.errors import ConfigError, ModelError
 from nanoqwenlong.records import Completion, Group
 from nanoqwenlong.reward import judge_server
-from nanoqwenlong.reward.judge import CANARIES, Judge, Question, clean, nonce, prompt, verdict
+from nanoqwenlong.reward.judge import CANARIES, FORMAT, Judge, Question, clean, nonce, prompt, verdict
 from nanoqwenlong.reward.judge_server import GIVE_UP, Server
 
 SENTINEL = "sk-SENTINEL-0123456789"
@@ -274,8 +274,7 @@ def test_no_verdict_is_no_zero_and_is_asked_again():
     answers = iter([None, "I cannot say.", "[[NO]]\n[[YES]]"])
     judge = Judge(lambda texts: [*honest(texts[:2]), *(next(answers) for _ in texts[2:])])
     assert same(judge.ask([*questions(3), questions(1)[0]]), [math.nan] * 4) and judge.state_dict() == {}
-    assert judge.trouble() == ("3 of 5 questions without a verdict: 2 x no single verdict on the last line of the "
-                               "reply, 1 x no reply")
+    assert judge.trouble() == f"3 of 5 questions without a verdict: 2 x {FORMAT}, 1 x no reply"
     assert judge.take() == Counter(asked=3, cached=1)
     judge.complete = honest
     assert judge.ask(questions(3)) == [1.0, 0.0, 1.0]
@@ -445,7 +444,7 @@ def test_a_server_that_fails_gives_no_reward(mode):
     assert judge.trouble().startswith("3 of 3 questions without a verdict: ")
     if calls:
         assert {*server.tries.values()} == {calls} and judge.complete.problems == ({reason: 3} if reason else {})
-        assert judge.trouble().endswith(f" 3 x {reason or 'no single verdict on the last line of the reply'}")
+        assert judge.trouble().endswith(f" 3 x {reason or FORMAT}")
     else:                                                      # the deadline is near, and may come first
         assert max(server.tries.values(), default=0) <= limits["tries"] and judge.complete.problems.total() == 3
         assert judge.complete.problems.keys() <= {reason, "no reply within 0.3 s"}
@@ -498,7 +497,7 @@ def test_a_server_that_answers_in_the_end(behaviours):
     for _, path, headers, body in server.calls:
         assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {SENTINEL}"
         assert headers["Content-Type"] == "application/json" and body == {
-            "model": "a model", "temperature": 0, "max_tokens": 256,
+            "model": "a model", "temperature": 0, "max_tokens": 4096,
             "messages": [{"role": "user", "content": body["messages"][0]["content"]}]}
     assert prompt(OSLO, nonce(OSLO, 2)) in server.tries and SENTINEL not in told(judge)
 
@@ -685,9 +684,9 @@ def test_without_a_key_none_is_sent_and_without_a_model_nothing():
 
 def test_the_judge_of_a_directory(toy_directory):
     judge = build.judge(str(toy_directory), max_new_tokens=6)
-    assert same(judge.ask([OSLO]), [math.nan])                 # the toy model knows nothing of verdicts
-    assert judge.trouble() == ("3 of 3 questions without a verdict: 3 x no single verdict on the last line of the "
-                               "reply")
+    assert same(judge.ask([OSLO]), [math.nan])                 # the toy model knows nothing of verdicts, nor of an end
+    assert judge.trouble() == ("3 of 3 questions without a verdict: 3 x a reply truncated at 6 tokens (raise "
+                               "--judge-tokens)")
     assert judge.name == f"{toy_directory.name} {build.identity(toy_directory)}"
 
 

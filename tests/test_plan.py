@@ -303,7 +303,7 @@ def test_settings_of_a_paper_want_a_model(tmp_path, capsys):
     assert tool.main(["--preset", "paper", "--model", str(tmp_path), "--max-new-tokens", "48", "--kv-blocks", "8192",
                       "--max-prompt-tokens", "246", "--prompts-per-step", "8"]) == 0
     shown = capsys.readouterr().out
-    assert "MB on each GPU" in shown and "a step has 8 prompts" in shown and "64 answers of at most 48" in shown
+    assert "MB on each GPU" in shown and "a step has 8 prompts" in shown and "64 answers of up to 48" in shown
 
 
 def test_a_table_is_of_all_presets(capsys):
@@ -351,11 +351,8 @@ def test_train_rl_says_its_plan_before_the_first_step():
         updates_per_step=2, max_tokens=1000, kv_blocks=300, checkpointing=True, offload=False, old_logprobs="recompute",
         measure_kl=True, top_p=0.9, gpus=2, nodes=2, device="cpu", dtype="float32")
     said = plan.words(job)
-    for words in ("7.62 billion", "processes: 4", "16 prompts", "64 answers", "32,000 and 32,000 tokens",
-                  "prompts per update: 8", "micro-batches per prompt: 2", "answers per micro-batch: 2, 1,000 tokens",
-                  "300 blocks, 4,800 tokens, 552.3 MB",
-                  f"{plan.peaks(job)['update'] / 1e9:.1f} GB in an update"):
-        assert words in said, words
+    assert said == ("plan: a step has 16 prompts of up to 2,000 tokens, 64 answers of up to 500; up to "
+                    f"{max(plan.peaks(job).values()) / 1e9:.3g} GB on each process (rollout)") and len(said) <= 120
 
 
 def table() -> str:

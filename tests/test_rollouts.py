@@ -137,3 +137,33 @@ def test_a_number_of_answers_that_is_none(number, reason, tmp_path, capsys):
 def test_no_answers_yet(show, tmp_path, capsys):
     assert show([])[0] == 78 and rollouts.main([str(tmp_path / "none")]) == 66
     assert "rollouts.jsonl: No such file" in capsys.readouterr().err
+
+
+def test_the_worst_are_different_answers(show):
+    """A repeated text is shown once. Each question has a turn before one has its second. Rewards come first."""
+    rows = [answer(1, "a", i, reward=0.0, advantage=-2.0, text="The answer is Bob.") for i in range(6)]
+    rows += [answer(1, "a", 6, reward=0.0, advantage=-2.0, text="The answer is Cy."),
+             answer(1, "b", 0, reward=0.0, advantage=-0.5, text="The answer is Bob."), answer(1, "c", 0, reward=0.5),
+             answer(1, "d", 0, reward=1.0)]
+    _, out, _ = show(rows)
+    assert order(out) == ["a", "b", "a", "c", "d"] and out.startswith("step 1: the 5 worst of 10 answers\n")
+    assert out.count("The answer is Bob.") == 2 and out.count("The answer is Cy.") == 1
+    assert order(show(rows, "--best", 3)[1]) == ["d", "c", "b"]
+    assert order(show(rows, "--id", "a")[1]) == ["a"] * 7              # all of them, if one asks for a question
+
+
+def test_the_document_is_shown_on_request(show, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"id": "q1", "context": "Ann has the bill. " * 200, "question": "Who paid?",
+                                "answer": "Ann"}) + "\n")
+    settings = {"data": [str(data)], "task": [], "skip_bad_rows": False, "seed": 0}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    rows = [answer(1, "q1"), answer(1, "gone")]
+    assert "Ann has the bill" not in show(rows)[1]
+    code, out, _ = show(rows, "--document")
+    assert code == 0 and "  document   Ann has the bill. " in out and "characters more; --full shows them]" in out
+    assert "  document   no longer in the data" in out
+    assert show(rows, "--document", "--full")[1].count("Ann has the bill. ") == 200
+    data.unlink()
+    code, out, error = show(rows, "--document")
+    assert code == 66 and error.count("\n") == 1 and "data.jsonl" in error

@@ -78,7 +78,7 @@ def send(*names: str):
 def resume(word: dict, *more, module=train_sft) -> int:
     """Run the command of exit.json, in this process."""
     python, script, *flags = shlex.split(word["resume_command"])
-    assert (python, script) == ("python", f"{module.__name__}.py")
+    assert (python, script) == ("python", module.__file__)
     return start(module, *flags, *more)
 
 
@@ -663,7 +663,7 @@ def test_exit_json_of_an_earlier_start_is_gone_once_the_next_has_begun(in_tmp, s
 
 
 def test_settings_of_a_run_that_make_no_sense(in_tmp, small, capsys):
-    for flags in (["--keep", 1], ["--max-bad-updates", 0], ["--timeout-minutes", 0], ["--timeout-minutes", "nan"]):
+    for flags in (["--keep", 0], ["--max-bad-updates", 0], ["--timeout-minutes", 0], ["--timeout-minutes", "nan"]):
         assert sft(small, *flags) == errors.BAD_CONFIG, flags
         assert flags[0] in (said := capsys.readouterr().err) and said.count("\n") == 1
     assert not Path("runs").exists()
@@ -696,7 +696,7 @@ def test_a_file_in_the_place_of_a_directory_is_told(in_tmp, small, capsys, place
     assert f"{place} is a file" in capsys.readouterr().err and Path(place).read_text() == ""
 
 
-@pytest.mark.parametrize("flags", [("--timeout-minutes", "inf"), ("--timeout-minutes", "nan"), ("--keep", 1),
+@pytest.mark.parametrize("flags", [("--timeout-minutes", "inf"), ("--timeout-minutes", "nan"), ("--keep", 0),
                                    ("--save-every", 0), ("--max-bad-updates", 0), ("--device", "nowhere"),
                                    *([] if torch.cuda.is_available() else [("--device", "cuda")])])
 def test_a_setting_that_cannot_be_is_named(in_tmp, small, capsys, flags):

@@ -19,6 +19,7 @@ import train_sft
 from nanoqwenlong import data, errors, toy
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import exits
+from nanoqwenlong.ops.run import here
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Family
 
@@ -93,7 +94,7 @@ def test_rl_leaves_metrics_words_and_a_checkpoint_at_the_end_of_each_phase(in_tm
     words = [json.loads(line) for line in (in_tmp / "runs/rl/rollouts.jsonl").read_text().splitlines()]
     assert len(words) == 3 * 4 * 3 and {"text", "reward", "answer", "gold", "advantage"} <= words[0].keys()
     assert sorted(p.name for p in (in_tmp / "runs/rl/checkpoints").iterdir()) == ["step_000001", "step_000003"]
-    line = next(line for line in console.splitlines() if line.startswith("step    1"))
+    line = next(line for line in console.splitlines() if line.startswith("step 1 of 3"))
     assert line.index("reward") < line.index("entropy") and "loss" not in line
     assert "note: " in console                                        # a random model: told why nothing is learned
 
@@ -222,7 +223,11 @@ def test_a_dry_run_on_a_real_document(in_tmp, capsys):
     assert start(train_rl, "--model", ROOT / "assets/nano-sft", "--data", ROOT / "examples/licence_qa.jsonl",
                  "--dry-run") == 0
     out = capsys.readouterr().out
-    assert "step    1" in out and "note: " in out and list(in_tmp.iterdir()) == []
+    assert "step 1 of 1" in out and list(in_tmp.iterdir()) == []
+    note = next(line for line in out.splitlines() if "note: " in line)
+    assert "answers cut off" in note and "ramble" in note
+    assert note.index("ramble") < note.index("train_sft.py") < note.index("raise --max-new-tokens")
+    assert out.splitlines()[-1] == "dry run: one step, and nothing is kept"
 
 
 def test_settings_that_make_no_sense_are_refused_in_one_sentence(in_tmp, toy_directory, capsys):
@@ -381,3 +386,143 @@ def test_a_gradient_that_is_not_finite_updates_nothing_and_ends_the_run(in_tmp, 
     assert [row["loss"] for row in metrics(in_tmp / "runs/sft")] == [None]
     assert all(v.equal(seen["before"][k]) for k, v in seen["model"].state_dict().items())
     assert not (in_tmp / "runs/sft/checkpoints").exists()
+
+
+# The first hour
+
+def run_script(*words, cwd=ROOT, **variables) -> tuple[subprocess.CompletedProcess, float]:
+    """A command as a user types it, and the seconds of processor time that it takes."""
+    before = os.times()
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, **variables})
+    after = os.times()
+    return done, after.children_user + after.children_system - before.children_user - before.children_system
+
+
+@pytest.mark.parametrize("words, said", [
+    (["train_rl.py", "--nmae", "x"], "unknown flag --nmae; did you mean --name?"),
+    (["train_sft.py", "--steps", "many"], "--steps takes one value of type int"),
+    (["train_sft.py", "--keep", "0"], "--keep must be at least 1"),
+    (["eval.py", "--modl", "x"], "did you mean --model?"), (["sample.py", "--quesiton", "x"], "--question?"),
+    (["-m", "tools.plan", "--nope"], "unknown flag --nope"), (["-m", "tools.rollouts", "--nope"], "usage: "),
+    (["-m", "tools.doctor", "--nope"], "usage: "), (["-m", "tools.plot", "--nope"], "usage: ")])
+def test_a_mistyped_flag_is_reported_before_torch_is_imported(words, said):
+    done, seconds = run_script(*words)
+    assert done.returncode in (2, 78) and said in done.stderr and "Traceback" not in done.stderr and not done.stdout
+    assert seconds < 0.5, "it takes a tenth of a second here, and torch over one"
+
+
+@pytest.mark.parametrize("script", ["train_rl.py", "train_sft.py", "eval.py", "sample.py"])
+def test_help_is_as_fast(script):
+    done, seconds = run_script(script, "--help")
+    assert done.returncode == 0 and "class Config" in done.stdout and seconds < 0.5
+
+
+CALLED = [f"{path.parent.name}.{path.stem}" for folder in ("tools", "recipes") for path in (ROOT / folder).glob("*.py")
+          if "__main__" in path.read_text() and path.stem != "budget"]              # that one has no flags
+
+
+@pytest.mark.parametrize("module", sorted(CALLED))
+def test_every_module_that_can_be_called_has_help(module):
+    done, _ = run_script("-m", module, "--help")
+    assert done.returncode == 0 and module.split(".")[1] in done.stdout and "Traceback" not in done.stderr
+
+
+def test_ctrl_c_during_the_imports_is_one_word(in_tmp):
+    code = ("import sys; from nanoqwenlong.ops import flags; from train_sft import Config; flags.check(Config, []); "
+            "raise KeyboardInterrupt")
+    done, _ = run_script("-c", code)
+    assert done.stderr == "interrupted\n" and done.returncode in (130, -2)
+    done, _ = run_script("-c", code.replace("KeyboardInterrupt", "ValueError('a bug')"))
+    assert "Traceback" in done.stderr and "a bug" in done.stderr             # other errors keep theirs
+    done, _ = run_script("-c", code.replace("raise KeyboardInterrupt", "import torhc"))
+    assert done.stderr.count("\n") == 1 and "has no package torhc: use .venv/bin/python" in done.stderr
+
+
+def test_a_python_without_our_packages_is_told_which_to_use(in_tmp):
+    """-S leaves out site-packages. Flags are still read, because that needs the standard library only."""
+    for script in ("train_rl.py", "train_sft.py", "eval.py", "sample.py"):
+        done, _ = run_script("-S", "-E", ROOT / script)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and "has no package torch" in done.stderr
+        done, _ = run_script("-S", "-E", ROOT / script, "--nmae")
+        assert done.returncode == 78 and "unknown flag --nmae" in done.stderr
+
+
+def test_a_dry_run_of_the_warm_up_shows_a_step(in_tmp, toy_directory, capsys):
+    flags = ["--model", toy_directory, "--toy-examples", 8, "--eval-questions", 2, "--max-new-tokens", 2,
+             "--batch-size", 4]
+    assert start(train_sft, *flags, "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines if line.startswith("step")] == ["step 1 of 1"]
+    assert all(f"  {name} " in lines[1] for name in ("loss", "accuracy", "grad_norm", "learning_rate", "left"))
+    assert lines[-1] == "dry run: one step, and nothing is kept"
+
+
+def test_data_without_heldout_says_that_accuracy_is_not_measured(in_tmp, toy_directory, capsys):
+    rows = write_rows(in_tmp / "rows.jsonl", toy.examples(4, toy.SHORT, 0))
+    flags = ["--model", toy_directory, "--max-new-tokens", 2, "--batch-size", 4, "--dry-run"]
+    for more, measured in ((["--data", rows], False), (["--data", rows, "--heldout", rows], True),
+                           (["--toy-examples", 4, "--eval-questions", 2], True),
+                           (["--toy-examples", 4, "--eval-every", 0], False)):
+        assert start(train_sft, *flags, *more) == 0
+        out = capsys.readouterr().out
+        assert ("accuracy is not measured: --heldout" in out) == (not measured) == ("  accuracy " not in out), more
+    assert "with --data nothing: accuracy is not measured" in " ".join(
+        (ROOT / "train_sft.py").read_text().replace("#", " ").split())
+
+
+def test_the_last_line_of_a_run_is_a_command_that_evaluates_its_model(in_tmp, toy_directory, capsys):
+    """On the toy task, on held-out files, or on a placeholder for them, with the settings of training."""
+    rows = write_rows(in_tmp / "rows.jsonl", toy.examples(8, toy.SHORT, 0))
+    small = ["--model", toy_directory, "--batch-size", 4, "--steps", 1]
+    runs = {"toy": (train_sft, [*small, "--toy-examples", 8, "--eval-every", 0]),
+            "both": (train_sft, [*small, "--data", rows, "--heldout", rows, "--max-new-tokens", 3]),
+            "data": (train_sft, [*small, "--data", rows]),
+            "rl": (train_rl, ["--model", toy_directory, *SMALL_RL, "--steps", 1])}
+    ends = {"toy": [], "both": ["--data", str(rows), "--max-new-tokens", "3"], "data": ["--data", "HELDOUT.jsonl"],
+            "rl": ["--max-new-tokens", "6"]}
+    for name, (script, flags) in runs.items():
+        for again in range(2):                                         # a run that is complete says it again
+            assert start(script, *flags, "--name", name) == 0
+            last = capsys.readouterr().out.splitlines()[-1]
+        begin, command = last.split(": ", 1)
+        model = f"runs/{name}/checkpoints/step_000001"
+        assert begin == "done. To evaluate this model"
+        assert command.split()[1:] == [str(ROOT / "eval.py"), "--model", model, *ends[name]]
+    done, _ = run_script(*last.split(": ", 1)[1].split()[1:], "--toy-examples", 2, cwd=in_tmp)
+    assert done.returncode == 0 and model in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("path, elsewhere, shown", [
+    ("a/train.py", "", "a/train.py"), ("/x/train.py", "", "/x/train.py"), ("/x/bin/python", "python", "python")])
+def test_commands_name_paths_that_are_true_where_they_are_pasted(in_tmp, path, elsewhere, shown):
+    assert here(in_tmp / path, elsewhere) == shown
+
+
+def test_errors_about_phases_name_both_flags(in_tmp, toy_directory, capsys):
+    for argv in (["--phase-lengths", 80], ["--phase-lengths", 80, 60], ["--phase-steps", 3], ["--phase-steps", 0, 4],
+                 ["--phase-lengths", 5, 9], ["--phase-lengths", 80, 200, 300]):
+        assert start(train_rl, "--model", toy_directory, "--toy-examples", 12, "--dry-run", *argv) == errors.BAD_CONFIG
+        error = capsys.readouterr().err
+        assert "--phase-lengths" in error and "--phase-steps" in error and error.count("\n") == 1, argv
+
+
+def test_keep_1_keeps_one_checkpoint_that_resumes(in_tmp, toy_directory):
+    flags = ["--model", toy_directory, "--toy-examples", 8, "--batch-size", 4, "--eval-every", 0, "--save-every", 1,
+             "--keep", 1]
+    for steps in (3, 5):
+        assert start(train_sft, *flags, "--steps", steps) == 0
+        assert [path.name for path in (in_tmp / "runs/sft/checkpoints").iterdir()] == [f"step_00000{steps}"]
+    assert [row["step"] for row in metrics(in_tmp / "runs/sft")] == [1, 2, 3, 4, 5]
+
+
+def test_the_judges_room_reaches_it(in_tmp, toy_directory, monkeypatch):
+    from nanoqwenlong import build
+    rooms = []
+    monkeypatch.setattr(build, "completer", lambda generator, tokenizer, room: rooms.append(room) or (
+        lambda prompts: [None] * len(prompts)))
+    for flags in ([], ["--judge-tokens", 77]):
+        start(train_rl, "--model", toy_directory, *SMALL_RL, "--judge", toy_directory, "--dry-run", *flags)
+        start(eval_script, "--model", toy_directory, "--toy-examples", 2, "--max-new-tokens", 2, "--judge",
+              toy_directory, *flags)
+    assert rooms == [4096, 4096, 77, 77]

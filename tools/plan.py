@@ -114,6 +114,8 @@ def report(cfg: Config) -> int:
     job = job_of(cfg)
     rates, n, peaks, fits = rates_of(cfg), job.numbers, plan.peaks(job), plan.fits(job, cfg.room)
     print(plan.words(job))
+    print(f"{n.total:,} parameters; processes: {n.ranks}; micro-batches per prompt: {n.microbatches}, of {n.answers} "
+          f"answers, {n.T:,} tokens; KV cache: {job.kv_blocks * 16:,} tokens, {n.decoding} answers at once")
     try:
         job.model.require_window(n.P + n.R)
     except ModelError as error:

@@ -2,12 +2,16 @@
 
     python -m tools.rollouts runs/a                         the 5 worst of the last step
     python -m tools.rollouts runs/a --step 40 --best 3      the 3 best of step 40
+    python -m tools.rollouts runs/a --worst 2 --document    with the documents, which are read from the run's data again
     python -m tools.rollouts runs/a --id q17 --full         all answers to one question, the last time it was asked
     python -m tools.rollouts runs/a --task f1 --worst 10    of one task only"""
 
+import json
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter as Raw
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 from tools import series
 from tools.terminal import clean, run_tool, say
@@ -53,7 +57,26 @@ def check(row: dict, where: str) -> None:
                      and 0 <= pair[0] < pair[1] <= len(row["text"])]
 
 
-def describe(row: dict, full: bool) -> str:
+def different(answers: list[dict], best: bool) -> list[dict]:
+    """Return answers without repeated texts, from the worst (or best) reward on, unscorable ones last. Among answers
+    with one reward, each question has a turn before any has its second."""
+    sign, turns = -1 if best else 1, Counter()
+    texts = {(row["id"], row["text"]): row for row in answers}
+    for row in (rows := sorted(texts.values(), key=lambda row: sign * (row["advantage"] or 0.0))):
+        turns[row["id"], row["reward"]] += 1
+        row["turn"] = turns[row["id"], row["reward"]]
+    return sorted(rows, key=lambda row: (row["reward"] is None, sign * (row["reward"] or 0.0), row["turn"]))
+
+
+def documents(run: Path) -> dict[str, str]:
+    """Return {id: document, or the turns of a chat}. The data of the run is read again."""
+    from nanoqwenlong import build                             # imported here: it imports torch
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    examples = build.questions(SimpleNamespace(**config), lambda note: None)
+    return {example.id: example.document or "\n".join(text for _, text in example.messages) for example in examples}
+
+
+def describe(row: dict, full: bool, document: str | None = None) -> str:
     """Return one answer with everything known about it."""
     question, gold = str(row.get("question") or "not kept").strip(), row.get("gold")
     if len(question) > 600 and not full:                         # the question of a chat is at its end
@@ -69,6 +92,9 @@ def describe(row: dict, full: bool) -> str:
              f"  ended      {ended}, {row.get('length', '?')} tokens"]
     if isinstance(row.get("patterns"), dict):
         lines.append(f"  patterns   {', '.join(f'{name} {count}' for name, count in row['patterns'].items())}")
+    if document is not None:
+        more = f" ... [{len(document) - HEAD:,} characters more; --full shows them]" if len(document) > HEAD else ""
+        lines.append(f"  document   {document if full else document[:HEAD] + more}")
     return clean("\n".join([*lines, "", body(row, full), ""]))
 
 
@@ -88,15 +114,16 @@ def body(row: dict, full: bool) -> str:
     return "".join([*parts, text[start:end], more])
 
 
-def show(run: Path, step: int | None, id: str | None, task: str | None, best: int, worst: int, full: bool) -> None:
+def show(run: Path, step: int | None, id: str | None, task: str | None, best: int, worst: int, full: bool,
+         document: bool) -> None:
     answers = read(run / "rollouts.jsonl", step, id, task)
     chosen, title = answers, f"all {len(answers)} answers to {clean(str(id))}"
-    if id is None:                                               # unscorable answers come last
-        answers.sort(key=lambda row: (row["reward"] or 0.0, row["advantage"] or 0.0), reverse=bool(best))
-        chosen = sorted(answers, key=lambda row: row["reward"] is None)[:best or worst or 5]
+    if id is None:
+        chosen = different(answers, bool(best))[:best or worst or 5]
         title = f"the {len(chosen)} {'best' if best else 'worst'} of {len(answers)} answers"
-    # all() stops when the reader, such as `head`, is gone.
-    all(map(say, [f"step {answers[0]['step']}: {title}", *(f"-- {describe(row, full)}" for row in chosen)]))
+    of = documents(run) if document else {}
+    shown = [describe(row, full, of.get(row["id"], "no longer in the data") if document else None) for row in chosen]
+    all(map(say, [f"step {answers[0]['step']}: {title}", *(f"-- {text}" for text in shown)]))  # until `head` is gone
 
 
 def main(argv: list[str]) -> int:
@@ -108,6 +135,7 @@ def main(argv: list[str]) -> int:
     choice.add_argument("--best", type=int, metavar="N", help="show so many answers")
     choice.add_argument("--id", help="show all answers to this example")
     parser.add_argument("--task", help="only answers to examples of this task")
+    parser.add_argument("--document", action="store_true", help="show the documents as well")
     parser.add_argument("--full", action="store_true", help="do not shorten anything")
     args = parser.parse_args(argv)
     if any(number is not None and number < 1 for number in (args.best, args.worst)):

@@ -148,15 +148,17 @@ def alike(rows: Rows):
 
 
 RULES = (                               # (name, check, sentence). For each name the first rule that applies counts
-    ("answers cut off", above(0.5, "completions/clipped_ratio"), "{0:.0%} of the answers were cut off and can earn "
-     "nothing; raise --max-new-tokens, or warm up with train_sft.py on answers that fit"),
+    ("answers cut off", above(0.5, "completions/clipped_ratio"), "{0:.0%} of the answers were truncated at "
+     "--max-new-tokens and can earn nothing; if they ramble or repeat themselves, warm up with train_sft.py; if they "
+     "are sound but too long, raise --max-new-tokens"),
     ("nothing parsed", lambda rows: (share := mean(rows, "answers/extracted")) < 0.1 and (1 - share, share),
      'only {1:.0%} of the answers hold "</think> ... the answer is ...", so the reward stays 0; warm up with '
      "train_sft.py on answers in that form"),
     ("judge failing", wrong_canaries, "in {0} of {1} steps the judge got a question with a known answer wrong, and it "
      "left {2:.0%} of its questions open; take a better one (--judge, --judge-model)"),
     ("judge failing", above(0.1, "judge/error_rate"), "the judge left {0:.0%} of its questions open, and those answers "
-     "train nothing; check its server, or raise --judge-minutes"),
+     "train nothing; the console said why: a server that fails or is slow (--judge-minutes), truncated replies "
+     "(--judge-tokens), or replies in another format (another --judge)"),
     ("updates skipped", skipped, "in {0} of {1} steps a loss or gradient was not finite, so an update was skipped; "
      "look at skipped.jsonl, try --check-finite, or start from an earlier checkpoint with a lower --learning-rate"),
     ("entropy collapsing", collapsing, "{1}: the answers hardly differ, so they teach little; resume from an earlier "

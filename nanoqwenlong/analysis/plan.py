@@ -258,17 +258,9 @@ def of_run(cfg, model: ModelConfig, prompts: int, prompt: int, bytes: int, ranks
 
 
 def words(job: Job) -> str:
-    """The plan in four lines."""
-    n, prompts, answers = job.numbers, job.prompts_per_step, job.prompts_per_step * job.group_size
-    sizes = [*peaks(job).values(), moments(job)["decode"]["KV pool"]]
-    rest, rollout, update, optimizer, pool = [f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-                                              for size in sizes]
-    parameters = f"{n.total / 1e9:.2f} billion" if n.total > 1e8 else f"{n.total / 1e6:.2f} million"
-    return f"""\
-plan: {parameters} parameters; processes: {n.ranks}; a step has {prompts:,} prompts of at most {n.P + 1:,} tokens and \
-{answers:,} answers of at most {n.R:,}: {prompts * (n.P + 1):,} and {answers * n.R:,} tokens
-plan: prompts per update: {-(-prompts // job.updates_per_step)}; micro-batches per prompt: {n.microbatches}; \
-answers per micro-batch: {n.answers}, {n.T:,} tokens
-plan: KV cache: {job.kv_blocks:,} blocks, {job.kv_blocks * BLOCK_SIZE:,} tokens, {pool}; answers at once: {n.decoding}
-plan: tensors on each {'GPU' if n.on_gpu else 'process'}: {rest} at rest; at most {rollout} in a rollout, {update} in \
-an update, {optimizer} in an optimizer step"""
+    """The plan in one line."""
+    n, prompts, sizes = job.numbers, job.prompts_per_step, peaks(job)
+    largest = max(sizes, key=sizes.get)
+    return (f"plan: a step has {prompts:,} prompts of up to {n.P + 1:,} tokens, {prompts * job.group_size:,} answers "
+            f"of up to {n.R:,}; up to {sizes[largest] / 1e9:.3g} GB on each {'GPU' if n.on_gpu else 'process'} "
+            f"({largest})")

@@ -28,6 +28,8 @@ def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str
             not isinstance(error, errors.Elsewhere | FileNotFoundError))
         if parallel.rank() == 0 or of_this_rank:
             tell(sentence(error), sys.stderr)
+            if parallel.is_launched():
+                tell("torchrun now reports this exit with a traceback of its own. That is expected.", sys.stderr)
         return errors.exit_code(error)
 
 

@@ -18,7 +18,6 @@ import typing
 from dataclasses import asdict, fields, is_dataclass
 
 from ..errors import BAD_CONFIG, ConfigError
-from .log import tell
 from .settings import FORMER
 
 
@@ -44,16 +43,22 @@ def parse(config_class, argv: list[str], presets: dict[str, dict] = {}):
 
 
 def check(config_class, argv: list[str], presets: dict[str, dict] = {}) -> None:
-    """For the top of a script, before its slow imports: a wrong flag ends it at once, and so does --help. Ctrl-C during
-    these imports prints one word."""
-    def interrupted(kind, error, traceback):
-        tell("interrupted", sys.stderr) if kind is KeyboardInterrupt else sys.__excepthook__(kind, error, traceback)
-    sys.excepthook = interrupted
+    """Before the slow imports of a script: a wrong flag or --help ends it at once. Afterwards, a missing package and
+    Ctrl-C are reported in one sentence."""
+    def report(kind, error, traceback):
+        if issubclass(kind, ModuleNotFoundError):
+            print(f"{sys.executable} has no package {error.name}: use .venv/bin/python, which `make` makes, or install "
+                  "what README.md says", file=sys.stderr)
+        elif kind is KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, traceback)
+    sys.excepthook = report
     try:
         parse(config_class, argv, presets)
     except ConfigError as error:
-        tell(str(error), sys.stderr)
-        raise SystemExit(BAD_CONFIG) from None
+        print(error, file=sys.stderr)
+        sys.exit(BAD_CONFIG)
 
 
 def split_flags(argv: list[str], known) -> dict[str, list[str]]:

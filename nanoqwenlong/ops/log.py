@@ -56,9 +56,12 @@ class Log:
             elif now > size:
                 os.truncate(path, size)
 
-    def line(self, step: int, values: dict, headline: tuple[str, ...]) -> None:
-        """Print one step: the values named in `headline` that are there, in its order."""
-        self.say(f"step {step:4d}  " + "  ".join(f"{k} {format_value(values[k])}" for k in headline if k in values))
+    def line(self, step: str, values: dict, headline: dict[str, str], left: str) -> None:
+        """Print one step in at most 120 columns: the values of `headline` {key: its name here}, as far as they fit."""
+        parts = [f"  {name} {format_value(values[key])}" for key, name in headline.items() if key in values]
+        while len(step) + sum(map(len, parts)) + len(left) > 113:
+            parts.pop()
+        self.say(f"{step}{''.join(parts)}  left {left}")
 
     def say(self, text: str) -> None:
         """Print a line. If the console is gone, the run continues in silence."""
@@ -76,6 +79,13 @@ def tell(text: str, stream) -> bool:
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())     # else Python complains when it exits
         return False
+
+
+def duration(seconds: float) -> str:
+    """The time in the largest unit that it holds at least twice: "90 s", "2 min", "47 h", "2 d"."""
+    units = {"d": 86400, "h": 3600, "min": 60, "s": 1}
+    unit = next((name for name, size in units.items() if seconds >= 2 * size), "s")
+    return f"{seconds / units[unit]:.0f} {unit}"
 
 
 def format_value(value) -> str:

@@ -14,8 +14,9 @@ import math
 import os
 import shlex
 import signal
+import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -27,7 +28,7 @@ from .. import errors, parallel
 from ..pretrained import hub
 from . import checkpoint, exits, files, flags
 from .directory import Directory
-from .log import Log, progress
+from .log import Log, duration, progress
 from .settings import computing_dtype
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
@@ -44,6 +45,7 @@ class Run:
         self.signal, self.error, self.saving, self.handlers = "", None, False, {}
         self.started = time.monotonic()                        # less the seconds of earlier starts
         self.times, self.part_name, self.part_began, self.longest = Counter(), "", 0.0, 0
+        self.last, self.begins = 0, deque(maxlen=50)           # the last step. When the newest steps began
 
     def __enter__(self) -> "Run":
         cfg = self.config
@@ -101,7 +103,7 @@ class Run:
     def steps(self, last: int, ends: Collection[int] = ()) -> Iterator[int]:
         """The numbers of the steps that remain, up to `last`. A checkpoint is saved every --save-every steps, after the
         steps in `ends` (never pruned), after the last step and after a signal. All ranks agree on that."""
-        last = min(last, 1) if self.config.dry_run else last
+        last = self.last = min(last, 1) if self.config.dry_run else last
         if self.source:
             self._prune(ends)                                  # the start before may have died while it pruned
         bar = progress(range(self.done, last), self.script.stem, quiet=self.log.quiet)
@@ -110,6 +112,7 @@ class Run:
         self._stop_if_signalled()
         while self.done < last and not self.ended:
             self.step, self.times = self.done + 1, Counter()
+            self.begins.append(time.monotonic())
             self.part("step")
             yield self.step
             self.part("")
@@ -124,6 +127,15 @@ class Run:
                 if not over:                                   # a signal that came while saving counts too
                     self._stop_if_signalled()
         bar.close()
+        self.log.say(f"done. To evaluate this model: {self.evaluation()}" if self.source else
+                     "dry run: one step, and nothing is kept")
+
+    def line(self, values: dict, headline: dict[str, str], minutes: float = 0) -> None:
+        """Print this step (headline: see Log.line) and the time left, at the pace of the newest steps, up to `minutes`
+        of the run."""
+        left = (time.monotonic() - self.begins[0]) / len(self.begins) * (self.last - self.step)
+        left = min(left, max(0, 60 * minutes - self.seconds)) if minutes else left
+        self.log.line(f"step {self.step:{len(str(self.last))}} of {self.last}", values, headline, duration(left))
 
     def stop(self, why: str) -> None:
         self.ended = True
@@ -198,12 +210,23 @@ class Run:
             raise errors.Stopped(f"stopped by {name} after step {self.done}; resume with: {self.command()}")
 
     def command(self) -> str:
-        words = ["python"]
+        words = [here(sys.executable, "python")]
         if parallel.size() > 1:
             nodes = f"--nnodes={self.num_hosts} --rdzv-backend=c10d --rdzv-endpoint=HOST:29500"
-            words = ["torchrun", *(nodes.split() if self.num_hosts > 1 else ["--standalone"]),
+            words = [str(Path(words[0]).with_name("torchrun")),
+                     *(nodes.split() if self.num_hosts > 1 else ["--standalone"]),
                      f"--nproc_per_node={parallel.size() // self.num_hosts}"]
-        return shlex.join([*words, self.script.name, *flags.flags(replace(self.config, resume="auto"))])
+        return shlex.join([*words, here(self.script), *flags.flags(replace(self.config, resume="auto"))])
+
+    def evaluation(self) -> str:
+        """The command that evaluates the newest checkpoint: on the held-out files, else on the data."""
+        cfg, data = self.config, getattr(self.config, "data", ())
+        chosen = {"data": getattr(cfg, "heldout", data) or data and ("HELDOUT.jsonl",),
+                  **{name: getattr(cfg, name, ()) for name in ("task", "device", "dtype", "max_new_tokens")}}
+        words = [here(sys.executable, "python"), here(self.script.with_name("eval.py")), "--model", str(self.source)]
+        for name, value in chosen.items():
+            words += flags.flag_words(name, value) if value != getattr(type(cfg), name, ()) else []
+        return shlex.join(words)
 
     def __exit__(self, kind, error, traceback) -> None:
         raised, error = error, parallel.lost_ranks(error) or error
@@ -231,3 +254,9 @@ class Run:
                    "resume_command": None if error is None else self.command()}
         with suppress(OSError):                                # the disk may be the reason
             files.put(path, content)
+
+
+def here(path: Path | str, elsewhere: str = "") -> str:
+    """The path from the current directory if it is below it, else `elsewhere`, else the path as it is."""
+    shortest = os.path.relpath(path)
+    return elsewhere or str(path) if shortest.startswith("..") else shortest

@@ -38,7 +38,7 @@ class Settings(Machine):
                                         # same. never: refuse. changed: resume it with the changed code. restart: move
                                         # it to NAME.1 and start again
     save_every: int = free(10, least=1)  # steps between checkpoints
-    keep: int = free(2, least=2)        # how many of the newest checkpoints to keep. Those at the ends of phases stay
+    keep: int = free(2, least=1)        # how many of the newest checkpoints to keep. Those at the ends of phases stay
     max_bad_updates: int = free(3, least=1)  # stop after this many updates in a row that are not finite
     check_finite: bool = free(False)    # refuse a model whose weights contain NaN or infinity
     # memory and ranks

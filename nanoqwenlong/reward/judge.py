@@ -42,13 +42,15 @@ for _question, _gold, _right, _wrong in (
         ("How many days does a week have?", "7", "seven days", "twelve"),
         ("Who wrote the play Hamlet?", "William Shakespeare", "Shakespeare", "Charles Dickens")):
     CANARIES += [(Question(_question, (_gold,), _right), 1.0), (Question(_question, (_gold,), _wrong), 0.0)]
+FORMAT = "no single verdict on the last line of the reply (it does not keep to the format: take another --judge)"
+TRUNCATED = "a reply truncated at {} tokens (raise --judge-tokens)"
 # "not [[YES]]", or words after the verdict
 TURNED = re.compile(r"(\b(not|never)|n['’]t)\W*((say|write)\W*)?\[\[(YES|NO)\]\]|\[\[(YES|NO)\]\].*\w", re.IGNORECASE)
 
 
 class Judge:
     """Asks `complete` about answers, each only once. All ranks call `ask` alike.
-    complete: prompts -> replies. Its attribute `problems`, if any, counts the reasons for missing replies.
+    complete: prompts -> replies. Its attribute `problems`, if any, counts the reasons for missing and empty replies.
     name: of the model that answers. Its verdicts are not reused under another name. seed: for the codes in the prompts.
     counts: of questions since the last take(): asked, cached (known, or asked twice), canaries_wrong."""
 
@@ -79,10 +81,10 @@ class Judge:
         values = [math.nan if reply is None else verdict(reply) for reply in replies]
         wrong = [value == 1.0 - known for (_, known), value in zip(canaries, values)]
         self.counts["canaries_wrong"] += sum(wrong)
-        num_missing, num_open = replies.count(None), sum(map(math.isnan, values))
+        num_open = sum(map(math.isnan, values))
         reasons = Counter(getattr(self.complete, "problems", {}))
-        reasons["no reply"] += max(0, num_missing - reasons.total())
-        reasons["no single verdict on the last line of the reply"] += num_open - num_missing
+        reasons["no reply"] += max(0, replies.count(None) - reasons.total())
+        reasons[FORMAT] += num_open - reasons.total()
         if num_open:
             listed = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common() if count)
             self.troubles.append(f"{num_open} of {len(values)} questions without a verdict: {listed}")

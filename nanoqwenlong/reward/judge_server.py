@@ -14,6 +14,7 @@ import httpx
 
 from .. import parallel
 from ..errors import ConfigError
+from .judge import TRUNCATED
 
 GIVE_UP = 10                            # failed prompts in a row, after which a call tries no more
 LARGEST = 1_000_000                     # bytes of a response
@@ -24,11 +25,11 @@ class Server:
     deadline, timeout: seconds for a whole call and for one try. Nothing that the server does raises an error.
     tries, pause: per prompt. Pauses start at `pause` seconds and double, less up to a half at random, but last at least
     as long as Retry-After says. A prompt fails when the next pause would end after the deadline.
-    problems: the reasons of the last call, one for each prompt without a reply.
+    problems: the reasons of the last call, one for each prompt without a reply. A truncated reply counts as empty.
     Raises ConfigError for an invalid model, key or URL, without repeating it."""
 
     def __init__(self, url: str, model: str, key: str = "", concurrency: int = 16, deadline: float = 300.0,
-                 timeout: float = 60.0, tries: int = 5, pause: float = 1.0, max_new_tokens: int = 256):
+                 timeout: float = 60.0, tries: int = 5, pause: float = 1.0, max_new_tokens: int = 4096):
         if not model:
             raise ConfigError("a judge behind a URL needs the name of its model there: --judge-model")
         if not all("!" <= c <= "~" for c in key):
@@ -108,8 +109,11 @@ class Server:
         except httpx.TransportError as error:
             return None, re.sub(r"^\[Errno -?\d+\] ", "", str(error)), 0.0
         try:
-            reply = json.loads(received)["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError, RecursionError):
+            choice = json.loads(received)["choices"][0]
+            reply = choice["message"]["content"]
+            if choice.get("finish_reason") == "length":
+                return "", TRUNCATED.format(self.max_new_tokens), 0.0
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             reply = None
         is_reply = isinstance(reply, str) and reply.strip()
         return (reply, "", 0.0) if is_reply else (None, "a response without a reply in it", 0.0)
