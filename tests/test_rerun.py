@@ -17,6 +17,7 @@ import train_sft
 from nanoqwenlong import errors, parallel
 from nanoqwenlong.ops import checkpoint, files
 from nanoqwenlong.pretrained.digest import file_digest
+from nanoqwenlong.pretrained.tokenizer import Tokenizer
 
 __all__ = ["in_tmp", "small"]                                 # fixtures
 CODE = files.code(Path(train_sft.__file__))
@@ -242,3 +243,45 @@ def test_edits_of_a_copied_tree(in_tmp, small):
     assert start("--steps", "3", "--resume", "restart") == (0, "")
     assert checkpoints_of(Path("runs/sft"))[-1] == "step_000003"
     assert checkpoints_of(Path("runs/sft.1"))[-1] == "step_000002"
+
+
+# A resumed run whose chat template now writes other prompts
+
+def other_prompts(patch) -> None:
+    """From now on transformers renders a template otherwise, as another version might."""
+    render = Tokenizer._render
+    patch.setattr(Tokenizer, "_render", lambda *args: render(*args).replace("<|im_start|>user", "<|im_start|> user"))
+
+
+def test_changed_prompts_stop_the_same_command_and_touch_nothing(in_tmp, small, monkeypatch, capsys):
+    assert sft(small, "--steps", 2) == 0
+    assert len(json.loads((DIRECTORY / "checkpoints/step_000002/state.json").read_text())["prompts"]) == 64
+    before = unlocked()
+    with monkeypatch.context() as patch:
+        other_prompts(patch)
+        capsys.readouterr()
+        assert sft(small, "--steps", 4) == errors.BAD_CONFIG
+        said = capsys.readouterr().err
+        assert said.startswith("the chat template writes other prompts than when runs/sft was begun")
+        assert "--resume changed" in said and said.count("\n") == 1 and unlocked() == before
+    assert sft(small, "--steps", 4) == 0, "the former version resumes it"
+
+
+def test_resume_changed_takes_changed_prompts_and_keeps_them(in_tmp, small, monkeypatch, capsys):
+    assert sft(small, "--steps", 2) == 0
+    other_prompts(monkeypatch)
+    assert sft(small, "--steps", 4, "--resume", "changed") == 0
+    assert "resuming with changed prompts" in capsys.readouterr().out and steps_of() == [1, 2, 3, 4]
+    assert sft(small, "--steps", 5) == 0, "the new checkpoint records the new prompts"
+
+
+def test_a_checkpoint_of_an_older_version_records_no_prompts(in_tmp, small):
+    assert sft(small, "--steps", 2) == 0
+    path = DIRECTORY / "checkpoints/step_000002"
+    state = json.loads((path / "state.json").read_text())
+    del state["prompts"]
+    (path / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((path / "manifest.json").read_text().rpartition("\n")[0].rpartition("\n")[0])
+    manifest["files"]["state.json"] = checkpoint._entry(path / "state.json")
+    (path / "manifest.json").write_text(checkpoint.manifest_text(manifest["files"]))
+    assert sft(small, "--steps", 4) == 0 and steps_of() == [1, 2, 3, 4]

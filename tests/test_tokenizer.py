@@ -1,5 +1,6 @@
 """Prompts as the paper writes them, and text that stays text whatever it says."""
 
+import datetime
 import json
 import random
 import shutil
@@ -11,9 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoqwenlong.errors import ModelError
+from nanoqwenlong import data
+from nanoqwenlong import toy as toy_module
+from nanoqwenlong.errors import DataError, ModelError
+from nanoqwenlong.model import Qwen
 from nanoqwenlong.pretrained.template import PROMPT
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
+from nanoqwenlong.records import Example
+from nanoqwenlong.rewards import score
 
 R1_TEMPLATE = ("{{ '<｜begin｜>' }}{% for message in messages %}{{ '<｜User｜>' + message['content'] }}{% endfor %}"
                "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}")
@@ -311,3 +317,416 @@ def test_the_tokenizer_is_the_directory_not_its_path(toy_directory, tmp_path):
     """A copy elsewhere gives the same ids: nothing is looked up by name."""
     shutil.copytree(toy_directory, tmp_path / "elsewhere")
     assert Tokenizer(tmp_path / "elsewhere").prompt_pieces == Tokenizer(toy_directory).prompt_pieces
+
+
+# Token ids are those of tokenizer.json, whatever class its config names
+
+PROBES = ["in 2024 it cost 12345; cafe\u0301 \ufb01 \u212b", "  two  spaces\n\n\ttab \r\n", "漢字かな한국어 １２３",
+          "don't I'LL we've", "👩\u200d🚀 e\u0301 \u00a0 \u2028", "<|im_end|> <think>", "\\frac{x+1}{2} x**2 != 3",
+          "", " ", "ſK", "İi"]
+
+
+def save_raw(directory: Path, kind="qwen2", normalizer=None, pre_tokenizer=None, post_processor=None, more=(),
+             **config):
+    """A directory whose tokenizer.json has rules of its own. Returns these as the tokenizers library reads them."""
+    from tokenizers import AddedToken, Regex, decoders, models, trainers
+    from tokenizers import Tokenizer as BPE
+    from tokenizers import pre_tokenizers as pre
+    digits = pre.Sequence([pre.Split(Regex(r"\p{N}{1,3}"), "isolated"), pre.ByteLevel(add_prefix_space=False)])
+    raw = BPE(models.BPE())
+    raw.decoder, raw.pre_tokenizer = decoders.ByteLevel(), pre_tokenizer or digits
+    if normalizer:
+        raw.normalizer = normalizer
+    raw.train_from_iterator(["in 2024 and 2023 it cost 12345 or 123 coins; cafe\u0301 we've don't x**2"] * 9,
+                            trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre.ByteLevel.alphabet(),
+                                                show_progress=False))
+    raw.add_special_tokens([AddedToken(text, special=True) for text in ("<|im_start|>", "<|im_end|>", *more)])
+    if post_processor:
+        raw.post_processor = post_processor(raw)
+    directory.mkdir(exist_ok=True)
+    raw.save(str(directory / "tokenizer.json"))
+    config = {"eos_token": "<|im_end|>", **config}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    (directory / "config.json").write_text(json.dumps({"model_type": kind, "vocab_size": 500}))
+    (directory / "chat_template.jinja").write_text(toy_module.CHAT_TEMPLATE)
+    return BPE.from_file(str(directory / "tokenizer.json"))
+
+
+def begins_with_bos(raw):
+    from tokenizers.processors import TemplateProcessing
+    return TemplateProcessing(single="<|im_start|> $A <|im_end|>", special_tokens=[
+        (text, raw.token_to_id(text)) for text in ("<|im_start|>", "<|im_end|>")])
+
+
+def unicode_rules() -> dict:
+    from tokenizers import normalizers
+    from tokenizers import pre_tokenizers as pre
+    return {"own digits": {}, "NFC": {"normalizer": normalizers.NFC()}, "NFKC": {"normalizer": normalizers.NFKC()},
+            "lower case": {"normalizer": normalizers.Lowercase()},
+            "words": {"pre_tokenizer": pre.Sequence([pre.WhitespaceSplit(), pre.ByteLevel(add_prefix_space=False)])},
+            "GPT-2": {"pre_tokenizer": pre.ByteLevel(add_prefix_space=False)},
+            "bos": {"post_processor": begins_with_bos}}
+
+
+@pytest.mark.parametrize("rules", ["own digits", "NFC", "NFKC", "lower case", "words", "GPT-2", "bos"])
+@pytest.mark.parametrize("kind, name", [("qwen2", "Qwen2Tokenizer"), ("qwen3", "Qwen2TokenizerFast"), ("qwen2", None),
+                                        ("qwen3", "LlamaTokenizerFast"), ("qwen2", "PreTrainedTokenizerFast"),
+                                        ("qwen3", "TokenizersBackend"), ("qwen2", "GPT2Tokenizer")])
+def test_ids_are_those_of_tokenizer_json(rules, kind, name, tmp_path):
+    """transformers 5 would replace the normaliser and the pre-tokeniser of a known class by that class's own."""
+    raw = save_raw(tmp_path, kind, **unicode_rules()[rules], **({"tokenizer_class": name} if name else {}))
+    tokenizer = Tokenizer(tmp_path)
+    marked = raw.encode("<|im_start|>user\nin 2024<|im_end|>", add_special_tokens=False).ids
+    assert tokenizer._encode_marked("<|im_start|>user\nin 2024<|im_end|>") == marked and marked.count(raw.token_to_id(
+        "<|im_start|>")) == 1
+    for text in PROBES:
+        ids = tokenizer.encode(text)
+        if "<|" not in text:                                    # there the file would make special tokens
+            assert ids == raw.encode(text, add_special_tokens=False).ids
+        assert tokenizer.decode(ids) == raw.decode(ids, skip_special_tokens=False)
+    assert not set(tokenizer.encode("<|im_end|>")) & tokenizer.special_ids
+
+
+def test_transformers_class_has_other_ids(tmp_path):
+    """Or the test above would prove nothing."""
+    from transformers import AutoTokenizer
+    raw = save_raw(tmp_path, "qwen2", tokenizer_class="Qwen2Tokenizer")
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.encode(PROBES[0], add_special_tokens=False) != raw.encode(PROBES[0]).ids
+
+
+@pytest.mark.parametrize("setting", [
+    {"split_special_tokens": True}, {"add_prefix_space": True}, {"add_bos_token": True}, {"model_max_length": 3},
+    {"clean_up_tokenization_spaces": True}])
+def test_settings_beside_tokenizer_json_change_no_id_and_no_text(setting, tmp_path):
+    save_raw(tmp_path / "a")
+    save_raw(tmp_path / "b", **setting)
+    one, other = Tokenizer(tmp_path / "a"), Tokenizer(tmp_path / "b")
+    text = "It cost 123 . Did n't it ?"
+    assert one.prompt(one.encode(text), [5]) == other.prompt(other.encode(text), [5])
+    assert other.decode(other.encode(text)) == text
+
+
+def test_no_text_is_cut_or_padded(tmp_path):
+    raw = save_raw(tmp_path)
+    raw.enable_truncation(4)
+    raw.enable_padding(length=64, pad_token="<|im_end|>")
+    raw.save(str(tmp_path / "tokenizer.json"))
+    tokenizer, text = Tokenizer(tmp_path), "it cost 12345 coins and more " * 9
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.hf.get_vocab()["<|im_end|>"] in tokenizer.prompt(tokenizer.encode(text), [])
+
+
+@pytest.mark.parametrize("config", [
+    {"eos_token": "<|end|>"}, {"pad_token": "<|pad|>"}, {"extra_special_tokens": ["<|tool|>"]},
+    {"added_tokens_decoder": {"450": {"content": "<|late|>", "special": True}}}])
+def test_a_token_that_only_the_config_names_is_refused(config, tmp_path):
+    save_raw(tmp_path, **config)
+    with pytest.raises(ModelError, match="tokenizer.json does not have it"):
+        Tokenizer(tmp_path)
+    named = ["<|end|>", "<|pad|>", "<|tool|>", "<|late|>"]
+    save_raw(tmp_path, more=named, **{key: value for key, value in config.items() if key != "added_tokens_decoder"})
+    Tokenizer(tmp_path)
+
+
+# Chat templates that open the thinking, close it, or leave it to the model
+
+PLAIN = toy_module.CHAT_TEMPLATE
+ASSISTANT = "<|im_start|>assistant\n"
+
+
+def opened_by(opening: str) -> str:
+    assert ASSISTANT in PLAIN
+    return PLAIN.replace(ASSISTANT, ASSISTANT + opening)
+
+
+@pytest.fixture
+def with_opening(toy_directory, tmp_path):
+    def make(opening: str, template: str = "") -> Tokenizer:
+        shutil.copytree(toy_directory, tmp_path / "m", dirs_exist_ok=True)
+        (tmp_path / "m/chat_template.jinja").write_text(template or opened_by(opening))
+        return Tokenizer(tmp_path / "m")
+    return make
+
+
+OPEN = ["<think>", "<think>\n", "<think>\n\n", "<think>\nOkay, "]
+CLOSED = ["<think></think>", "<think>\n\n</think>\n\n", "<think>\n</think>", "</think>",
+          "<think>\n\n</think>\n\nAnswer: "]
+
+
+@pytest.mark.parametrize("opening", ["", *OPEN, *CLOSED])
+def test_the_thinking_of_the_prompt_belongs_to_the_response(opening, with_opening):
+    """Read as a response, prompt and answer together earn what the answer deserves. Taught, nothing is there twice."""
+    tokenizer = with_opening(opening)
+    assert tokenizer.thought == opening
+    prompt, end = tokenizer.prompt([5], [6]), [tokenizer.eos_id]
+    assert tokenizer.hf.decode(prompt).endswith(ASSISTANT + opening)
+    said = "So.</think> The answer is Oslo." if opening in OPEN else "The answer is Oslo."
+    ids = tokenizer.encode(said.partition("</think>")[0]) if opening in OPEN else []
+    ids += tokenizer.hf.convert_tokens_to_ids(["</think>"]) * (opening in OPEN)
+    ids += tokenizer.encode(said.rpartition("</think>")[2])
+    response = tokenizer.response(ids + end)
+    assert response == opening + said and tokenizer.decode(ids + end) == said
+    assert tokenizer.encode_response(response) == ids + end, "what was said is what is taught"
+    example = Example("1", "We showed Tom Oslo.", "Where?", "Oslo")
+    assert score(response, example).reward == (opening in (*OPEN, *CLOSED))
+    wrong = response.replace("Oslo", "Rome")
+    assert score(wrong, example).reward == 0
+
+
+@pytest.mark.parametrize("opening", ["<think>", "<think>\n"])
+@pytest.mark.parametrize("space", ["", "\n", " ", "\n\n  ", "\u3000", "\t"])
+def test_a_response_that_repeats_an_opened_thought_is_taught_it_once(opening, space, with_opening):
+    tokenizer = with_opening(opening)
+    think, unthink = tokenizer.hf.convert_tokens_to_ids(["<think>", "</think>"])
+    ids = tokenizer.encode_response(f"{space}<think>\nSo.</think> Oslo.")
+    whole = [*tokenizer.prompt([5], [6]), *ids]
+    assert whole.count(think) == 1 and whole.count(unthink) == 1
+    assert tokenizer.decode(ids) == "So.</think> Oslo." or (opening, space) == ("<think>", "")
+    kept = f"{space}So. <think> again</think>"                 # not at the beginning: it is the response's own
+    assert tokenizer.decode(tokenizer.encode_response(kept)) == kept.lstrip("\n")
+
+
+@pytest.mark.parametrize("opening", CLOSED)
+@pytest.mark.parametrize("empty", ["", "<think></think>", "<think>\n\n</think>\n\n", " \n<think> </think>\n",
+                                   "</think>"])
+def test_an_empty_thought_is_not_taught_after_a_closed_one(opening, empty, with_opening):
+    tokenizer = with_opening(opening)
+    assert tokenizer.decode(tokenizer.encode_response(f"{empty}The answer is Oslo.")) == "The answer is Oslo."
+
+
+@pytest.mark.parametrize("response", ["<think>So.</think> Oslo.", "So.</think> Oslo.", "Oslo <think>", "\n<think>So",
+                                      "<think></think>So.</think> Oslo"])
+def test_a_response_that_thinks_after_a_closed_thought_is_refused(response, with_opening):
+    tokenizer = with_opening("<think>\n\n</think>\n\n")
+    with pytest.raises(ModelError, match="ends the thinking before the answer"):
+        tokenizer.encode_response(response)
+    example = Example("row 7", "We showed Tom Oslo.", "Where?", "Oslo", response=response)
+    (example,), _ = data.tokenize([example], tokenizer, 10_000)
+    with pytest.raises(DataError, match="row 7.*ends the thinking"):
+        data.sft_branch(example, tokenizer)
+
+
+@pytest.mark.parametrize("template", [
+    PLAIN.replace("<|im_end|>", "\nThink between <think> and </think>.<|im_end|>"),    # an instruction to the user
+    "<think></think>" + PLAIN, PLAIN.replace("<|im_start|>{{", "<think></think><|im_start|>{{")])
+def test_markers_before_the_answer_do_not_count(template, with_opening):
+    tokenizer = with_opening("", template)
+    assert tokenizer.thought == "" and tokenizer.response(tokenizer.encode("So")) == "So"
+
+
+# A chat template that prints today's date
+
+@pytest.mark.parametrize("form, printed", [
+    ("'%d %B %Y'", "01 January 2025"), ('"%H:%M:%S"', "00:00:00"), (
+    "'%Y-%m-%dT%H:%M:%S.%f'", "2025-01-01T00:00:00.000000"), ('"%A\\n%d"', "Wednesday\n01"), (" '%d' ", "01")])
+def test_the_date_of_a_template_is_the_same_on_every_day(form, printed, with_opening, monkeypatch):
+    class Clock(datetime.datetime):
+        at = datetime.datetime(2026, 11, 30, 23, 59, 59)
+
+        @classmethod
+        def now(cls, tz=None):
+            cls.at += datetime.timedelta(hours=13, seconds=1)
+            return cls.at
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
+    tokenizer = with_opening("", "Now: {{ strftime_now(" + form + ") }}\n" + PLAIN)
+    prompt = tokenizer.prompt([5], [6])
+    assert tokenizer.hf.decode(prompt).startswith(f"Now: {printed}<|im_start|>user")
+    assert with_opening("", "Now: {{ strftime_now(" + form + ") }}\n" + PLAIN).prompt([5], [6]) == prompt
+    chat = tokenizer.chat([("user", "hi"), ("assistant", "ho"), ("user", "so?")])
+    assert tokenizer.hf.decode(chat).startswith(f"Now: {printed}<|im_start|>user\nhi")
+    tokenizer.save_pretrained(tokenizer.directory.parent / "out")
+    assert "strftime_now" in (tokenizer.directory.parent / "out/chat_template.jinja").read_text()
+
+
+@pytest.mark.parametrize("template", [
+    "{% if strftime_now is defined %}{% set day = strftime_now('%d') %}{% else %}{% set day = 5 %}{% endif %}{{ day }}",
+    "{% set date = strftime_now(\"%d\") if strftime_now is defined else '5' %}{{ date }}"])
+def test_a_template_may_ask_whether_there_is_a_clock(template, with_opening):
+    tokenizer = with_opening("", template + PLAIN)
+    assert tokenizer.hf.decode(tokenizer.prompt([5], [6])).startswith("01<|im_start|>")
+
+
+@pytest.mark.parametrize("template", [
+    "{% set form = '%H:%M' %}{{ strftime_now(form) }}", "{{ strftime_now(format='%H') }}",
+    "{{ strftime_now('%d' + '%m') }}", "{{ strftime_now(\"it's %d\") }}",
+    "{% set clock = strftime_now %}{{ clock('%d') }}", "{{ 'x' if strftime_now }}"])
+def test_a_clock_that_cannot_be_stopped_is_refused_by_name(template, with_opening):
+    with pytest.raises(ModelError, match="strftime_now"):
+        with_opening("", template + PLAIN)
+
+
+def test_the_digest_follows_every_piece_of_the_template(toy_directory, with_opening):
+    """Texts and ids, of prompts and of chats."""
+    def digest(tokenizer, *chats):
+        tokenizer.prompt([5], [6])
+        for chat in chats:
+            tokenizer.chat(chat)
+        return tokenizer.digest()
+    one = digest(Tokenizer(toy_directory))
+    assert digest(with_opening("")) == one, "it is a function of the template, not of the place"
+    for template in (PLAIN + "!", "!" + PLAIN, PLAIN.replace("assistant", "model"), opened_by("<think>")):
+        assert digest(with_opening("", template)) != one
+    system = PLAIN.replace("{{ message['role'] }}", "{{ 'S' if message['role'] == 'system' else message['role'] }}")
+    chat = [("system", "Be brief."), ("user", "Hi")]
+    assert digest(with_opening("", system)) == one
+    assert digest(with_opening("", system), chat) != digest(Tokenizer(toy_directory), chat)
+    tokenizer = Tokenizer(toy_directory)
+    tokenizer._encode_marked = lambda text: [1]
+    assert digest(tokenizer) != one
+
+
+# Ids beyond the tokenizer are visible
+
+def test_an_id_without_a_token_shows_in_the_text(toy_directory):
+    tokenizer = Tokenizer(toy_directory)
+    rows = json.loads((toy_directory / "config.json").read_text())["vocab_size"]
+    unused = [id for id in range(rows) if tokenizer.backend.id_to_token(id) is None]
+    assert unused and min(unused) >= tokenizer.vocab_size
+    oslo = tokenizer.encode(" Oslo")
+    for id in unused:
+        assert tokenizer.decode([*oslo, id, *oslo]) == f" Oslo<|id {id}|> Oslo"
+    assert tokenizer.decode([id for id in range(rows) if id not in tokenizer.eos_ids]).count("<|id ") == len(unused)
+    assert tokenizer.decode([unused[0], *unused[:2], tokenizer.eos_id, unused[1]]) == (
+        f"<|id {unused[0]}|>" * 2 + f"<|id {unused[1]}|>")
+    assert tokenizer.response((*oslo, unused[0])) == f" Oslo<|id {unused[0]}|>"
+
+
+def test_an_answer_with_such_an_id_earns_nothing(toy_directory):
+    tokenizer = Tokenizer(toy_directory)
+    ids = tokenizer.encode_response("<think> So.</think> Therefore, the answer is Oslo.")
+    example = Example("1", "We showed Tom Oslo.", "Where?", "Oslo")
+    assert score(tokenizer.response(ids), example).reward == 1
+    place = len(ids) - 2                                       # before the full stop
+    assert score(tokenizer.response([*ids[:place], tokenizer.vocab_size, *ids[place:]]), example).reward == 0
+
+
+def test_a_hole_inside_the_vocabulary_shows_too(tmp_path):
+    save_raw(tmp_path)
+    file = json.loads((tmp_path / "tokenizer.json").read_text())
+    file["model"]["vocab"]["zzz"] = 420
+    file["model"]["merges"] = file["model"]["merges"][:1]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    tokenizer = Tokenizer(tmp_path)
+    hole = next(id for id in range(420) if tokenizer.backend.id_to_token(id) is None)
+    assert tokenizer.decode([420, hole, 420]) == f"zzz<|id {hole}|>zzz"
+
+
+# Exported metadata agrees with the content
+
+def metadata(directory: Path) -> dict:
+    names = ("config.json", "generation_config.json", "tokenizer_config.json")
+    return {name: json.loads((directory / name).read_text()) for name in names if (directory / name).is_file()}
+
+
+@pytest.mark.parametrize("generation", [
+    {"eos_token_id": 541}, {"eos_token_id": [541]}, {"eos_token_id": None}, {}, None,
+    {"eos_token_id": [541, 543], "top_k": 5}])
+@pytest.mark.parametrize("model", [541, [541], 543, [543, 541], None, "absent"])
+def test_the_taught_end_token_is_named_by_generation_config_and_config(generation, model, toy_directory, tmp_path):
+    """541 is <|endoftext|>, 543 is <|im_end|>, the tokenizer's end token. Other settings stay as they are."""
+    shutil.copytree(toy_directory, tmp_path / "m")
+    config = json.loads((tmp_path / "m/config.json").read_text())
+    config.pop("eos_token_id")
+    if model != "absent":
+        config["eos_token_id"] = model
+    end, other = (Tokenizer(toy_directory).hf.convert_tokens_to_ids(text) for text in ("<|im_end|>", "<|endoftext|>"))
+    text = json.dumps([config, generation]).replace("541", str(other)).replace("543", str(end))
+    config, generation = json.loads(text)
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    (tmp_path / "m/generation_config.json").unlink()
+    if generation is not None:
+        (tmp_path / "m/generation_config.json").write_text(json.dumps(generation))
+    tokenizer = Tokenizer(tmp_path / "m")
+    Qwen.from_pretrained(tmp_path / "m").save_pretrained(tmp_path / "out")
+    tokenizer.save_pretrained(tmp_path / "out")
+    written = metadata(tmp_path / "out")
+    for name, before in (("config.json", config), ("generation_config.json", generation or {})):
+        ends = written[name]["eos_token_id"]
+        assert end in (ends if isinstance(ends, list) else [ends])
+        assert {**written[name], "eos_token_id": 0} == {**before, "eos_token_id": 0}
+    again = Tokenizer(tmp_path / "out")
+    assert again.eos_ids == tokenizer.eos_ids and again.eos_id == tokenizer.eos_id == end
+    from transformers import GenerationConfig
+    theirs = GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id
+    assert end in (theirs if isinstance(theirs, list) else [theirs])
+
+
+def test_without_generation_config_the_ends_of_config_json_count(toy_directory, tmp_path):
+    shutil.copytree(toy_directory, tmp_path / "m")
+    (tmp_path / "m/generation_config.json").unlink()
+    config = json.loads((tmp_path / "m/config.json").read_text())
+    (tmp_path / "m/config.json").write_text(json.dumps({**config, "eos_token_id": [7, 8]}))
+    assert set(Tokenizer(tmp_path / "m").eos_ids) == {7, 8, Tokenizer(toy_directory).eos_id}
+    (tmp_path / "m/generation_config.json").write_text('{"eos_token_id": 9}')
+    assert set(Tokenizer(tmp_path / "m").eos_ids) == {9, Tokenizer(toy_directory).eos_id}
+
+
+@pytest.mark.parametrize("inside", [None, "the same", "{{ 'another' }}", [{"name": "default", "template": "x"}]])
+def test_the_template_is_the_same_in_both_places(inside, toy_directory, tmp_path):
+    """transformers reads chat_template.jinja first. Older readers know tokenizer_config.json only."""
+    shutil.copytree(toy_directory, tmp_path / "m")
+    config = metadata(toy_directory)["tokenizer_config.json"]
+    if inside is not None:
+        config["chat_template"] = PLAIN if inside == "the same" else inside
+    (tmp_path / "m/tokenizer_config.json").write_text(json.dumps(config))
+    Tokenizer(tmp_path / "m").save_pretrained(tmp_path / "out")
+    expected = config | ({} if inside is None else {"chat_template": PLAIN})
+    assert metadata(tmp_path / "out")["tokenizer_config.json"] == expected
+    assert (tmp_path / "out/chat_template.jinja").read_text() == PLAIN
+
+
+# Broken tokenizer files
+
+def damaged(name: str, content: bytes):
+    """(how, bytes) of damaged forms of a file."""
+    yield from {"empty": b"", "cut": content[:len(content) // 2], "binary": bytes(range(256)), "zeros": b"\0" * 64,
+                "UTF-16": content.decode().encode("utf-16"), "Latin-1": content + b"\xe9"}.items()
+    if name.endswith(".jinja"):
+        broken = ["{% for %}", "{{ x.y.z }}", "{% if true %}", "{{ 1 / 0 }}", "{% include 'a' %}", "{{ messages[0]",
+                  "{{ ''.__class__.__mro__ }}", "{% for i in range(10**9) %}{% endfor %}",
+                  "{{ raise_exception('no') }}"]
+        yield from ((text, text.encode()) for text in broken)
+        return
+    yield from ((text[:9], text.encode()) for text in ("[]", "null", "5", '"x"', "true", "{", "[" * 100_000))
+    whole = json.loads(content)
+    for key, value in whole.items():
+        for wrong in (5, "x", [], [[1]], {"a": 1}, -1, 10**30):
+            yield f"{key} = {wrong!r}", json.dumps({**whole, key: wrong}).encode()
+        yield f"no {key}", json.dumps({k: v for k, v in whole.items() if k != key}).encode()
+        for inner in value if isinstance(value, dict) else ():
+            if key in ("model", "decoder", "pre_tokenizer"):
+                for wrong in (None, 5, "x", [], {"a": -1}):
+                    yield f"{key}.{inner} = {wrong!r}", json.dumps({**whole, key: {**value, inner: wrong}}).encode()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
+                                  "added_tokens.json", "generation_config.json", "chat_template.jinja", "config.json"])
+def test_a_broken_file_is_one_sentence_or_changes_nothing(name, toy_directory, tmp_path):
+    """Also if what has its name is a directory, or a link to nothing."""
+    whole, broken = tmp_path / "whole", tmp_path / "m"
+    shutil.copytree(toy_directory, whole)
+    (whole / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|im_end|>", "lstrip": false}}')
+    (whole / "added_tokens.json").write_text('{"<|im_end|>": 5}')
+    (whole / "vocab.json").write_text('{"a": 1}')
+    tokenizer, num_refused = Tokenizer(whole), 0
+    prompt = tokenizer.prompt(tokenizer.encode("We showed Tom Oslo. caf\u00e9 123"), [5])
+    for how, content in (*damaged(name, (whole / name).read_bytes()), ("directory", None), ("link", None)):
+        shutil.rmtree(broken, ignore_errors=True)
+        shutil.copytree(whole, broken)
+        (broken / name).unlink()
+        if content is not None:
+            (broken / name).write_bytes(content)
+        else:
+            (broken / name).mkdir() if how == "directory" else (broken / name).symlink_to("nowhere")
+        try:
+            again = Tokenizer(broken)
+            found = again.prompt(again.encode("We showed Tom Oslo. caf\u00e9 123"), [5])
+            assert found == prompt or name == "tokenizer.json" and again.encode("so") == again.backend.encode("so").ids
+            again.save_pretrained(tmp_path / "out")
+        except ModelError as error:
+            num_refused += 1
+            assert str(broken) in str(error) and "\n" not in str(error) and len(str(error)) < 600, (how, error)
+            if how in ("empty", "cut", "binary", "UTF-16", "Latin-1", "null") and "chat" not in name:
+                assert name in str(error), (how, error)
+    assert num_refused >= 9

@@ -84,13 +84,15 @@ def test_shards_of_ours_load_in_transformers_and_here(tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters()))
 
 
-@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
-def test_the_dtype_written_is_the_dtype_saved_under_the_key_that_was_there(key, tmp_path):
+@pytest.mark.parametrize("keys", [{"dtype"}, {"torch_dtype"}, {"dtype", "torch_dtype"}, set()])
+def test_exported_metadata_the_dtype_is_right_under_every_key_that_was_there(keys, tmp_path):
+    """transformers 5 writes dtype, older versions torch_dtype. Some directories have both."""
     random_hf("qwen2").save_pretrained(tmp_path / "a")
-    edit(tmp_path / "a/config.json", **({"dtype": ...} | {key: "float32"}))
+    edit(tmp_path / "a/config.json", **({"dtype": ...} | dict(zip(sorted(keys), ("float32", "float16")))))
     Qwen.from_pretrained(tmp_path / "a", dtype=torch.bfloat16).save_pretrained(tmp_path / "b")
     written = json.loads((tmp_path / "b/config.json").read_text())
-    assert written[key] == "bfloat16" and len({"dtype", "torch_dtype"} & written.keys()) == 1
+    expected = dict.fromkeys(keys or {"dtype"}, "bfloat16")
+    assert {key: written[key] for key in {"dtype", "torch_dtype"} & written.keys()} == expected
     assert {t.dtype for t in load_file(tmp_path / "b/model.safetensors").values()} == {torch.bfloat16}
 
 
@@ -155,6 +157,11 @@ BAD_CONFIGS = {
                                ["factor is 1000"]),
     "odd heads": ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 15}, ["head_dim", "15"]),
     "negative heads": ({"head_dim": -2}, ["head_dim is -2"]),
+    "a size of thirty digits": ({"hidden_size": 10**30}, ["hidden_size is 1000", "100,000,000"]),
+    "a vocabulary of thirty digits": ({"vocab_size": 10**30}, ["vocab_size"]),
+    "heads of thirty digits": ({"head_dim": 10**30}, ["head_dim is 1000"]),
+    "experts of thirty digits": ({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"],
+                                  "num_experts": 10**30}, ["num_experts is 1000"]),
     "heads with a fraction": ({"head_dim": 2.5}, ["head_dim"]),
     "sizes that no memory holds": ({"hidden_size": 10**7, "num_attention_heads": 4}, ["shape"]),
     "layers without end": ({"num_hidden_layers": 10**30}, ["num_hidden_layers is 1000"]),

@@ -2,10 +2,10 @@
 
 import errno
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from .. import parallel
-from ..errors import ModelError
 from .weights import INDEX, read_index
 
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")                # owner/name
@@ -26,25 +26,22 @@ def directory(name: str) -> str:
 
 
 def _snapshot(name: str) -> str:
-    from huggingface_hub import snapshot_download              # imported here: it takes a quarter of a second
+    from huggingface_hub import HfApi, snapshot_download       # imported here: it takes a quarter of a second
+    options = dict(allow_patterns=WANTED, ignore_patterns=["*/*"])
     try:
-        cached = snapshot_download(name, local_files_only=True, allow_patterns=WANTED, ignore_patterns=["*/*"])
-        if is_complete(Path(cached)):
-            return cached
-    except (OSError, ValueError):
-        pass
-    try:
-        return snapshot_download(name, allow_patterns=WANTED, ignore_patterns=["*/*"])
+        with suppress(OSError, ValueError):                    # ModelError: a shard is missing
+            cached = snapshot_download(name, local_files_only=True, **options)
+            if is_complete(Path(cached)):
+                return cached
+        HfApi().model_info(name, timeout=10)                   # snapshot_download waits forever for a silent server
+        return snapshot_download(name, **options)
     except Exception as error:                                 # httpx and huggingface_hub raise many kinds
-        why = str(error).strip().partition("\n")[0].removesuffix(".") or type(error).__name__
+        why = " ".join(str(error).split())[:200] or type(error).__name__
         raise FileNotFoundError(errno.ENOENT, "there is no such directory, no complete copy is in the Hugging Face "
                                 f"cache, and the download failed: {why}") from None
 
 
 def is_complete(snapshot: Path) -> bool:
     """Whether a directory has all files of a model. A download that was interrupted leaves some out."""
-    try:
-        shards = read_index(snapshot).values() if (snapshot / INDEX).is_file() else ["model.safetensors"]
-    except ModelError:
-        return False
+    shards = read_index(snapshot).values() if (snapshot / INDEX).is_file() else ["model.safetensors"]
     return all((snapshot / name).is_file() for name in ("config.json", "tokenizer.json", *shards))

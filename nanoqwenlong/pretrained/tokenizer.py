@@ -29,7 +29,7 @@ SPELLS_SPECIAL = "this tokenizer's vocabulary spells a special token in plain te
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
          "added_tokens.json", "vocab.json", "merges.txt", "generation_config.json")
 TODAY = datetime(2025, 1, 1)                   # the date in every prompt whose template prints today's
-CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+CLOCK = re.compile(r"""strftime_now\(\s*(['"])([^'"]*)\1\s*\)""")
 
 
 class Tokenizer:
@@ -91,7 +91,7 @@ class Tokenizer:
     def _render(self, messages: Messages) -> str:
         chat = [{"role": role, "content": content} for role, content in messages]
         with quiet_transformers(f"{self.directory}: the chat template does not render {_turns(messages)}"):
-            template = CLOCK.sub(lambda call: repr(TODAY.strftime(call[2])), self.hf.get_chat_template())
+            template = CLOCK.sub(lambda call: call[1] + TODAY.strftime(call[2]) + call[1], self.hf.get_chat_template())
             require(not re.search(r"strftime_now(?!\s+is\b)", template),
                     "it asks for the date with strftime_now, but not in a fixed format: write a date in its place")
             return self.hf.apply_chat_template(chat, chat_template=template, tokenize=False,
