@@ -255,14 +255,14 @@ def other_prompts(patch) -> None:
 
 def test_changed_prompts_stop_the_same_command_and_touch_nothing(in_tmp, small, monkeypatch, capsys):
     assert sft(small, "--steps", 2) == 0
-    assert len(json.loads((DIRECTORY / "checkpoints/step_000002/state.json").read_text())["prompts"]) == 64
+    assert len(json.loads((DIRECTORY / "checkpoints/step_000002/state.json").read_text())["prompts"]) == 1
     before = unlocked()
     with monkeypatch.context() as patch:
         other_prompts(patch)
         capsys.readouterr()
         assert sft(small, "--steps", 4) == errors.BAD_CONFIG
         said = capsys.readouterr().err
-        assert said.startswith("the chat template writes other prompts than when runs/sft was begun")
+        assert said.startswith("the code has changed since runs/sft made its 2 steps: what the chat template writes; ")
         assert "--resume changed" in said and said.count("\n") == 1 and unlocked() == before
     assert sft(small, "--steps", 4) == 0, "the former version resumes it"
 
@@ -271,7 +271,7 @@ def test_resume_changed_takes_changed_prompts_and_keeps_them(in_tmp, small, monk
     assert sft(small, "--steps", 2) == 0
     other_prompts(monkeypatch)
     assert sft(small, "--steps", 4, "--resume", "changed") == 0
-    assert "resuming with changed prompts" in capsys.readouterr().out and steps_of() == [1, 2, 3, 4]
+    assert "resuming with changed code: what the chat template writes" in capsys.readouterr().out and steps_of() == [1, 2, 3, 4]
     assert sft(small, "--steps", 5) == 0, "the new checkpoint records the new prompts"
 
 

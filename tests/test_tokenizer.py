@@ -376,9 +376,9 @@ def test_ids_are_those_of_tokenizer_json(rules, kind, name, tmp_path):
     """transformers 5 would replace the normaliser and the pre-tokeniser of a known class by that class's own."""
     raw = save_raw(tmp_path, kind, **unicode_rules()[rules], **({"tokenizer_class": name} if name else {}))
     tokenizer = Tokenizer(tmp_path)
-    marked = raw.encode("<|im_start|>user\nin 2024<|im_end|>", add_special_tokens=False).ids
-    assert tokenizer._encode_marked("<|im_start|>user\nin 2024<|im_end|>") == marked and marked.count(raw.token_to_id(
-        "<|im_start|>")) == 1
+    texts, ids = tokenizer._around([("user", "in 2024, \ue000")], ["\ue000"])
+    assert ids == [raw.encode(text, add_special_tokens=False).ids for text in texts]
+    assert [ids[0].count(raw.token_to_id(token)) for token in ("<|im_start|>", "<|im_end|>")] == [1, 0]
     for text in PROBES:
         ids = tokenizer.encode(text)
         if "<|" not in text:                                    # there the file would make special tokens
@@ -414,7 +414,11 @@ def test_no_text_is_cut_or_padded(tmp_path):
     raw.save(str(tmp_path / "tokenizer.json"))
     tokenizer, text = Tokenizer(tmp_path), "it cost 12345 coins and more " * 9
     assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.hf.get_vocab()["<|im_end|>"] in tokenizer.prompt(tokenizer.encode(text), [])
+    raw.no_truncation()
+    raw.no_padding()
+    assert tokenizer.encode("it") == raw.encode("it").ids
+    texts, ids = tokenizer._around([("user", text)], [text])
+    assert ids == [raw.encode(text).ids for text in texts] and len(ids[1]) > 4
 
 
 @pytest.mark.parametrize("config", [
@@ -572,7 +576,9 @@ def test_the_digest_follows_every_piece_of_the_template(toy_directory, with_open
     assert digest(with_opening("", system)) == one
     assert digest(with_opening("", system), chat) != digest(Tokenizer(toy_directory), chat)
     tokenizer = Tokenizer(toy_directory)
-    tokenizer._encode_marked = lambda text: [1]
+    assert digest(tokenizer) == one
+    texts, ids = next(iter(tokenizer.templates.values()))
+    ids[0] = [1]
     assert digest(tokenizer) != one
 
 

@@ -55,7 +55,7 @@ class Directory:
         state = checkpoint.read_state(source) if source else {}
         # 4. The same settings, files and code
         self._compare(state.get("config", recorded), state.get("inputs", {}))
-        self._compare_code(recorded.get("code") or state.get("code"), state.get("step", 0))
+        self.compare_code(recorded.get("code") or state.get("code"), self.code, state.get("step", 0))
         metrics = self.path / "metrics.jsonl"
         num_steps = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
         if not source and (problems or num_steps > recorded.get("save_every", 0)):
@@ -75,26 +75,17 @@ class Directory:
                 raise ConfigError(f"{self.path} was begun with {name} {then!r}, now it is {now!r}: give the same to "
                                   "resume it, or choose another --name")
 
-    def _compare_code(self, before: dict[str, str] | None, step: int) -> None:
+    def compare_code(self, before: dict[str, str] | None, now: dict[str, str], step: int) -> None:
         if before is None:
             self.say(f"{self.path} does not record its code (an older version began it): taken as unchanged")
             return
-        changed = files.changes(before, self.code)
+        changed = files.changes(before, now)
         if changed and self.resume == "changed":
             self.say(f"resuming with changed code: {changed}")
         elif changed:
             raise ConfigError(f"the code has changed since {self.path} made its {step} steps: {changed}; give "
                               "--resume changed to continue with the new code, --resume restart to move the old run to "
                               f"{self.free_path()} and start again, or another --name")
-
-    def compare_prompts(self, before: str | None, now: str) -> None:
-        """Raises ConfigError if the chat template writes other prompts than before. --resume changed accepts them."""
-        if before in (None, now):
-            return
-        if self.resume != "changed":
-            raise ConfigError(f"the chat template writes other prompts than when {self.path} was begun (is there "
-                              "another version of transformers?): install the former one, or give --resume changed")
-        self.say("resuming with changed prompts")
 
     def lock(self) -> None:
         """Lock it for one job, on the first rank. The operating system drops the lock when the process ends."""

@@ -83,6 +83,7 @@ class Run:
         self.model, self.tokenizer, self.optimizer, self.states = model, tokenizer, optimizer, states
         if self.directory is None:
             return
+        self.prompts = {"what the chat template writes": tokenizer.digest()}   # transformers decides it
         if self.source:
             checkpoint.load_optimizer(self.source, model, optimizer)
             if missing := sorted(states.keys() - self.state["states"].keys()):
@@ -91,9 +92,9 @@ class Run:
             for name, each in states.items():
                 each.load_state_dict(self.state["states"][name])
             self.step = self.done = self.state["step"]
+            self.directory.compare_code(self.state.get("prompts", self.prompts), self.prompts, self.step)
             self.ended, self.streaks = self.state["ended"], self.state["streaks"]
             self.started -= self.state["seconds"]
-        self.directory.compare_prompts(self.state.get("prompts"), tokenizer.digest())
         first, sizes = parallel.rank() == 0, self.state.get("logs", {})
         parallel.on_all_ranks(lambda: first and self.directory.begin(sizes), "cannot begin the run")
         self.directory.begun = True                            # on all ranks
@@ -180,7 +181,7 @@ class Run:
         sizes = parallel.on_all_ranks(self.log.sizes, "cannot sync the logs")[0]
         state = {"step": self.done, "ended": self.ended, "streaks": self.streaks, "seconds": self.seconds,
                  "logs": sizes, "config": directory.settings, "code": directory.code, "inputs": directory.inputs,
-                 "prompts": self.tokenizer.digest(),
+                 "prompts": self.prompts,
                  "states": {name: each.state_dict() for name, each in self.states.items()}}
         checkpoint.save(path, self.model, self.tokenizer, self.optimizer, state)
         self._prune(ends)

@@ -8,17 +8,15 @@ from pathlib import Path
 from .. import parallel
 from .weights import INDEX, read_index
 
-REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")                # owner/name
 WANTED = ["*.json", "*.jinja", "*.txt", "*.safetensors"]       # no pickles, nothing in subdirectories
 
 
 def directory(name: str) -> str:
-    """The directory of the model with this name. A path that exists stands for itself, and so does all that is no
-    owner/name. Other names are looked up in the Hugging Face cache and, if the model is not there, downloaded.
+    """The directory of the model with this name: a path that exists, or else the snapshot of owner/name in the Hugging
+    Face cache. If the model is not there, it is downloaded. Any other name stays as it is.
 
-    All ranks call this. The first rank downloads. Then the others find the files in the cache, or download them if
-    their host has another cache. Raises FileNotFoundError if the model cannot be had."""
-    if Path(name).exists() or not REPOSITORY.fullmatch(name):
+    All ranks call this. The others look after the first rank has downloaded. Raises FileNotFoundError if that fails."""
+    if Path(name).exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         return name
     first, what = parallel.rank() == 0, f"model {name}"
     place = parallel.on_all_ranks(lambda: _snapshot(name) if first else "", what)[0]

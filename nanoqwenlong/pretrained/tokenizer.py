@@ -4,8 +4,8 @@ A document may contain `<|im_end|>`, which must never become a special token. So
 placeholders and cut there. Its pieces are encoded with the special tokens, contents by a second tokenizer that has
 none. (transformers' `split_special_tokens` leaves tokens that are added but not special.)
 
-All ids are those of tokenizer.json. transformers only reads the template and the names of special tokens, because it
-builds the tokenizer of a known model anew, with its own rules.
+All ids are those of tokenizer.json, which transformers would read with its own rules for a model that it knows. So
+transformers only reads the template and the names of special tokens.
 """
 
 import json
@@ -71,17 +71,15 @@ class Tokenizer:
         for token in added.values():
             if token.content not in THINK:
                 opening = opening.rpartition(token.content)[2]
-        match = re.search("</?think>.*", opening, re.DOTALL)
-        self.thought = match[0] if match else ""
+        self.thought = "".join(re.findall("(?s)</?think>.*", opening))
         self.vocab_size = max(self.ids) + 1
         rows = config.get("vocab_size", self.vocab_size)
         require(type(rows) is int and self.vocab_size <= rows,       # fewer is fine: Qwen pads its embedding
                 f"{directory}: tokenizer and model differ, ids up to {self.vocab_size - 1} but {rows} rows")
 
     def _end_tokens(self, config: dict) -> tuple[int, ...]:
-        """The end tokens of tokenizer and model. As in transformers, generation_config.json goes before config.json."""
         path = self.directory / "generation_config.json"
-        generation = read_json(path) if path.is_file() else config
+        generation = read_json(path) if path.is_file() else config             # as in transformers
         ends = [end for end in (*_listed(generation), self.hf.eos_token_id) if end is not None]
         for end in ends:
             require(type(end) is int and 0 <= end < 2**31, f"{path}: eos_token_id holds {end!r}, which is not an id")
@@ -107,17 +105,12 @@ class Tokenizer:
                 does = "drops" if 0 in counts else "repeats" if max(counts) > 1 else "reorders"
                 raise ModelError(f"{self.directory}: the chat template {does} what is said in {_turns(messages)}")
             texts = re.split("|".join(map(re.escape, places)), text)
-            self.templates[key] = texts, [self._encode_marked(text) for text in texts]
+            self.templates[key] = texts, [self.backend.encode(text, add_special_tokens=False).ids for text in texts]
         return self.templates[key]
 
     def digest(self) -> str:
-        """A SHA-256 of all that the template has written so far, as text and as ids, in hexadecimal. It changes with
-        the template, and with a version of transformers or Jinja that renders it otherwise."""
+        """A SHA-256 of all that the template has written so far, as text and as ids, in hexadecimal."""
         return sha256(json.dumps(sorted(self.templates.items())).encode()).hexdigest()
-
-    def _encode_marked(self, text: str) -> list[int]:
-        """The ids of text in which markers are special tokens."""
-        return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text, none of them special."""
@@ -143,7 +136,7 @@ class Tokenizer:
         require(not ended or not any(mark in text for mark in THINK), f"the chat template of {self.directory} ends the "
                 "thinking before the answer, but the response thinks: leave its thoughts out, or change the template")
         for piece in re.split("(</?think>)", text):
-            ids += self._encode_marked(piece) if piece in THINK else self.encode(piece)
+            ids += self.backend.encode(piece, add_special_tokens=False).ids if piece in THINK else self.encode(piece)
         return [*ids, self.eos_id]
 
     @property
