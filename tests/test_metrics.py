@@ -324,7 +324,7 @@ def test_hole_31_iou_of_what_is_no_table_and_of_empty_ones():
     assert all(iou(a, g) == 1 for a in empty for g in empty)
     assert iou("[]", "[[1]]") == iou("[[1]]", "[]") == iou("", "[]") == iou("[]", "no table") == 0
     assert iou('{"data": 5}', "[]") == iou('{"rows": []}', "[]") == iou("5", "[]") == iou('[["a"]', '[["a"]]') == 0
-    assert iou('<answer>[["a"]]</answer>', '[["a"]]') == 0                     # the tags are taken off before
+    assert iou('<answer>[["a"]]</answer>', '[["a"]]') == 1                     # the text around it does not count
     assert iou('```json\n[["b"]]\n```\nNo:\n```json\n[["a"]]\n```', '[["a"]]') == 1
     assert iou('[["1,000", "The U.K.", null, true]]', '[[1e3, "uk", "", "True"]]') == 1
     assert iou(f'[[{"9" * 5000}, 1e999]]', f'[[{"9" * 5000}, 1e999]]') == 1

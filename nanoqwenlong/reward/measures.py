@@ -9,14 +9,15 @@ import re
 import unicodedata
 from bisect import bisect, insort
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from math import comb, log2
 
 from . import math_worker
 from .answers import matches as em
+from .lists import items
 from .options import choice, gold_choice
-from .text import number, plain
+from .text import number
 from .words import CJK, normalise
 
 worker = math_worker.Worker()
@@ -25,7 +26,7 @@ CALCULATION = re.compile(r"""
     (?<=[^\s({])\s*[-+*/×·÷] | [!^=]
     | \\(?!(?:[dt]?frac|text|mathrm|left|right|circ|degree)(?![a-z]))[a-z]
     """, re.VERBOSE)
-BULLET = re.compile(r"^\s*(?:[-*+•·–—]|\(?\d{1,3}[.)])\s")
+JSON_START = re.compile(r'\[(?=\s*[-\[{"\]\dtfnNI])|\{(?=\s*["}])')
 WORD = re.compile(f"[{CJK}]|[^\\W_{CJK}]+")
 SPELT = re.compile(r"\w[\u0300-\u036f]{1,4}|[\uff01-\uff9f]")    # a letter and its accent apart, full-width forms
 
@@ -62,27 +63,6 @@ def bare(formula: str) -> str:
     formula = re.sub(r"\\?\$|(?<!\\)\\[()\[\]]", " ", formula)
     formula = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}", r" \1 ", formula).strip().rstrip(".")
     return re.sub(r"\s+(?!\w)|(?<!\w)\s+", "", formula)
-
-
-def items(answer: str, gold_items: Sequence[str] = ()) -> list[str]:
-    """The items, normalised: the answer's lines without bullets and numbers. With `gold_items`, a single line that is
-    none of them is cut at ";", at arrows, or else at "," and the last "and"."""
-    known = set(map(normalise, gold_items))
-
-    def item(line: str) -> str:
-        whole = normalise(line)                                # "7. Symphony" stays whole if it is a gold item
-        return whole if whole in known else normalise(BULLET.sub("", line))
-
-    lines = list(filter(None, map(item, answer.split("\n"))))
-    if len(lines) != 1 or not known or lines[0] in known:
-        return lines
-    line = plain(answer)
-    is_digits = not number(line) and re.fullmatch(r"[\d,]+", line)             # 3,1,2
-    commas = "," if is_digits else r"(?<!\d),|,(?!\d)|、"
-    separator = next((mark for mark in (";", "→", " > ") if mark in line), commas)
-    *first, last = re.split(separator, line)
-    last = [last] if normalise(last) in known else re.split(r"(?:^|\s)and\s", last)
-    return list(filter(None, map(item, first + last)))
 
 
 def both(answer: str, gold: str) -> tuple[list[tuple], list[tuple]]:
@@ -147,15 +127,32 @@ def iou(answer: str, gold: str) -> float:
 
 
 def rows(text: str) -> Counter | None:
-    """How often each row is in a JSON table: {"data": rows} or rows alone, in a markdown fence or not. None if invalid.
+    """How often each row is in the last complete JSON table of a text, None without a table. The text around it, as a
+    markdown fence, does not count. A table is {"data": rows}, or rows alone: a list in prose, like [1], may be a
+    reference, so it is a table only if there is no list of lists or objects.
     A row is a list of cells, an object (its names count, their order does not), or one cell."""
-    text = (re.findall(r"```\w*\n(.*?)```", text, re.DOTALL) or [text])[-1]
+    tables, lists = [], []
     try:
-        table = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
-        table = table.get("data") if isinstance(table, dict) else table
-        return Counter(map(cells, table)) if isinstance(table, list) else None
-    except (ValueError, RecursionError):                       # not JSON, or JSON of a thousand brackets
+        for value in json_values(text):
+            data = value.get("data") if isinstance(value, dict) else value
+            if isinstance(data, list):
+                is_table = isinstance(value, dict) or any(isinstance(row, list | dict) for row in data)
+                (tables if is_table else lists).append(data)
+        return Counter(map(cells, (tables or lists)[-1])) if tables or lists else None
+    except RecursionError:                                     # JSON of a thousand brackets
         return None
+
+
+def json_values(text: str) -> Iterator[dict | list]:
+    """The JSON objects and lists in a text. What begins like one and is not complete is skipped as a whole."""
+    decoder = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
+    end = 0
+    while start := JSON_START.search(text, end):
+        try:
+            value, end = decoder.raw_decode(text, start.start())
+            yield value
+        except json.JSONDecodeError as error:
+            end = max(error.pos, start.end())
 
 
 def cells(row) -> tuple:

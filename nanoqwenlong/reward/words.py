@@ -17,7 +17,7 @@ KEPT = str.maketrans("()[]{}!'\":-", "（）［］｛｝！＇＂：－")       
 DROPPED = re.compile("[-!\"(),:;?`{}\\[\\]…„«»¡¿。｡、・·•「」『』《》〈〉【】〔〕®™©]")
 LONE = r"(?<![\w'])[a-z]"
 VALUE = r"(?:\.?\d|[∞√$€£¥(（])"
-END = r"\s*-?(?:[a-z]|∞|[\w.]*\d[\w.%]*)\s*"
+END = r"\s*-?(?:[a-z]|∞|[a-z.]{0,9}\d[\w.%]{0,40})\s*"
 
 
 def keep(match: re.Match) -> str:
@@ -48,7 +48,7 @@ RULES = [                               # (pattern, replacement), in this order,
     (r">", " more than "),
     (r"%|\bper cent\b", " percent "),
     (r"&", " and "),
-    (rf"(?<={LONE})#", " sharp "),
+    (rf"(?<={LONE})[#♯]", " sharp "),
     (r"(?<=\d)\s?~\s?(?=\d)", " "),
     (r"[~≈]", " about "),
     (rf"^\s*=|^\s*\+(?={VALUE})|(?<!\w)us(?=\$)", ""),
@@ -56,13 +56,15 @@ RULES = [                               # (pattern, replacement), in this order,
     (r"(?<=\d)\s?[x*]\s?(?=\d)|[*⋅]", "×"),
     (f"[{''.join(map(chr, RAISED))}]+", lambda raised: "^" + raised[0].translate(RAISED)),
     # a minus sign stands before a value or a formula, or after a name (HER2-). Other hyphens separate words
-    (rf"^\s*-+\s*(?={VALUE})|(?:(?<=\s)|(?<=[^\w\s\"'.)\]-]))-(?={VALUE}|[a-z]\b)|^\s*-(?=\w)", "－"),
+    (rf"^\s*-+\s*(?={VALUE})|^\s*-(?=\w)|(?<=[{CJK}])-(?={VALUE})", "－"),
+    (rf"(?:(?<=\s)|(?<=[^\w\s\"'.)\]-]))-(?={VALUE}|[a-z]\b)", "－"),
     (r"(?<=\w)-+(?![-\w(\[$.\"'])|(?<=\w)-+(?=\.?$)", " minus "),
     # factorials, primes, ratios
     (rf"(?:(?<=[\d）])|(?<={LONE}))!+|(?<!\S)!(?=\w)", keep),
     (rf"(?:(?<=\d)|(?<={LONE}))['\"]+(?![a-z])", keep),
     (r"(?<=\d):(?=\d)|(?<=\d ):(?= \d)", keep),
-    # points and commas in numbers
+    # points after initials and in numbers, commas in numbers
+    (rf"(?<={LONE}\.)\s(?=[a-z]\.)", ""),
     (r"(?<=[^\W\d])\.(?=\d)", " "),
     (r"(?<![\w.])\.(?=\d)", "0."),
     (r"(?<=\d),(?=\d{3}(?!\d))|\.(?!\d)|'", ""),
