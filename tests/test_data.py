@@ -95,16 +95,16 @@ BAD = {
     "empty text": ('{"text": ""}', ['"text"', "empty"]),
     "no accepted answer": (row(answer=[]), ['"answer"']),
     "one of the answers is blank": (row(answer=["Oslo", " "]), ['"answer[1]"', "empty"]),
-    "one of the answers is a number": (row(answer=["Oslo", 4]), ['"answer[1]"', "a number"]),
-    "answer is a number": (row(answer=4), ['"answer"', "a number"]),
+    "one of the answers is a boolean": (row(answer=["Oslo", False]), ['"answer[1]"', "a boolean"]),
+    "the digits of a number are lost": (row(answer=4.5, task="number"), ['"answer"', "4.5", "text"]),
     "answer is a boolean": (row(answer=True), ['"answer"', "a boolean"]),
-    "answer is null": (row(answer=None), ['"answer"', "null"]),
+    "answer is null": (row(answer=None), ['"answer"', "missing"]),
+    "one of the answers is null": (row(answer=["Oslo", None]), ['"answer[1]"', "null"]),
     "answer is an object": (row(answer={"text": "Oslo"}), ['"answer"', "an object"]),
-    "context is null": (row(context=None), ['"context"', "null"]),
+    "context is null": (row(context=None), ['"context"', "missing"]),
     "context is a list": (row(context=["Tom"]), ['"context"', "a list"]),
     "question is a number": (row(question=1.5), ['"question"', "a number"]),
-    "response is null": (row(response=None), ['"response"', "null"]),
-    "id is null": (row(id=None), ['"id"', "null"]),
+    "response is a number": (row(response=5), ['"response"', "a number"]),
     "id is a boolean": (row(id=True), ['"id"', "a boolean"]),
     "id is empty": (row(id=""), ['"id"', "empty"]),
     "id is a fraction": (row(id=1.5), ['"id"', "a number"]),
@@ -255,7 +255,8 @@ def test_a_chat_is_encoded_as_it_stands():
     """Not stripped, and the question for the judge is no part of it; a template that cannot show it names the row."""
     chat = Example("x", "", "z?", "z", messages=(("user", " b"), ("assistant", "c"), ("user", "ab")))
     [example], dropped = tokenize([chat, Example("y", "", "", "z", messages=(("user", "a" * 99),))], Characters(), 99)
-    assert tuple(example.prompt_ids) == (1, ord(" "), ord("b"), 5, C, 5, *AB, 5) and example.length == 5 and dropped == 1
+    assert tuple(example.prompt_ids) == (1, ord(" "), ord("b"), 5, C, 5, *AB, 5)
+    assert example.length == 5 and dropped == 1
     with pytest.raises(DataError, match="example 'y': the chat template drops"):
         tokenize([Example("y", "", "", "z", messages=(("system", "a"), ("user", "b")))], Characters(), 99)
     branch = sft_branch(replace(example, response="bb"), Characters())
@@ -479,7 +480,7 @@ def test_a_bad_file_through_a_real_process(toy_directory, tmp_path):
     done = subprocess.run([sys.executable, "train_rl.py", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 65 and "Traceback" not in done.stderr
     assert done.stderr.strip().split("\n") == [
-        f'{bad}:1: "answer" should be a string, it is null',
+        f'{bad}:1: the field "answer" is missing',
         f"{bad}:2: not JSON at column 2: Expecting property name enclosed in double quotes; "
         "a row is one JSON object on one line"]
 

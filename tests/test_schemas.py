@@ -242,42 +242,45 @@ def test_what_a_row_can_be_used_for(tmp_path):
 
 # Bad rows: each value that a field can be given by mistake, wherever it is not what should stand there
 
-WRONG = {"missing": ..., "null": None, "number": 4, "fraction": 0.5, "true": True, "empty": "", "blank": " \n\u3000",
+WRONG = {"missing": ..., "null": None, "number": 4, "whole": 4.0, "fraction": 0.5, "true": True, "empty": "", "blank": " \n\u3000",
          "half a pair": "x\udc00", "empty list": [], "list of numbers": [4], "list of null": [None],
          "list of blanks": [" "], "list of lists": [["x"]], "object": {"x": 1}, "empty object": {}}
+NUMBERS = "number, whole, fraction"
 LISTS = "empty list, list of null, list of lists, list of numbers, list of blanks"
 GOLD = "reward_model.ground_truth"
 FIELDS = [                                                     # row, field, what it may be
-    (PLAIN, "id", "missing, number"), (PLAIN, "context", ""), (PLAIN, "question", ""), (PLAIN, "answer", ""),
+    (PLAIN, "id", "missing, number, whole"), (PLAIN, "context", ""), (PLAIN, "question", ""),
+    (PLAIN, "answer", f"{NUMBERS}, list of numbers"),
+    ({**PLAIN, "task": "number"}, "answer", "number, whole, list of numbers"),
     (PLAIN, "task", "missing"), (PLAIN, "response", "missing"),
     (at({**PLAIN, "document": "Tom."}, "context"), "document", ""),
     (GOODS, "prompt", "missing"), (GOODS, "prompt.0", "missing"), (GOODS, "prompt.0.role", ""),
-    (GOODS, "prompt.0.content", ""), (GOODS, "answer", ""), (GOODS, "answer.1", "missing"), (GOODS, "task", "missing"),
+    (GOODS, "prompt.0.content", ""), (GOODS, "answer", f"{NUMBERS}, list of numbers"), (GOODS, "answer.1", NUMBERS), (GOODS, "task", "missing"),
     ({**GOODS, "question": "What?"}, "question", "missing, empty"),
     ({**GOODS, "response": "Tea."}, "response", "missing"), (TABLE, "answer", LISTS),
-    ({"text": "Rain fell."}, "text", ""), ({"text": "Rain fell.", "id": "x"}, "id", "missing, number"),
+    ({"text": "Rain fell."}, "text", ""), ({"text": "Rain fell.", "id": "x"}, "id", "missing, number, whole"),
     (docqa(), "data_source", ""), (docqa(), "prompt", ""), (docqa(), "prompt.0.role", ""),
-    (docqa(), "prompt.0.content", ""), (docqa(), "reward_model", ""), (docqa(), GOLD, ""),
+    (docqa(), "prompt.0.content", ""), (docqa(), "reward_model", ""), (docqa(), GOLD, f"{NUMBERS}, list of numbers"),
     (docqa(), "extra_info", "missing, null, object, empty object"),
-    (docqa(), "extra_info.index", "missing, null, number"),
+    (docqa(), "extra_info.index", "missing, null, number, whole"),
     (docqa(question="Where?"), "extra_info.question", "missing, null, empty"),
     (docqa(input_question="Where?"), "extra_info.input_question", "missing, null, empty"),
-    (golongrl(), "data_source", ""), (golongrl(), "prompt", ""), (golongrl(), GOLD, ""),
-    (golongrl(), f"{GOLD}.doc_ids", ""), (golongrl(), f"{GOLD}.doc_ids.0", "missing"),
-    (golongrl("EM", label="Oslo"), f"{GOLD}.golden_label", ""),
+    (golongrl(), "data_source", ""), (golongrl(), "prompt", ""), (golongrl(), GOLD, f"{NUMBERS}, list of numbers"),
+    (golongrl(), f"{GOLD}.doc_ids", f"{NUMBERS}, list of numbers"), (golongrl(), f"{GOLD}.doc_ids.0", NUMBERS),
+    (golongrl("EM", label="Oslo"), f"{GOLD}.golden_label", f"{NUMBERS}, list of numbers"),
     (golongrl("multitableqa_pretraining", label="[[1]]"), f"{GOLD}.golden_label", LISTS),
     (golongrl(), "extra_info", ""), (golongrl(), "extra_info.reward_mode", ""), (golongrl(mode=None), "ability", ""),
     (LEARNED, "prompt", ""), (LEARNED, "completion", ""), (LEARNED, "completion.0.role", ""),
-    (LEARNED, "completion.0.content", ""), ({**LEARNED, "answer": "Hello"}, "answer", "missing"),
+    (LEARNED, "completion.0.content", ""), ({**LEARNED, "answer": "Hello"}, "answer", f"missing, {NUMBERS}, list of numbers"),
     (CHAT, "messages", ""), (CHAT, "messages.0", "missing"), (CHAT, "messages.2.role", ""),
     (CHAT, "messages.2.content", ""), ({**PLAIN, "source": "mine"}, "source", "missing"),
-    (HOTPOT, "_id", "missing, number"), (HOTPOT, "input", ""), (HOTPOT, "context", ""), (HOTPOT, "answers", ""),
-    ({**HOTPOT, "answers": ["Oslo"]}, "answers.0", "missing"),
-    (HOTPOT, "answers.0", "missing"), (HOTPOT, "dataset", "missing"),
-    (FRAMES, "Prompt", ""), (FRAMES, "Answer", ""), (FRAMES, "wiki_items", ""), (FRAMES, "wiki_items.0", "missing"),
+    (HOTPOT, "_id", "missing, number, whole"), (HOTPOT, "input", ""), (HOTPOT, "context", ""), (HOTPOT, "answers", "list of numbers"),
+    ({**HOTPOT, "answers": ["Oslo"]}, "answers.0", NUMBERS),
+    (HOTPOT, "answers.0", NUMBERS), (HOTPOT, "dataset", "missing"),
+    (FRAMES, "Prompt", ""), (FRAMES, "Answer", NUMBERS), (FRAMES, "wiki_items", ""), (FRAMES, "wiki_items.0", "missing"),
     (FRAMES, "wiki_items.1.title", ""), (FRAMES, "wiki_items.1.text", ""),
-    (DOCMATH, "question_id", "missing, number"), (DOCMATH, "question", ""), (DOCMATH, "paragraphs", ""),
-    (DOCMATH, "ground_truth", "number, fraction, true"), (at(DOCMATH, "paragraphs.1"), "paragraphs", "list of blanks"),
+    (DOCMATH, "question_id", "missing, number, whole"), (DOCMATH, "question", ""), (DOCMATH, "paragraphs", ""),
+    (DOCMATH, "ground_truth", f"{NUMBERS}, true"), (at(DOCMATH, "paragraphs.1"), "paragraphs", "list of blanks"),
 ]
 ELSEWHERE = {                                                  # fields without which a row is of another format
     ("completion", "missing"): "answer", ("messages", "missing"): "context", ("document", "missing"): "context",
@@ -296,6 +299,8 @@ def bad_rows() -> list[tuple[dict, str]]:
     rows = []
     for row, path, allowed in FIELDS:
         for name, value in WRONG.items():
+            if value is None and "." not in path:              # in any file null means that the field is missing
+                name = "missing"
             if name not in allowed.split(", ") and not (value is ... and path.rsplit(".", 1)[-1].isdigit()):
                 rows.append((at(row, path, value), shown(ELSEWHERE.get((path, name), path))))
     return rows

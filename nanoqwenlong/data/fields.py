@@ -1,6 +1,7 @@
 """Checked values of a row's fields. Each function raises DataError with the name of the field."""
 
 import json
+from math import isfinite
 
 from ..errors import DataError
 from ..pretrained.template import question_in
@@ -9,6 +10,7 @@ from ..reward.tasks import LISTS, gold_problem
 
 KINDS = {type(None): "null", dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number",
          float: "a number"}
+ID_FIELDS = ("id", "_id", "question_id")                       # but not verl's index, which need not be unique
 
 
 def require(condition, sentence: str) -> None:
@@ -24,7 +26,7 @@ def check(value, kind: type, name: str):
 
 
 def without_nulls(value):
-    """The value without null fields, at any depth. Parquet gives null for a column that a row does not have."""
+    """The value without null fields, at any depth. Parquet gives null for what a row does not have."""
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
@@ -60,12 +62,21 @@ def text(fields, path: str, *default: str, under: str = "") -> str:
     return default[0] if default and path not in fields else string(at(fields, path, under=under), under + path)
 
 
-def id_of(row: dict, path: str = "id") -> str:
-    """The id, or "" if the row has none. A whole number is taken as text."""
-    value = at(row, path, ...)
-    if type(value) is int:
-        return str(value)
-    return "" if value is ... else string(value, path)
+def written(value, name: str) -> str:
+    """A string that is not empty, or a number as text: 1 and 1.0 are "1". A boolean is neither."""
+    if isinstance(value, float) and isfinite(value):
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+    return str(value) if type(value) is int else string(value, name)
+
+
+def id_of(row: dict, *paths: str) -> str:
+    """The id at the first of these paths that the row has, by default one of ID_FIELDS. "" if it has none."""
+    for path in paths or ID_FIELDS:
+        value = at(row, path, ...)
+        if value is not ...:
+            require(not isinstance(value, float) or value.is_integer(), f'"{path}" should be a string, it is a number')
+            return written(value, path)
+    return ""
 
 
 def one_of(known, value: str, name: str) -> str:
@@ -95,10 +106,10 @@ def question_of(row: dict, messages, *paths: str) -> str:
 def golds(value, name: str, task: str) -> str | tuple[str, ...]:
     """The gold answer or answers, each of which earns full reward when it is given as an answer."""
     if task in LISTS:
-        values = value if isinstance(value, list) else string(value, name).strip().splitlines()
+        values = value if isinstance(value, list) else written(value, name).strip().splitlines()
         lines = []
         for place, item in items(values, name):
-            lines.append(string(item, place).strip())
+            lines.append(written(item, place).strip())
             require(len(lines[-1].splitlines()) < 2, f'"{place}" has a line break in it; an item is one line')
             require(answers.normalise(lines[-1]), f'"{place}" is nothing but punctuation')
         gold = "\n".join(lines)
@@ -107,10 +118,13 @@ def golds(value, name: str, task: str) -> str | tuple[str, ...]:
             gold = string(json.dumps(value, ensure_ascii=False, allow_nan=False), name)
         except (TypeError, ValueError, RecursionError) as error:       # Parquet has dates, bytes and NaN
             raise DataError(f'"{name}" cannot be written as JSON: {str(error)[:80]}') from None
-    elif isinstance(value, list):
-        gold = tuple(string(item, place) for place, item in items(value, name))
     else:
-        gold = string(value, name)
+        places = items(value, name) if isinstance(value, list) else [(name, value)]
+        texts = tuple(written(item, place) for place, item in places)
+        for place, item in places:
+            require(task != "number" or not isinstance(item, float) or item.is_integer(),
+                    f'"{place}" is the number {item}; write it as text, because its digits set the tolerance')
+        gold = texts if isinstance(value, list) else texts[0]
     for text in [gold] if isinstance(gold, str) else gold:
         if problem := gold_problem(task, text):
             raise DataError(f'"{name}" cannot be used: {problem}')

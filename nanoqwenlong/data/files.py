@@ -1,8 +1,10 @@
 """Files of rows, and mixtures of tasks. Rows are numbered from 1. In JSONL, a row's number is that of its line."""
 
+import gzip
 import json
 import random
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,19 +15,19 @@ from ..errors import ConfigError, DataError
 from ..records import Example
 from ..reward.tasks import TASKS
 from . import formats
-from .fields import check, require, without_nulls
+from .fields import ID_FIELDS, check, require, without_nulls
 
 SHOWN = 20                                                     # bad rows that an error lists before "and N more"
-ID_FIELDS = {"id", "_id", "question_id"}                       # but not verl's index, which need not be unique
 Rows = Iterator[tuple[int, Callable[[], dict]]]                # number of a row, and a function that gives its fields
 COMMA = re.compile(r"[ \t\n\r]*([,\]]?)[ \t\n\r]*")            # what follows a value of a JSON array
 SKIM = json.JSONDecoder(parse_int=str, parse_float=str)        # only finds where a value ends
 
 
 def read(paths: Sequence[str | Path], need_response: bool = False, need_question: bool = False,
-         tell: Callable[[str], None] | None = None) -> list[Example]:
+         tell: Callable[[str], None] | None = None, see: Callable[[Example, str], None] | None = None) -> list[Example]:
     """All examples of all files, in order. A row without an id gets its number. `tell` reports bad rows, which are left
-    out. Raises FileNotFoundError, and DataError for bad rows without `tell` or if all are bad."""
+    out. see(example, place) sees each good row with its file and number, and may raise DataError. Raises
+    FileNotFoundError, and DataError for bad rows without `tell` or if all are bad."""
     examples, problems, places = [], [], {}                    # places: {id: where it was read}
     for path in map(Path, paths):
         if not path.is_file():
@@ -42,11 +44,14 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
                 require(example.answer or not need_question,
                         'the field "answer" is missing; without it only train_sft.py can use the row')
                 name = example.id
-                if not name or name in places and ID_FIELDS.isdisjoint(row):
+                if not name or name in places and row.keys().isdisjoint(ID_FIELDS):
                     name = str(number) if len(paths) == 1 and str(number) not in places else place
                 require(name not in places, f'"id" {name!r} was used before, at {places.get(name)}; ids must be unique')
+                if see:
+                    see(example, place)
                 places[name] = place
-                examples.append(replace(example, id=name, source=example.source or path.stem))
+                stem = Path(path.stem).stem if _is_gzip(path) else path.stem
+                examples.append(replace(example, id=name, source=example.source or stem))
             except DataError as error:
                 problems.append(f"{place}: {error}")
     if problems:
@@ -59,24 +64,33 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
     return examples
 
 
+def _is_gzip(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
 def _rows(path: Path) -> Rows:
-    with path.open("rb") as file:
-        start = next(filter(None, (line.strip(b"\xef\xbb\xbf \t\r\n") for line in file)), b"")      # without a BOM
-        if start.startswith(b"["):                             # no row of JSONL starts with a bracket
-            yield from _array(path)
-            return
-        file.seek(0)
-        for number, line in enumerate(file, start=1):
-            line = line.removesuffix(b"\n").removeprefix(b"\xef\xbb\xbf")      # joined files may have a BOM inside
-            if line.strip():
-                yield number, partial(_parse, line)
+    number = 0
+    try:
+        with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:
+            start = next(filter(None, (line.strip(b"\xef\xbb\xbf \t\r\n") for line in file)), b"")  # without a BOM
+            require(start[:2] not in (b"\xff\xfe", b"\xfe\xff"), f"{path}: the file is UTF-16; save it as UTF-8")
+            file.seek(0)
+            if start.startswith(b"["):                         # no row of JSONL starts with a bracket
+                yield from _array(path, file.read())
+                return
+            for number, line in enumerate(file, start=1):
+                line = line.removesuffix(b"\n").removeprefix(b"\xef\xbb\xbf")  # joined files may have a BOM inside
+                if line.strip():
+                    yield number, partial(_parse, line)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: not readable as gzip{f' after row {number}' * bool(number)}: {error}") from None
 
 
-def _array(path: Path) -> Rows:
+def _array(path: Path, content: bytes) -> Rows:
     """Each object is cut out first and parsed later, so a bad one does not spoil the others."""
     number = 0
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = content.decode("utf-8")
         comma = COMMA.match(text, text.index("[") + 1)
         start = comma.start(1)
         while comma[1] != "]":
@@ -96,12 +110,12 @@ def _array(path: Path) -> Rows:
 def _parse(line: bytes) -> dict:
     try:
         row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=lambda name: require(
-            False, f"{name} is not a JSON value; write a number or a string"))
+            False, f"{name} is not a JSON value; write a number, a string or null"))
     except DataError:
         raise
     except (RecursionError, ValueError) as error:
         raise DataError(f"{_why(error)}; a row is one JSON object on one line") from None
-    return check(row, dict, "the row")
+    return {name: value for name, value in check(row, dict, "the row").items() if value is not None}
 
 
 def _why(error: RecursionError | ValueError, in_file: bool = False) -> str:

@@ -1,5 +1,6 @@
 """All forms of a row (docs/data.md). A new one is a line of the table FORMATS and a function from row to Example."""
 
+import re
 from collections import namedtuple
 
 from ..errors import DataError
@@ -8,6 +9,12 @@ from ..reward import answers
 from ..reward.tasks import TASKS, gold_problem
 from . import fields, verl
 
+LETTERS = "ABCDEFGHIJ"
+OPTION = re.compile(r"([A-J])|(?:answer_)?(?:choice|option)s?(?:_?(\w|\d\d))?")      # columns with options to choose from
+ASKED = {"context", "document", "system", "system_prompt", "instruction", "instructions", "hint", "hints", "candidates",
+         "demonstrations", "few_shot", "input_output", "image", "images", "audio", "audios", "video", "videos", "tools",
+         "chat_template_kwargs"}                               # columns that change what is asked
+EMPTY = (None, "", [], {})
 ACCEPTED = {"true": ["True", "yes"], "yes": ["True", "yes"], "false": ["False", "no"], "no": ["False", "no"]}
 
 
@@ -24,6 +31,37 @@ def plain(row: dict, messages=(), response: str = "") -> Example:
     answer = "" if response and "answer" not in row else fields.golds(fields.at(row, "answer"), "answer", task)
     return Example(fields.id_of(row), document, question, answer, task, messages,
                    response or fields.text(row, "response", ""), source=fields.text(row, "source", ""))
+
+
+def option_columns(row: dict) -> dict[str, str]:
+    """{name: letter} of the columns with options. The letter of a column that holds all of them is ""."""
+    matches = [OPTION.fullmatch(name) for name in row if row[name] not in EMPTY]
+    return {match[0]: (match[1] or match[2] or "").upper() for match in matches if match}
+
+
+def choices(row: dict) -> Example:
+    """A plain row with options, asked for as in LongBench v2 (Bai et al. 2024, its prompts/0shot.txt). The answer is a
+    letter, or the text of one option."""
+    columns = option_columns(row)
+    first = next(iter(columns))
+    given = {letter: row[name] for name, letter in columns.items()} if len(columns) > 1 else row[first]
+    if isinstance(given, list):
+        given = dict(zip(LETTERS + "?", given))                # "?": there are too many
+    letters = "".join(sorted(given)) if isinstance(given, dict) else ""
+    fields.require(LETTERS.startswith(letters) and len(letters) >= max(2, len(columns)),
+                   f'"{first}": options should be columns choice_A, choice_B, ... or a list of 2 to 10')
+    options = {letter: fields.written(given[letter], f"option {letter}").strip() for letter in letters}
+    answer = fields.at(row, "answer")
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]
+    meant = [letter for letter in letters if answers.choice(str(answer)) == letter or options[letter] == answer]
+    fields.require(isinstance(answer, str) and len(meant) == 1,
+                   f'"answer" is {str(answer)[:40]!r}; it should be the letter of one option, or its text')
+    question = f"What is the correct answer to this question: {fields.text(row, 'question').strip()}\nChoices:"
+    for letter in letters:
+        question += f"\n({letter}) {options[letter]}"
+    task = fields.one_of(("choice", "accuracy"), fields.text(row, "task", "choice"), "task")
+    return plain({**row, "question": question, "answer": meant[0], "task": task})
 
 
 def dialogue(row: dict) -> Example:
@@ -55,10 +93,10 @@ def as_row(example: Example) -> dict:
 def longbench(row: dict) -> Example:
     """All references are accepted, except those that cannot earn full reward, such as bare punctuation."""
     references = fields.items(fields.at(row, "answers"), "answers")
-    golds = [" ".join(fields.string(text, place).split()) for place, text in references]
+    golds = [" ".join(fields.written(text, place).split()) for place, text in references]
     usable = tuple(gold for gold in golds if not gold_problem("qa", gold))
     fields.require(usable, f'"answers" cannot be used: {gold_problem("qa", golds[0])}')
-    return Example(fields.id_of(row, "_id"), fields.text(row, "context"), fields.text(row, "input"), usable,
+    return Example(fields.id_of(row, "_id", "id"), fields.text(row, "context"), fields.text(row, "input"), usable,
                    source=fields.text(row, "dataset", ""))
 
 
@@ -66,7 +104,7 @@ def frames(row: dict) -> Example:
     """A row with the texts of its Wikipedia pages. As released, Frames has only links to them."""
     pages = fields.items(fields.at(row, "wiki_items"), "wiki_items")
     texts = [fields.text(page, name, under=f"{place}.") for place, page in pages for name in ("title", "text")]
-    gold = " ".join(fields.text(row, "Answer").split())
+    gold = " ".join(fields.written(fields.at(row, "Answer"), "Answer").split())
     return Example(fields.id_of(row), "\n".join(texts), fields.text(row, "Prompt"), fields.golds(gold, "Answer", "qa"),
                    source="frames")
 
@@ -82,7 +120,7 @@ def docmath(row: dict) -> Example:
     gold = fields.string(gold, "ground_truth").strip()
     task = "number" if answers.number(gold) else "qa"
     accepted = fields.golds(ACCEPTED.get(gold.lower(), gold), "ground_truth", task)
-    return Example(fields.id_of(row, "question_id"), fields.string(document, "paragraphs"),
+    return Example(fields.id_of(row, "question_id", "id"), fields.string(document, "paragraphs"),
                    fields.text(row, "question"), accepted, task, source="docmath")
 
 
@@ -93,6 +131,7 @@ def has_document(row: dict) -> bool:
 Format = namedtuple("Format", "name matches read")
 FORMATS = [                                                    # the first one that matches reads the row
     Format("verl", lambda row: "reward_model" in row, verl.read),
+    Format("LongBench v2", lambda row: has_document(row) and "question" in row and option_columns(row), choices),
     Format("context and question", lambda row: has_document(row) and "question" in row, plain),
     Format("LongBench", lambda row: has_document(row) and ("input" in row or "answers" in row), longbench),
     Format("Frames", lambda row: "wiki_items" in row or "Prompt" in row, frames),
@@ -106,11 +145,28 @@ FORMATS = [                                                    # the first one t
 ]
 
 
+def is_asked(value, example: Example) -> bool:
+    """Whether the prompt of the example says this text. A value that is empty or a number says nothing."""
+    said = [content for _, content in example.messages] or [example.document, example.question]
+    if not isinstance(value, str | list | dict) or value in EMPTY:
+        return True
+    return isinstance(value, str) and any(value.strip() in text for text in said)
+
+
 def parse(row: dict) -> Example:
-    """The example in a row. Its id is "" if the row has none. Unknown fields are ignored. Raises DataError."""
+    """The example in a row. Its id is "" if the row has none. Unknown fields are ignored, unless they change what is
+    asked. Raises DataError."""
     for form in FORMATS:
         if form.matches(row):
-            return form.read(row)
+            example = form.read(row)
+            unused = [*option_columns(row)] if form.read is not choices else []
+            unused += [name for name in row if name in ASKED and not is_asked(row[name], example)]
+            if example.document:
+                unused += [name for name in ("prompt", "messages") if isinstance(row.get(name), str | list)]
+            if unused:
+                raise DataError(f'"{unused[0]}" changes what is asked, but a row of the form "{form.name}" does not use '
+                                "it; write it into the text that is asked, or remove it")
+            return example
     missing = "question" if has_document(row) else "context"
     names = ", ".join(dict.fromkeys(form.name for form in FORMATS))
     raise DataError(f'the field "{missing}" is missing; the forms of a row are: {names} (docs/data.md)')

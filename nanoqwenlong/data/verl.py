@@ -40,7 +40,7 @@ def read(row: dict) -> Example:
         field = "doc_ids" if has_items else "golden_label"
         name, gold = f"{name}.{field}", fields.at(gold, field, under=f"{name}.")
     else:
-        fields.string(gold, name)
+        fields.written(gold, name)
     if task in SINGLE and isinstance(gold, list) and len(gold) > 1:
         raise DataError(f'"{name}" holds {len(gold)} answers; the task {task} takes one')
     if task in SINGLE and isinstance(gold, str):
