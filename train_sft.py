@@ -32,6 +32,7 @@ class Config(Settings):
                                         # with --data nothing: accuracy is not measured
     task: tuple[str, ...] = ()          # use only these tasks, mixed in these shares: qa=2 f1=1. None: as they come
     skip_bad_rows: bool = False         # leave out rows that cannot be used and report them, instead of refusing all
+    strict_responses: bool = False      # refuse rows whose response would earn nothing by the rule of their task
     toy_examples: int = 4000            # of the toy task, if no --data is given
     toy_paraphrased: float = 0.0        # share of its responses that name a thing by its other word
     toy_pages: int = 0                  # pages of the toy task's plain text
@@ -65,11 +66,14 @@ import torch
 from nanoqwenlong import build, data, group_pass, optim, parallel, toy
 from nanoqwenlong.analysis import evaluate, step_metrics
 from nanoqwenlong.curriculum import epoch_order
+from nanoqwenlong.errors import DataError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.ops import exits
 from nanoqwenlong.ops.run import Run
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Branch, Example, Family
+from nanoqwenlong.reward.answers import said
+from nanoqwenlong.rewards import extract, score
 
 HEADLINE = {"loss": "loss", "eval/acc": "accuracy", "grad_norm": "grad_norm", "learning_rate": "learning_rate",
             "tokens_per_s": "tokens/s"}
@@ -83,8 +87,9 @@ def main(cfg: Config) -> None:
 
 def train(cfg: Config, run: Run) -> None:
     torch.set_num_threads(cfg.threads)
-    examples, heldout = read_data(cfg, run.log.say)
-    tokenizer, model = build.tokenizer(cfg, run), build.policy(cfg, run)
+    tokenizer = build.tokenizer(cfg, run)
+    examples, heldout = read_data(cfg, tokenizer, run.log.say)
+    model = build.policy(cfg, run)
     examples, num_dropped = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens)
     heldout, _ = data.tokenize(heldout, tokenizer, cfg.max_prompt_tokens)
     longest_prompt = max((len(example.prompt_ids) for example in heldout), default=0)
@@ -168,10 +173,22 @@ def mean_loss(family: Sequence[Branch], num_examples: int, sums: Counter):
     return loss
 
 
-def read_data(cfg: Config, say) -> tuple[list[Example], list[Example]]:
+def read_data(cfg: Config, tokenizer: Tokenizer, say) -> tuple[list[Example], list[Example]]:
+    """The examples to learn from and the held-out ones. Reports responses that would earn nothing."""
     shares, tell, heldout = data.shares(cfg.task), say if cfg.skip_bad_rows else None, []
+    unrewarded = []
+
+    def check(example: Example, place: str) -> None:
+        if problem := response_problem(example, tokenizer):
+            if cfg.strict_responses:
+                raise DataError(f'"response" {problem}')
+            unrewarded.append(f"{place} {problem}")
+
     if cfg.data:
-        train = data.read(cfg.data, need_response=True, tell=tell)
+        train = data.read(cfg.data, need_response=True, tell=tell, see=check)
+        if unrewarded:
+            say(f"{len(unrewarded)} of {len(train)} responses would earn nothing by the rule, but are learned: the one "
+                f"of {unrewarded[0]}. --strict-responses refuses such rows")
     else:
         train = toy.pages(cfg.toy_pages, cfg.seed)
         train += toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed, "train", tuple(shares), cfg.toy_paraphrased)
@@ -183,6 +200,17 @@ def read_data(cfg: Config, say) -> tuple[list[Example], list[Example]]:
         train = pages + data.mix([example for example in train if example.task != "text"], shares, cfg.seed)
         heldout = [example for example in heldout if example.task in shares]
     return train, heldout if cfg.eval_every else []
+
+
+def response_problem(example: Example, tokenizer: Tokenizer) -> str:
+    """Why the response earns nothing by the rule of its task, "" if it earns something or there is no answer."""
+    text = tokenizer.response(tokenizer.encode_response(example.response))
+    if not example.answer or score(text, example).reward != 0:
+        return ""
+    if said(text) is None:
+        return "has no </think>, after which the answer is read"
+    answer = extract(text, example.task)
+    return f"states {answer[:60]!r}, but the answer is {example.accepted[0][:60]!r}" if answer else "states no answer"
 
 
 def by_document(examples: Sequence[Example]) -> tuple[tuple[int, ...], ...]:
