@@ -2,6 +2,7 @@
 
 import copy
 import datetime
+import gzip
 import json
 import random
 import sys
@@ -242,7 +243,8 @@ def test_what_a_row_can_be_used_for(tmp_path):
 
 # Bad rows: each value that a field can be given by mistake, wherever it is not what should stand there
 
-WRONG = {"missing": ..., "null": None, "number": 4, "whole": 4.0, "fraction": 0.5, "true": True, "empty": "", "blank": " \n\u3000",
+WRONG = {"missing": ..., "null": None, "number": 4, "whole": 4.0, "fraction": 0.5, "true": True, "empty": "",
+         "blank": " \n\u3000",
          "half a pair": "x\udc00", "empty list": [], "list of numbers": [4], "list of null": [None],
          "list of blanks": [" "], "list of lists": [["x"]], "object": {"x": 1}, "empty object": {}}
 NUMBERS = "number, whole, fraction"
@@ -255,7 +257,8 @@ FIELDS = [                                                     # row, field, wha
     (PLAIN, "task", "missing"), (PLAIN, "response", "missing"),
     (at({**PLAIN, "document": "Tom."}, "context"), "document", ""),
     (GOODS, "prompt", "missing"), (GOODS, "prompt.0", "missing"), (GOODS, "prompt.0.role", ""),
-    (GOODS, "prompt.0.content", ""), (GOODS, "answer", f"{NUMBERS}, list of numbers"), (GOODS, "answer.1", NUMBERS), (GOODS, "task", "missing"),
+    (GOODS, "prompt.0.content", ""), (GOODS, "answer", f"{NUMBERS}, list of numbers"),
+    (GOODS, "answer.1", NUMBERS), (GOODS, "task", "missing"),
     ({**GOODS, "question": "What?"}, "question", "missing, empty"),
     ({**GOODS, "response": "Tea."}, "response", "missing"), (TABLE, "answer", LISTS),
     ({"text": "Rain fell."}, "text", ""), ({"text": "Rain fell.", "id": "x"}, "id", "missing, number, whole"),
@@ -271,13 +274,16 @@ FIELDS = [                                                     # row, field, wha
     (golongrl("multitableqa_pretraining", label="[[1]]"), f"{GOLD}.golden_label", LISTS),
     (golongrl(), "extra_info", ""), (golongrl(), "extra_info.reward_mode", ""), (golongrl(mode=None), "ability", ""),
     (LEARNED, "prompt", ""), (LEARNED, "completion", ""), (LEARNED, "completion.0.role", ""),
-    (LEARNED, "completion.0.content", ""), ({**LEARNED, "answer": "Hello"}, "answer", f"missing, {NUMBERS}, list of numbers"),
+    (LEARNED, "completion.0.content", ""),
+    ({**LEARNED, "answer": "Hello"}, "answer", f"missing, {NUMBERS}, list of numbers"),
     (CHAT, "messages", ""), (CHAT, "messages.0", "missing"), (CHAT, "messages.2.role", ""),
     (CHAT, "messages.2.content", ""), ({**PLAIN, "source": "mine"}, "source", "missing"),
-    (HOTPOT, "_id", "missing, number, whole"), (HOTPOT, "input", ""), (HOTPOT, "context", ""), (HOTPOT, "answers", "list of numbers"),
+    (HOTPOT, "_id", "missing, number, whole"), (HOTPOT, "input", ""), (HOTPOT, "context", ""),
+    (HOTPOT, "answers", "list of numbers"),
     ({**HOTPOT, "answers": ["Oslo"]}, "answers.0", NUMBERS),
     (HOTPOT, "answers.0", NUMBERS), (HOTPOT, "dataset", "missing"),
-    (FRAMES, "Prompt", ""), (FRAMES, "Answer", NUMBERS), (FRAMES, "wiki_items", ""), (FRAMES, "wiki_items.0", "missing"),
+    (FRAMES, "Prompt", ""), (FRAMES, "Answer", NUMBERS), (FRAMES, "wiki_items", ""),
+    (FRAMES, "wiki_items.0", "missing"),
     (FRAMES, "wiki_items.1.title", ""), (FRAMES, "wiki_items.1.text", ""),
     (DOCMATH, "question_id", "missing, number, whole"), (DOCMATH, "question", ""), (DOCMATH, "paragraphs", ""),
     (DOCMATH, "ground_truth", f"{NUMBERS}, true"), (at(DOCMATH, "paragraphs.1"), "paragraphs", "list of blanks"),
@@ -535,6 +541,78 @@ def test_without_pyarrow_a_sentence_says_what_to_install(tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+# Absent and odd values
+
+LONGBENCH_V2 = {"_id": "66f3", "domain": "Long In-context Learning", "sub_domain": "User guide QA",
+                "difficulty": "easy", "length": "short", "question": "Where does Tom live?", "choice_A": "Bern", "choice_B": "Oslo",
+                "choice_C": "Rome", "choice_D": "Kyiv", "answer": "B", "context": "Tom lives in Oslo."}
+ASKED = ("What is the correct answer to this question: Where does Tom live?\n"
+         "Choices:\n(A) Bern\n(B) Oslo\n(C) Rome\n(D) Kyiv")
+
+
+def test_a_row_of_longbench_v2_asks_with_its_options(tmp_path):
+    [example] = data.read([jsonl(tmp_path / "d.jsonl", LONGBENCH_V2)], need_question=True)
+    assert (example.id, example.task, example.answer, example.document) == ("66f3", "choice", "B", "Tom lives in Oslo.")
+    assert example.question == ASKED
+    rewards_of = [rewards.score(f"<think>.</think>The answer is {letter}", example).reward for letter in "ABCD"]
+    assert rewards_of == [0, 1, 0, 0]
+
+
+PLAIN_B = {"context": "Tom lives in Oslo.", "question": "Where does Tom live?", "answer": "B"}
+CITIES = ["Bern", "Oslo", "Rome", "Kyiv"]
+
+
+@pytest.mark.parametrize("row", [
+    {**PLAIN_B, "choices": CITIES}, {**PLAIN_B, "options": CITIES}, {**PLAIN_B, "answer": "Oslo", "choices": CITIES},
+    {**PLAIN_B, "options": dict(zip("ABCD", CITIES))}, {**PLAIN_B, **dict(zip("ABCD", CITIES))},
+    {**PLAIN_B, **{f"option_{letter.lower()}": city for letter, city in zip("ABCD", CITIES)}}])
+def test_options_in_other_columns_are_asked_too(row):
+    example = formats.parse(row)
+    assert (example.question, example.answer, example.task) == (ASKED, "B", "choice")
+
+
+@pytest.mark.parametrize("row", [
+    {**PLAIN_B, "answer": 1, "choices": CITIES},               # from 0 or from 1?
+    {**PLAIN_B, "answer": "E", "choices": CITIES}, {**PLAIN_B, "answer": "Paris", "choices": CITIES},
+    {**PLAIN_B, "choice_A": "Bern"}, {**PLAIN_B, "choice_A": "Bern", "choice_C": "Rome"},
+    {**PLAIN_B, "choices": ["Oslo"]}, {**PLAIN_B, "choices": ["Oslo"] * 11}, {**PLAIN_B, "choices": ["Bern", None]},
+    {"prompt": "Where?", "answer": "B", "choices": CITIES},    # a prompt is used word for word
+    {**PLAIN_B, "system": "Answer in French."}, {**PLAIN_B, "hint": "It is in Norway."},
+    {**PLAIN_B, "prompt": "Answer in one word."}])
+def test_a_column_that_changes_the_question_is_never_ignored(row):
+    with pytest.raises(DataError, match='"'):
+        formats.parse(row)
+
+
+@pytest.mark.parametrize("value", [None, "", [], {}])
+def test_an_empty_column_changes_nothing(tmp_path, value):
+    row = {**PLAIN_B, "answer": "Oslo", "choices": value, "system": value}
+    assert data.read([jsonl(tmp_path / "d.jsonl", row)])[0].question == "Where does Tom live?"
+
+
+@pytest.mark.parametrize("value, gold", [(4, "4"), (4.0, "4"), (-3, "-3"), (0.5, "0.5"), ([4, "four"], ("4", "four"))])
+def test_a_number_may_be_a_gold_answer_or_an_id(tmp_path, value, gold):
+    assert data.read([jsonl(tmp_path / "d.jsonl", {**PLAIN_B, "answer": value})])[0].answer == gold
+    if isinstance(gold, str) and value == int(value):
+        assert data.read([jsonl(tmp_path / "e.jsonl", {**PLAIN_B, "id": value})])[0].id == gold
+
+
+@pytest.mark.parametrize("name", ["d.jsonl.gz", "d.json.gz", "D.JSONL.GZ"])
+def test_a_gzip_file_is_read_and_names_its_source(tmp_path, name):
+    row = json.dumps({**PLAIN_B, "answer": "Oslo"})
+    (tmp_path / name).write_bytes(gzip.compress(f"[{row}]".encode() if "json.gz" in name else f"{row}\n".encode()))
+    [example] = data.read([tmp_path / name])
+    assert (example.answer, example.source.lower()) == ("Oslo", "d")
+
+
+def test_a_broken_gzip_file_is_named(tmp_path):
+    whole = gzip.compress(("x" * 99 + json.dumps(PLAIN_B)).encode() * 50)
+    for content in (whole[:-20], b"not gzip", b"", whole[:30] + b"xxxx" + whole[34:]):
+        (tmp_path / "d.jsonl.gz").write_bytes(content)
+        with pytest.raises(DataError, match="d.jsonl.gz"):
+            data.read([tmp_path / "d.jsonl.gz"])
+
+
 # The file we ship
 
 def test_the_example_has_a_row_of_every_task():
@@ -557,7 +635,7 @@ def test_every_row_on_the_page_about_data_can_be_read(tmp_path):
     page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
     rows = [line for block in page.split("```json\n")[1:] for line in block.split("```")[0].splitlines()]
     (tmp_path / "d.jsonl").write_text("\n".join(rows))
-    assert len(data.read([tmp_path / "d.jsonl"])) == len(rows) == 11
+    assert len(data.read([tmp_path / "d.jsonl"])) == len(rows) == 12
 
 
 def test_a_new_format_is_a_function_and_a_line_of_the_table(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import exits
 from nanoqwenlong.ops.run import here
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
-from nanoqwenlong.records import Family
+from nanoqwenlong.records import Example, Family
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = ("step_time", "tokens_per_s", "elapsed", "timing_s/sample", "timing_s/reward", "timing_s/update")
@@ -66,6 +67,32 @@ def test_sft_lowers_the_loss_measures_and_saves_a_model_that_loads(in_tmp, toy_d
     assert json.loads((in_tmp / "runs/sft/config.json").read_text())["steps"] == 12
     checkpoint = in_tmp / "runs/sft/checkpoints/step_000012"
     assert Qwen.from_pretrained(checkpoint).config.vocab_size >= Tokenizer(checkpoint).vocab_size
+
+
+# SFT rows that could never earn reward
+
+@pytest.mark.parametrize("response, problem", [
+    ("Therefore, the answer is Oslo.", "has no </think>, after which the answer is read"),
+    ("<think>Tom lives in Oslo.</think> It is clear.", "states no answer"),
+    ("<think>Oslo.</think> Therefore, the answer is Bern.", "states 'Bern', but the answer is 'Oslo'"),
+    ("<think>Oslo.</think> Therefore, the answer is oslo.", ""), ("<think></think>\\boxed{Oslo}", "")])
+def test_sft_reports_a_response_that_could_never_earn_reward(in_tmp, toy_directory, capsys, response, problem):
+    good = Example("a", "Tom lives in Oslo.", "Where does Tom live?", "Oslo",
+                   response="<think>.</think>The answer is Oslo")
+    rows = write_rows(in_tmp / "rows.jsonl", [good, replace(good, id="b", response=response)])
+    flags = ["--model", toy_directory, "--data", rows, "--dry-run"]
+    assert start(train_sft, *flags) == 0
+    said = f"1 of 2 responses would earn nothing by the rule, but are learned: the one of {rows}:2 {problem}."
+    output = capsys.readouterr().out
+    assert (said in output) == (problem != "") and ("earn nothing" in output) == (problem != "")
+    assert start(train_sft, *flags, "--strict-responses") == (65 if problem else 0)
+    assert (f'{rows}:2: "response" {problem}' in capsys.readouterr().err) == (problem != "")
+
+
+def test_sft_rows_without_an_answer_have_nothing_to_contradict(in_tmp, toy_directory, capsys):
+    (in_tmp / "rows.jsonl").write_text('{"prompt": "Hello", "completion": "Good day."}\n{"text": "Rain fell."}\n')
+    assert start(train_sft, "--model", toy_directory, "--data", "rows.jsonl", "--dry-run", "--strict-responses") == 0
+    assert "earn nothing" not in capsys.readouterr().out
 
 
 def test_sft_stops_when_held_out_accuracy_no_longer_rises(in_tmp, toy_directory, monkeypatch, capsys):

@@ -124,6 +124,8 @@ def report(cfg: Config) -> int:
     unit, name = (1e9, "GB") if peaks[largest] >= 1e9 else (1e6, "MB")
     memory = {item: [items.get(item, 0) / unit for items in moments.values()] for item in plan.ITEMS}
     print("\n" + table([f"{name} on each {'GPU' if n.on_gpu else 'process'}", *moments], memory, "sum"))
+    prompts = plan.PROMPT_BYTES * job.num_examples * job.max_prompt_tokens / 1e9
+    print(f"CPU memory: up to {prompts:.1f} GB of prompts in each process, {prompts * job.gpus:.1f} GB on a node")
     if job.offload:
         print(f"CPU memory per GPU: at least {20 * n.total / job.gpus / 1e9:.1f} GB of weights, gradients, optimizer")
     print(f"\n{'fits' if fits else 'does not fit'}: the {largest} takes up to {peaks[largest] / 1e9:.1f} GB, there are "

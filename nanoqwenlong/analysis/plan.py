@@ -15,6 +15,7 @@ from ..pretrained.config import ModelConfig
 
 BLOCK_SIZE = 16                         # tokens of a block of the KV cache
 GATHERED = 2                            # layers whose whole weights FSDP2 holds: the one that runs and the next one
+PROMPT_BYTES = 8                        # of CPU memory for a token of a prompt: its id, and about 4 letters of text
 BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
 ITEMS = ("weights", "gradients", "optimizer", "reference", "gathered weights", "KV pool", "stem activations",
          "stem keys, values", "their gradients", "branch activations", "layer at work", "head")
@@ -26,6 +27,7 @@ PHASES = {"at rest": ("at rest",), "rollout": ("prefill", "decode"), "update": (
 class Settings:
     max_prompt_tokens: int = fixed(60000, least=2)  # tokens of every prompt
     max_new_tokens: int = fixed(10000, least=1)  # tokens of every answer
+    num_examples: int = fixed(2000, least=1)  # in the data. Every process keeps all of them in CPU memory
     prompts_per_step: int = fixed(16, least=1)
     group_size: int = fixed(8, least=1)
     updates_per_step: int = fixed(1, least=1)

@@ -6,11 +6,12 @@ from collections import namedtuple
 from ..errors import DataError
 from ..records import Example
 from ..reward import answers
+from ..reward.options import choice
 from ..reward.tasks import TASKS, gold_problem
 from . import fields, verl
 
 LETTERS = "ABCDEFGHIJ"
-OPTION = re.compile(r"([A-J])|(?:answer_)?(?:choice|option)s?(?:_?(\w|\d\d))?")      # columns with options to choose from
+OPTION = re.compile(r"([A-J])|(?:answer_)?(?:choice|option)s?(?:_?(\w|\d\d))?")    # a column with options
 ASKED = {"context", "document", "system", "system_prompt", "instruction", "instructions", "hint", "hints", "candidates",
          "demonstrations", "few_shot", "input_output", "image", "images", "audio", "audios", "video", "videos", "tools",
          "chat_template_kwargs"}                               # columns that change what is asked
@@ -54,7 +55,7 @@ def choices(row: dict) -> Example:
     answer = fields.at(row, "answer")
     if isinstance(answer, list) and len(answer) == 1:
         answer = answer[0]
-    meant = [letter for letter in letters if answers.choice(str(answer)) == letter or options[letter] == answer]
+    meant = [letter for letter in letters if choice(str(answer)) == letter or options[letter] == answer]
     fields.require(isinstance(answer, str) and len(meant) == 1,
                    f'"answer" is {str(answer)[:40]!r}; it should be the letter of one option, or its text')
     question = f"What is the correct answer to this question: {fields.text(row, 'question').strip()}\nChoices:"
@@ -164,8 +165,8 @@ def parse(row: dict) -> Example:
             if example.document:
                 unused += [name for name in ("prompt", "messages") if isinstance(row.get(name), str | list)]
             if unused:
-                raise DataError(f'"{unused[0]}" changes what is asked, but a row of the form "{form.name}" does not use '
-                                "it; write it into the text that is asked, or remove it")
+                raise DataError(f'"{unused[0]}" changes what is asked, but a row of the form "{form.name}" does not '
+                                "use it; write it into the text that is asked, or remove it")
             return example
     missing = "question" if has_document(row) else "context"
     names = ", ".join(dict.fromkeys(form.name for form in FORMATS))
