@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Trains the tiny models of assets/ again, with train_sft.py: the base from random weights, then its warm-up.
 # Each gets its config (made_by.json, seed included). assets/README.md gets the commands, the times and the results.
+#
+#     bash recipes/assets.sh                                it takes about three minutes, and overwrites assets/
 set -euo pipefail
 [ $# = 0 ] || { sed -n '1s/.*/usage:/p; 2,/^[^#]/s/^#\( \|$\)//p' "$0" >&2; exit 78; }
 cd "$(dirname "$0")/.."

@@ -30,7 +30,9 @@ with open({log!r}, "a") as log:
     log.write(json.dumps([pathlib.Path(sys.argv[0]).name, *words]) + "\\n")
 if "--name" in words:
     name, runs = words[words.index("--name") + 1], pathlib.Path(words[words.index("--runs-dir") + 1])
-    (runs / name / "checkpoints" / "step_000007").mkdir(parents=True, exist_ok=True)
+    checkpoint = runs / name / "checkpoints" / "step_000007"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / "state.json").write_text(json.dumps({{"seconds": 90.0, "step": 7}}, indent=1))
     (runs / name / "exit.json").write_text(json.dumps({{"code": {code}, "reason": ""}}, indent=2))
 """
 
@@ -184,3 +186,49 @@ def test_the_recipe_for_a_cpu_runs_in_two_processes_and_goes_on():
     assert "saved" in outputs[0] and outputs[1].count("is complete") == 2
     tables = [[line for line in output.splitlines() if line.startswith("|")] for output in outputs]
     assert tables[0] == tables[1] and len(tables[1]) == 4
+
+
+# The first hour: usage, and a demo that resumes
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.sh")))
+def test_a_recipe_explains_itself_if_it_is_called_wrongly(tmp_path, recipe):
+    """With --help, and without what it needs. It prints its own header and starts nothing."""
+    needs = {"one_gpu.sh": ["SFT", "TRAIN", "TEST"], "eight_gpus.sh": ["SFT", "TRAIN", "TEST"], "benchmarks.sh": []}
+    for place, (words, without) in enumerate([(["--help"], {}), *(([], {name: ""}) for name in needs.get(recipe, []))]):
+        (tmp_path / str(place)).mkdir()
+        done, calls = commands(tmp_path / str(place), recipe, *words, **without)
+        assert done.returncode == 78 and calls == [] and done.stdout == ""
+        assert done.stderr.startswith("usage:\n") and f"bash recipes/{recipe}" in done.stderr
+
+
+def test_a_slurm_job_without_data_explains_itself(tmp_path):
+    done, calls = commands(tmp_path, "slurm_multinode.sbatch", TRAIN="")
+    assert done.returncode == 78 and calls == [] and "sbatch --export=ALL,TRAIN=train.jsonl" in done.stderr
+
+
+def test_the_demo_resumes_and_says_how_to_start_anew(tmp_path):
+    """A new one starts without a word, one that was stopped resumes with the same commands, a finished one shows its
+    table and starts nothing."""
+    first, calls = commands(tmp_path, "demo.sh")
+    assert first.returncode == 0, first.stderr
+    assert "anew" not in first.stdout
+    runs, fresh = tmp_path / "runs/demo-0", "To start anew: rm -r runs/demo-0"
+    assert runs.is_dir() and [words[1] for words in calls] == ["train_sft.py", "train_rl.py", "train_sft.py", "eval.py"]
+    control = flags.parse(train_sft.Config, calls[2][2:])
+    assert control.minutes == 1.5                              # what RL took, over all its starts
+    (tmp_path / "recipes/demo.sh").unlink(), (tmp_path / "recipes").rmdir(), (tmp_path / "log").unlink()
+    again, repeated = commands(tmp_path, "demo.sh")
+    assert again.stdout.startswith(f"resuming runs/demo-0. {fresh}\n") and repeated == calls
+    (runs / "eval").mkdir()
+    (runs / "eval/table.md").write_text("| the table |\n")
+    (tmp_path / "recipes/demo.sh").unlink(), (tmp_path / "recipes").rmdir(), (tmp_path / "log").unlink()
+    done, none = commands(tmp_path, "demo.sh")
+    assert done.returncode == 0 and none == [] and done.stdout == f"| the table |\nruns/demo-0 is complete. {fresh}\n"
+
+
+def test_a_demo_that_is_stopped_says_how_to_resume_it(tmp_path):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/demo.sh").write_bytes((ROOT / "recipes/demo.sh").read_bytes())
+    done = subprocess.run(["bash", "recipes/demo.sh"], cwd=tmp_path, env={**os.environ, "PYTHON": "false"},
+                          capture_output=True, text=True)
+    assert done.returncode != 0 and "stopped. The same command resumes it" in done.stdout
