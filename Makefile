@@ -30,6 +30,7 @@ assets: $(READY)
 	PYTHON=$(PYTHON) bash recipes/assets.sh
 
 $(VENV)/.installed: pyproject.toml
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 10) and "make needs a python3 of version 3.10 or newer")'
 	python3 -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check ".[dev,plots]"

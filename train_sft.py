@@ -75,7 +75,7 @@ from nanoqwenlong.records import Branch, Example, Family
 from nanoqwenlong.reward.answers import said
 from nanoqwenlong.rewards import extract, score
 
-HEADLINE = {"loss": "loss", "eval/acc": "accuracy", "grad_norm": "grad_norm", "learning_rate": "learning_rate",
+HEADLINE = {"loss": "loss", "eval/acc": "accuracy", "grad_norm": "grad_norm", "learning_rate": "lr",
             "tokens_per_s": "tokens/s"}
 
 

@@ -26,7 +26,7 @@ from nanoqwenlong import build
 from nanoqwenlong.errors import ConfigError, ModelError
 from nanoqwenlong.records import Completion, Group
 from nanoqwenlong.reward import judge_server
-from nanoqwenlong.reward.judge import CANARIES, FORMAT, Judge, Question, clean, nonce, prompt, verdict
+from nanoqwenlong.reward.judge import CANARIES, FORMAT, TRUNCATED, Judge, Question, clean, nonce, prompt, verdict
 from nanoqwenlong.reward.judge_server import GIVE_UP, Server
 
 SENTINEL = "sk-SENTINEL-0123456789"
@@ -756,3 +756,31 @@ def test_a_verdict_that_its_own_line_turns_round_is_none(reply):
     assert math.isnan(verdict(reply))
     assert verdict("Answer 1 does not differ.\n**Verdict:** [[YES]].") == 1
     assert verdict("Answer 1 is not the same as answer 2. [[NO]]") == 0 and verdict("I would say **[[YES]]**") == 1
+
+
+# A judge that thinks: truncated replies, and replies in another format
+
+def test_a_truncated_reply_is_no_verdict_and_is_reported_as_truncated(tmp_path):
+    """Even if it seems to hold one. It is not asked again, and it does not count as a failure of the server."""
+    def sample(prompts, **settings):
+        texts = honest(["".join(map(chr, ids)) for ids in prompts])
+        ends = ["stop"] * (len(texts) - 2) + ["length", "stop"]
+        texts[-1] = "They are the same."
+        return [Group(i, tuple(ids), (Completion((*map(ord, text), 0), (), end),))
+                for i, (ids, text, end) in enumerate(zip(prompts, texts, ends))]
+    tokenizer = SimpleNamespace(eos_ids=(0,), decode=lambda ids: "".join(map(chr, ids[:-1])),
+                                chat=lambda messages: [ord(c) for (role, text), in [messages] for c in text])
+    judge = Judge(build.completer(SimpleNamespace(sample=sample), tokenizer, max_new_tokens=99))
+    verdicts = judge.ask(questions(3))
+    assert not math.isnan(verdicts[0]) and same(verdicts[1:], [math.nan] * 2)
+    assert judge.trouble() == (f"2 of 5 questions without a verdict: 1 x {TRUNCATED.format(99)}, 1 x {FORMAT}")
+    assert "--judge-tokens" in TRUNCATED and "format" in FORMAT and "--judge-tokens" not in FORMAT
+
+
+@pytest.mark.parametrize("ending, reason", [("length", TRUNCATED.format(4096)), ("stop", ""), (None, ""), (7, "")])
+def test_a_servers_truncated_reply_is_told_from_a_whole_one(ending, reason):
+    reply = {"choices": [{"message": {"content": "Yes. [[YES]]"}, "finish_reason": ending}]}
+    with serving(whole(json.dumps(reply).encode())) as server:
+        complete = Server(server.url, "m", **QUICK)
+        assert complete(["a"] * 30) == ["" if reason else "Yes. [[YES]]"] * 30
+        assert complete.problems == ({reason: 30} if reason else {}) and set(server.tries.values()) == {30}

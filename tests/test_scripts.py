@@ -481,7 +481,7 @@ def test_a_dry_run_of_the_warm_up_shows_a_step(in_tmp, toy_directory, capsys):
     assert start(train_sft, *flags, "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines if line.startswith("step")] == ["step 1 of 1"]
-    assert all(f"  {name} " in lines[1] for name in ("loss", "accuracy", "grad_norm", "learning_rate", "left"))
+    assert all(f"  {name} " in lines[1] for name in ("loss", "accuracy", "grad_norm", "lr", "left"))
     assert lines[-1] == "dry run: one step, and nothing is kept"
 
 
@@ -553,3 +553,22 @@ def test_the_judges_room_reaches_it(in_tmp, toy_directory, monkeypatch):
         start(eval_script, "--model", toy_directory, "--toy-examples", 2, "--max-new-tokens", 2, "--judge",
               toy_directory, *flags)
     assert rooms == [4096, 4096, 77, 77]
+
+
+def test_a_run_in_the_place_of_a_model_is_answered_with_its_newest_checkpoint(in_tmp, toy_directory, capsys):
+    assert start(train_rl, "--model", toy_directory, *SMALL_RL) == 0
+    capsys.readouterr()
+    for script, more in ((eval_script, []), (train_rl, ["--name", "b"]), (train_sft, ["--name", "c"])):
+        for place in ("runs/rl", "runs/rl/checkpoints"):
+            assert start(script, "--model", place, *more) == errors.BAD_DATA
+            assert "is runs/rl/checkpoints/step_000003 meant?" in capsys.readouterr().err
+    assert start(eval_script, "--model", "runs/rl/checkpoints/step_000003", "--toy-examples", 2) == 0
+
+
+def test_from_another_directory_the_default_model_is_not_looked_for_elsewhere(in_tmp, capsys):
+    for script, argv in ((train_rl, []), (train_sft, []), (eval_script, []),
+                         (sample, ["--document", "x", "--question", "y"])):
+        assert start(script, *argv) == errors.MISSING_INPUT
+        assert (error := capsys.readouterr().err).startswith("assets/ is not here: run") and error.count("\n") == 1
+    assert start(train_rl, "--model", "missing") == errors.MISSING_INPUT
+    assert "missing is not there" in capsys.readouterr().err

@@ -45,6 +45,8 @@ def exit_process(code: int) -> NoReturn:
 
 def sentence(error: BaseException) -> str:
     """The sentence that reports an error. If a released model is missing, it says how to download it."""
+    if " assets/nano-" in str(error) and not os.path.exists("assets"):
+        return "assets/ is not here: run the scripts in the directory that holds them, or give --model"
     if not isinstance(error, OSError):
         return str(error) or ("interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__)
     text = errors.reason(error)

@@ -44,7 +44,9 @@ class Tokenizer:
         if not directory.is_dir():
             raise FileNotFoundError(f"model directory {directory} is not there")
         self.files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
-        require("tokenizer.json" in self.files, f"{directory} has no tokenizer.json; save a fast one there")
+        inside = sorted(directory.glob("**/tokenizer.json"))               # of a run: those of its checkpoints
+        advice = f"is {inside[-1].parent} meant?" if inside else "save a fast one there"
+        require("tokenizer.json" in self.files, f"{directory} has no tokenizer.json; {advice}")
         for name in self.files.keys() - {"chat_template.jinja", "merges.txt"}:
             read_json(directory / name)
         with quiet_transformers(f"{directory}/tokenizer.json cannot be used"):
