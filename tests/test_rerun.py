@@ -271,7 +271,8 @@ def test_resume_changed_takes_changed_prompts_and_keeps_them(in_tmp, small, monk
     assert sft(small, "--steps", 2) == 0
     other_prompts(monkeypatch)
     assert sft(small, "--steps", 4, "--resume", "changed") == 0
-    assert "resuming with changed code: what the chat template writes" in capsys.readouterr().out and steps_of() == [1, 2, 3, 4]
+    assert "resuming with changed code: what the chat template writes" in capsys.readouterr().out
+    assert steps_of() == [1, 2, 3, 4]
     assert sft(small, "--steps", 5) == 0, "the new checkpoint records the new prompts"
 
 

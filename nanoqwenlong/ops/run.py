@@ -83,7 +83,7 @@ class Run:
         self.model, self.tokenizer, self.optimizer, self.states = model, tokenizer, optimizer, states
         if self.directory is None:
             return
-        self.prompts = {"what the chat template writes": tokenizer.digest()}   # transformers decides it
+        self.prompts = {"what the chat template writes": tokenizer.digest()}   # by its version of transformers
         if self.source:
             checkpoint.load_optimizer(self.source, model, optimizer)
             if missing := sorted(states.keys() - self.state["states"].keys()):
