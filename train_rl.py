@@ -103,7 +103,7 @@ from nanoqwenlong.generate import Generator
 from nanoqwenlong.ops import exits
 from nanoqwenlong.ops.run import Run
 from nanoqwenlong.records import Rollout
-from nanoqwenlong.rewards import agreed, score_all
+from nanoqwenlong.rewards import score_all, verifier
 
 HEADLINE = {"phase": "phase", "reward": "reward", "frac_reward_zero_std": "alike", "entropy": "entropy",
             "completions/clipped_ratio": "truncated", "grad_norm": "grad_norm"}        # names on the console
@@ -146,7 +146,7 @@ def train(cfg: Config, run: Run) -> None:
     scoring = dict(temperature=cfg.temperature, max_tokens=cfg.max_tokens)
     group_loss = partial(grpo.group_loss, clip_low=cfg.clip_low, clip_high=cfg.clip_high, kl_coef=cfg.kl_coef,
                          dual_clip=cfg.dual_clip or math.inf, entropy_coef=cfg.entropy_coef)
-    states = {"sampler": sampler, "judge": judge} if judge else {"sampler": sampler}
+    states = {"sampler": sampler, "math": verifier} | ({"judge": judge} if judge else {})
     run.begin(model, tokenizer, optimizer, **states)
     say(plan.words(plan.of_run(cfg, model.config, sampler.largest_draw(cfg.prompts_per_step), longest_prompt,
                                run.dtype.itemsize, parallel.size(), run.num_hosts)))
@@ -223,7 +223,7 @@ def train(cfg: Config, run: Run) -> None:
 def reward(cfg: Config, batch, groups, tokenizer, judge) -> list[Rollout]:
     """One Rollout per example and its group: texts, scores, and penalties for length. No advantages yet."""
     texts = [[tokenizer.response(answer.ids) for answer in group.completions] for group in groups]
-    scores = agreed(score_all(texts, batch, judge))
+    scores = score_all(texts, batch, judge)
     rollouts = []
     for row, group in enumerate(groups):
         penalties = []
@@ -250,7 +250,7 @@ def show(step: int, rollout: Rollout, say) -> None:
     if step > 1 and step % SHOW_EVERY:
         return
     score = rollout.scores[0]
-    earned = "unscorable (the judge gave no verdict)" if math.isnan(score.reward) else f"{score.reward:g}"
+    earned = "unscorable (no verdict)" if math.isnan(score.reward) else f"{score.reward:g}"
     gold = " | ".join(rollout.example.accepted).replace("\n", ", ")
     say(f"    {rollout.example.question} {rollout.texts[0]}\n    gold {gold}, extracted {score.answer!r}, "
         f"reward {earned}{' by the judge' if score.judge == 1 else ''}")

@@ -3,20 +3,23 @@
 1. What follows the last `</think>` is cut down to an answer (reward/answers.py).
 2. The measure of the task compares the answer with each accepted one. The best counts (reward/tasks.py).
 3. If this rule gives 0 and the answer may say the same in other words, a judge is asked (reward/judge.py).
-   If the judge gives no verdict, the reward is NaN: unscorable, which is not wrong.
+   If the judge gives no verdict, the reward is NaN: unscorable, which is not wrong. A formula that math-verify could
+   not compare in its time is unscorable as well.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from . import parallel
 from .records import Example, Score
 from .reward.judge import LONGEST_ANSWER, LONGEST_GOLD, Question
+from .reward.formulas import compared, verifier
 from .reward.tasks import TASKS, extract, gold_problem, task_named
-from .reward.text import number
+from .reward.text import differ_in_scale, number
 from .reward.words import ARTICLES, normalise
 
-__all__ = ["TASKS", "Score", "agreed", "extract", "gold_problem", "score", "score_all"]
+__all__ = ["TASKS", "Score", "extract", "gold_problem", "score", "score_all", "verifier"]
 
 
 def score(text: str, example: Example, judge=None) -> Score:
@@ -28,13 +31,17 @@ def score_all(texts: Sequence[Sequence[str]], examples: Sequence[Example], judge
     """(P, G) The scores of G responses to each of P examples. Raises DataError for an unknown task.
 
     judge.ask(questions) -> 1.0, 0.0 or NaN for each. Called exactly once, as on all ranks, even without a question."""
+    answers = []
+    for group, example in zip(texts, examples, strict=True):
+        answers.append([extract(text, example.task) for text in group])
+    verify(answers, examples)
     scores = []
     places = []
     questions = []
-    for group, example in zip(texts, examples, strict=True):
+    for group, example in zip(answers, examples, strict=True):
         row = []
-        for text in group:
-            rule_score = by_rule(text, example)
+        for answer in group:
+            rule_score = by_rule(answer, example)
             question = for_judge(rule_score, example)
             if question:
                 places.append((len(scores), len(row)))
@@ -50,13 +57,24 @@ def score_all(texts: Sequence[Sequence[str]], examples: Sequence[Example], judge
     return scores
 
 
-def by_rule(text: str, example: Example) -> Score:
-    """The score without a judge."""
+def verify(answers: Sequence[Sequence[str]], examples: Sequence[Example]) -> None:
+    """Have rank 0 ask math-verify about all answers to task "math" at once. All ranks learn the same verdicts."""
+    pairs = []
+    for group, example in zip(answers, examples):
+        if example.task == "math":
+            for gold in example.accepted:
+                pairs += [pair for answer in group if isinstance(pair := compared(answer, gold), tuple)]
+    verdicts = verifier.ask(pairs) if parallel.rank() == 0 else {}
+    verifier.verdicts.update(parallel.gather(verdicts)[0])
+
+
+def by_rule(answer: str, example: Example) -> Score:
+    """The score without a judge. NaN if no accepted answer is known to be matched, and one could not be compared."""
     measure = task_named(example.task).measure
-    answer = extract(text, example.task)
-    rule = 0.0
-    for gold in example.accepted:
-        rule = max(rule, float(measure(answer, gold)))
+    rules = [float(measure(answer, gold)) for gold in example.accepted]
+    rule = max([rule for rule in rules if not math.isnan(rule)], default=0.0)
+    if rule == 0 and any(map(math.isnan, rules)):
+        rule = math.nan
     return Score(rule, rule, None, answer)
 
 
@@ -80,19 +98,11 @@ def worth_asking(answer: str, gold: str) -> bool:
         return False
     if len(gold) > LONGEST_GOLD:
         return False
-    if number(answer) and number(gold):
-        return False                                           # the rule has compared them
+    a, b = number(answer, any_fraction=True), number(gold)
+    if a and b:
+        return differ_in_scale(a, b)                           # otherwise the rule has compared them
     num_letters = 0                                            # and digits, besides those of articles
     for word in normalise(answer).split():
         if word not in ARTICLES:
             num_letters += sum(map(str.isalnum, word))
     return num_letters >= 2
-
-
-def agreed(scores: list[list[Score]]) -> list[list[Score]]:
-    """The scores of rank 0, on all ranks. They only differ if a task "math" meets its deadline on some ranks."""
-    as_dicts = []
-    for group in scores:
-        as_dicts.append(list(map(asdict, group)))
-    first = parallel.gather(as_dicts)[0]
-    return [[Score(**fields) for fields in group] for group in first]

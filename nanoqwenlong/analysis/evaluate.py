@@ -13,7 +13,7 @@ from .. import parallel
 from ..errors import DataError
 from ..ops.log import progress
 from ..records import Example
-from ..rewards import Score, agreed, score_all
+from ..rewards import Score, score_all
 
 AT_ONCE = 64        # questions per call of the generator and per write: a killed evaluation loses no more than these
 
@@ -102,7 +102,7 @@ class SavedAnswers:
 
 def score_answers(examples: Sequence[Example], answers: Sequence[Sequence[Answer]], judge=None) -> list[list[Score]]:
     """Return the scores of each example's answers, after one call of the judge for all that the rule rejects."""
-    return agreed(score_all([[answer.text for answer in group] for group in answers], examples, judge))
+    return score_all([[answer.text for answer in group] for group in answers], examples, judge)
 
 
 def accuracy(scores: Sequence[Sequence[Score]], unscorable: float = 0.0) -> float:

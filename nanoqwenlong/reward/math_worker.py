@@ -1,49 +1,86 @@
-"""Are two mathematical expressions the same? math-verify decides, in a process of its own: this file, run as a program.
+"""Are two formulas the same? math-verify decides, in processes of its own: this file, run as a program.
 
-A short text ("100000000!") can keep sympy busy for hours or fill the memory. math-verify guards itself by an alarm
-signal, which works only in a main thread. A process can simply be killed. No torch.
+A short text ("100000000!") can keep sympy busy for hours or fill the memory. A process can simply be killed. So the
+program imports math-verify once, and forks children that compare pairs of formulas. A child that is killed costs no
+import. Each pair has half a second of a CPU, and all pairs of a step share one budget. No torch.
 """
 
 import atexit
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
+from contextlib import suppress
+from hashlib import blake2b
 from importlib.util import find_spec
 
-DEADLINE = 5.0                          # seconds for a comparison
-START = 120.0                           # seconds for the worker's imports, which may come from a slow disk
-MEMORY = 4 << 30                        # bytes of memory for the worker, on Linux
+CPU_SECONDS = 0.5                       # for a pair. A pair of a usual exercise takes 0.02 s
+BUDGET = 120.0                          # seconds for all pairs of a step
+SHARE = 32                              # pairs for a child
+NUM_CHILDREN = max(2, min(8, (os.cpu_count() or 2) // 2))                      # at the same time
+START = 120.0                           # seconds for the program's imports, which may come from a slow disk
+MEMORY = 2 << 30                        # bytes of memory for a child, on Linux
+MOST_VERDICTS = 100_000                 # that are kept in a checkpoint, the newest
+Pair = tuple[str, str]                  # gold, answer
 
 
 def installed() -> bool:
     return find_spec("math_verify") is not None
 
 
+class Verifier:
+    """The verdicts of math-verify about pairs of formulas, each pair asked about once. Verdicts are kept, also in
+    checkpoints, so a resumed run gives the same rewards. None: the pair took too long, or the budget was spent."""
+
+    def __init__(self, worker: "Worker | None" = None):
+        self.worker = worker or Worker()
+        self.verdicts: dict[str, bool | None] = {}             # by key_of(pair), in the order of the questions
+
+    def ask(self, pairs: Iterable[Pair]) -> dict[str, bool | None]:
+        """The verdicts on those of the pairs that are new, by their keys. They are not kept yet."""
+        new = {key: pair for pair in pairs if (key := key_of(pair)) not in self.verdicts}
+        replies = self.worker.ask(list(new.values())) if new else []
+        return dict(zip(new, replies or [None] * len(new)))
+
+    def verdict(self, pair: Pair) -> bool | None:
+        self.verdicts |= self.ask([pair])
+        return self.verdicts[key_of(pair)]
+
+    def state_dict(self) -> dict[str, bool | None]:
+        return dict(list(self.verdicts.items())[-MOST_VERDICTS:])
+
+    def load_state_dict(self, state: dict[str, bool | None]) -> None:
+        self.verdicts = dict(state)
+
+
+def key_of(pair: Pair) -> str:
+    return blake2b(json.dumps(pair).encode(), digest_size=16).hexdigest()
+
+
 class Worker:
     """A process that answers questions. A question starts it if it does not run, and kills it if it takes too long."""
 
-    def __init__(self, command=(sys.executable, __file__), deadline: float = DEADLINE):
+    def __init__(self, command=(sys.executable, __file__), deadline: float = BUDGET + 30):
         self.command, self.deadline = command, deadline
         self.process, self.lock = None, threading.Lock()       # threads take turns
         atexit.register(self.stop)
         os.register_at_fork(after_in_child=self.leave)
 
     def ask(self, question):
-        """The reply. None if the process died or took too long, or if the question is longer than PIPE_BUF, 4,096 bytes
-        on Linux, which pass through a pipe in one piece. Raises RuntimeError if the process does not start."""
+        """The reply. None if the process died or took too long. Raises RuntimeError if the process does not start."""
         line, reply = json.dumps(question).encode() + b"\n", b""
-        if len(line) > select.PIPE_BUF:
-            return None
         with self.lock:
             try:
                 if self.process is None or self.process.poll() is not None:
                     self.start()
-                self.process.stdin.write(line)
+                while line:                                    # a signal may interrupt a long write
+                    line = line[self.process.stdin.write(line):]
                 reply = self.read(self.deadline)
             except BrokenPipeError:
                 pass
@@ -86,22 +123,71 @@ class Worker:
 
 
 def serve() -> None:
-    """The process's program. It ignores signals for the main program, but an alarm ends it soon after that."""
+    """The program. It ignores signals for the main program."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        import resource
-        _, most = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most), most))
+    with suppress(ValueError, OSError):                        # not on every system
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     sys.stdout = sys.stderr                                    # what others print must not reach the main program
-    from math_verify import LatexExtractionConfig, parse, verify
-    settings = dict(extraction_config=[LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
-    os.write(1, b'"ready"\n')                                  # in one piece, as every reply
+    for pair in (("x+1", "2x"), (r"\sin(x)", r"\frac{1}{2}"), ("(1,2)", "[1,2]"), ("x<1", "x>1")):
+        equal(*pair)                                           # the first ones import and fill caches
+    os.write(1, b'"ready"\n')
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_REAL, 2 * DEADLINE)
-        gold, answer = (parse(rf"\boxed{{{text}}}", **settings) for text in json.loads(line))
-        os.write(1, json.dumps(bool(verify(gold, answer, timeout_seconds=None))).encode() + b"\n")
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        os.write(1, json.dumps(equal_pairs(json.loads(line))).encode() + b"\n")
+
+
+def equal_pairs(pairs: list[Pair]) -> list[bool | None]:
+    """Whether the formulas of each pair are equal. None: the child died over this pair, or there was no time."""
+    verdicts, running, end = [None] * len(pairs), {}, time.monotonic() + BUDGET
+    waiting = [list(range(len(pairs)))[first:first + SHARE] for first in range(0, len(pairs), SHARE)]
+    while True:
+        while waiting and len(running) < NUM_CHILDREN and time.monotonic() < end:
+            share = waiting.pop()
+            running[fork([pairs[place] for place in share], end)] = share
+        if not running:
+            return verdicts
+        ready, _, _ = select.select([sys.stdin, *running], [], [])
+        if sys.stdin in ready:                                 # the main program is gone
+            sys.exit()
+        for pipe in ready:
+            replies, share = os.read(pipe, SHARE), running[pipe]
+            for reply in replies:
+                verdicts[share.pop(0)] = reply == ord("1")
+            if not replies:                                    # the child has ended
+                os.close(pipe)
+                os.wait()
+                del running[pipe]
+                waiting += [share[1:]] if share[1:] else []
+
+
+def fork(pairs: list[Pair], end: float) -> int:
+    """A pipe from a new child that writes 1 or 0 for each pair. Its alarms end it, also within one long product."""
+    pipe, writing = os.pipe()
+    if os.fork() == 0:
+        try:
+            for pair in pairs:
+                left = max(CPU_SECONDS, end - time.monotonic())
+                signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+                signal.setitimer(signal.ITIMER_REAL, min(20 * CPU_SECONDS, left))
+                os.write(writing, b"1" if equal(*pair) else b"0")
+        finally:
+            os._exit(0)
+    os.close(writing)
+    return pipe
+
+
+def equal(gold: str, answer: str) -> bool:
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse, verify
+    latex = NormalizationConfig(units=False, malformed_operators=True, nits=True)          # units: any last word
+    settings = dict(extraction_config=[LatexExtractionConfig(normalization_config=latex)],
+                    fallback_mode="no_fallback", parsing_timeout=None)
+    try:
+        return bool(verify(*(parse(rf"\boxed{{{text}}}", **settings) for text in (gold, answer)), timeout_seconds=None))
+    except (MemoryError, RecursionError):                      # too large: the child dies over it
+        raise
+    except Exception:                                          # it is no formula
+        return False
 
 
 if __name__ == "__main__":

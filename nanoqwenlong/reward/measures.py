@@ -10,22 +10,15 @@ import unicodedata
 from bisect import bisect, insort
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from functools import lru_cache
-from math import comb, log2
+from math import comb, log2, nan
 
-from . import math_worker
 from .answers import matches as em
+from .formulas import compared, verifier
 from .lists import items
 from .options import choice, gold_choice
 from .text import number
 from .words import CJK, normalise
 
-worker = math_worker.Worker()
-ASSIGNED = re.compile(r"^[a-zA-Z](_\w)?\s*=\s*")             # x = 5
-CALCULATION = re.compile(r"""
-    (?<=[^\s({])\s*[-+*/×·÷] | [!^=]
-    | \\(?!(?:[dt]?frac|text|mathrm|left|right|circ|degree)(?![a-z]))[a-z]
-    """, re.VERBOSE)
 JSON_START = re.compile(r'\[(?=\s*[-\[{"\]\dtfnNI])|\{(?=\s*["}])')
 WORD = re.compile(f"[{CJK}]|[^\\W_{CJK}]+")
 SPELT = re.compile(r"\w[\u0300-\u036f]{1,4}|[\uff01-\uff9f]")    # a letter and its accent apart, full-width forms
@@ -37,32 +30,14 @@ def accuracy(answer: str, gold: str) -> bool:
     return choice(answer) == letter if letter else em(answer, gold)
 
 
-def math(answer: str, gold: str) -> bool:
+def math(answer: str, gold: str) -> float:
     """Whether two values are equal: numbers exactly, words as words, all else as written or by math-verify, if it is
-    installed, within 5 seconds, to 6 decimals, units ignored. If the gold answer is a number, a calculation is wrong
-    even if its value is right: otherwise the question itself would be an answer ("37*41")."""
-    if not (number(answer) and number(gold)):
-        answer, gold = bare(answer), bare(gold)
-    if number(gold):
-        answer = ASSIGNED.sub("", answer)
-    if number(answer) and number(gold) or gold.replace(" ", "").isalpha():
-        return em(answer, gold)
-    if answer == "" or number(gold) and CALCULATION.search(answer):
-        return False
-    return answer == gold or math_worker.installed() and verified(gold, answer)
-
-
-@lru_cache(maxsize=100_000)
-def verified(gold: str, answer: str) -> bool:
-    """Whether math-verify found them equal. Asked once: a pair that took too long would take as long again."""
-    return worker.ask([gold, answer]) is True
-
-
-def bare(formula: str) -> str:
-    r"""The formula without delimiters, \text{} and spaces that separate nothing."""
-    formula = re.sub(r"\\?\$|(?<!\\)\\[()\[\]]", " ", formula)
-    formula = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}", r" \1 ", formula).strip().rstrip(".")
-    return re.sub(r"\s+(?!\w)|(?<!\w)\s+", "", formula)
+    installed, to 6 decimals. If the gold answer is a number, a calculation is wrong even if its value is right:
+    otherwise the question itself would be an answer ("37*41"). NaN if math-verify could not decide in its time."""
+    verdict = compared(answer, gold)
+    if isinstance(verdict, tuple):
+        verdict = verifier.verdict(verdict)
+    return nan if verdict is None else float(verdict)
 
 
 def both(answer: str, gold: str) -> tuple[list[tuple], list[tuple]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from ..errors import DataError
-from . import answers, measures, options
+from . import answers, math_worker, measures, options
 
 
 class Task(NamedTuple):
@@ -69,7 +69,7 @@ def gold_problem(task: str, gold: str) -> str:
 
 def missing_package(tasks: Iterable[str]) -> str:
     """A note about a package that is not installed and would reward more answers to these tasks, or ""."""
-    if "math" in tasks and not measures.math_worker.installed():
+    if "math" in tasks and not math_worker.installed():
         return ('task "math": math-verify is not installed (pip install ".[math]"), so a formula is right only if it '
                 "is written like the gold answer; numbers are compared as usual")
     return ""

@@ -19,8 +19,8 @@ LATEX = [                               # is written plainly where that means th
     (r"(?<![\w)\]}])\\[dt]?frac\s?\{(-?[\d.,]+)\}\s?\{(\d+)\}(?![\w\\({^])", r"\1/\2"),
     (r"\^(?:\\circ|\{\\circ\})", "°"),
     (r"\\[dt]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}", r"(\1)/(\2)"), (r"\^\{(-?(?:\d+|\w))\}(?!\w)", r"^\1"),
-    (r"\^\{([^{}]*)\}", r"^(\1)"), (r"\\(?:times|cdot)(?![a-z])", "×"), (r"\\!", ""),
-    (r"\\[,;: ]", " "), (r"\\[()\[\]]", ""), (r"\\([%$#&_{}])", r"\1"),
+    (r"\^\{([^{}]*)\}", r"^(\1)"), (r"\\(?:times|cdot)(?![a-z])", "×"), (r"(?<!\\)\\!", ""),
+    (r"(?<!\\)\\[,;: ]", " "), (r"(?<!\\)\\[()\[\]]", ""), (r"\\([%$#&_{}])", r"\1"),
 ]
 
 
@@ -65,14 +65,16 @@ CURRENCIES = {"us$": "$", "$": "$", "usd": "$", "us dollars": "$", "dollars": "$
               "euros": "€", "euro": "€", "£": "£", "gbp": "£", "pounds": "£", "pound": "£", "¥": "¥元", "jpy": "¥",
               "yen": "¥", "円": "¥", "cny": "元", "rmb": "元", "yuan": "元", "元": "元"}   # ¥: both
 UNITS = {**CURRENCIES, "%": "%", "percent": "%", "per cent": "%"}
-SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
+SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12, "bn": 9, "mn": 6, "tn": 12, "k": 3, "m": 6, "b": 9,
+          "万亿": 12, "百万": 6, "千万": 7, "十亿": 9, "千": 3, "万": 4, "亿": 8}
 RAISED = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
 NUMBER = re.compile(rf"""
     [=≈~]?[ ]? (?P<sign>[+-]?) (?P<before>{"|".join(map(re.escape, CURRENCIES))})?[ ]? (?P<inner>[+-]?)
     (?P<digits>(?:\d{{1,3}}(?:,\d{{3}})+|\d+)?(?:\.(?P<decimals>\d*))?)                       # 1,000.50
     (?:e(?P<exponent>[+-]?\d{{1,3}}) | [ ]?[x×*][ ]?10\^(?P<power>[+-]?\d{{1,3}}))?           # e3, x 10^3
     (?:/(?P<below>\d+))?                                                                      # 3/4
-    [ ]?(?P<scale>{"|".join(SCALES)})? [ ]?(?P<after>{"|".join(map(re.escape, UNITS))})?
+    [ ]?(?P<scale>(?:thousand|million|billion|trillion)s?|(?<=\d)(?:[mbt]n|[kmb])|百万|千万|十亿|万亿|[千万亿])?
+    [ ]?(?P<after>{"|".join(map(re.escape, UNITS))})?
     """, re.VERBOSE | re.IGNORECASE | re.ASCII)
 
 
@@ -80,10 +82,14 @@ class Number(NamedTuple):
     value: Fraction                     # of what stands before the unit: 26/5 for 5.20%
     unit: str                           # "%", a currency, or ""
     step: Fraction                      # one unit of the last written digit: 1/100 for 5.20%, 0 for 3/4
+    below: int                          # the denominator of a fraction as written, 0 without one
+    scale: int                          # the power of ten that is written as a word: 6 for 24.5 million
 
 
-def number(text: str) -> Number | None:
-    """The number that a text is, None if it is anything more than a number ("5 km", "4-5"). Nothing is rounded."""
+def number(text: str, any_fraction: bool = False) -> Number | None:
+    """The number that a text is, None if it is anything more than a number ("5 km", "4-5"). Nothing is rounded.
+    A fraction has at most two digits above and a denominator up to 10, and is not whole, as 3/4 and 7/2. Others may be
+    a date (12/25), odds (3/1) or a calculation that nobody made (1204500/350). Only `any_fraction` reads them."""
     if len(text) > LONGEST:
         return None
     text = re.sub("(?<=10)[⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda raised: "^" + raised[0].translate(RAISED), plain(text))
@@ -95,11 +101,15 @@ def number(text: str) -> Number | None:
     below = Fraction(match["below"] or 1)
     if len(units) > 1 or not below:
         return None
-    exponent = int(match["exponent"] or match["power"] or 0) + SCALES.get((match["scale"] or "").lower(), 0)
-    power = Fraction(10) ** exponent
+    if match["below"] and not any_fraction:
+        above = match["digits"].lstrip("0")
+        if not (above.isdigit() and len(above) <= 2 and below <= 10 and int(above) % below):
+            return None
+    scale = SCALES.get((match["scale"] or "").lower().rstrip("s"), 0)
+    power = Fraction(10) ** (int(match["exponent"] or match["power"] or 0) + scale)
     value = Fraction(match["sign"] + match["inner"] + match["digits"].replace(",", "").rstrip(".")) * power / below
     step = 0 if match["below"] else power / 10 ** len(match["decimals"] or "")
-    return Number(value, "".join(units), Fraction(step))
+    return Number(value, "".join(units), Fraction(step), int(match["below"] or 0), scale)
 
 
 def same(a: Number, b: Number, slack: Fraction = Fraction(0)) -> bool:
@@ -111,3 +121,9 @@ def same(a: Number, b: Number, slack: Fraction = Fraction(0)) -> bool:
         other_value = a.value / 100 if a.unit == "%" else 100 * a.value
         difference = min(difference, abs(other_value - b.value))
     return difference <= slack
+
+
+def differ_in_scale(a: Number, b: Number) -> bool:
+    """Whether only one of them has a scale word, and the numbers before it agree to 1 %: 24.5 and $24.5 million."""
+    a_before, b_before = (each._replace(value=each.value / 10**each.scale) for each in (a, b))
+    return bool(a.scale) != bool(b.scale) and same(a_before, b_before, abs(b_before.value) / 100)
