@@ -25,7 +25,8 @@ from nanoqwenlong.reward import math_worker, measures
 from nanoqwenlong.reward.formulas import verifier
 from nanoqwenlong.reward.math_worker import Verifier, Worker
 from nanoqwenlong.reward.measures import accuracy, em, f1, iou, math, ndcg, pairwise, rouge_l, sub_em
-from nanoqwenlong.rewards import score_all
+from nanoqwenlong.rewards import gold_problem, score_all
+from tests import formulas
 
 MEASURES = (em, accuracy, math, f1, sub_em, ndcg, pairwise, iou, rouge_l)
 LISTS = (f1, sub_em, ndcg, pairwise)
@@ -384,6 +385,72 @@ def test_the_worker_starts_again_and_ends_when_nobody_can_ask_any_more():
 def test_without_math_verify_an_expression_has_to_be_written_the_same():
     with patch.object(math_worker, "find_spec", return_value=None), patch.object(measures, "verifier", None):
         assert math("1 + x", "x+1") == math("x-1", "x+1") == 0 and math("$x + 1$", "x+1") == math("0.5", "1/2") == 1
+
+
+# Formulas are compared, not flattened (row 1)
+
+def boxed(pairs) -> list[float]:
+    """The rewards of the answers, in boxes, of pairs (gold, answer)."""
+    examples = [Example("e", "", "", gold, "math") for gold, _ in pairs]
+    return [score.reward for score, in score_all([[rf"</think> So \boxed{{{answer}}}."] for _, answer in pairs], examples)]
+
+
+def test_every_gold_of_a_corpus_of_formulas_earns_one_and_is_accepted():
+    golds = formulas.GOLDS
+    assert len(set(golds)) >= 300 and [gold for gold in golds if gold_problem("math", gold)] == []
+    assert [gold for gold, reward in zip(golds, boxed([(gold, gold) for gold in golds])) if reward != 1] == []
+    for form in ("</think> The answer is ${}$.", "</think> The answer is\n$$\n{}\n$$", "</think>答案：{}。"):
+        texts = [[form.format(gold)] for gold in golds]
+        scores = score_all(texts, [Example("e", "", "", gold, "math") for gold in golds])
+        assert [gold for gold, (score,) in zip(golds, scores) if score.reward != 1] == []
+
+
+@pytest.mark.parametrize("pairs", [
+    formulas.DIFFERENT[::3] + formulas.DIFFERENT[1::3],
+    pytest.param([*formulas.DIFFERENT, *(pair[::-1] for pair in formulas.DIFFERENT)], marks=pytest.mark.full)])
+def test_formulas_that_differ_earn_nothing(pairs):
+    assert len(set(pairs)) >= 300
+    assert [pair for pair, reward in zip(pairs, boxed(pairs)) if reward != 0] == []
+
+
+@pytest.mark.parametrize("gold, answers", [
+    (r"\frac{x+1}{2}", r"(x+1)/2||\dfrac{1+x}{2}||\frac{x}{2}+\frac12||\displaystyle\frac{x+1}{2}||\tfrac{x+1}2"),
+    (r"2\frac{1}{2}", r"2.5||5/2||\frac52||2\dfrac12||2 \frac{1}{2}"), ("2^{n+1}", r"2\cdot 2^n||2^{1+n}||2^{n + 1}"),
+    (r"60^\circ", r"60°||60^{\circ}||60||60\degree||60^\circ."), ("60", r"60^\circ||60°"),
+    (r"12\,\text{cm}", r"12 cm||12||12\text{ cm}||12\ \mathrm{cm}||12cm"), ("12", r"12\text{ cm}||12 cm"),
+    (r"12\text{ cm}^2", r"12 cm²||12\,\mathrm{cm^2}||12\text{cm}^{2}||12"), ("3 hours", r"3\text{ hours}||3 hour||3"),
+    ("3个", r"3||3\text{个}"), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
+    (r"\begin{cases}x=1\\y=2\end{cases}", r"\left\{\begin{array}{l}x=1\\y=2\end{array}\right."),
+    (r"x\le 3", r"x≤3||x \leq 3||3\ge x||(-\infty, 3]"), ("2\\pi", "2π||\\pi+\\pi"), ("x^2", "x²||x\\cdot x"),
+    ("(1,2)", r"\left( 1, 2 \right)||(1,\,2)"), (r"\{1,2\}", r"\left\{2, 1\right\}||1, 2"),
+    (r"x=1\text{ or }x=2", "x=2 或 x=1||x=1, x=2"), ("10{,}080", r"10080||10\,080||10,\!080||10,080"),
+    (r"\frac{dy}{dx}", r"\frac{\mathrm{d}y}{\mathrm{d}x}||\dfrac{dy}{dx}"), ("x=5", "5||x = 5"), ("0.35", r"\frac{7}{20}")])
+def test_formulas_that_are_the_same_earn_one(gold, answers):
+    pairs = [(gold, answer) for answer in answers.split("||")]
+    assert [answer for (_, answer), reward in zip(pairs, boxed(pairs)) if reward != 1] == []
+
+
+@pytest.mark.parametrize("gold, answers", [
+    ("42", r"42 or 43||42 or more||42 is wrong||42 \text{ or } 43||42\text{ or }43||42t||42m||42 x||42\text{ not}||84/2"),
+    (r"\sqrt{2}", r"1 or \sqrt{2}||\pm\sqrt{2}||\{1,\sqrt{2}\}||\sqrt{2}, 1||\sqrt{2}\text{ or }1"), ("x", "x or y||x, y"),
+    ("x=1517", "x=37*41||37*41"), ("20.4", "40.8/2||204/10"), (r"12\text{ cm}", r"12\text{ m}||12 km||12\text{ cm}^2")])
+def test_hedges_calculations_and_other_units_earn_nothing(gold, answers):
+    pairs = [(gold, answer) for answer in answers.split("||")]
+    assert [answer for (_, answer), reward in zip(pairs, boxed(pairs)) if reward != 0] == []
+
+
+# Golds made of letters are formulas in math, unless they are words (row 2)
+
+@pytest.mark.parametrize("gold, right, wrong", [
+    ("x", "x||$x$||(x)||y=x", "-x||x!||2x||X||x'||x^2||1/x||xx||x_1||not x||"),
+    ("ab", "ab||a b||ba||a\\cdot b", "-ab||a-b||a+b||a/b||ab!||AB||aab||a||(ab)'"),
+    ("n", "n", "N||n!||n-1||nn"), ("yes", "yes||Yes||YES.||\\text{yes}", "no||-yes no||not yes||sey"),
+    ("no", "no||No", "on||yes||n o t"), ("A", "A||(A)||\\textbf{(A)}", "B||a||-A||AA"),
+    ("increasing", "Increasing||\\text{increasing}", "decreasing||not increasing"), ("正确", "正确||正确。", "不正确||错误")])
+def test_golds_of_letters(gold, right, wrong):
+    right, wrong = ([(gold, answer) for answer in answers.split("||")] for answers in (right, wrong))
+    assert [pair for pair, reward in zip(right, boxed(right)) if reward != 1] == []
+    assert [pair for pair, reward in zip(wrong, boxed(wrong)) if reward != 0] == []
 
 
 # math has a time budget (row 12)

@@ -307,7 +307,7 @@ def test_a_judge_that_is_down_ends_the_run_saved_and_the_run_goes_on_when_it_is_
 
 def test_an_answer_that_is_shown_says_who_rewarded_it(capsys):
     for judge, told in ((None, "reward 0"), (0.0, "reward 0"), (1.0, "reward 1 by the judge"),
-                        (math.nan, "reward unscorable (the judge gave no verdict)")):
+                        (math.nan, "reward unscorable (no verdict)")):
         score = rewards.Score(judge or 0.0, 0.0, judge, "x")
         train_rl.show(1, Rollout(Example("e", "", "Who?", "Ann"), None, ("text",), (score,), (0.0,)), Log(None).say)
         assert capsys.readouterr().out.endswith(f", {told}\n")

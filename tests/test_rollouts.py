@@ -62,7 +62,7 @@ def test_what_is_told_of_an_answer(show):
         "  ended      truncated at --max-new-tokens, 321 tokens", "  patterns   grounding 2, subgoal 0", "",
         "<think> Ann paid.</think> The answer is Ann.", ""]
     out = show([answer(reward=None, answer="")])[1]
-    assert "none, no verdict of the judge (rule 1, advantage 0)" in out and "extracted  nothing" in out
+    assert "none, no verdict (rule 1, advantage 0)" in out and "extracted  nothing" in out
 
 
 TEXT = "<think> I read: Ann paid twice. So?</think> Ann paid."

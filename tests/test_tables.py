@@ -96,7 +96,7 @@ def test_what_befell_questions_is_said():
     model["all"]["clipped_ratio"] = 0.0
     text = tables.markdown({"models": [model], "settings": {"max_prompt_tokens": 900}})
     assert text.split("\n\n")[1] == (
-        "m: 1 of 2 documents were cut in their middle to fit 900 tokens; 1 answers unscorable: no verdict of the judge "
+        "m: 1 of 2 documents were cut in their middle to fit 900 tokens; 1 answers unscorable: no verdict "
         "(counted wrong, and right in the upper end of the interval).")
     del model["all"]["unscorable"], model["all"]["cut"]
     assert "\n\n" not in tables.markdown({"models": [model]})

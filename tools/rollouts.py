@@ -82,7 +82,7 @@ def describe(row: dict, full: bool, document: str | None = None) -> str:
     if len(question) > 600 and not full:                         # the question of a chat is at its end
         question = f"[{len(question) - 600} characters] ... {question[-600:]}"
     ended = {"stop": "by itself", "length": "truncated at --max-new-tokens"}.get(row["finish_reason"], "?")
-    reward = "none, no verdict of the judge" if row["reward"] is None else f"{row['reward']:.3g}"
+    reward = "none, no verdict" if row["reward"] is None else f"{row['reward']:.3g}"
     parts = [f"{name} {row[name]:.3g}" for name in ("rule", "judge", "penalty", "advantage") if row[name] is not None]
     lines = [f"{row['id']}, answer {row.get('sample', '?')}, task {row.get('task', '?')}",
              f"  question   {question}",

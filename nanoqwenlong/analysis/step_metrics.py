@@ -34,7 +34,8 @@ def rollout_values(rollouts: Sequence[Rollout], slices: Sequence[tuple[str, ...]
     stats, whole = GroupStats.of(shaped, MIN_STD), slice_values(rollouts)
     values = {"reward": mean_of(shaped.nanmean()), "reward_std": float(stats.std.mean()),
               "frac_reward_zero_std": float(stats.agrees.double().mean()), "accuracy": mean_of(rewards.nanmean()),
-              "rewards/rule/mean": mean(score.rule for score in scores),
+              "rewards/rule/mean": mean_of(*(score.rule for score in scores)) or 0.0,
+              "rewards/unscorable": mean(math.isnan(score.reward) for score in scores),
               "rewards/overlong/mean": mean_of((shaped - rewards).nanmean()),
               "entropy": whole["entropy"], "answers/extracted": mean(bool(score.answer) for score in scores),
               "completions/mean_length": whole["mean_length"], "completions/min_length": min(lengths),
@@ -182,7 +183,7 @@ def rows(rollouts: Sequence[Rollout], counted: Sequence[Sequence[patterns.Patter
             reward, shaped = rollout.rewards[i], rollout.shaped_rewards[i]
             yield {
                 "id": example.id, "sample": i, "task": example.task, "question": example.question,
-                "gold": example.accepted, "text": rollout.texts[i], "answer": score.answer, "rule": score.rule,
+                "gold": example.accepted, "text": rollout.texts[i], "answer": score.answer, "rule": mean_of(score.rule),
                 "judge": None if score.judge is None else mean_of(score.judge), "reward": mean_of(shaped),
                 "penalty": mean_of(reward - shaped), "advantage": rollout.advantages[i], "length": len(completion.ids),
                 "finish_reason": completion.finish_reason,

@@ -35,7 +35,7 @@ def summarise(model: str, examples: Sequence[Example], answers: Sequence, scores
 
 def cell(rows: Sequence[Row]) -> dict:
     """Return the results of some questions, with pass@k for k = 1, 2, 4, ... and all samples if there are several.
-    An unscorable answer (the judge gave no verdict) is wrong in "accuracy" and "low", and right in "high"."""
+    An unscorable answer (no verdict) is wrong in "accuracy" and "low", and right in "high"."""
     scores = [question for _, _, question in rows]
     sampled = [answer for _, answers, _ in rows for answer in answers]
     accuracy = evaluate.accuracy(scores)
@@ -107,6 +107,6 @@ def remark(model: dict, settings: dict) -> str:
         share = 100 * cell["clipped_ratio"]
         parts.append(f"{share:.1f} % of the answers were truncated at {settings.get('max_new_tokens')} tokens")
     if cell.get("unscorable"):
-        parts.append(f"{cell['unscorable']} answers unscorable: no verdict of the judge (counted wrong, and right in "
+        parts.append(f"{cell['unscorable']} answers unscorable: no verdict (counted wrong, and right in "
                      "the upper end of the interval)")
     return f"{plain(model['model'])}: {'; '.join(parts)}." if parts else ""
