@@ -362,13 +362,15 @@ def test_the_items_of_some_lists():
 # An unevaluated quotient is no number, and neither are dates and odds (row 8)
 
 @pytest.mark.parametrize("answer, gold, right", [
-    ("3/4", "0.75", True), (r"\frac{3}{4}", "0.75", True), ("0.75", "3/4", True), ("1/5", "0.2", True), ("7/2", "3.5", True),
+    ("3/4", "0.75", True), (r"\frac{3}{4}", "0.75", True), ("0.75", "3/4", True), ("1/5", "0.2", True),
+    ("7/2", "3.5", True),
     ("-1/8", "-12.5%", True), ("6/8", "3/4", True), ("12/25", "12/25", True), ("3/4/2020", "3/4/2020", True),
     (r"\frac{12}{25}", "12/25", True), ("1204500/350", "1204500/350", True),
     ("1204500/350", "3441.43", False), (r"\frac{1204500}{350}", "3441.43", False), ("24090/7", "3441.43", False),
     ("4040/2", "2020", False), ("10100/5", "2020", False), ("12/2", "6", False), ("600/100", "6", False),
     ("84/2", "42", False), ("-10/2", "-5", False), ("102/5", "20.4", False), ("7000000/2", "3500000", False),
-    ("12/25", "0.48", False), ("0.48", "12/25", False), ("3/1", "3", False), ("3", "3/1", False), ("6/12", "1/2", False),
+    ("12/25", "0.48", False), ("0.48", "12/25", False), ("3/1", "3", False), ("3", "3/1", False),
+    ("6/12", "1/2", False),
     ("3/4/2020", "0.75", False), ("9/11", "0.8182", False), ("0/5", "0", False), ("5/5", "1", False)])
 def test_quotients_dates_and_odds(answer, gold, right):
     assert near(answer, gold) is matches(answer, gold) is right
@@ -384,7 +386,8 @@ def test_a_rounded_quotient_is_near_to_nothing():
     ("24.5 million", "24.5M", True), ("24.5 million", "24,500,000", True), ("$24.5bn", "24.5 billion dollars", True),
     ("24.5mn", "24.5 millions", True), ("5k", "5,000", True), ("2450万", "24.5 million", True), ("3亿", "300百万", True),
     ("1.2万亿", "1.2 trillion", True), ("5千", "5000", True), ("24.5M", "24.5bn", False), ("24.5", "24.5 million", False),
-    ("24.5M", "24.5", False), ("24.5 M", "24,500,000", False), ("5 k", "5000", False), ("24.5 million", "2.45M", False)])
+    ("24.5M", "24.5", False), ("24.5 M", "24,500,000", False), ("5 k", "5000", False),
+    ("24.5 million", "2.45M", False)])
 def test_scale_words(a, b, equal):
     assert matches(a, b) is matches(b, a) is equal
 
@@ -392,8 +395,10 @@ def test_scale_words(a, b, equal):
 # Spaces between thousands, as LaTeX and typesetters write them (row 1)
 
 @pytest.mark.parametrize("answer, equal", [
-    (r"10,\!080", True), (r"10\,080", True), ("10{,}080", True), (r"10\ 080", True), ("10~080", True), ("10\u202f080", True),
-    ("10\u2009080", True), ("10\u00a0080", True), ("10,080", True), ("10 080", False), (r"10,\!08", False), (r"10\,08", False),
+    (r"10,\!080", True), (r"10\,080", True), ("10{,}080", True), (r"10\ 080", True), ("10~080", True),
+    ("10\u202f080", True),
+    ("10\u2009080", True), ("10\u00a0080", True), ("10,080", True), ("10 080", False), (r"10,\!08", False),
+    (r"10\,08", False),
     (r"1\,0080", False), (r"10,\,080", False), (r"10\\ 080", False), ("10.080", False)])
 def test_thousands(answer, equal):
     assert matches(answer, "10080") is equal and near(answer, "10080") is equal
@@ -404,7 +409,8 @@ def test_thousands(answer, equal):
 @pytest.mark.parametrize("answer, gold, right", [
     (r"\frac{x+1}{2}", "x+1/2", False), (r"\frac{1}{2}x", r"\frac{1}{2x}", False), ("2^{n+1}", "2^n+1", False),
     ("x^{2y}", "x^2y", False), (r"\frac{a}{b+c}", "a/b+c", False), (r"\frac{x+1}{2}", "(x+1)/(2)", True),
-    (r"\frac{3}{4}", "3/4", True), ("10^{6}", "10^6", True), (r"5\,\text{km}", "5 km", True), (r"90^{\circ}", "90°", True),
+    (r"\frac{3}{4}", "3/4", True), ("10^{6}", "10^6", True), (r"5\,\text{km}", "5 km", True),
+    (r"90^{\circ}", "90°", True),
     (r"\left(1, 2\right]", "(1, 2]", True)])
 def test_latex_in_words(answer, gold, right):
     assert matches(answer, gold) is right

@@ -392,7 +392,8 @@ def test_without_math_verify_an_expression_has_to_be_written_the_same():
 def boxed(pairs) -> list[float]:
     """The rewards of the answers, in boxes, of pairs (gold, answer)."""
     examples = [Example("e", "", "", gold, "math") for gold, _ in pairs]
-    return [score.reward for score, in score_all([[rf"</think> So \boxed{{{answer}}}."] for _, answer in pairs], examples)]
+    texts = [[rf"</think> So \boxed{{{answer}}}."] for _, answer in pairs]
+    return [score.reward for score, in score_all(texts, examples)]
 
 
 def test_every_gold_of_a_corpus_of_formulas_earns_one_and_is_accepted():
@@ -424,15 +425,18 @@ def test_formulas_that_differ_earn_nothing(pairs):
     (r"x\le 3", r"x≤3||x \leq 3||3\ge x||(-\infty, 3]"), ("2\\pi", "2π||\\pi+\\pi"), ("x^2", "x²||x\\cdot x"),
     ("(1,2)", r"\left( 1, 2 \right)||(1,\,2)"), (r"\{1,2\}", r"\left\{2, 1\right\}||1, 2"),
     (r"x=1\text{ or }x=2", "x=2 或 x=1||x=1, x=2"), ("10{,}080", r"10080||10\,080||10,\!080||10,080"),
-    (r"\frac{dy}{dx}", r"\frac{\mathrm{d}y}{\mathrm{d}x}||\dfrac{dy}{dx}"), ("x=5", "5||x = 5"), ("0.35", r"\frac{7}{20}")])
+    (r"\frac{dy}{dx}", r"\frac{\mathrm{d}y}{\mathrm{d}x}||\dfrac{dy}{dx}"), ("x=5", "5||x = 5"),
+    ("0.35", r"\frac{7}{20}")])
 def test_formulas_that_are_the_same_earn_one(gold, answers):
     pairs = [(gold, answer) for answer in answers.split("||")]
     assert [answer for (_, answer), reward in zip(pairs, boxed(pairs)) if reward != 1] == []
 
 
 @pytest.mark.parametrize("gold, answers", [
-    ("42", r"42 or 43||42 or more||42 is wrong||42 \text{ or } 43||42\text{ or }43||42t||42m||42 x||42\text{ not}||84/2"),
-    (r"\sqrt{2}", r"1 or \sqrt{2}||\pm\sqrt{2}||\{1,\sqrt{2}\}||\sqrt{2}, 1||\sqrt{2}\text{ or }1"), ("x", "x or y||x, y"),
+    ("42", r"42 or 43||42 or more||42 is wrong||42 \text{ or } 43||42\text{ or }43||42t||42m||42 x||42\text{ not}"),
+    ("42", "84/2||6*7||42=43||43=42"),
+    (r"\sqrt{2}", r"1 or \sqrt{2}||\pm\sqrt{2}||\{1,\sqrt{2}\}||\sqrt{2}, 1||\sqrt{2}\text{ or }1"),
+    ("x", "x or y||x, y"),
     ("x=1517", "x=37*41||37*41"), ("20.4", "40.8/2||204/10"), (r"12\text{ cm}", r"12\text{ m}||12 km||12\text{ cm}^2")])
 def test_hedges_calculations_and_other_units_earn_nothing(gold, answers):
     pairs = [(gold, answer) for answer in answers.split("||")]

@@ -19,7 +19,8 @@ WORDS = re.compile(rf"""                # with a word of three letters, and with
     """, re.VERBOSE)
 UNIT = re.compile(r"""                  # 12 \text{ cm}^2, 90^\circ, 3 hours, 3个
     (?<=[\d})i]) \s* (\^\\circ | (?:\^\\circ\s*)? (?: \\(?:text|mathrm|mbox)\s*\{ (?:[^{}\d,;]|\^-?\d)* \}
-    | (?:(?<=\d)|(?<=\d\s)) (?:[cmk]m|[mk]g|m[lL]|(?<=\s)[a-zA-Z]{3,})(?:/\w+)? | (?<=\d)[\u3400-\u9fff]{1,4} ) (?:\^\{?-?\d\}?)? ) $
+    | (?:(?<=\d)|(?<=\d\s)) (?:[cmk]m|[mk]g|m[lL]|(?<=\s)[a-zA-Z]{3,})(?:/\w+)?
+    | (?<=\d)[\u3400-\u9fff]{1,4} ) (?:\^\{?-?\d\}?)? ) $
     """, re.VERBOSE)
 NO_UNIT = re.compile(r"\b(?:or|and|not?|is|are|if|for|when|else|than|only|wrong|least|most|more|less|about)\b|[或和不非错]")
 IGNORED = re.compile(r"""               # what math-verify does not read: it has to be the same in both formulas
