@@ -73,6 +73,7 @@ from nanoqwenlong.errors import ConfigError, JudgeUnavailable, ModelError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import exits, files
+from nanoqwenlong.ops.console import printable, say
 from nanoqwenlong.pretrained import hub
 from nanoqwenlong.pretrained.digest import file_digest, model_digests
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
@@ -96,7 +97,7 @@ def main(cfg: Config) -> None:
     places = {name: hub.directory(name) for name in cfg.model}                 # {as it was given: its directory}
 
     # 2. Questions, judge, and the answers that --out holds already
-    examples = build.questions(cfg, print if first else lambda text: None, "heldout")
+    examples = build.questions(cfg, say if first else lambda text: None, "heldout")
     judge = build.judge_of(cfg, os.environ.get("JUDGE_API_KEY", ""), device, computing_dtype(cfg))
     settings, saved = settings_of(cfg), None
     if cfg.out:
@@ -130,9 +131,9 @@ def main(cfg: Config) -> None:
 
     # 4. Report
     results = {"settings": {**settings, "judge": cfg.judge_model or cfg.judge}, "models": models}
-    table = tables.markdown(results)
+    table = printable(tables.markdown(results))
     if first:
-        print(table)
+        say(table)
     if first and cfg.out:
         files.put(Path(cfg.out) / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
         files.put(Path(cfg.out) / "table.md", table + "\n")
@@ -210,7 +211,7 @@ def write_correct(path: str, examples, answers, scores) -> None:
             row = data.as_row(replace(example, response=right[0]))
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     files.put(Path(path), "".join(lines))
-    print(f"{len(lines)} of {len(examples)} questions have a right answer that ended by itself: {path}")
+    say(f"{len(lines)} of {len(examples)} questions have a right answer that ended by itself: {path}")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from nanoqwenlong.errors import ConfigError, DataError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import exits
+from nanoqwenlong.ops.console import say
 from nanoqwenlong.pretrained import hub
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Example
@@ -63,10 +64,10 @@ def main(cfg: Config) -> None:
     (completion,) = group.completions
     if cfg.json:
         text = tokenizer.response(completion.ids)
-        print(json.dumps({"prompt_ids": group.prompt_ids, "completion_ids": completion.ids, "text": text,
-                          "answer": rewards.extract(text), "finish_reason": completion.finish_reason}))
+        say(json.dumps({"prompt_ids": group.prompt_ids, "completion_ids": completion.ids, "text": text,
+                        "answer": rewards.extract(text), "finish_reason": completion.finish_reason}))
     else:
-        print("" if completion.finish_reason == "stop" else f" [cut off after {cfg.max_new_tokens} tokens]")
+        say("" if completion.finish_reason == "stop" else f" [cut off after {cfg.max_new_tokens} tokens]")
 
 
 class Stream:
@@ -79,7 +80,7 @@ class Stream:
         self.ids.append(token)
         text = self.tokenizer.decode(self.ids)
         if not text.endswith("\ufffd"):
-            print(text[len(self.shown):], end="", flush=True)
+            say(text[len(self.shown):], end="")
             self.shown = text
 
 

@@ -89,10 +89,10 @@ def exit_code(error: BaseException | None) -> int:
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else INTERNAL
 
 
-def reason(error: OSError) -> str:
-    """What went wrong with which file, without the number of the error."""
-    if not error.strerror:
-        return str(error) or type(error).__name__
+def reason(error: BaseException) -> str:
+    """What went wrong, and with which file. Of an OSError it leaves out the number."""
+    if not getattr(error, "strerror", None):
+        return str(error) or ("interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__)
     return (f"{error.filename}: " if error.filename else "") + error.strerror
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 
 from nanoqwenlong.errors import DataError
+from nanoqwenlong.ops.console import say, tell, with_exit_code
 from tools import series
 from tools.plot import COLOURS, REWARD, STYLE, Panel, draw_lines
 
@@ -224,30 +225,24 @@ def pairs(axes, rates: dict[str, list[float]]) -> None:
     axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
 
 
-def main(argv: list[str]) -> int:
+@with_exit_code
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.ablations", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="the directory with the runs of recipes/ablations.sh")
     parser.add_argument("--models", nargs=2, metavar=("STUDY", "SEED"), help="only print these checkpoints")
     args = parser.parse_args(argv)
+    if args.models:
+        say(" ".join(dict.fromkeys(models(args.directory, *args.models).values())))
+        return
+    seeds = seeds_of(args.directory)
+    text = tables(args.directory, seeds)
+    (args.directory / "table.md").write_text(text, encoding="utf-8")
+    say(text)
     try:
-        if args.models:
-            print(*dict.fromkeys(models(args.directory, *args.models).values()))
-            return 0
-        seeds = seeds_of(args.directory)
-        text = tables(args.directory, seeds)
-        (args.directory / "table.md").write_text(text, encoding="utf-8")
-        print(text)
-        print(f"wrote {picture(args.directory, seeds, args.directory / 'ablations.png')}")
+        say(f"wrote {picture(args.directory, seeds, args.directory / 'ablations.png')}")
     except ImportError:
-        print('no picture: matplotlib is not installed (pip install ".[plots]")', file=sys.stderr)
-    except FileNotFoundError as error:
-        print(error.filename and f"{error.filename} is not there" or error, file=sys.stderr)
-        return 66
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 65
-    return 0
+        tell('no picture: matplotlib is not installed (pip install ".[plots]")', sys.stderr)
 
 
 if __name__ == "__main__":

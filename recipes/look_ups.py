@@ -9,6 +9,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 import torch
 
 from nanoqwenlong.model import Qwen
+from nanoqwenlong.ops.console import say
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.toy import facts, write_document
 
@@ -29,7 +30,7 @@ def look_up_rate(model: Qwen, tokenizer: Tokenizer, num_records: int, num_docume
 def main(directory: str, num_records: list[int]) -> None:
     model, tokenizer = Qwen.from_pretrained(directory), Tokenizer(directory)
     rates = [look_up_rate(model, tokenizer, number) for number in num_records]
-    print(", ".join(f"{rate:.0%}" for rate in rates))
+    say(", ".join(f"{rate:.0%}" for rate in rates))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nanoqwenlong import data, toy
+from nanoqwenlong.ops.console import tell
 from nanoqwenlong.records import Example
 
 
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> int:
     try:
         write(args.directory, args.seed)
     except OSError as error:
-        print(f"{error.filename or args.directory} cannot be written: {error.strerror}", file=sys.stderr)
+        tell(f"{error.filename or args.directory} cannot be written: {error.strerror}", sys.stderr)
         return 74
     return 0
 

@@ -1,10 +1,10 @@
 """Pictures and text plots of runs and evaluations: what is averaged, and that everything a run may hold is drawn."""
 
+import io
 import json
 import math
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from tools import plot, series, terminal
@@ -216,13 +216,11 @@ def test_a_run_in_the_terminal(tmp_path, capsys, plotext):
 
 def test_the_panel_of_a_metric_shows_its_values_and_phases(tmp_path, capsys, monkeypatch, plotext):
     """A rise over 8 steps. Step 3 is not finite, the second phase begins after step 5. stdout can only write ASCII."""
-    said = []
-    monkeypatch.setattr(terminal, "sys", SimpleNamespace(stdout=SimpleNamespace(encoding="ascii")))
-    monkeypatch.setattr(terminal, "tell", lambda text, stream: said.append(text))
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
     rows = [{"step": step, "phase": 1 + (step > 5), "x": math.nan if step == 3 else step / 8} for step in range(1, 9)]
     assert plot.main([write(tmp_path, rows), "--text", "--metric", "x"]) == 0
-    (out,) = said
-    assert out.isascii()
+    out = written.getvalue().decode("ascii")
     marks, title, _, top, *_, bottom, _, ticks, _, _, _ = out.splitlines()
     assert marks.startswith("* ") and title.strip() == "x" and ticks.split()[0] == "1.0"
     assert top.startswith("1.0") and top.index("*") > 30 > bottom.index("*")

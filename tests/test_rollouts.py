@@ -1,10 +1,11 @@
 """Answers to be read: which are shown, what is marked in them, and that they leave the terminal as it is."""
 
+import io
 import json
-from types import SimpleNamespace
+import sys
 
 import pytest
-from tools import rollouts, terminal
+from tools import rollouts
 
 
 def answer(step=1, id="q1", sample=0, reward=1.0, advantage=0.0, text="<think> Ann paid.</think> The answer is Ann.",
@@ -73,11 +74,10 @@ def test_quotes_of_the_document_are_marked(show, monkeypatch):
     marked = "<think> I read: «Ann paid» twice. So?</think> «Ann paid.»"
     assert marked in show([answer(text=TEXT, quotes=QUOTES)])[1]
     assert TEXT in show([answer(text=TEXT, quotes=[[3, 1], [-1, 3], [0, 999], ["a", 2], 7, [1]])])[1]   # of no text
-    monkeypatch.setattr(terminal, "sys", SimpleNamespace(stdout=SimpleNamespace(encoding="ascii")))
-    said = []
-    monkeypatch.setattr(terminal, "tell", lambda text, stream: said.append(text) or True)
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
     show([answer(text=TEXT, quotes=QUOTES)])
-    assert marked.replace("«", "<<").replace("»", ">>") in said[1]
+    assert marked.replace("«", "<<").replace("»", ">>") in written.getvalue().decode("ascii")
 
 
 def test_of_long_thinking_the_end_is_shown_with_its_quotes(show):

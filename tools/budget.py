@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from nanoqwenlong.ops.console import say
+
 ROOT = Path(__file__).resolve().parent.parent
 LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -77,5 +79,5 @@ def budgets() -> list[tuple[str, float, float]]:
 
 if __name__ == "__main__":
     for what, figure, limit in budgets():
-        print(f"{'   ' if figure <= limit else '!! '}{what:<60}{figure:>9,.1f}   at most {limit:,}")
+        say(f"{'   ' if figure <= limit else '!! '}{what:<60}{figure:>9,.1f}   at most {limit:,}")
     sys.exit(any(figure > limit for _, figure, limit in budgets()))

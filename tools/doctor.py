@@ -8,11 +8,12 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from tools.series import read_metrics
-from tools.terminal import run_tool
 
 from nanoqwenlong.analysis.doctor import Doctor
+from nanoqwenlong.ops.console import say, with_exit_code
 
 
+@with_exit_code
 def check(run: Path) -> int:
     """Print the faults of a run, in the order in which they began. Returns 1 if there are any."""
     rows = read_metrics(run / "metrics.jsonl")
@@ -24,16 +25,17 @@ def check(run: Path) -> int:
             worst[finding.name] = max(worst.get(finding.name, finding), finding, key=lambda f: f.badness)
     for name, steps in times.items():
         when = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
-        print(f"{run}: {name} ({when}: {len(steps)} of {len(rows)}): {worst[name].sentence}")
+        say(f"{run}: {name} ({when}: {len(steps)} of {len(rows)}): {worst[name].sentence}")
     if not times:
-        print(f"{run}: no complaint in {len(rows)} steps")
+        say(f"{run}: no complaint in {len(rows)} steps")
     return int(bool(times))
 
 
+@with_exit_code
 def main(argv: list[str]) -> int:
     parser = ArgumentParser("python -m tools.doctor", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="directories of runs")
-    return max(run_tool(lambda: check(run)) for run in parser.parse_args(argv).runs)
+    return max(map(check, parser.parse_args(argv).runs))
 
 
 if __name__ == "__main__":

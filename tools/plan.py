@@ -11,16 +11,17 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 
-from tools.terminal import aligned, run_tool
+from tools.terminal import aligned
 
 from nanoqwenlong.analysis import plan
 from nanoqwenlong.errors import ConfigError, ModelError
 from nanoqwenlong.ops import presets
+from nanoqwenlong.ops.console import say, with_exit_code
 from nanoqwenlong.ops.flags import flag_words, parse
 from nanoqwenlong.ops.settings import fixed
 from nanoqwenlong.pretrained.config import ModelConfig
 
-MODELS = json.loads(Path(__file__).with_name("models.json").read_text())         # of each preset: from its config.json
+MODELS = json.loads(Path(__file__).with_name("models.json").read_text("utf-8"))  # of each preset: from its config.json
 
 
 @dataclass(frozen=True)
@@ -109,41 +110,42 @@ def report(cfg: Config) -> int:
     if cfg.table:
         if cfg.preset or cfg.model:
             raise ConfigError("--table is of all presets; leave out --preset and --model")
-        print(overview(cfg, rates_of(cfg)))
+        say(overview(cfg, rates_of(cfg)))
         return 0
     job = job_of(cfg)
     rates, n, peaks, fits = rates_of(cfg), job.numbers, plan.peaks(job), plan.fits(job, cfg.room)
-    print(plan.words(job))
-    print(f"{n.total:,} parameters; processes: {n.ranks}; micro-batches per prompt: {n.microbatches}, of {n.answers} "
-          f"answers, {n.T:,} tokens; KV cache: {job.kv_blocks * 16:,} tokens, {n.decoding} answers at once")
+    say(plan.words(job))
+    say(f"{n.total:,} parameters; processes: {n.ranks}; micro-batches per prompt: {n.microbatches}, of {n.answers} "
+        f"answers, {n.T:,} tokens; KV cache: {job.kv_blocks * 16:,} tokens, {n.decoding} answers at once")
     try:
         job.model.require_window(n.P + n.R)
     except ModelError as error:
-        print(f"note: {error}")
+        say(f"note: {error}")
     moments, largest = plan.moments(job), max(peaks, key=peaks.get)
     unit, name = (1e9, "GB") if peaks[largest] >= 1e9 else (1e6, "MB")
     memory = {item: [items.get(item, 0) / unit for items in moments.values()] for item in plan.ITEMS}
-    print("\n" + table([f"{name} on each {'GPU' if n.on_gpu else 'process'}", *moments], memory, "sum"))
+    say("\n" + table([f"{name} on each {'GPU' if n.on_gpu else 'process'}", *moments], memory, "sum"))
     prompts = plan.PROMPT_BYTES * job.num_examples * job.max_prompt_tokens / 1e9
-    print(f"CPU memory: up to {prompts:.1f} GB of prompts in each process, {prompts * job.gpus:.1f} GB on a node")
+    say(f"CPU memory: up to {prompts:.1f} GB of prompts in each process, {prompts * job.gpus:.1f} GB on a node")
     if job.offload:
-        print(f"CPU memory per GPU: at least {20 * n.total / job.gpus / 1e9:.1f} GB of weights, gradients, optimizer")
-    print(f"\n{'fits' if fits else 'does not fit'}: the {largest} takes up to {peaks[largest] / 1e9:.1f} GB, there are "
-          f"{cfg.room / 1e9:.1f} GB beside {cfg.reserve:g} GB in reserve")
+        say(f"CPU memory per GPU: at least {20 * n.total / job.gpus / 1e9:.1f} GB of weights, gradients, optimizer")
+    say(f"\n{'fits' if fits else 'does not fit'}: the {largest} takes up to {peaks[largest] / 1e9:.1f} GB, there are "
+        f"{cfg.room / 1e9:.1f} GB beside {cfg.reserve:g} GB in reserve")
     if job.kv_blocks < n.needed_blocks:
-        print(f"rollout: one answer needs --kv-blocks {n.needed_blocks}, there are {job.kv_blocks}")
+        say(f"rollout: one answer needs --kv-blocks {n.needed_blocks}, there are {job.kv_blocks}")
     if not fits:
-        print(*(f"would fit: {line}" for line in remedies(job, cfg, rates)), sep="\n")
+        say("\n".join(f"would fit: {line}" for line in remedies(job, cfg, rates)))
     work, seconds = plan.work(job), plan.seconds(job, rates)
     time = {phase: [w.products / 1e15, w.attention / 1e15, w.bytes / 1e12, seconds[phase]] for phase, w in work.items()}
-    print("\n" + table(["on each GPU", "PFLOP of products", "of attention", "TB read", "seconds"], time, "step"))
-    print("a lower bound, at {:.4g} TFLOP/s of products, {:.4g} of attention, {:.3g} TB/s,".format(
-        *(rate / 1e12 for rate in rates)), "measured here" if cfg.measure else "which are assumptions")
+    say("\n" + table(["on each GPU", "PFLOP of products", "of attention", "TB read", "seconds"], time, "step"))
+    say("a lower bound, at {:.4g} TFLOP/s of products, {:.4g} of attention, {:.3g} TB/s, ".format(
+        *(rate / 1e12 for rate in rates)) + ("measured here" if cfg.measure else "which are assumptions"))
     return 0 if fits else 1
 
 
+@with_exit_code
 def main(argv: list[str]) -> int:
-    return run_tool(lambda: report(parse(Config, argv, PRESETS)))
+    return report(parse(Config, argv, PRESETS))
 
 
 if __name__ == "__main__":

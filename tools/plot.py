@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 from tools import series
 from tools.series import Evaluated, Group
-from tools.terminal import charts, run_tool, say, table
+from tools.terminal import charts, table
 
 from nanoqwenlong.errors import ConfigError
+from nanoqwenlong.ops.console import say, tell, with_exit_code
 
 COLOURS = ("#004488", "#DDAA33", "#BB5566", "#5FA8A0", "#B9D8F0", "#7A3F98", "#000000")     # differ in lightness, too
 DASHES = ("-", "--", ":", "-.", (0, (8, 3)))
@@ -169,7 +170,7 @@ def show(directories: list[Path], keys: list[str], out: Path, text: bool) -> Non
     pictures = panels_of(groups, models, keys)
     if not text and not find_spec("matplotlib"):
         text = True
-        print('matplotlib is not installed (pip install ".[plots]"), so this is drawn as text', file=sys.stderr)
+        tell('matplotlib is not installed (pip install ".[plots]"), so this is drawn as text', sys.stderr)
     if text:
         width = shutil.get_terminal_size((100, 24)).columns
         keys = [panel.key for panels in pictures.values() for panel in panels if isinstance(panel, Panel)]
@@ -184,14 +185,15 @@ def show(directories: list[Path], keys: list[str], out: Path, text: bool) -> Non
             say(f"wrote {path}")
 
 
-def main(argv: list[str]) -> int:
+@with_exit_code
+def main(argv: list[str]) -> None:
     parser = ArgumentParser("python -m tools.plot", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="a run, an evaluation, or a demo")
     parser.add_argument("--metric", nargs="+", default=[], metavar="KEY", help="keys of metrics.jsonl")
     parser.add_argument("--out", type=Path, help="a directory, or a PNG file for one picture (default: the first DIR)")
     parser.add_argument("--text", action="store_true", help="draw in the terminal")
     args = parser.parse_args(argv)
-    return run_tool(lambda: show(args.runs, args.metric, args.out or args.runs[0], args.text))
+    show(args.runs, args.metric, args.out or args.runs[0], args.text)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from tools import series
-from tools.terminal import clean, run_tool, say
 
 from nanoqwenlong.errors import ConfigError, DataError
+from nanoqwenlong.ops.console import say, with_exit_code
 
 TAIL, HEAD = 700, 1500          # characters shown of the end of the thinking, and of the text after it
 FIELDS = {"step": int, "id": str, "text": str, "finish_reason": str | None,
@@ -95,7 +95,7 @@ def describe(row: dict, full: bool, document: str | None = None) -> str:
     if document is not None:
         more = f" ... [{len(document) - HEAD:,} characters more; --full shows them]" if len(document) > HEAD else ""
         lines.append(f"  document   {document if full else document[:HEAD] + more}")
-    return clean("\n".join([*lines, "", body(row, full), ""]))
+    return "\n".join([*lines, "", body(row, full), ""])
 
 
 def body(row: dict, full: bool) -> str:
@@ -117,7 +117,7 @@ def body(row: dict, full: bool) -> str:
 def show(run: Path, step: int | None, id: str | None, task: str | None, best: int, worst: int, full: bool,
          document: bool) -> None:
     answers = read(run / "rollouts.jsonl", step, id, task)
-    chosen, title = answers, f"all {len(answers)} answers to {clean(str(id))}"
+    chosen, title = answers, f"all {len(answers)} answers to {id}"
     if id is None:
         chosen = different(answers, bool(best))[:best or worst or 5]
         title = f"the {len(chosen)} {'best' if best else 'worst'} of {len(answers)} answers"
@@ -126,7 +126,8 @@ def show(run: Path, step: int | None, id: str | None, task: str | None, best: in
     all(map(say, [f"step {answers[0]['step']}: {title}", *(f"-- {text}" for text in shown)]))  # until `head` is gone
 
 
-def main(argv: list[str]) -> int:
+@with_exit_code
+def main(argv: list[str]) -> None:
     parser = ArgumentParser("python -m tools.rollouts", description=__doc__, formatter_class=Raw)
     parser.add_argument("run", type=Path, metavar="DIR", help="a training run")
     parser.add_argument("--step", type=int, help="default: the last")
@@ -140,7 +141,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if any(number is not None and number < 1 for number in (args.best, args.worst)):
         parser.error("--worst and --best: it should be a number of 1 or more")
-    return run_tool(lambda: show(**vars(args)))
+    show(**vars(args))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ import torch
 
 from .. import errors, parallel
 from . import flags
-from .log import tell
+from .console import tell, with_exit_code
 from .presets import SOURCES
 
 
+@with_exit_code
 def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str]) -> int:
     """Parse the flags, call main(config) and return the exit code. A user's error prints one sentence, a bug raises."""
     try:
@@ -37,8 +38,6 @@ def exit_process(code: int) -> NoReturn:
     """Exit a script. Under torchrun this skips the interpreter's shutdown: there gloo threads crashed one finished run
     in thirty (SIGABRT)."""
     if parallel.is_launched():
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
@@ -47,8 +46,6 @@ def sentence(error: BaseException) -> str:
     """The sentence that reports an error. If a released model is missing, it says how to download it."""
     if " assets/nano-" in str(error) and not os.path.exists("assets"):
         return "assets/ is not here: run the scripts in the directory that holds them, or give --model"
-    if not isinstance(error, OSError):
-        return str(error) or ("interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__)
     text = errors.reason(error)
     for source in SOURCES.values():
         place = f"models/{source.split('/')[1]}"

@@ -18,6 +18,7 @@ import typing
 from dataclasses import asdict, fields, is_dataclass
 
 from ..errors import BAD_CONFIG, ConfigError
+from .console import say, tell
 from .settings import FORMER
 
 
@@ -29,7 +30,7 @@ def parse(config_class, argv: list[str], presets: dict[str, dict] = {}):
     """An instance of `config_class` from command-line words. `--help` prints the manual and exits. Raises ConfigError
     for an unknown flag, one that is given twice, and a value that is missing, wrong or too small."""
     if "--help" in argv or "-h" in argv:
-        print(manual(config_class, presets))
+        say(manual(config_class, presets))
         raise SystemExit(0)
     hints = typing.get_type_hints(config_class)
     given = {name: read_value(name, hints[name], words) for name, words in split_flags(argv, hints).items()}
@@ -47,17 +48,17 @@ def check(config_class, argv: list[str], presets: dict[str, dict] = {}) -> None:
     Ctrl-C are reported in one sentence."""
     def report(kind, error, traceback):
         if issubclass(kind, ModuleNotFoundError):
-            print(f"{sys.executable} has no package {error.name}: use .venv/bin/python, which `make` makes, or install "
-                  "what README.md says", file=sys.stderr)
+            tell(f"{sys.executable} has no package {error.name}: use .venv/bin/python, which `make` makes, or install "
+                 "what README.md says", sys.stderr)
         elif kind is KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            tell("interrupted", sys.stderr)
         else:
             sys.__excepthook__(kind, error, traceback)
     sys.excepthook = report
     try:
         parse(config_class, argv, presets)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        tell(str(error), sys.stderr)
         sys.exit(BAD_CONFIG)
 
 

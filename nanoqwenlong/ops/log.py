@@ -8,12 +8,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from .console import say
+
 FILES = ("metrics.jsonl", "rollouts.jsonl", "skipped.jsonl")           # skipped: updates that were not made
 
 
 def progress(items: Iterable, description: str, quiet: bool = False) -> tqdm:
     """A progress bar on a terminal. Elsewhere it prints nothing, so that logs of notebooks and Slurm stay readable."""
-    return tqdm(items, desc=description, leave=False, disable=quiet or not sys.stderr.isatty())
+    return tqdm(items, desc=description, leave=False, disable=quiet or not (sys.stderr and sys.stderr.isatty()))
 
 
 class Log:
@@ -65,20 +67,7 @@ class Log:
 
     def say(self, text: str) -> None:
         """Print a line. If the console is gone, the run continues in silence."""
-        self.quiet = self.quiet or not tell(text, sys.stdout)
-
-
-def tell(text: str, stream) -> bool:
-    """Print a line on stdout or stderr. Returns False if its reader has ended or its terminal is closed."""
-    if stream is None:                                         # closed before Python started
-        return False
-    try:
-        tqdm.write(text, file=stream)
-        stream.flush()
-        return True
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())     # else Python complains when it exits
-        return False
+        self.quiet = self.quiet or not say(text)
 
 
 def duration(seconds: float) -> str:
