@@ -573,3 +573,15 @@ def test_from_another_directory_the_default_model_is_not_looked_for_elsewhere(in
         assert (error := capsys.readouterr().err).startswith("assets/ is not here: run") and error.count("\n") == 1
     assert start(train_rl, "--model", "missing") == errors.MISSING_INPUT
     assert "missing is not there" in capsys.readouterr().err
+
+
+def test_torchruns_traceback_is_announced_before_it_appears(in_tmp, capsys, monkeypatch):
+    """After the sentence of ours, and only under torchrun, which has an opinion on every code but 0."""
+    flags = ["--model", ROOT / "assets/nano-sft", "--name", "a/b"]
+    for launched in (False, True):
+        monkeypatch.setattr(exits.parallel, "is_launched", lambda: launched)
+        monkeypatch.setattr(exits.parallel, "start", lambda *args: "cpu")
+        assert start(train_rl, *flags) == errors.BAD_CONFIG
+        first, *more = capsys.readouterr().err.splitlines()
+        assert first.startswith("--name 'a/b' should be a plain name")
+        assert more == ["torchrun now reports this exit with a traceback of its own. That is expected."] * launched

@@ -58,23 +58,18 @@ class Log:
             elif now > size:
                 os.truncate(path, size)
 
-    def line(self, step: str, values: dict, headline: dict[str, str], left: str) -> None:
-        """Print one step in at most 120 columns: the values of `headline` {key: its name here}, as far as they fit."""
+    def line(self, step: str, values: dict, headline: dict[str, str], seconds: float) -> None:
+        """Print one step in at most 120 columns: the values of `headline` {key: its name here}, as far as they fit.
+        seconds: that the rest will take."""
+        left = f"  left {tqdm.format_interval(seconds)}"       # 02:05, or 1:02:05
         parts = [f"  {name} {format_value(values[key])}" for key, name in headline.items() if key in values]
-        while len(step) + sum(map(len, parts)) + len(left) > 113:
+        while len(step) + sum(map(len, parts)) + len(left) > 120:
             parts.pop()
-        self.say(f"{step}{''.join(parts)}  left {left}")
+        self.say(f"{step}{''.join(parts)}{left}")
 
     def say(self, text: str) -> None:
         """Print a line. If the console is gone, the run continues in silence."""
         self.quiet = self.quiet or not say(text)
-
-
-def duration(seconds: float) -> str:
-    """The time in the largest unit that it holds at least twice: "90 s", "2 min", "47 h", "2 d"."""
-    units = {"d": 86400, "h": 3600, "min": 60, "s": 1}
-    unit = next((name for name, size in units.items() if seconds >= 2 * size), "s")
-    return f"{seconds / units[unit]:.0f} {unit}"
 
 
 def format_value(value) -> str:

@@ -28,7 +28,7 @@ from .. import errors, parallel
 from ..pretrained import hub
 from . import checkpoint, exits, files, flags
 from .directory import Directory
-from .log import Log, duration, progress
+from .log import Log, progress
 from .settings import computing_dtype
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
@@ -136,7 +136,7 @@ class Run:
         of the run."""
         left = (time.monotonic() - self.begins[0]) / len(self.begins) * (self.last - self.step)
         left = min(left, max(0, 60 * minutes - self.seconds)) if minutes else left
-        self.log.line(f"step {self.step:{len(str(self.last))}} of {self.last}", values, headline, duration(left))
+        self.log.line(f"step {self.step:{len(str(self.last))}} of {self.last}", values, headline, left)
 
     def stop(self, why: str) -> None:
         self.ended = True
