@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 from collections import Counter
+from dataclasses import replace
 from operator import add
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoqwenlong import data
+import train_sft
 from nanoqwenlong import toy as toy_module
 from nanoqwenlong.errors import DataError, ModelError
 from nanoqwenlong.model import Qwen
@@ -501,14 +502,17 @@ def test_an_empty_thought_is_not_taught_after_a_closed_one(opening, empty, with_
 
 @pytest.mark.parametrize("response", ["<think>So.</think> Oslo.", "So.</think> Oslo.", "Oslo <think>", "\n<think>So",
                                       "<think></think>So.</think> Oslo"])
-def test_a_response_that_thinks_after_a_closed_thought_is_refused(response, with_opening):
+def test_a_response_that_thinks_after_a_closed_thought_is_refused(response, with_opening, tmp_path):
     tokenizer = with_opening("<think>\n\n</think>\n\n")
-    with pytest.raises(ModelError, match="ends the thinking before the answer"):
+    with pytest.raises(DataError, match="ends the thinking before the answer"):
         tokenizer.encode_response(response)
-    example = Example("row 7", "We showed Tom Oslo.", "Where?", "Oslo", response=response)
-    (example,), _ = data.tokenize([example], tokenizer, 10_000)
-    with pytest.raises(DataError, match="row 7.*ends the thinking"):
-        data.sft_branch(example, tokenizer)
+    rows = [{"context": "We showed Tom Oslo.", "question": "Where?", "answer": "Oslo", "response": said}
+            for said in ("Therefore, the answer is Oslo.", response)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cfg = train_sft.Config(data=(str(tmp_path / "rows.jsonl"),))
+    with pytest.raises(DataError, match="rows.jsonl:2: .*ends the thinking"):
+        train_sft.read_data(cfg, tokenizer, print)
+    assert len(train_sft.read_data(replace(cfg, skip_bad_rows=True), tokenizer, print)[0]) == 1
 
 
 @pytest.mark.parametrize("template", [

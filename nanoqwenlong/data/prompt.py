@@ -90,10 +90,7 @@ def sft_branch(example: Example, tokenizer) -> Branch:
     """The whole sequence as one branch of an empty stem. The targets' weights add up to 1: the loss of an example is
     the mean over its response (QwenLong-L1, Eq. 11), or over all tokens of a plain text."""
     is_text = example.task == "text"
-    try:
-        response = [tokenizer.eos_id] if is_text else tokenizer.encode_response(example.response)
-    except ModelError as error:
-        raise DataError(f"example {example.id!r}: {error}") from None
+    response = [tokenizer.eos_id] if is_text else tokenizer.encode_response(example.response)
     ids = (*example.prompt_ids, *response)
     num_targets = len(example.prompt_ids) if is_text else len(response)
     weights = (0.0,) * (len(ids) - 1 - num_targets) + (1 / num_targets,) * num_targets

@@ -17,7 +17,7 @@ from hashlib import sha256
 from itertools import groupby, takewhile
 from pathlib import Path
 
-from ..errors import ModelError
+from ..errors import DataError, ModelError
 from .config import quiet_transformers, require
 from .template import PROMPT
 from .weights import read_json, write_json
@@ -128,15 +128,16 @@ class Tokenizer:
 
     def encode_response(self, text: str) -> list[int]:
         """The ids of a response as the model would write it: `<think>` and `</think>` are tokens, the end token comes
-        last. What the chat template has written of the thinking is not repeated. Raises ModelError if the template has
+        last. What the chat template has written of the thinking is not repeated. Raises DataError if the template has
         ended the thinking, and the response thinks."""
         ids, ended = [], THINK[1] in self.thought
         if text.startswith(self.thought):
             text = text.removeprefix(self.thought)
         else:
             text = re.sub(r"^\s*(<think>)?\s*</think>\s*" if ended else r"^\s*<think>", "", text).lstrip("\n")
-        require(not ended or not any(mark in text for mark in THINK), f"the chat template of {self.directory} ends the "
-                "thinking before the answer, but the response thinks: leave its thoughts out, or change the template")
+        if ended and any(mark in text for mark in THINK):
+            raise DataError(f"the response thinks, but the chat template of {self.directory} ends the thinking before "
+                            "the answer: leave the thoughts out, or change the template")
         for piece in re.split("(</?think>)", text):
             ids += self.backend.encode(piece, add_special_tokens=False).ids if piece in THINK else self.encode(piece)
         return [*ids, self.eos_id]
