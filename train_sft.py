@@ -203,12 +203,12 @@ def read_data(cfg: Config, tokenizer: Tokenizer, say) -> tuple[list[Example], li
 
 
 def response_problem(example: Example, tokenizer: Tokenizer) -> str:
-    """Why the response earns nothing by the rule of its task, "" if it earns something or there is no answer."""
+    """Why the response could never earn a reward by the rule of its task, "" if it could. Plain text has no rule."""
     text = tokenizer.response(tokenizer.encode_response(example.response))
+    if example.task != "text" and said(text) is None:
+        return "has no </think>, after which the answer is read"
     if not example.answer or score(text, example).reward != 0:
         return ""
-    if said(text) is None:
-        return "has no </think>, after which the answer is read"
     answer = extract(text, example.task)
     return f"states {answer[:60]!r}, but the answer is {example.accepted[0][:60]!r}" if answer else "states no answer"
 

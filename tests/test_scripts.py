@@ -90,10 +90,13 @@ def test_sft_reports_a_response_that_could_never_earn_reward(in_tmp, toy_directo
     assert (f'{rows}:2: "response" {problem}' in capsys.readouterr().err) == (problem != "")
 
 
-def test_sft_rows_without_an_answer_have_nothing_to_contradict(in_tmp, toy_directory, capsys):
-    (in_tmp / "rows.jsonl").write_text('{"prompt": "Hello", "completion": "Good day."}\n{"text": "Rain fell."}\n')
-    assert start(train_sft, "--model", toy_directory, "--data", "rows.jsonl", "--dry-run", "--strict-responses") == 0
-    assert "earn nothing" not in capsys.readouterr().out
+def test_sft_rows_without_an_answer_only_have_to_end_their_thinking(in_tmp, toy_directory, capsys):
+    flags = ["--model", toy_directory, "--data", "rows.jsonl", "--dry-run", "--strict-responses"]
+    right = '{"prompt": "Hello", "completion": "<think></think>Good day."}\n{"text": "Rain fell."}\n'
+    (in_tmp / "rows.jsonl").write_text(right)
+    assert start(train_sft, *flags) == 0 and "earn nothing" not in capsys.readouterr().out
+    (in_tmp / "rows.jsonl").write_text(right + '{"prompt": "Hello", "completion": "Good day."}\n')
+    assert start(train_sft, *flags) == 65 and 'rows.jsonl:3: "response" has no </think>' in capsys.readouterr().err
 
 
 def test_sft_stops_when_held_out_accuracy_no_longer_rises(in_tmp, toy_directory, monkeypatch, capsys):
