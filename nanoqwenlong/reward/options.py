@@ -14,7 +14,7 @@ ALONE = [re.compile(rf"{BEFORE}{letter}\s*(?:选?项)?[).,:;、。\s]*", re.I | 
 SEPARATOR = r"\s*[).,:;、。]+ | \s+-+\s | -+\s | \s*[–—]+ | \s+(?=(?:because|since|is)\b) | \s*(?=因为|由于|是)"
 WITH_TEXT = [re.compile(rf"{BEFORE}{start} (?P<text>.*)", re.I | re.A | re.S | re.X) for start in (
     rf"{BRACKETED} (?:{SEPARATOR})?", rf"{LETTER} (?:{SEPARATOR})")]            # (B) Bananas, and B: Bananas
-A_NAME = re.compile(rf"{BEFORE}[A-J]\s*[.,;、–—-].*\w", re.I | re.S)            # C. Darwin, B-52
+A_NAME = re.compile(rf"{BEFORE}[A-J]\s*[.,;–—-].*\w", re.I | re.S)            # C. Darwin, B-52
 
 # In the text after a letter: another letter, or words that reject the letter
 CHAR = rf"[^\W{CJK}]"                   # of a word in Latin letters
