@@ -41,6 +41,7 @@ def test_formatting_and_other_spellings_do_not_count(a, b):
 # Signs that carry meaning: the same words, but not the same
 
 OTHER_SIGNS = [
+    ("< 5 years", "5 years"), ("a + b", "+ b"), ("A → B", "A B"),
     ("p < .05", "p > .05"), ("HER2-", "HER2+"), ("HER2-", "HER2"), ("HER2- breast cancer", "HER2 breast cancer"),
     ("Rh+", "Rh"), ("A++", "A"), ("A*", "A"), ("A+", "A-"), ("C#", "C"), ("A++", "A+"), ("x!", "x"),
     ("5! ways", "5 ways"), ("-x", "x"), ("!x", "x"), ("-sin x", "sin x"), ("5'", '5"'), ("5 ft", "5' ft"),
