@@ -37,9 +37,8 @@ AND = re.compile(r"(?:^|\s)(?:and|&)\s|以及|[和及与]")
 
 
 def items(answer: str, gold_items: Sequence[str] = ()) -> list[str]:
-    """The items, normalised: the answer's lines without bullets and numbering. With `gold_items`, which are
-    normalised, a single line that is none of them is cut at its numbers, or else at ";", at arrows, or at "," and the
-    last "and"."""
+    """The items, normalised: the answer's lines without bullets and numbering. `gold_items` are normalised too. If
+    there are any, a single line that is none of them is cut: at numbers, or at ";", at arrows, or at "," and "and"."""
     known = set(gold_items)
     lines = [" ".join(line.split()) for line in visible(answer).split("\n")]
     lines = list(filter(normalise, lines))
