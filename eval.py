@@ -44,7 +44,7 @@ class Config(Machine):
     max_new_tokens: int = fixed(48, least=1)
     # reward
     judge: str = ""                     # scores answers that the rule rejects: the URL of an OpenAI-style server (its
-                                        # key: JUDGE_API_KEY in the environment) or a Hugging Face directory
+                                        # key: JUDGE_API_KEY in the environment), a Hugging Face directory or a hub id
     judge_model: str = ""               # the judge's name on that server
     judge_tokens: int = fixed(4096, least=1)  # room for a reply of the judge, with its thinking
     judge_minutes: float = fixed(30.0, least=1e-9)  # time limit of a server for all answers
