@@ -1,7 +1,7 @@
 """The rule rewards of the released QwenLong-L1 and GoLongRL code, rewritten from a description, holes included. Only
 tests and docs/rewards.md use them, for comparison.
 
-    python -m tests.released            how many responses of tests/corpus.py they reward, and we
+    python -m tests.released            how many responses of tests/corpus/ they reward, and we
 
 Two things are simpler than in the released code. Numbers are read by float(), not by evaluating Python. Of the last 500
 characters, which math-verify parses there, only \\boxed{} is read.

@@ -126,7 +126,8 @@ def test_whatever_varies_stands_in_the_fences(question, golds, answer):
     assert outside == parts(prompt(OSLO, FIXED))[1] and text.splitlines() == text.split("\n")
     assert [title for title, _ in found] == ["question", "answer 1", "answer 2"] and text.count(FIXED) == 6
     for (title, part), most in zip(found, (1000, 600, 1000)):
-        assert len(part) <= most and part.isprintable() and not re.search(r"[\[\]]|<<<|>>>|  |^ | $", part), title
+        forbidden = r"\[\s*\[|\]\s*\]|<<<|>>>|  |^ | $"
+        assert len(part) <= most and part.isprintable() and not re.search(forbidden, part), title
     text.encode()
 
 

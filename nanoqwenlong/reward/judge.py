@@ -133,10 +133,12 @@ def prompt(question: Question, nonce: str) -> str:
 
 
 def clean(text: str, nonce: str) -> str:
-    """The text as one line without square brackets, fences, nonce, invisible letters and surrogates (category C)."""
+    """The text as one line without fences, nonce, invisible letters and surrogates (category C). Square brackets stay
+    where they stand alone, as in the interval [0, 1). Double ones become round: no text can hold a verdict."""
     text = "".join(c for c in text if c.isspace() or unicodedata.category(c)[0] != "C")
-    text = re.sub("<{3,}|>{3,}", " ", text.translate(str.maketrans("[]［］⟦⟧〚〛", "()" * 4)))
-    return " ".join(text.replace(nonce, " ").split())
+    text = re.sub("<{3,}|>{3,}", " ", text.translate(str.maketrans("［］⟦⟧〚〛", "[]()()")))
+    text = " ".join(text.replace(nonce, " ").split())
+    return re.sub(r"\[(\s?\[)+|\](\s?\])+", lambda brackets: "(" if brackets[0][0] == "[" else ")", text)
 
 
 def cut(text: str, longest: int) -> str:

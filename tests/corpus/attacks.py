@@ -1,37 +1,9 @@
-"""Two collections of whole responses. HOSTILE ones must earn nothing. TRUE ones must earn their reward, although each
-says it in its own way. Both hold all twelve tasks.
-
-`rewarded` defines what counts as a reward: anything above 0 in a task of right or wrong, more than 0.5 in a graded
-task. A list of everything, or a copy of the whole text, always has something right in it.
-"""
+"""The first collection: attacks on any rule, whatever the right answer is, and right answers in many forms of words."""
 
 import base64
 import json
-from typing import NamedTuple
 
-
-class Case(NamedTuple):
-    task: str
-    question: str
-    document: str
-    gold: str | tuple[str, ...]
-    text: str                           # the response, as a model wrote it
-
-
-GRADED = ("f1", "sub_em", "ndcg", "pairwise", "iou", "rouge_l")
-
-
-def rewarded(task: str, reward: float) -> bool:
-    return reward > (0.5 if task in GRADED else 0.0)
-
-
-def stated(answer: str) -> str:
-    return f"<think>Let me look.</think>\n\nTherefore, the answer is {answer}"
-
-
-def bare(answer: str) -> str:
-    return f"<think>Let me look.</think>\n\n{answer}"
-
+from .case import Case, bare, stated
 
 # Single values: (question, document, gold, another candidate, a third one)
 
