@@ -746,7 +746,8 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(world, untied, rows,
     left = json.loads((tmp_path / "a/exit.json").read_text())
     assert (left["code"], left["step"]) == (errors.STOPPED, 2)
     assert left["checkpoint"].endswith("checkpoints/step_000002")
-    assert re.match(r"(\.venv/bin/)?torchrun --standalone --nproc_per_node=2 \S*train_sft.py --", left["resume_command"])
+    command = r"(\.venv/bin/)?torchrun --standalone --nproc_per_node=2 \S*train_sft.py --"
+    assert re.match(command, left["resume_command"])
     assert left["reason"].endswith(left["resume_command"]) and checkpoint.verify(Path(left["checkpoint"])) == []
     assert [path.name for path in checkpoint.all_of(tmp_path / "a/checkpoints")] == ["step_000002"]
     again = left["resume_command"].split("train_sft.py ")[1].split()
