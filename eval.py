@@ -215,4 +215,4 @@ def write_correct(path: str, examples, answers, scores) -> None:
 
 
 if __name__ == "__main__":
-    exits.exit_process(exits.start(main, Config, PRESETS, sys.argv[1:]))
+    exits.start(main, Config, PRESETS, sys.argv[1:], leave=exits.exit_process)

@@ -85,4 +85,4 @@ class Stream:
 
 
 if __name__ == "__main__":
-    exits.exit_process(exits.start(main, Config, {}, sys.argv[1:]))
+    exits.start(main, Config, {}, sys.argv[1:], leave=exits.exit_process)

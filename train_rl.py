@@ -257,4 +257,4 @@ def show(step: int, rollout: Rollout, say) -> None:
 
 
 if __name__ == "__main__":
-    exits.exit_process(exits.start(main, Config, PRESETS, sys.argv[1:]))
+    exits.start(main, Config, PRESETS, sys.argv[1:], leave=exits.exit_process)

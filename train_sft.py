@@ -258,4 +258,4 @@ def measure(cfg: Config, generator: Generator, tokenizer: Tokenizer, heldout) ->
 
 
 if __name__ == "__main__":
-    exits.exit_process(exits.start(main, Config, PRESETS, sys.argv[1:]))
+    exits.start(main, Config, PRESETS, sys.argv[1:], leave=exits.exit_process)

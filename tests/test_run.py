@@ -1,6 +1,7 @@
 """The life of a run: signals, the lock, what it resumes and refuses, losses that are not finite, too little memory, and
 exit.json."""
 
+import atexit
 import errno
 import fcntl
 import json
@@ -24,6 +25,7 @@ import train_sft
 from nanoqwenlong import errors, generate, group_pass, optim, parallel
 from nanoqwenlong.errors import ConfigError, ModelError
 from nanoqwenlong.ops import checkpoint, exits, run
+from nanoqwenlong.ops.directory import Directory
 from nanoqwenlong.ops.settings import free_names
 from nanoqwenlong.pretrained import weights
 
@@ -38,10 +40,14 @@ def expected(in_tmp, small) -> tuple:
     return outcome(Path("runs/undisturbed"))
 
 
-def sft(small, *flags) -> int:
-    """Start train_sft.py; flags win over those of `small`."""
+def argv(small, *flags) -> list[str]:
+    """The flags of `small` and these, which win."""
     kept = [word for flag, value in zip(small[::2], small[1::2]) if flag not in flags for word in (flag, value)]
-    return start(train_sft, *kept, *flags)
+    return [str(word) for word in (*kept, *flags)]
+
+
+def sft(small, *flags) -> int:
+    return start(train_sft, *argv(small, *flags))
 
 
 def exit_json() -> dict:
@@ -88,10 +94,10 @@ def everything(directory: Path) -> dict[str, bytes]:
 
 # Signals
 
-@pytest.mark.parametrize("name", run.SIGNALS)
+@pytest.mark.parametrize("name", exits.SIGNALS)
 def test_a_signal_ends_the_run_after_its_step_and_it_resumes_to_the_same_bits(in_tmp, small, expected, monkeypatch,
                                                                               capfd, name):
-    handlers = [signal.getsignal(getattr(signal, each)) for each in run.SIGNALS]
+    handlers = [signal.getsignal(getattr(signal, each)) for each in exits.SIGNALS]
     capfd.readouterr()
     with monkeypatch.context() as patch:
         at_step(patch, 2, send(name))
@@ -102,7 +108,7 @@ def test_a_signal_ends_the_run_after_its_step_and_it_resumes_to_the_same_bits(in
     assert word.keys() == {"code", "reason", "step", "checkpoint", "resume_command"}
     assert (word["code"], word["step"], word["checkpoint"]) == (75, 2, "runs/sft/checkpoints/step_000002")
     assert word["reason"].startswith(f"stopped by {name} after step 2")
-    assert handlers == [signal.getsignal(getattr(signal, each)) for each in run.SIGNALS]
+    assert handlers == [signal.getsignal(getattr(signal, each)) for each in exits.SIGNALS]
     assert resume(word) == 0 and outcome(DIRECTORY) == expected
     assert exit_json() == {"code": 0, "reason": "done", "step": 4, "checkpoint": "runs/sft/checkpoints/step_000004",
                            "resume_command": None}
@@ -141,7 +147,7 @@ def test_a_second_signal_while_saving_is_ignored(in_tmp, small, expected, monkey
     write_file = weights.write_file
     with monkeypatch.context() as patch:
         at_step(patch, 2, send("SIGINT"))
-        patch.setattr(weights, "write_file", lambda *args: (exit_codes.append(send(*run.SIGNALS)()),
+        patch.setattr(weights, "write_file", lambda *args: (exit_codes.append(send(*exits.SIGNALS)()),
                                                             write_file(*args)) and None)
         exit_codes = []
         assert sft(small, "--steps", 4, "--save-every", 100) == errors.STOPPED
@@ -710,12 +716,87 @@ def test_a_console_that_never_was(in_tmp, small, monkeypatch):
     assert sft(small, "--steps", 1) == 0 and exit_json()["code"] == 0
 
 
-@pytest.mark.parametrize("launched", [False, True])
-def test_a_script_ends_with_its_code_and_under_torchrun_at_once(launched, monkeypatch):
-    """What torch keeps of the other processes is then not taken apart, which may abort."""
-    ended = []
-    monkeypatch.setattr(parallel, "is_launched", lambda: launched)
-    monkeypatch.setattr(exits.os, "_exit", ended.append)
-    with pytest.raises(SystemExit) as error:                                   # nothing runs after a real os._exit
-        exits.exit_process(75)
-    assert error.value.code == 75 and ended == [75] * launched
+# A repeated signal loses exit code 75
+
+def as_script(small, *flags) -> int:
+    """Start train_sft.py as its last line does. It does not return."""
+    return exits.start(train_sft.main, train_sft.Config, {}, argv(small, *flags), leave=exits.exit_process)
+
+
+@pytest.mark.parametrize("name", exits.SIGNALS)
+def test_a_signal_that_comes_all_the_time_until_the_process_is_gone(in_tmp, small, expected, name):
+    """Ctrl-C, too, but then a second one may stop the run at once: exit.json and the exit code agree."""
+    pid = begin(lambda: as_script(small, "--steps", 4000), stdout="told", stderr="told")
+    until((DIRECTORY / "metrics.jsonl").exists)
+    sent, (ended, status) = 0, (0, 0)
+    while not ended:
+        os.kill(pid, getattr(signal, name))
+        sent += 1
+        time.sleep(0.002)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    code, word = os.waitstatus_to_exitcode(status), exit_json()
+    assert code == word["code"] and code in ((75, 130) if name == "SIGINT" else (75,)) and sent > 1
+    assert checkpoint.newest(DIRECTORY / "checkpoints")[0].name == f"step_{word['step']:06d}" or code == 130
+
+
+PLACES = {"the save": (checkpoint, "save"), "the removal of older ones": (checkpoint, "prune"),
+          "the last look at signals": (run.Run, "_stop_if_signalled"), "exit.json": (run.Run, "_write_exit"),
+          "the lock": (Directory, "unlock"), "the roll call": (parallel, "lost_ranks"),
+          "the last sentence": (exits, "sentence"), "the exit": (os, "_exit")}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_ctrl_c_again_and_again_after_a_step_is_saved_changes_nothing(in_tmp, small, expected, place):
+    """Once the save has begun, it is too late to stop at once: the code is 75, and the sentence does not say 130."""
+    def work():
+        owner, name = PLACES[place]
+        work = getattr(owner, name)
+        at_step(pytest.MonkeyPatch(), 2, lambda: (send("SIGINT")(), setattr(owner, name, lambda *args: (
+            send("SIGINT", "SIGTERM", "SIGINT")(), work(*args), send("SIGINT", "SIGHUP", "SIGINT")())[1])))
+        return as_script(small, "--steps", 4, "--save-every", 100)
+    assert in_child(work, stderr="told") == 75
+    assert "not saved" not in Path("told").read_text() and (exit_json()["code"], exit_json()["step"]) == (75, 2)
+    assert resume(exit_json()) == 0 and outcome(DIRECTORY) == expected
+
+
+def test_ctrl_c_a_third_time_while_the_run_leaves_at_once_changes_nothing(in_tmp, small, monkeypatch):
+    write = run.Run._write_exit
+    monkeypatch.setattr(run.Run, "_write_exit", lambda *args: (send("SIGINT", "SIGINT")(), write(*args)))
+    at_step(monkeypatch, 2, send("SIGINT", "SIGINT"))
+    assert sft(small, "--steps", 4) == 130 == exit_json()["code"] and "step 2 is not saved" in exit_json()["reason"]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_ctrl_c_twice_before_the_first_step_of_a_start_does_not_say_that_a_step_is_lost(in_tmp, small, monkeypatch,
+                                                                                        capfd, begun):
+    assert not begun or sft(small, "--steps", 1) == 0
+    by_document = train_sft.by_document
+    monkeypatch.setattr(train_sft, "by_document", lambda *args: (send("SIGINT", "SIGINT")(), by_document(*args))[1])
+    assert sft(small, "--steps", 4) == errors.INTERRUPTED
+    assert capfd.readouterr().err.endswith("stopped at once\n")
+
+
+def test_a_signal_writes_into_no_file_that_took_the_place_of_stderr(in_tmp, small):
+    """Started with 2>&-, so that the next file that is opened has number 2."""
+    def work():
+        os.close(2)
+        sys.stderr = None
+        assert os.open("data", os.O_RDWR | os.O_CREAT) == 2
+        at_step(pytest.MonkeyPatch(), 2, send("SIGTERM"))
+        return sft(small, "--steps", 4)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(work())
+    assert end(pid) == errors.STOPPED and Path("data").read_bytes() == b""
+
+
+@pytest.mark.parametrize("error, code", [(ZeroDivisionError("a bug"), 70), (ConfigError("no"), 78), (None, 0)])
+def test_a_script_ends_at_once_with_its_code(in_tmp, small, error, code):
+    """A shutdown of the interpreter would take away the handlers of signals, and what torch keeps of other processes."""
+    def work():
+        atexit.register(lambda: os._exit(99))
+        if error:
+            at_step(pytest.MonkeyPatch(), 2, raising(error))
+        return as_script(small, "--steps", 2)
+    assert in_child(work, stderr="told") == code == exit_json()["code"]
+    assert ("Traceback" in Path("told").read_text()) == (code == 70)

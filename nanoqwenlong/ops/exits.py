@@ -1,6 +1,7 @@
 """How a script starts and ends: its exit code, and one sentence for every error that a user can repair."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -13,9 +14,28 @@ from .console import tell, with_exit_code
 from .presets import SOURCES
 
 
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")           # a run finishes its step after these
+
+
+def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str], leave: Callable = int) -> int:
+    """Parse the flags, call main(config) and return leave(exit code). A user's error prints one sentence, a bug raises.
+    The signal handlers of a run stay in place until `leave` returns."""
+    handlers = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, SIGNALS)}
+    try:
+        return leave(_call(main, config_class, presets, argv))
+    except Exception:
+        if leave is int:
+            raise
+        sys.excepthook(*sys.exc_info())
+        return leave(errors.INTERNAL)
+    finally:
+        for number, handler in handlers.items():
+            if signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+
+
 @with_exit_code
-def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str]) -> int:
-    """Parse the flags, call main(config) and return the exit code. A user's error prints one sentence, a bug raises."""
+def _call(main: Callable, config_class, presets: dict[str, dict], argv: list[str]) -> int:
     try:
         main(flags.parse(config_class, argv, presets))
         parallel.stop()
@@ -35,11 +55,9 @@ def start(main: Callable, config_class, presets: dict[str, dict], argv: list[str
 
 
 def exit_process(code: int) -> NoReturn:
-    """Exit a script. Under torchrun this skips the interpreter's shutdown: there gloo threads crashed one finished run
-    in thirty (SIGABRT)."""
-    if parallel.is_launched():
-        os._exit(code)
-    sys.exit(code)
+    """Exit a script without the interpreter's shutdown. There a signal would kill it, because Python's handlers are
+    gone, and gloo threads crashed one finished run in thirty (SIGABRT)."""
+    os._exit(code)
 
 
 def sentence(error: BaseException) -> str:

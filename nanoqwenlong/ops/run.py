@@ -31,8 +31,6 @@ from .directory import Directory
 from .log import Log, progress
 from .settings import computing_dtype
 
-SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
-
 
 class Run:
     """One run. source: the checkpoint that is resumed, later the newest, or None. dtype: what the model computes in.
@@ -42,7 +40,7 @@ class Run:
         self.config, self.script = config, Path(inspect.getfile(type(config)))
         self.log, self.directory, self.source, self.state = Log(None), None, None, {}
         self.step, self.done, self.ended, self.streaks = 0, 0, False, {}       # done: the last complete step
-        self.signal, self.error, self.saving, self.handlers = "", None, False, {}
+        self.signal, self.error, self.unsaved = "", None, True  # unsaved: whether a second Ctrl-C stops at once
         self.started = time.monotonic()                        # less the seconds of earlier starts
         self.times, self.part_name, self.part_began, self.longest = Counter(), "", 0.0, 0
         self.last, self.begins = 0, deque(maxlen=50)           # the last step. When the newest steps began
@@ -112,7 +110,7 @@ class Run:
             self.log.say(f"{self.directory.path} is complete: {self.done} steps")
         self._stop_if_signalled()
         while self.done < last and not self.ended:
-            self.step, self.times = self.done + 1, Counter()
+            self.step, self.times, self.unsaved = self.done + 1, Counter(), True
             self.begins.append(time.monotonic())
             self.part("step")
             yield self.step
@@ -176,7 +174,7 @@ class Run:
         """Save a checkpoint of the steps so far, then prune older ones."""
         if self.directory is None:
             return
-        self.saving, directory = True, self.directory
+        self.unsaved, directory = False, self.directory
         path = directory.checkpoints / checkpoint.name_of(self.done)
         sizes = parallel.on_all_ranks(self.log.sizes, "cannot sync the logs")[0]
         state = {"step": self.done, "ended": self.ended, "streaks": self.streaks, "seconds": self.seconds,
@@ -185,7 +183,7 @@ class Run:
                  "states": {name: each.state_dict() for name, each in self.states.items()}}
         checkpoint.save(path, self.model, self.tokenizer, self.optimizer, state)
         self._prune(ends)
-        self.source, self.saving = path, False
+        self.source = path
         self.log.say(f"saved {path}")
 
     def _prune(self, ends: Collection[int]) -> None:
@@ -193,18 +191,20 @@ class Run:
         parallel.on_all_ranks(lambda: checkpoint.prune(path, keep, ends), "cannot remove")
 
     def _listen(self) -> None:
-        """From now on a signal stops the run after its step is saved."""
+        """From now on a signal stops the run after its step is saved. exits.start puts the old handlers back."""
         def note(number, frame):
-            if self.signal and number == signal.SIGINT and not self.saving:
-                raise KeyboardInterrupt(f"stopped at once, step {self.step} is not saved")
+            if self.signal and number == signal.SIGINT and self.unsaved:
+                lost = f", step {self.step} is not saved" if self.step > self.done else ""
+                raise KeyboardInterrupt(f"stopped at once{lost}")
             if not self.signal:
                 self.signal = signal.Signals(number).name
                 more = " (Ctrl-C once more: at once, without saving it)" if number == signal.SIGINT else ""
-                with suppress(OSError):                        # the terminal is closed. print is not safe here
-                    os.write(2, f"{self.signal}: stopping after step {self.step}{more}\n".encode())
-        for number in [signal.Signals[name] for name in SIGNALS]:
-            if signal.getsignal(number) != signal.SIG_IGN:     # nohup ignores SIGHUP
-                self.handlers[number] = signal.signal(number, note)
+                with suppress(OSError, AttributeError):        # the terminal is closed. print is not safe here
+                    text = f"{self.signal}: stopping after step {self.step}{more}\n"
+                    os.write(sys.stderr.fileno(), text.encode())
+        for name in exits.SIGNALS:
+            if signal.getsignal(signal.Signals[name]) != signal.SIG_IGN:       # nohup ignores SIGHUP
+                signal.signal(signal.Signals[name], note)
 
     def _stop_if_signalled(self) -> None:
         if name := next(filter(None, parallel.gather(self.signal)), ""):
@@ -230,6 +230,7 @@ class Run:
         return shlex.join(words)
 
     def __exit__(self, kind, error, traceback) -> None:
+        self.signal, self.unsaved = self.signal or "over", False               # from now on signals change nothing
         raised, error = error, parallel.lost_ranks(error) or error
         if exits.is_out_of_memory(error):
             error = errors.OutOfMemory(exits.memory_sentence(self.config, self.step, self.part_name, self.longest))
@@ -239,8 +240,6 @@ class Run:
         finally:
             if self.directory:
                 self.directory.unlock()
-            for number, handler in self.handlers.items():      # not before: torchrun sends SIGTERM when a rank has left
-                signal.signal(number, handler)
         if error is not raised:
             raise error from raised
 

@@ -92,7 +92,7 @@ class Worker:
     def start(self) -> None:
         self.stop()
         self.process = subprocess.Popen(self.command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL)
+                                        stderr=subprocess.DEVNULL, start_new_session=True)     # without Ctrl-C
         if not self.read(START):
             raise RuntimeError(f"`{' '.join(self.command)}`, which compares expressions, does not start")
 
@@ -124,7 +124,7 @@ class Worker:
 
 def serve() -> None:
     """The program. It ignores signals for the main program."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with suppress(ValueError, OSError):                        # not on every system
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
