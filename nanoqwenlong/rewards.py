@@ -11,11 +11,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from . import parallel
 from .records import Example, Score
 from .reward.judge import LONGEST_ANSWER, LONGEST_GOLD, Question
-from .reward.formulas import compared, verifier
-from .reward.tasks import TASKS, extract, gold_problem, task_named
+from .reward.formulas import verifier
+from .reward.tasks import TASKS, extract, gold_problem, task_named, verify
 from .reward.text import differ_in_scale, number
 from .reward.words import ARTICLES, normalise
 
@@ -34,7 +33,7 @@ def score_all(texts: Sequence[Sequence[str]], examples: Sequence[Example], judge
     answers = []
     for group, example in zip(texts, examples, strict=True):
         answers.append([extract(text, example.task) for text in group])
-    verify(answers, examples)
+    verify(answers, examples)                                  # the formulas, all at once
     scores = []
     places = []
     questions = []
@@ -57,23 +56,18 @@ def score_all(texts: Sequence[Sequence[str]], examples: Sequence[Example], judge
     return scores
 
 
-def verify(answers: Sequence[Sequence[str]], examples: Sequence[Example]) -> None:
-    """Have rank 0 ask math-verify about all answers to task "math" at once. All ranks learn the same verdicts."""
-    pairs = []
-    for group, example in zip(answers, examples):
-        if example.task == "math":
-            for gold in example.accepted:
-                pairs += [pair for answer in group if isinstance(pair := compared(answer, gold), tuple)]
-    verdicts = verifier.ask(pairs) if parallel.rank() == 0 else {}
-    verifier.verdicts.update(parallel.gather(verdicts)[0])
-
-
 def by_rule(answer: str, example: Example) -> Score:
     """The score without a judge. NaN if no accepted answer is known to be matched, and one could not be compared."""
     measure = task_named(example.task).measure
-    rules = [float(measure(answer, gold)) for gold in example.accepted]
-    rule = max([rule for rule in rules if not math.isnan(rule)], default=0.0)
-    if rule == 0 and any(map(math.isnan, rules)):
+    rule = 0.0
+    unscorable = False
+    for gold in example.accepted:
+        value = float(measure(answer, gold))
+        if math.isnan(value):
+            unscorable = True
+        else:
+            rule = max(rule, value)
+    if unscorable and rule == 0:
         rule = math.nan
     return Score(rule, rule, None, answer)
 

@@ -6,11 +6,12 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
 
-from nanoqwenlong import rewards
+from nanoqwenlong import parallel, rewards
 from nanoqwenlong.errors import DataError
 from nanoqwenlong.records import Example
-from nanoqwenlong.reward import math_worker
+from nanoqwenlong.reward import formulas, math_worker, measures
 from nanoqwenlong.reward.judge import Question
+from nanoqwenlong.reward.math_worker import Verifier, key_of
 from nanoqwenlong.reward.tasks import LISTS, missing_package
 from nanoqwenlong.rewards import TASKS, Score, extract, gold_problem, score, score_all, worth_asking
 
@@ -263,3 +264,17 @@ def test_what_is_not_installed_is_told_where_it_matters(monkeypatch):
     assert "math-verify is not installed" in missing_package({"qa", "math"}) and missing_package({"qa", "f1"}) == ""
     monkeypatch.setattr(math_worker, "installed", lambda: True)
     assert missing_package({"math"}) == ""
+
+
+def test_only_the_first_rank_asks_math_verify_and_all_learn_the_same(monkeypatch):
+    """Their verdicts could differ otherwise: a rank may be slower than another (row 12)."""
+    pair, example = ("z+1", "2+z"), Example("e", "", "", "z+1", "math")
+    first = {key_of(pair): True}                               # what rank 0 says, whether it is right or not
+    verifier = Verifier()
+    monkeypatch.setattr(verifier.worker, "ask", None)          # nobody may be asked on rank 1
+    monkeypatch.setattr(formulas, "verifier", verifier)
+    monkeypatch.setattr(measures, "verifier", verifier)
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    monkeypatch.setattr(parallel, "gather", lambda mine: [first, mine])
+    assert score("</think> 2+z", example).reward == 1 and verifier.verdicts == first
+    assert score("</think> 2+z", example).reward == 1          # also later, without a question

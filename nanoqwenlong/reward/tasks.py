@@ -1,10 +1,12 @@
 """How an answer to each task is rewarded: the table TASKS. A new task: a row, maybe with a function in measures.py."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from .. import parallel
 from ..errors import DataError
-from . import answers, math_worker, measures, options
+from ..records import Example
+from . import answers, formulas, math_worker, measures, options
 
 
 class Task(NamedTuple):
@@ -65,6 +67,14 @@ def gold_problem(task: str, gold: str) -> str:
         return ""
     shown = gold if len(gold) <= 60 else gold[:57] + "..."
     return f"{shown!r} does not match itself; a gold answer of task {task} is {row.gold}"
+
+
+def verify(answers: Sequence[Sequence[str]], examples: Sequence[Example]) -> None:
+    """Have rank 0 ask math-verify about all formulas of these groups of answers. All ranks learn the same verdicts."""
+    pairs = [formulas.compared(answer, gold) for group, example in zip(answers, examples) if example.task == "math"
+             for gold in example.accepted for answer in group]
+    verdicts = formulas.verifier.ask(pair for pair in pairs if isinstance(pair, tuple)) if parallel.rank() == 0 else {}
+    formulas.verifier.verdicts.update(parallel.gather(verdicts)[0])
 
 
 def missing_package(tasks: Iterable[str]) -> str:
