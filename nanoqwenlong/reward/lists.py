@@ -1,7 +1,6 @@
 """The items of a list, without bullets and numbering. In English and Chinese. No torch."""
 
 import re
-import unicodedata
 from collections.abc import Sequence
 
 from .text import number, plain, visible
@@ -13,17 +12,18 @@ COUNTS = [                              # numbering is one of these, in order
     "i ii iii iv v vi vii viii ix x xi xii xiii xiv xv xvi xvii xviii xix xx".split(),
     "一 二 三 四 五 六 七 八 九 十 十一 十二 十三 十四 十五 十六 十七 十八 十九 二十".split(),
     "first second third fourth fifth sixth seventh eighth ninth tenth".split(),
+    *(list(map(chr, range(one, one + 20))) for one in map(ord, "①⑴⒈❶")),
 ]
 COUNT = r"(\d{1,3}(?=st|nd|rd|th)|\d{1,3}|[ivx]{1,5}|[a-z]|[一二三四五六七八九十]{1,3})(?:st|nd|rd|th)?"
-RING = r"[\u2460-\u249b\u2776-\u277f]"                        # ① ⑴ ⒈ ❶
+RING = r"[①-⒛❶-❿]"
 NUMBERING = re.compile(rf"""
     \s* [*_]{{0,2}} (?:
         ({RING}) [.、)]?
         | [(\[【] \s* {COUNT} \s* [)\]】] [.:、]?                                # (1) [a]
         | 第 {COUNT} [名位项]? [,:、.]                                           # 第一，
-        | (?:(?:rank|step|item|no\.?)\s)? {COUNT} \\? (?: [)\]] [.:]? | [.、:](?!\d) | \s[-–—]\s )    # 1. a) ii: 一、
+        | (?:(?:rank|step|item|no\.?)\s)? {COUNT} \\? (?: [)\]] [.:]? | 、 | [.:](?!\d) | \s[-–—]\s )    # 1. a) ii: 一、
         | \# (\d{{1,3}}) [.:)]? \s
-        | ({"|".join(COUNTS[-1])}) (?:ly)? [,:]
+        | ({"|".join(COUNTS[4])}) (?:ly)? [,:]
     ) [*_]{{0,2}} \s* (?=\S)""", re.I | re.X)
 BULLET = re.compile(r"""
     ^\s* (?: [-–—+*]\s+ | [-–—](?=[^\W\d]) | \*(?!.*\*) | [•·●○◦▪▫■□◆◇►▶▸➤✓✔✅☑»]\s* | \[[ xX]?\]\s
@@ -49,49 +49,40 @@ def items(answer: str, gold_items: Sequence[str] = ()) -> list[str]:
 
 
 def unmarked(lines: Sequence[str], known: set[str]) -> list[str]:
-    """The lines, normalised, without bullets, and without numbers if these are consecutive. A line that is a gold item
-    stays whole, as "7. Symphony". In a gold list itself (nothing is `known` yet), all lines are numbered from 1."""
-    lines = [line if normalise(line) in known else BULLET.sub("", line, count=1) for line in lines]
-    matches = list(map(NUMBERING.match, lines))
-    numbers = [number_of(match) for match in matches if match]
-    counted = is_counted(numbers) and (known or len(numbers) == len(lines) > 1 and numbers[0] in ("0", "1"))
+    """The lines, normalised, without bullets and numbering. A line that is a gold item (`known`) stays whole."""
+    lines = [line if normalise(line) in known else BULLET.sub("", line) for line in lines]
     texts = []
-    for line, match in zip(lines, matches, strict=True):
+    for line, start in zip(lines, numbering(lines, in_gold=not known), strict=True):
         text = normalise(line)
-        if match and counted and text not in known:
-            text = normalise(line[match.end():])
-        texts.append(text)
+        texts.append(text if text in known else normalise(line[start:]))
     return list(filter(None, texts))
 
 
-def number_of(match: re.Match) -> str:
-    """The number before an item, as it stands in COUNTS: "3" for "(3)", "③" and "3rd:"."""
-    mark = match[match.lastindex].lower()
-    return str(int(unicodedata.numeric(mark))) if re.match(RING, mark) else mark
-
-
-def is_counted(numbers: list[str]) -> bool:
-    """Whether the numbers are consecutive. Those that are not digits start with the first, as in a), b), c)."""
+def numbering(lines: Sequence[str], in_gold: bool = False) -> list[int]:
+    """Where the text of each line starts: after its number if the numbers are consecutive, otherwise at 0.
+    Numbers that are not digits start with the first one: a), b), c). In a gold list all lines have to be numbered, from
+    1: "7. Symphony" is a name."""
+    matches = list(map(NUMBERING.match, lines))
+    numbers = [match[match.lastindex].lower() for match in matches if match]
     for counts in COUNTS:
-        if numbers and numbers[0] in counts:
-            start = counts.index(numbers[0])
-            if counts[start:start + len(numbers)] == numbers and (start == 0 or counts is COUNTS[0]):
-                return True
-    return False
+        if not numbers or numbers[0] not in counts:
+            continue
+        first = counts.index(numbers[0])
+        digits = counts is COUNTS[0]
+        allowed = digits and first <= 1 and len(numbers) == len(lines) > 1 if in_gold else digits or first == 0
+        if allowed and counts[first:first + len(numbers)] == numbers:
+            return [match.end() if match else 0 for match in matches]
+    return [0] * len(lines)
 
 
 def cut(line: str, known: set[str]) -> list[str]:
     """The items of a list on one line."""
     parts = list(filter(normalise, INLINE.split(line)))
-    matches = list(map(NUMBERING.match, parts))
-    if len(parts) > 1 and all(matches) and is_counted(list(map(number_of, matches))):
+    if len(parts) > 1 and all(numbering(parts)):
         return parts
-    if ";" in line:
-        *first, last = line.split(";")
-    elif ARROW.search(line):
-        *first, last = ARROW.split(line)
-    elif not number(line) and re.fullmatch(r"[\d,]+", line):                   # 3,1,2
-        *first, last = line.split(",")
-    else:
-        *first, last = COMMA.split(line)
+    separators = [";", ARROW]
+    if not number(line) and re.fullmatch(r"[\d,]+", line):
+        separators.append(",")                                 # 3,1,2
+    separator = next((one for one in separators if re.search(one, line)), COMMA)
+    *first, last = re.split(separator, line)
     return first + ([last] if normalise(last) in known else AND.split(last))

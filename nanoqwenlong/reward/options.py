@@ -7,13 +7,13 @@ from .words import CJK
 
 LONGEST = 10_000                        # characters of an answer
 EMPHASIS = str.maketrans("", "", "*`\"“”")
-LETTER = r"(?P<letter>[A-J])"
 BEFORE = r"\s*(?:(?:option|choice)\s+|选项|选择|应?该?选)?\s*"
-BRACKETED = rf"[(\[【]\s*{LETTER}\s*[)\]】]"
-ALONE = [re.compile(rf"{BEFORE}{letter}\s*(?:选?项)?[).,:;、。\s]*", re.I | re.A) for letter in (BRACKETED, LETTER)]
-SEPARATOR = r"\s*[).,:;、。]+ | \s+-+\s | -+\s | \s*[–—]+ | \s+(?=(?:because|since|is)\b) | \s*(?=因为|由于|是)"
-WITH_TEXT = [re.compile(rf"{BEFORE}{start} (?P<text>.*)", re.I | re.A | re.S | re.X) for start in (
-    rf"{BRACKETED} (?:{SEPARATOR})?", rf"{LETTER} (?:{SEPARATOR})")]            # (B) Bananas, and B: Bananas
+BRACKETED = re.compile(rf"^{BEFORE}[(\[【]\s*([A-J])\s*[)\]】]", re.I | re.A)
+ALONE = re.compile(rf"{BEFORE}([A-J])\s*(?:选?项)?[).,:;、。\s]*", re.I | re.A)
+WITH_TEXT = re.compile(rf"""
+    {BEFORE} ([A-J])
+    (?: \s*[).,:;、。]+ | \s+-+\s | -+\s | \s*[–—]+ | \s+(?=(?:because|since|is)\b) | \s*(?=因为|由于|是) )
+    \s* (.*)""", re.I | re.A | re.S | re.X)                                # B) Bananas, B: x, B — 5, B because
 A_NAME = re.compile(rf"{BEFORE}[A-J]\s*[.,;–—-].*\w", re.I | re.S)            # C. Darwin, B-52
 
 # In the text after a letter: another letter, or words that reject the letter
@@ -51,14 +51,14 @@ def choice(answer: str) -> str:
     ['B', 'B', 'B', '', '', '']
     """
     answer = " ".join(plain(answer[:LONGEST]).translate(EMPHASIS).split()).strip("'‘’")
-    for pattern in ALONE:
-        match = pattern.fullmatch(answer)
-        if match:
-            return match["letter"].upper()
-    match = next(filter(None, (pattern.fullmatch(answer) for pattern in WITH_TEXT)), None)
+    answer = BRACKETED.sub(r"\1) ", answer)                                    # (B) x: B) x
+    alone = ALONE.fullmatch(answer)
+    if alone:
+        return alone[1].upper()
+    match = WITH_TEXT.fullmatch(answer)
     if not match:
         return ""
-    letter, text = match["letter"].upper(), match["text"].strip()
+    letter, text = match[1].upper(), match[2]
     if not re.search(r"\w", text) or REJECTED.search(text) or re.fullmatch("[a-j]", text):
         return ""
     if re.search(rf"{letter}\.", answer) and re.search(rf"(?<!{CHAR})(?!{letter})[A-Ea-e]\.\s", text):
