@@ -53,6 +53,7 @@ def test_a_list_may_be_numbered_and_separated_in_any_usual_way(answer):
 # List numbering is stripped only if it is consecutive, and items that begin with a number stay whole: (gold, answer)
 
 RIGHT = [
+    ("1.5 litres\n2.25 litres", "1、1.5 litres\n2、2.25 litres"), ("1984\n2001", "一、1984\n二、2001"),
     ("1.5 litres\n2.5 litres\n3.5 litres", "1.5 litres\n2.5 litres\n3.5 litres"), ("2.5\n3.5", "2.5\n3.5"),
     ("1984\n3 Idiots\nEmma", "1984\n3 Idiots\nEmma"), ("1984\n3 Idiots\nEmma", "1. 1984\n2. 3 Idiots\n3. Emma"),
     ("1984\n3 Idiots\nEmma", "Emma, 1984, 3 Idiots"), ("7. Symphony\n8. Symphony", "8. Symphony\n7. Symphony"),
