@@ -41,6 +41,8 @@ def test_formatting_and_other_spellings_do_not_count(a, b):
 # Signs that carry meaning: the same words, but not the same
 
 OTHER_SIGNS = [
+    ("Rh- to Rh+", "Rh to Rh+"), ("ER-/PR+", "ER+/PR+"), ("CD4- and CD8+", "CD4+ and CD8+"), ("Canal+", "Canal"),
+    ("B♭ major", "B major"), ("100+ people", "100 people"), ("x = -y", "x = y"), ("[1, 5)", "(1, 5]"),
     ("< 5 years", "5 years"), ("a + b", "+ b"), ("A → B", "A B"),
     ("p < .05", "p > .05"), ("HER2-", "HER2+"), ("HER2-", "HER2"), ("HER2- breast cancer", "HER2 breast cancer"),
     ("Rh+", "Rh"), ("A++", "A"), ("A*", "A"), ("A+", "A-"), ("C#", "C"), ("A++", "A+"), ("x!", "x"),

@@ -12,7 +12,7 @@ ARTICLE = re.compile(r"""               # stands before a word. An "A" inside a 
     (?<![^\s"'`(\[*_]) (?:[Tt][Hh][Ee] | an?) \s+ (?=["'`(\[*_]*\w)
     | ^\W*A[Nn]?\s+ (?=[^\W\d_]{2})
     """, re.VERBOSE)
-HUNG = re.compile(r"(?:(?<=[a-z])|(?<=\d)(?<![^\W\d]\d))-(?=,?\s(?:and|or|to)\s)")             # pre- and post-war
+HUNG = re.compile(r"(?:(?<=[a-z]{3})|(?<=\d)(?<![^\W\d]\d))-(?=,?\s(?:and|or|to)\s)")             # pre- and post-war
 KEPT = str.maketrans("()[]{}!'\":-", "（）［］｛｝！＇＂：－")        # no plain text holds these: they mark what is kept
 DROPPED = re.compile("[-!\"(),:;?`{}\\[\\]…„«»¡¿。｡、・·•「」『』《》〈〉【】〔〕®™©]")
 LONE = r"(?<![\w'])[a-z]"
