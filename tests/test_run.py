@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import termios
 import time
@@ -180,6 +181,17 @@ def test_ctrl_c_twice_stops_at_once_and_the_last_checkpoint_is_whole(in_tmp, sma
 def test_other_signals_after_a_ctrl_c_do_not_stop_at_once(in_tmp, small, monkeypatch):
     at_step(monkeypatch, 2, send("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"))
     assert sft(small, "--steps", 4) == errors.STOPPED and exit_json()["step"] == 2
+
+
+def test_a_signal_while_a_checkpoint_is_verified_is_heeded(in_tmp, small, expected, monkeypatch):
+    assert sft(small, "--steps", 2) == 0
+    verify = checkpoint.verify
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "verify", lambda path: (send("SIGTERM")(), verify(path))[1])
+        assert sft(small, "--steps", 4) == errors.STOPPED and exit_json()["step"] == 2
+        assert sft(small, "--steps", 4, "--seed", 3) == errors.BAD_CONFIG      # and the handlers are back
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert sft(small, "--steps", 4) == 0 and outcome(DIRECTORY) == expected
 
 
 def test_nohup_stays_nohup(in_tmp, small, monkeypatch):
@@ -454,6 +466,100 @@ def test_a_log_that_lost_lines_is_told(in_tmp, small, expected, capsys):
     assert sft(small, "--steps", 4) == 0
     assert "runs/sft/metrics.jsonl is shorter than it was" in capsys.readouterr().out
     assert contents(DIRECTORY / "checkpoints/step_000004").keys() and checkpoints_of()[-1] == "step_000004"
+
+
+# Deleted log files go unnoticed
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts.jsonl"])
+def test_a_log_that_was_removed_or_shortened_between_two_starts_is_told(in_tmp, toy_directory, capsys, name):
+    flags = ["--model", toy_directory, *SMALL_RL, "--save-every", 1, "--name", "sft"]
+    for spoil, told in ((Path.unlink, "was removed"), (lambda path: os.truncate(path, 30), "is shorter than it was"),
+                        (lambda path: path.write_text(""), "is shorter than it was")):
+        shutil.rmtree(DIRECTORY, ignore_errors=True)
+        assert start(train_rl, *flags, "--steps", 2) == 0 and "lost" not in capsys.readouterr().out
+        spoil(DIRECTORY / name)
+        assert start(train_rl, *flags, "--steps", 3) == 0
+        said = capsys.readouterr().out
+        assert f"runs/sft/{name} {told}" in said and said.count("lost") == 1
+        lines = [json.loads(line) for line in (DIRECTORY / name).read_text().splitlines()]      # no half line
+        assert {line["step"] for line in lines} == {3}
+        assert start(train_rl, *flags, "--steps", 3) == 0 and "lost" not in capsys.readouterr().out    # said once
+
+
+def test_a_log_that_is_removed_while_the_run_goes_on_is_told(in_tmp, small, monkeypatch, capsys):
+    at_step(monkeypatch, 3, lambda: (DIRECTORY / "metrics.jsonl").unlink())
+    assert sft(small, "--steps", 4, "--save-every", 1) == 0 and steps_of() == [3, 4]
+    said = capsys.readouterr().out
+    assert said.count("metrics.jsonl is shorter than it was") == 1 and said.count("lost") == 1
+
+
+def test_a_run_without_checkpoints_and_metrics_keeps_its_answers(in_tmp, toy_directory, capsys):
+    flags = ["--model", toy_directory, *SMALL_RL, "--save-every", 1]
+    assert start(train_rl, *flags, "--steps", 2) == 0
+    shutil.rmtree("runs/rl/checkpoints")
+    Path("runs/rl/metrics.jsonl").unlink()
+    before = Path("runs/rl/rollouts.jsonl").read_bytes()
+    assert start(train_rl, *flags, "--steps", 3) == errors.IO_ERROR and "was it removed?" in capsys.readouterr().err
+    assert Path("runs/rl/rollouts.jsonl").read_bytes() == before
+
+
+# Symbolic links in a run directory are followed
+
+OWN = [".lock", "config.json", "exit.json", "metrics.jsonl", "rollouts.jsonl", "skipped.jsonl"]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("name", OWN)
+def test_what_is_no_plain_file_in_a_run_directory_is_refused_and_nothing_elsewhere_is_written(in_tmp, small, capsys,
+                                                                                              name, begun):
+    if begun:
+        assert sft(small, "--steps", 2) == 0
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    Path("mine").write_text("mine, and longer than a lock")
+    for make in (lambda path: path.symlink_to(Path("mine").resolve()), lambda path: path.symlink_to("nowhere"),
+                 os.mkfifo, Path.mkdir):
+        path = DIRECTORY / name
+        path.unlink(missing_ok=True)
+        make(path)
+        assert sft(small, "--steps", 4) == errors.IO_ERROR
+        said = capsys.readouterr().err
+        assert f"runs/sft/{name}: this is not a plain file" in said and said.count("\n") == 1
+        assert Path("mine").read_text() == "mine, and longer than a lock" and not Path("runs/sft/nowhere").exists()
+    assert path.is_dir()
+
+
+def test_links_in_the_place_of_partial_files_are_replaced_not_followed(in_tmp, small, expected):
+    Path("elsewhere").mkdir()
+    Path("elsewhere/mine").write_text("mine")
+    (DIRECTORY / "checkpoints").mkdir(parents=True)
+    for name, target in ((".config.json.0.partial", "mine"), (".exit.json.0.partial", "mine"),
+                         ("checkpoints/.partial-step_000002", ""), ("checkpoints/.removed-.partial-step_000002", ""),
+                         ("checkpoints/.partial-step_000004", "nowhere")):
+        (DIRECTORY / name).symlink_to((Path("elsewhere") / target).resolve())
+    os.mkfifo(DIRECTORY / "checkpoints/.removed-x")
+    assert sft(small, "--steps", 4) == 0 and outcome(DIRECTORY) == expected
+    assert everything(Path("elsewhere")) == {"elsewhere/mine": b"mine"} and not Path("elsewhere/nowhere").exists()
+    assert not [path for path in DIRECTORY.rglob("*") if path.is_symlink()]
+    # A checkpoint that is a link is removed as a link
+    shutil.copytree(DIRECTORY / "checkpoints/step_000003", "elsewhere/step")
+    before = everything(Path("elsewhere"))
+    (DIRECTORY / "checkpoints/step_000001").symlink_to(Path("elsewhere/step").resolve())
+    checkpoint.prune(DIRECTORY / "checkpoints", 2)
+    assert checkpoints_of() == ["step_000003", "step_000004"] and everything(Path("elsewhere")) == before
+
+
+def test_a_run_directory_or_its_checkpoints_may_be_links_to_another_disk(in_tmp, small, expected, capsys):
+    for path in (DIRECTORY, DIRECTORY / "checkpoints"):
+        shutil.rmtree("runs", ignore_errors=True)
+        shutil.rmtree("disk", ignore_errors=True)
+        Path("disk").mkdir()
+        path.parent.mkdir(parents=True)
+        path.symlink_to(Path("disk").resolve())
+        assert sft(small, "--steps", 2) == 0 and sft(small, "--steps", 4) == 0
+        assert outcome(DIRECTORY) == expected and path.is_symlink() and any(Path("disk").iterdir())
+        shutil.rmtree("disk")                                  # not mounted
+        capsys.readouterr()
+        assert sft(small, "--steps", 4) == errors.BAD_CONFIG and "broken link" in capsys.readouterr().err
 
 
 def test_killed_before_the_first_checkpoint_it_starts_over(in_tmp, small, expected):

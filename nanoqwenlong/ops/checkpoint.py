@@ -7,6 +7,7 @@ file). It gets its name when all of it is on the disk. Only then an older one is
 
 import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Collection
@@ -114,16 +115,24 @@ def prune(directory: Path, keep: int, ends: Collection[int] = ()) -> None:
             if step_of(path) not in ends:
                 _remove(path)
         for path in [*directory.glob(".partial-*"), *directory.glob(".removed-*")]:
-            shutil.rmtree(path, ignore_errors=True)
+            _delete(path)
 
 
 def _remove(directory: Path) -> None:
     """Remove a directory. It loses its name first, because half a checkpoint must not look like one."""
-    if directory.exists():
+    if os.path.lexists(directory):
         doomed = directory.with_name(f".removed-{directory.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
+        _delete(doomed)
         directory.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        _delete(doomed)
+
+
+def _delete(path: Path) -> None:
+    """Delete a directory, or a link or file in its place. What a link points to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def newest(directory: Path) -> tuple[Path | None, list[str]]:

@@ -33,8 +33,9 @@ class Directory:
         # 1. One job per directory
         parallel.on_all_ranks(lambda: parallel.rank() == 0 and self.path.is_dir() and self.lock(), "cannot lock")
         for path in (self.path, self.checkpoints):
-            if path.exists() and not path.is_dir():
-                raise ConfigError(f"{path} is a file, but the run needs a directory there; choose another --name")
+            if os.path.lexists(path) and not path.is_dir():
+                raise ConfigError(f"{path} is a file or a broken link, but the run needs a directory there; choose "
+                                  "another --name")
         if not parallel.gather(self.holds_run())[0]:
             return None, {}
         # 2. What the user wants
@@ -56,9 +57,7 @@ class Directory:
         # 4. The same settings, files and code
         self._compare(state.get("config", recorded), state.get("inputs", {}))
         self.compare_code(recorded.get("code") or state.get("code"), self.code, state.get("step", 0))
-        metrics = self.path / "metrics.jsonl"
-        num_steps = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-        if not source and (problems or num_steps > recorded.get("save_every", 0)):
+        if not source and (problems or self._num_steps() > recorded.get("save_every", 0)):
             raise CheckpointError(f"no checkpoint of {self.path} is intact, was it removed? Choose another --name")
         parallel.on_all_ranks(lambda: checkpoint.set_aside(self.checkpoints, source), "cannot set a checkpoint aside")
         return source, state
@@ -87,10 +86,20 @@ class Directory:
                               "--resume changed to continue with the new code, --resume restart to move the old run to "
                               f"{self.free_path()} and start again, or another --name")
 
+    def _num_steps(self) -> int:
+        """The number of steps in the log that has most of them. Each line begins with its step."""
+        logs = [path for name in FILES if (path := self.path / name).exists()]
+        return max((len({line.partition(b",")[0] for line in path.open("rb")}) for path in logs), default=0)
+
     def lock(self) -> None:
-        """Lock it for one job, on the first rank. The operating system drops the lock when the process ends."""
+        """Lock it for one job, on the first rank. The operating system drops the lock when the process ends. Raises
+        OSError if a link or a directory has the name of a file: the run could overwrite a file elsewhere."""
+        for path in (self.path / name for name in (".lock", "config.json", "exit.json", *FILES)):
+            if path.is_symlink() or path.exists() and not path.is_file():
+                text = "this is not a plain file, but the run writes it: move it away, or choose another --name"
+                raise OSError(errno.EINVAL, text, str(path))
         path = self.path / ".lock"
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -22,6 +22,7 @@ def sync(path: Path) -> None:
 def put(path: Path, content: dict | str) -> None:
     """Write a file of JSON or text, whole or not at all."""
     partial = path.with_name(f".{path.name}.{parallel.rank()}.partial")       # several ranks may write exit.json
+    partial.unlink(missing_ok=True)                            # it may be a link to another file
     if isinstance(content, str):
         partial.write_text(content, encoding="utf-8")
     else:

@@ -23,7 +23,7 @@ class Log:
 
     def __init__(self, directory: Path | None, quiet: bool = False):
         self.paths = [directory / name for name in FILES] if directory else []
-        self.quiet = quiet
+        self.quiet, self.known = quiet, {}                     # known: the sizes of the files when they were synced
 
     def append(self, name: str, step: int, *rows: dict) -> None:
         for path in self.paths:
@@ -41,22 +41,34 @@ class Log:
         return rows if all(isinstance(row, dict) for row in rows) else []
 
     def sizes(self) -> dict[str, int]:
-        """{file name: bytes}, after all of it is on the disk."""
+        """{file name: bytes}, after all of it is on the disk. Reports files that others have removed or shortened."""
         sizes = {}
         for path in filter(Path.exists, self.paths):
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
                 sizes[path.name] = file.seek(0, os.SEEK_END)
+        self._report_losses(self.known, sizes)
+        self.known = sizes
         return sizes
 
     def cut(self, sizes: dict[str, int]) -> None:
-        """Truncate the files to these sizes, others to 0: later steps will be made again."""
-        for path in filter(Path.exists, self.paths):
-            size, now = sizes.get(path.name, 0), path.stat().st_size
-            if now < size:
-                self.say(f"{path} is shorter than it was: some of its lines are lost")
-            elif now > size:
+        """Truncate the files to these sizes, others to 0: later steps will be made again. Half a line at the end of a
+        file that others have shortened goes, too."""
+        self._report_losses(sizes, now := {path.name: path.stat().st_size for path in filter(Path.exists, self.paths)})
+        for path in self.paths:
+            size = sizes.get(path.name, 0)
+            if now.get(path.name, 0) > size:
                 os.truncate(path, size)
+            elif 0 < now.get(path.name, 0) < size:
+                now[path.name] = path.read_bytes().rfind(b"\n") + 1
+                os.truncate(path, now[path.name])
+        self.known = {name: min(size, now.get(name, 0)) for name, size in sizes.items()}
+
+    def _report_losses(self, before: dict[str, int], now: dict[str, int]) -> None:
+        for path in self.paths:
+            if now.get(path.name, 0) < before.get(path.name, 0):
+                what = "is shorter than it was: some of its lines are lost"
+                self.say(f"{path} {what if path.name in now else 'was removed: its lines are lost'}; the run continues")
 
     def line(self, step: str, values: dict, headline: dict[str, str], seconds: float) -> None:
         """Print one step in at most 120 columns: the values of `headline` {key: its name here}, as far as they fit.

@@ -63,12 +63,12 @@ class Run:
         settings = {**flags.as_json(cfg), "dtype": str(self.dtype).removeprefix("torch.")}
         code = parallel.gather(files.code(self.script))[0]
         self.directory = Directory(cfg, settings, code, self.log)
+        self._listen()                                         # verifying a checkpoint can take minutes
         try:
             self.source, self.state = self.directory.find_source()
         except BaseException:
             self.directory.unlock()
             raise
-        self._listen()
         return self
 
     def prepare(self, model) -> None:
