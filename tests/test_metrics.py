@@ -472,11 +472,19 @@ def test_a_heavy_formula_is_unscorable_and_holds_nobody_up():
     assert math_library.isnan(math("100000000!", "5x")) and math("x+5x-x", "5x") == 1
 
 
+def test_what_ends_a_child_is_its_time_on_the_processor():
+    pipe = math_worker.fork("5x", "(10^8)! x")
+    assert os.read(pipe, 1) == b"" and os.WTERMSIG(os.wait()[1]) == signal.SIGPROF
+    os.close(pipe)
+
+
 def test_of_several_accepted_answers_a_heavy_one_leaves_a_right_one_right():
     texts = [["</think> 5x", "</think> (10^8)! x", "</think> 6x"]]
     scores, = score_all(texts, [Example("e", "", "", ("5x", "7x"), "math")])
     assert [score.rule for score in scores][::2] == [1, 0] and math_library.isnan(scores[1].reward)
     assert math_library.isnan(scores[1].rule) and scores[1].judge is None
+    both = score_all([["</think> 5x", "</think> 6x"]], [Example("e", "", "", ("(10^8)! x", "5x"), "math")])[0]
+    assert both[0].reward == 1 and math_library.isnan(both[1].reward)
 
 
 def test_pairs_beyond_the_budget_are_unscorable(monkeypatch):
