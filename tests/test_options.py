@@ -30,6 +30,7 @@ CHOOSE_B = [
     "B. It is not mentioned", "B) Could not load", "B. 或然率", "B) 和平", "B. A 30-year lease", "(B) A$5 note",
     "B. A cat"]
 CHOOSE_NOTHING = [
+    "A) b", "A: c", "B - d",
     "Bananas", "Both", "A or B", "A, B", "A and B", "(A) or (B)", "A/B", "A-B", "A & B", "AB", "ABCD", "A B",
     "(A)(B)(C)(D)", "A) B) C) D)", "A. B. C. D.", "A) Apples B) Bananas", "A) Apples, B) Bananas", "(A): B", "A: B",
     "A.B", "A、B", "A、B、C", "A和B", "A或B", "A，B", "(A) (B)", "【A】【B】", "B, C and D", "(A) yearly (b) monthly",
