@@ -7,10 +7,9 @@ No text makes these functions fail, none is ever evaluated, and 10 MB take a sec
 
 import re
 
-from .text import number, same, unquoted, visible, without_emphasis
+from .text import EMPHASIS, number, same, unquoted, visible
 from .words import normalise
 
-QUOTES = " \t\r\"'`“”‘’"                # around an answer: the prompt itself shows the sentence in quotes
 LINE, WHOLE = 10_000, 100_000           # characters of a statement and of a final answer; longer ones are invalid
 MARKER = re.compile(r"""
     the\s+(?:(?:correct|final|best)\s+)*answer\s+is | <answer> | \\(?:boxed|fbox)\s?{
@@ -59,7 +58,7 @@ def statement(said: str) -> str:
         line = tail.split("\n", 1)[0]
     if len(line) > LINE:
         return ""
-    return unquoted(without_emphasis(line), marker)
+    return unquoted(EMPHASIS.sub(r"\2", line), marker)
 
 
 def final(said: str) -> str:

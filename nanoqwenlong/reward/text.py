@@ -38,11 +38,6 @@ def plain(text: str) -> str:
     return re.sub(r"^\s*\$\$?([^$]*)\$\$?(?=\.?\s*$)", r"\1", text)
 
 
-def without_emphasis(line: str) -> str:
-    """The line without markdown's asterisks around words."""
-    return EMPHASIS.sub(r"\2", line)
-
-
 def unquoted(text: str, before: str = "") -> str:
     """The text without quotes, emphasis and formula delimiters around it, and without the final full stop.
     ' and * at the end are a prime and a star, unless `before`, which precedes the text on its line, opens them."""
