@@ -17,11 +17,13 @@ def adamw(model, learning_rate: float, weight_decay: float) -> torch.optim.AdamW
 
 
 def learning_rate_at(step: int, peak: float, warmup_steps: int, num_steps: int, final_fraction: float = 1.0) -> float:
-    """Linear warm-up, then linear decay to `final_fraction` of the peak (1: constant, as in the papers)."""
+    """The rate of step 0, 1, ...: linear warm-up to the peak, then linear decay to `final_fraction` of it at the last
+    step (1: constant, as in the papers). If the warm-up takes all steps, there is no decay."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
-    return peak * (1 - min(1.0, progress) * (1 - final_fraction))
+    top, last = max(0, warmup_steps - 1), num_steps - 1        # the step with the peak, and the last one
+    left = (last - step) / (last - top) if step < last else 0.0
+    return peak * (final_fraction + left * (1 - final_fraction))
 
 
 def step(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter], learning_rate: float,

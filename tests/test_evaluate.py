@@ -1,6 +1,7 @@
 """Figures of an evaluation and the answers it saves, what a run writes down, and the optimizer: small things against
 plain formulas."""
 
+import itertools
 import json
 from itertools import combinations
 from math import exp, lgamma, log, sqrt
@@ -249,7 +250,21 @@ def test_learning_rate_warms_up_and_decays_linearly():
     def rate(step, **options):
         return optim.learning_rate_at(step, 2.0, **{"warmup_steps": 4, "num_steps": 14, **options})
     assert [rate(step) for step in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0] and rate(13) == rate(99) == 2.0
-    assert rate(4, final_fraction=0.0) == 2.0 and abs(rate(9, final_fraction=0.0) - 1.0) <= 1e-15
-    assert rate(14, final_fraction=0.0) == rate(99, final_fraction=0.0) == 0.0
-    assert abs(rate(14, final_fraction=0.1) - 0.2) <= 1e-15 and abs(rate(9, final_fraction=0.5) - 1.5) <= 1e-15
+    assert rate(3, final_fraction=0.0) == 2.0 and abs(rate(8, final_fraction=0.0) - 1.0) <= 1e-15
+    assert abs(rate(4, final_fraction=0.0) - 1.8) <= 1e-15 and abs(rate(8, final_fraction=0.5) - 1.5) <= 1e-15
     assert rate(0, warmup_steps=0) == 2.0 and rate(3, warmup_steps=4, num_steps=4) == 2.0
+
+
+def test_final_fraction_is_reached_at_the_last_step():
+    """Exactly, and not before. The warm-up reaches the peak. 1 is constant to the bit."""
+    rate = optim.learning_rate_at
+    for steps, warmup, final in itertools.product((1, 2, 3, 4, 10, 125, 800), (0, 1, 2, 3, 9, 124), (0.0, 0.1, 0.2, 0.5)):
+        if warmup < steps:
+            rates = [rate(step, 3e-4, warmup, steps, final) for step in range(steps)]
+            assert rates[-1] == 3e-4 * final and rate(steps + 5, 3e-4, warmup, steps, final) == rates[-1]
+            assert steps == 1 or max(rates) == rates[max(0, warmup - 1)] == 3e-4
+            falls = [a - b for a, b in zip(rates[max(0, warmup - 1):], rates[max(1, warmup):])]
+            assert all(abs(fall - falls[0]) <= 1e-12 and fall > 0 for fall in falls)       # linear, last step included
+            assert {rate(step, 3e-4, warmup, steps, 1.0) for step in range(warmup, steps)} == {3e-4}
+    assert [rate(step, 1.0, 4, 4, 0.1) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]     # nothing but warm-up
+    assert [rate(step, 1.0, 8, 4, 0.1) for step in range(4)] == [0.125, 0.25, 0.375, 0.5]
