@@ -146,6 +146,60 @@ def test_a_dashed_line_is_a_new_phase(tmp_path, monkeypatch, drawn):
     assert [list(line.get_xdata()) for line in axes.lines][2:] == [[2.5, 2.5]]
 
 
+# tools.plot of an SFT run: sparse series, log axes
+
+def sft_run(num=200, every=25):
+    rows = [{"step": s, "loss": 9 / s, "learning_rate": s / 20e3 if s <= 20 else (num - s) / num / 1e3,
+             "grad_norm": 1.0, "step_time": 0.1, "tokens_per_s": 1e4, "elapsed": 0.1 * s} for s in range(1, num + 1)]
+    for row in rows[every - 1::every]:
+        row["eval/acc"] = row["step"] / num
+    return rows
+
+
+def test_sparse_series_are_not_smoothed_as_if_dense_and_have_markers(tmp_path, monkeypatch, drawn):
+    monkeypatch.chdir(tmp_path)
+    group = [sft_run()]
+    assert series.by_step(group, "eval/acc", smooth=True) == {s: [s / 200] for s in range(25, 201, 25)}
+    assert series.by_step(group, "learning_rate", smooth=True) == series.by_step(group, "learning_rate")
+    often = [{"step": s, "x": s} for s in range(5, 1001, 5)]                    # 200 values among 1,000 steps: by 15
+    rows = [{"step": s, **({"x": s} if s % 5 == 0 else {})} for s in range(1, 1001)]
+    assert series.by_step([rows], "x", smooth=True) == series.by_step([often], "x", smooth=True) != series.by_step(
+        [rows], "x")
+    loss, accuracy, *_ = axes = drawn(plot.panels_of({"s": group}, [], [])["sft"], {"s": group}, [])
+    assert [each.get_title() for each in axes] == ["loss", "accuracy on held-out documents",
+                                                   "gradient before it is clipped", "learning rate", "time of a step",
+                                                   "speed"]
+    assert accuracy.lines[0].get_marker() == "." and list(accuracy.lines[0].get_ydata()) == [s / 8 for s in range(1, 9)]
+    assert accuracy.get_ylim() == (-0.03, pytest.approx(1.04375, abs=0.02))
+    assert loss.lines[0].get_marker() in ("", "None")
+
+
+def test_which_pictures_a_run_gets():
+    assert plot.panels_of({"s": [sft_run()]}, [], []).keys() == {"sft"}
+    assert "sft" not in plot.panels_of({"a": [run()]}, [], []) and "dynamics" in plot.panels_of({"a": [run()]}, [], [])
+    assert plot.panels_of({"x": [[{"step": 1, "y": 2.0}]]}, [], []).keys() == {"metrics"}
+
+
+def test_a_log_axis_has_powers_and_names_have_no_formulas(tmp_path, monkeypatch, drawn):
+    """Nothing raw like $\\mathdefault{10^{-3}}$ is shown, and a $ in a name is a $."""
+    import matplotlib
+    monkeypatch.chdir(tmp_path)
+    (axes,) = drawn([plot.Panel("$a^{$", "", "loss")], {"$b^$": [sft_run()]}, [])
+    axes.set_yscale("log")
+    axes.figure.canvas.draw()
+    assert matplotlib.rcParams["text.parse_math"] and axes.title.get_text() == r"\$a^{\$"
+    shown = [axes.title._preprocess_math(text.get_text()) for text in (axes.title, *axes.figure.legends[0].get_texts())]
+    assert shown == [("$a^{$", False), ("$b^$", False)]
+    assert all(axes.title._preprocess_math(tick.get_text())[1] for tick in axes.get_yticklabels() if tick.get_text())
+
+
+def test_a_metric_that_is_always_zero_has_no_negative_axis(tmp_path, monkeypatch, drawn):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"step": s, "x": 0.0, "y": -1.0} for s in range(1, 9)]
+    x, y = drawn([plot.Panel("x", "", "x"), plot.Panel("y", "", "y")], {"a": [rows]}, [])
+    assert x.get_ylim() == (-0.03, 1.03) and y.get_ylim()[0] < -1.0
+
+
 def test_lines_can_be_told_apart_in_greyscale():
     """CIE lightness of the colours: 29 of 100 for #004488, as every table of it says; no two alike."""
     def lightness(colour):

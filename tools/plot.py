@@ -26,7 +26,7 @@ from nanoqwenlong.ops.console import say, tell, with_exit_code
 COLOURS = ("#004488", "#DDAA33", "#BB5566", "#5FA8A0", "#B9D8F0", "#7A3F98", "#000000")     # differ in lightness, too
 DASHES = ("-", "--", ":", "-.", (0, (8, 3)))
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
-         "axes.axisbelow": True, "grid.color": "#E4E4E4", "legend.frameon": False, "text.parse_math": False}
+         "axes.axisbelow": True, "grid.color": "#E4E4E4", "legend.frameon": False}
 
 
 class Panel(NamedTuple):
@@ -39,6 +39,13 @@ class Panel(NamedTuple):
 
 REWARD = "mean reward of the answers"
 PICTURES = {                    # panels of metrics that no run has are left out
+    "sft": (
+        Panel("loss", "nats per token", "loss"),
+        Panel("accuracy on held-out documents", "share of answers", "eval/acc", "share"),
+        Panel("gradient before it is clipped", "norm", "grad_norm"),
+        Panel("learning rate", "", "learning_rate"),
+        Panel("time of a step", "seconds", "step_time"),
+        Panel("speed", "tokens per second", "tokens_per_s")),
     "dynamics": (                                               # the four panels of QwenLong-L1's Figure 2
         Panel("reward", REWARD, "reward", "share"),
         Panel("entropy", "nats per token", "entropy"),
@@ -67,6 +74,11 @@ ACCURACY = {"by_length": "accuracy by document length (tokens)", "by_task": "acc
             "by_source": "accuracy by source", "pass@k": "at least one of k answers is right"}
 
 
+def plain(name: str) -> str:
+    """Return the name such that matplotlib reads no formula in it. (Log axes need formulas, so they stay on.)"""
+    return name.replace("$", r"\$")
+
+
 def look(place: int) -> dict:
     """Return colour and dashes of line number `place`. When all colours are used, they come again with other dashes."""
     return {"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[(place + place // len(COLOURS)) % len(DASHES)]}
@@ -79,11 +91,14 @@ def draw_lines(axes, panel: Panel, groups: dict[str, Group]) -> None:
         values = series.by_step(group, panel.key, smooth=True)
         xs = [mean(xs) for step, xs in series.by_step(group, panel.x).items() if step in values]
         means, lows, highs = (list(map(of, values.values())) for of in (mean, min, max))
-        axes.plot(xs, means, label=label, marker="." if len(xs) < 12 else "", **style)
+        sparse = len(xs) < max(12, 0.5 * (max(values, default=0) - min(values, default=0)))
+        axes.plot(xs, means, label=plain(label), marker="." if sparse else "", **style)
         if len(group) > 1:
             axes.fill_between(xs, lows, highs, color=style["color"], alpha=0.18, linewidth=0)
         else:                                                   # faint: the values, not averaged over steps
             axes.plot(xs, [*series.by_step(group, panel.key).values()], color=style["color"], alpha=0.3, linewidth=0.8)
+    if axes.dataLim.ymin == 0 == axes.dataLim.ymax:             # all zero: no digits after the point, no negative axis
+        axes.set_ylim(-0.03, 1.03)
     if panel.x == "step":
         axes.xaxis.get_major_locator().set_params(integer=True)
         for step in set().union(*map(series.borders, groups.values())):
@@ -91,7 +106,7 @@ def draw_lines(axes, panel: Panel, groups: dict[str, Group]) -> None:
     if panel.scale == "share":
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, -0.03), max(high, 1.03))
-    axes.set(title=panel.title, ylabel=panel.unit, xlabel=panel.x)
+    axes.set(title=plain(panel.title), ylabel=panel.unit, xlabel=panel.x)
 
 
 def draw_bars(axes, part: str, models: list[Evaluated], first_look: int) -> None:
@@ -102,11 +117,11 @@ def draw_bars(axes, part: str, models: list[Evaluated], first_look: int) -> None
         xs = [names.index(name) + (place - (len(models) - 1) / 2) * width for name in parts[part]]
         rates = [rate for rate, _, _ in parts[part].values()]
         errors = [[max(0, rate - low), max(0, high - rate)] for rate, low, high in parts[part].values()]
-        bars = axes.bar(xs, rates, 0.9 * width, yerr=list(zip(*errors)) or None, capsize=2.5, label=model,
+        bars = axes.bar(xs, rates, 0.9 * width, yerr=list(zip(*errors)) or None, capsize=2.5, label=plain(model),
                         color=look(place + first_look)["color"])
         axes.bar_label(bars, fmt="%.0f", padding=1, fontsize=7)
     axes.set(ylim=(0, 112), yticks=range(0, 101, 20), ylabel="%, with 95 % interval", title=ACCURACY[part])
-    axes.set_xticks(range(len(names)), names, rotation=20 if len(names) > 7 else 0)
+    axes.set_xticks(range(len(names)), map(plain, names), rotation=20 if len(names) > 7 else 0)
 
 
 def picture(path: Path, panels: Sequence[Panel | str], groups: dict[str, Group], models: list[Evaluated]) -> None:
@@ -138,9 +153,11 @@ def panels_of(groups: dict[str, Group], models: list[Evaluated], keys: list[str]
     measured = series.metrics(groups)
     if unknown := [key for key in keys if key not in measured]:
         raise ConfigError(f"no step of these runs has {unknown[0]!r}; there are {', '.join(measured)}")
-    if keys or "reward" not in measured:                        # the warm-up has other metrics than RL
+    of_rl = "reward" in measured
+    if keys or not of_rl and "loss" not in measured:
         return {"curve" if keys else "metrics": [Panel(key, "", key) for key in keys or measured]}
-    pictures = {name: [panel for panel in panels if panel.key in measured] for name, panels in PICTURES.items()}
+    pictures = {name: [panel for panel in panels if panel.key in measured] for name, panels in PICTURES.items()
+                if of_rl == (name != "sft")}
     pictures["length"] = [Panel(f"documents of {bucket} tokens", REWARD, series.BY_LENGTH + bucket, "share")
                           for bucket in series.buckets(measured)]
     return {name: panels for name, panels in pictures.items() if panels}

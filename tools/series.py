@@ -11,6 +11,7 @@ from nanoqwenlong.errors import DataError
 Group = Sequence[Sequence[dict]]
 Evaluated = tuple[str, dict[str, dict[str, list]]]      # (model, {"by_length": {"0-80": [accuracy, low, high] in %}})
 BY_LENGTH = "reward_by_len/"
+EXACT = ("learning_rate", "elapsed", "eval/acc")
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict]]:
@@ -101,10 +102,12 @@ def buckets(names: Sequence[str]) -> list[str]:
 
 def by_step(group: Group, key: str, smooth: bool = False) -> dict[int, list[float]]:
     """Return {step: the values of the runs that have this metric}. After the end of a run, the others continue.
-    smooth: average each run over a tenth of its steps, at most 15. The average starts again with each phase."""
+    smooth: average each run over a tenth of its values, at most 15. The average starts again with each phase. What is
+    no measurement of a step (EXACT) is not averaged."""
     values: dict[int, list[float]] = {}
     for rows in group:
-        width = max(1, min(15, len(rows) // 10)) if smooth else 1
+        num_values = sum(number(row, key) is not None for row in rows)         # few, if it is not measured every step
+        width = max(1, min(15, num_values // 10)) if smooth and key not in EXACT else 1
         window, phase = [], None
         for row in rows:
             if row.get("phase") != phase:
