@@ -155,7 +155,8 @@ def test_only_one_place_prints():
              if getattr(call.func, "id", getattr(call.func, "attr", "")) in ("open", "read_text", "write_text")]
     bare = [f"{path.name}:{call.lineno}" for path, call in texts
             if "utf-8" not in ast.unparse(call) and '"b' not in (mode := ast.unparse(call).replace("'", '"'))
-            and 'b"' not in mode and 'b+"' not in mode and not any(other in mode for other in ("os.open", "urlopen", "gzip.open"))]
+            and 'b"' not in mode and 'b+"' not in mode
+            and not any(other in mode for other in ("os.open", "urlopen", "gzip.open"))]
     assert len(texts) > 20 and not bare, bare
 
 

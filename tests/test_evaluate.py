@@ -258,7 +258,8 @@ def test_learning_rate_warms_up_and_decays_linearly():
 def test_final_fraction_is_reached_at_the_last_step():
     """Exactly, and not before. The warm-up reaches the peak. 1 is constant to the bit."""
     rate = optim.learning_rate_at
-    for steps, warmup, final in itertools.product((1, 2, 3, 4, 10, 125, 800), (0, 1, 2, 3, 9, 124), (0.0, 0.1, 0.2, 0.5)):
+    lengths, warmups = (1, 2, 3, 4, 10, 125, 800), (0, 1, 2, 3, 9, 124)
+    for steps, warmup, final in itertools.product(lengths, warmups, (0.0, 0.1, 0.2, 0.5)):
         if warmup < steps:
             rates = [rate(step, 3e-4, warmup, steps, final) for step in range(steps)]
             assert rates[-1] == 3e-4 * final and rate(steps + 5, 3e-4, warmup, steps, final) == rates[-1]
