@@ -545,7 +545,8 @@ def test_without_pyarrow_a_sentence_says_what_to_install(tmp_path, monkeypatch):
 
 LONGBENCH_V2 = {"_id": "66f3", "domain": "Long In-context Learning", "sub_domain": "User guide QA",
                 "difficulty": "easy", "length": "short", "question": "Where does Tom live?", "choice_A": "Bern",
-                "choice_B": "Oslo", "choice_C": "Rome", "choice_D": "Kyiv", "answer": "B", "context": "Tom lives in Oslo."}
+                "choice_B": "Oslo", "choice_C": "Rome", "choice_D": "Kyiv", "answer": "B",
+                "context": "Tom lives in Oslo."}
 ASKED = ("What is the correct answer to this question: Where does Tom live?\n"
          "Choices:\n(A) Bern\n(B) Oslo\n(C) Rome\n(D) Kyiv")
 
