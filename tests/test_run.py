@@ -897,7 +897,7 @@ def test_a_signal_writes_into_no_file_that_took_the_place_of_stderr(in_tmp, smal
 
 @pytest.mark.parametrize("error, code", [(ZeroDivisionError("a bug"), 70), (ConfigError("no"), 78), (None, 0)])
 def test_a_script_ends_at_once_with_its_code(in_tmp, small, error, code):
-    """A shutdown of the interpreter would take away the handlers of signals, and what torch keeps of other processes."""
+    """A shutdown of the interpreter would take away the handlers of signals, and what torch keeps of processes."""
     def work():
         atexit.register(lambda: os._exit(99))
         if error:
