@@ -26,6 +26,7 @@ from nanoqwenlong import errors, generate, group_pass, optim, parallel
 from nanoqwenlong.errors import ConfigError, ModelError
 from nanoqwenlong.ops import checkpoint, exits, run
 from nanoqwenlong.ops.directory import Directory
+from nanoqwenlong.ops.log import Log
 from nanoqwenlong.ops.settings import free_names
 from nanoqwenlong.pretrained import weights
 
@@ -469,6 +470,58 @@ def test_a_log_that_lost_lines_is_told(in_tmp, small, expected, capsys):
 
 # Deleted log files go unnoticed
 
+def edit(path: Path) -> None:
+    """The first line made longer: where the file ended, there is now the middle of a line."""
+    path.write_text('{"step": 1, "note": "' + "x" * path.stat().st_size + '"}\n' + path.read_text())
+
+
+SPOILED = {"removed": (Path.unlink, []), "emptied": (lambda path: path.write_text(""), []),
+           "half a line": (lambda path: os.truncate(path, 10), []),
+           "cut after a line": (lambda path: os.truncate(path, path.read_bytes().index(b"\n") + 1), [1]),
+           "cut before the end of a line": (lambda path: os.truncate(path, path.stat().st_size - 1), [1]),
+           "longer": (edit, [])}
+
+
+def said_of_losses(capsys) -> list[str]:
+    out, err = capsys.readouterr()
+    return [line for line in (out + err).splitlines() if "the run continues" in line]
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_log_that_lost_lines_between_two_starts_is_told_once(in_tmp, small, expected, capsys, how):
+    spoil, left = SPOILED[how]
+    assert sft(small, "--steps", 2) == 0
+    spoil(DIRECTORY / "metrics.jsonl")
+    assert sft(small, "--steps", 4) == 0
+    said, = said_of_losses(capsys)
+    assert said.startswith(f"runs/sft/metrics.jsonl {'was removed' if how == 'removed' else 'is shorter than it was'}") and steps_of() == [*left, 3, 4]
+    assert outcome(DIRECTORY)[:2] == expected[:2]
+    assert sft(small, "--steps", 5) == 0 and said_of_losses(capsys) == [] and steps_of() == [*left, 3, 4, 5]
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_log_that_loses_lines_during_a_run_is_told_once(in_tmp, small, expected, monkeypatch, capsys, how):
+    spoil, left = SPOILED[how]
+    at_step(monkeypatch, 3, lambda: spoil(DIRECTORY / "metrics.jsonl"))
+    assert sft(small, "--steps", 4, "--save-every", 4) == 0
+    assert len(said_of_losses(capsys)) == (how != "longer")    # then its end is as before
+    assert steps_of() == ([1, 1, 2, 3, 4] if how == "longer" else [*left, 3, 4])
+    assert sft(small, "--steps", 5) == 0 and said_of_losses(capsys) == []
+
+
+@pytest.mark.parametrize("change", [lambda: None, lambda: (DIRECTORY / "skipped.jsonl").write_text(""),
+                                    lambda: open(DIRECTORY / "metrics.jsonl", "a").write('{"step": 3, "lo')])
+def test_logs_that_lost_nothing_are_not_told(in_tmp, small, capsys, change):
+    assert sft(small, "--steps", 2) == 0
+    change()
+    assert sft(small, "--steps", 4) == 0 and said_of_losses(capsys) == [] and steps_of() == [1, 2, 3, 4]
+
+
+def test_half_a_surrogate_pair_is_written_as_json_writes_it(tmp_path):
+    Log(tmp_path).append("rollouts.jsonl", 1, {"text": "\ud83d and \U0001f600 é"})
+    assert json.loads((tmp_path / "rollouts.jsonl").read_text())["text"] == "\ud83d and \U0001f600 é"
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts.jsonl"])
 def test_a_log_that_was_removed_or_shortened_between_two_starts_is_told(in_tmp, toy_directory, capsys, name):
     flags = ["--model", toy_directory, *SMALL_RL, "--save-every", 1, "--name", "sft"]
@@ -489,7 +542,7 @@ def test_a_log_that_is_removed_while_the_run_goes_on_is_told(in_tmp, small, monk
     at_step(monkeypatch, 3, lambda: (DIRECTORY / "metrics.jsonl").unlink())
     assert sft(small, "--steps", 4, "--save-every", 1) == 0 and steps_of() == [3, 4]
     said = capsys.readouterr().out
-    assert said.count("metrics.jsonl is shorter than it was") == 1 and said.count("lost") == 1
+    assert said.count("metrics.jsonl was removed") == 1 and said.count("lost") == 1
 
 
 def test_a_run_without_checkpoints_and_metrics_keeps_its_answers(in_tmp, toy_directory, capsys):
@@ -516,7 +569,7 @@ def test_what_is_no_plain_file_in_a_run_directory_is_refused_and_nothing_elsewhe
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     Path("mine").write_text("mine, and longer than a lock")
     for make in (lambda path: path.symlink_to(Path("mine").resolve()), lambda path: path.symlink_to("nowhere"),
-                 os.mkfifo, Path.mkdir):
+                 lambda path: os.link("mine", path), os.mkfifo, Path.mkdir):
         path = DIRECTORY / name
         path.unlink(missing_ok=True)
         make(path)
@@ -545,6 +598,13 @@ def test_links_in_the_place_of_partial_files_are_replaced_not_followed(in_tmp, s
     (DIRECTORY / "checkpoints/step_000001").symlink_to(Path("elsewhere/step").resolve())
     checkpoint.prune(DIRECTORY / "checkpoints", 2)
     assert checkpoints_of() == ["step_000003", "step_000004"] and everything(Path("elsewhere")) == before
+
+
+def test_a_run_is_moved_to_no_name_that_a_broken_link_has(in_tmp, small):
+    assert sft(small, "--steps", 1) == 0
+    Path("runs/sft.1").symlink_to("nowhere")
+    assert sft(small, "--steps", 1, "--resume", "restart") == 0
+    assert Path("runs/sft.1").is_symlink() and Path("runs/sft.2/metrics.jsonl").exists()
 
 
 def test_a_run_directory_or_its_checkpoints_may_be_links_to_another_disk(in_tmp, small, expected, capsys):
@@ -805,6 +865,9 @@ def test_a_file_in_the_place_of_a_directory_is_told(in_tmp, small, capsys, place
     Path(place).write_text("")
     assert sft(small) == errors.BAD_CONFIG
     assert f"{place} is a file" in capsys.readouterr().err and Path(place).read_text() == ""
+    Path(place).unlink()
+    Path(place).symlink_to("nowhere")
+    assert sft(small) == errors.BAD_CONFIG and "broken link" in capsys.readouterr().err and not Path("nowhere").exists()
 
 
 @pytest.mark.parametrize("flags", [("--timeout-minutes", "inf"), ("--timeout-minutes", "nan"), ("--keep", 0),

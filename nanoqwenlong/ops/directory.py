@@ -93,10 +93,10 @@ class Directory:
 
     def lock(self) -> None:
         """Lock it for one job, on the first rank. The operating system drops the lock when the process ends. Raises
-        OSError if a link or a directory has the name of a file: the run could overwrite a file elsewhere."""
+        OSError if a link or a directory is in the place of a file: the run could overwrite a file elsewhere."""
         for path in (self.path / name for name in (".lock", "config.json", "exit.json", *FILES)):
-            if path.is_symlink() or path.exists() and not path.is_file():
-                text = "this is not a plain file, but the run writes it: move it away, or choose another --name"
+            if path.is_symlink() or path.exists() and not (path.is_file() and path.stat().st_nlink == 1):
+                text = "this is not a plain file, or it has another name, but the run writes it: move it away, or choose another --name"
                 raise OSError(errno.EINVAL, text, str(path))
         path = self.path / ".lock"
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -146,4 +146,4 @@ class Directory:
     def free_path(self) -> Path:
         """The first of NAME.1, NAME.2, ... that does not exist."""
         paths = (self.path.with_name(f"{self.path.name}.{number}") for number in count(1))
-        return next(path for path in paths if not path.exists())
+        return next(path for path in paths if not os.path.lexists(path))

@@ -23,13 +23,15 @@ class Log:
 
     def __init__(self, directory: Path | None, quiet: bool = False):
         self.paths = [directory / name for name in FILES] if directory else []
-        self.quiet, self.known = quiet, {}                     # known: the sizes of the files when they were synced
+        self.quiet, self.written = quiet, {}                   # {file name: bytes that it should hold}
 
     def append(self, name: str, step: int, *rows: dict) -> None:
         for path in self.paths:
             if path.name == name:
-                with open(path, "a", encoding="utf-8") as file:
+                self._find_loss(path)
+                with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:     # half of a surrogate pair
                     file.write("".join(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows))
+                self.written[name] = path.stat().st_size
 
     def steps(self) -> list[dict]:
         """The rows of metrics.jsonl so far. [] if the file is missing or damaged."""
@@ -41,34 +43,33 @@ class Log:
         return rows if all(isinstance(row, dict) for row in rows) else []
 
     def sizes(self) -> dict[str, int]:
-        """{file name: bytes}, after all of it is on the disk. Reports files that others have removed or shortened."""
-        sizes = {}
-        for path in filter(Path.exists, self.paths):
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-                sizes[path.name] = file.seek(0, os.SEEK_END)
-        self._report_losses(self.known, sizes)
-        self.known = sizes
-        return sizes
+        """{file name: bytes}, after all of it is on the disk."""
+        for path in self.paths:
+            self._find_loss(path)
+            if path.exists():
+                with open(path, "rb+") as file:
+                    os.fsync(file.fileno())
+                    self.written[path.name] = file.seek(0, os.SEEK_END)
+        return dict(self.written)
 
     def cut(self, sizes: dict[str, int]) -> None:
-        """Truncate the files to these sizes, others to 0: later steps will be made again. Half a line at the end of a
-        file that others have shortened goes, too."""
-        self._report_losses(sizes, now := {path.name: path.stat().st_size for path in filter(Path.exists, self.paths)})
+        """Truncate the files to these sizes, others to 0: later steps will be made again."""
+        self.written = dict(sizes)
         for path in self.paths:
-            size = sizes.get(path.name, 0)
-            if now.get(path.name, 0) > size:
+            if path.exists() and path.stat().st_size > (size := sizes.get(path.name, 0)):
                 os.truncate(path, size)
-            elif 0 < now.get(path.name, 0) < size:
-                now[path.name] = path.read_bytes().rfind(b"\n") + 1
-                os.truncate(path, now[path.name])
-        self.known = {name: min(size, now.get(name, 0)) for name, size in sizes.items()}
+            self._find_loss(path)
 
-    def _report_losses(self, before: dict[str, int], now: dict[str, int]) -> None:
-        for path in self.paths:
-            if now.get(path.name, 0) < before.get(path.name, 0):
-                what = "is shorter than it was: some of its lines are lost"
-                self.say(f"{path} {what if path.name in now else 'was removed: its lines are lost'}; the run continues")
+    def _find_loss(self, path: Path) -> None:
+        """If someone has removed lines of a file, say so. Half a line is cut off, so that the next one is readable."""
+        size, now = self.written.get(path.name, 0), path.stat().st_size if path.exists() else 0
+        if now > size or now == size and (size == 0 or read(path, size - 1, 1) == b"\n"):
+            return
+        self.written[path.name] = left = read(path, 0, size).rfind(b"\n") + 1 if now else 0
+        what = "is shorter than it was, or was edited" if path.exists() else "was removed"
+        self.say(f"{path} {what}: {size - left:,} of its {size:,} bytes are lost, and the run continues")
+        if now:
+            os.truncate(path, left)
 
     def line(self, step: str, values: dict, headline: dict[str, str], seconds: float) -> None:
         """Print one step in at most 120 columns: the values of `headline` {key: its name here}, as far as they fit.
@@ -82,6 +83,12 @@ class Log:
     def say(self, text: str) -> None:
         """Print a line. If the console is gone, the run continues in silence."""
         self.quiet = self.quiet or not say(text)
+
+
+def read(path: Path, start: int, size: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(size)
 
 
 def format_value(value) -> str:
