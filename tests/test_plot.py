@@ -146,6 +146,18 @@ def test_a_dashed_line_is_a_new_phase(tmp_path, monkeypatch, drawn):
     assert [list(line.get_xdata()) for line in axes.lines][2:] == [[2.5, 2.5]]
 
 
+def test_all_panels_show_all_steps_and_labels_do_not_overlap(tmp_path, monkeypatch, drawn):
+    """Also of a metric that only some steps have, and of tiny numbers of tokens."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"step": step, "late": 1.0 if step > 20 else None, "tokens": 0.0025 / 5 * step, "x": 1.0}
+            for step in range(1, 41)]
+    late, early, tokens = drawn([plot.Panel("late", "", "late"), plot.Panel("x", "", "x"),
+                                 plot.Panel("x", "", "x", x="tokens")], {"a": [rows]}, [])
+    assert late.get_xlim() == early.get_xlim() == (0, 41)
+    boxes = [label.get_window_extent() for label in tokens.get_xticklabels() if label.get_text()]
+    assert len(boxes) > 3 and all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:]))
+
+
 # tools.plot of an SFT run: sparse series, log axes
 
 def sft_run(num=200, every=25):

@@ -100,9 +100,12 @@ def draw_lines(axes, panel: Panel, groups: dict[str, Group]) -> None:
     if axes.dataLim.ymin == 0 == axes.dataLim.ymax:             # all zero: no digits after the point, no negative axis
         axes.set_ylim(-0.03, 1.03)
     if panel.x == "step":
+        axes.set_xlim(0, 1 + max(row["step"] for group in groups.values() for rows in group for row in rows))
         axes.xaxis.get_major_locator().set_params(integer=True)
         for step in set().union(*map(series.borders, groups.values())):
             axes.axvline(step - 0.5, color="#777777", linestyle="--", linewidth=0.9)
+    else:
+        axes.xaxis.get_major_locator().set_params(nbins=6)      # room for labels such as 0.0025
     if panel.scale == "share":
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, -0.03), max(high, 1.03))
