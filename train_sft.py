@@ -72,7 +72,7 @@ from nanoqwenlong.ops import exits
 from nanoqwenlong.ops.run import Run
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Branch, Example, Family
-from nanoqwenlong.rewards import extract, score
+from nanoqwenlong.rewards import response_problem
 
 HEADLINE = {"loss": "loss", "eval/acc": "accuracy", "grad_norm": "grad_norm", "learning_rate": "lr",
             "tokens_per_s": "tokens/s"}
@@ -178,7 +178,8 @@ def read_data(cfg: Config, tokenizer: Tokenizer, say) -> tuple[list[Example], li
     unrewarded = []
 
     def check(example: Example, place: str) -> None:
-        if problem := response_problem(example, tokenizer):
+        text = tokenizer.response(tokenizer.encode_response(example.response))
+        if problem := response_problem(text, example):
             if cfg.strict_responses:
                 raise DataError(f'"response" {problem}')
             unrewarded.append(f"{place} {problem}")
@@ -199,17 +200,6 @@ def read_data(cfg: Config, tokenizer: Tokenizer, say) -> tuple[list[Example], li
         train = pages + data.mix([example for example in train if example.task != "text"], shares, cfg.seed)
         heldout = [example for example in heldout if example.task in shares]
     return train, heldout if cfg.eval_every else []
-
-
-def response_problem(example: Example, tokenizer: Tokenizer) -> str:
-    """Why the response could never earn a reward by the rule of its task, "" if it could. Plain text has no rule."""
-    text = tokenizer.response(tokenizer.encode_response(example.response))
-    if example.task != "text" and "</think>" not in text:
-        return "has no </think>, after which the answer is read"
-    if not example.answer or score(text, example).reward != 0:
-        return ""
-    answer = extract(text, example.task)
-    return f"states {answer[:60]!r}, but the answer is {example.accepted[0][:60]!r}" if answer else "states no answer"
 
 
 def by_document(examples: Sequence[Example]) -> tuple[tuple[int, ...], ...]:

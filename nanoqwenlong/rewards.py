@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .records import Example, Score
-from .reward.judge import LONGEST_ANSWER, LONGEST_GOLD, Question
+from .reward.answers import said
 from .reward.formulas import verifier
+from .reward.judge import LONGEST_ANSWER, LONGEST_GOLD, Question
 from .reward.tasks import TASKS, extract, gold_problem, task_named, verify
 from .reward.text import differ_in_scale, number
 from .reward.words import ARTICLES, normalise
@@ -100,3 +101,15 @@ def worth_asking(answer: str, gold: str) -> bool:
         if word not in ARTICLES:
             num_letters += sum(map(str.isalnum, word))
     return num_letters >= 2
+
+
+def response_problem(text: str, example: Example) -> str:
+    """Why a response to learn from could never earn a reward by the rule, "" if it could. Plain text has no rule."""
+    if example.task != "text" and said(text) is None:
+        return "has no </think>, after which the answer is read"
+    if not example.answer or score(text, example).reward != 0:
+        return ""
+    answer = extract(text, example.task)
+    if not answer:
+        return "states no answer"
+    return f"states {answer[:60]!r}, but the answer is {example.accepted[0][:60]!r}"

@@ -137,7 +137,7 @@ def disagree(patch) -> None:
         informative = {2: [], 3: [last], 4: range(1, last + 1)}.get(step, range(last + 1))
         found = [[rewards.Score(float(len(text) + i) % 3 if row in informative else 1.0, 0.0, None, text)
                   for i, text in enumerate(group)] for row, group in enumerate(texts)]
-        return found if parallel.rank() == 0 else [group[::-1] for group in found]      # what the first one says counts
+        return found
     patch.setattr(generate.Generator, "sample", noting)
     patch.setattr(train_rl, "score_all", score_all)
 

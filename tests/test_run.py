@@ -494,7 +494,8 @@ def test_a_log_that_lost_lines_between_two_starts_is_told_once(in_tmp, small, ex
     spoil(DIRECTORY / "metrics.jsonl")
     assert sft(small, "--steps", 4) == 0
     said, = said_of_losses(capsys)
-    assert said.startswith(f"runs/sft/metrics.jsonl {'was removed' if how == 'removed' else 'is shorter than it was'}") and steps_of() == [*left, 3, 4]
+    problem = "was removed" if how == "removed" else "is shorter than it was"
+    assert said.startswith(f"runs/sft/metrics.jsonl {problem}") and steps_of() == [*left, 3, 4]
     assert outcome(DIRECTORY)[:2] == expected[:2]
     assert sft(small, "--steps", 5) == 0 and said_of_losses(capsys) == [] and steps_of() == [*left, 3, 4, 5]
 

@@ -96,7 +96,8 @@ class Directory:
         OSError if a link or a directory is in the place of a file: the run could overwrite a file elsewhere."""
         for path in (self.path / name for name in (".lock", "config.json", "exit.json", *FILES)):
             if path.is_symlink() or path.exists() and not (path.is_file() and path.stat().st_nlink == 1):
-                text = "this is not a plain file, or it has another name, but the run writes it: move it away, or choose another --name"
+                text = ("this is not a plain file, or it has another name, but the run writes it: move it away, or "
+                        "choose another --name")
                 raise OSError(errno.EINVAL, text, str(path))
         path = self.path / ".lock"
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)

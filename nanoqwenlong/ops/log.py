@@ -29,7 +29,7 @@ class Log:
         for path in self.paths:
             if path.name == name:
                 self._find_loss(path)
-                with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:     # half of a surrogate pair
+                with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:  # half a surrogate pair
                     file.write("".join(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows))
                 self.written[name] = path.stat().st_size
 
