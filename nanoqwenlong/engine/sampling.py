@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from itertools import islice
 
 import torch
 
@@ -44,16 +43,9 @@ def draw(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[T
 
 
 def exchange(answers: Sequence[Answer]) -> list[Completion]:
-    """The completions of the answers of all ranks, in the order of the ranks. Each rank sends one row of float64, which
-    hold all exactly: per completion, the number of tokens, 1 if it was truncated, the ids, the log-probs."""
-    numbers = []
-    for a in answers:
-        numbers += [len(a.ids), a.finish_reason != "stop", *a.ids, *a.logprobs]
+    """The completions of the answers of all ranks, in the order of the ranks. JSON holds every number exactly."""
     completions = []
-    for row in parallel.gather_flat(torch.tensor(numbers, dtype=torch.float64)):
-        numbers = iter(row.tolist())
-        for length in numbers:
-            finish_reason = "length" if next(numbers) else "stop"
-            ids = tuple(map(int, islice(numbers, int(length))))
-            completions.append(Completion(ids, tuple(islice(numbers, int(length))), finish_reason))
+    for share in parallel.gather([(a.ids, a.logprobs, a.finish_reason or "length") for a in answers]):
+        for ids, logprobs, finish_reason in share:
+            completions.append(Completion(tuple(ids), tuple(logprobs), finish_reason))
     return completions

@@ -25,7 +25,6 @@ from .weights import read_json, write_json
 Messages = Sequence[tuple[str, str]]           # (role, content)
 TURN = "\ue000turn {}\ue000"                   # a placeholder that no template contains
 THINK = ("<think>", "</think>")
-SPELLS_SPECIAL = "this tokenizer's vocabulary spells a special token in plain text"
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
          "added_tokens.json", "vocab.json", "merges.txt", "generation_config.json")
 TODAY = datetime(2025, 1, 1)                   # the date in every prompt whose template prints today's
@@ -116,14 +115,13 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text, none of them special."""
-        ids = self.plain.encode(text, add_special_tokens=False).ids
-        require(self.special_ids.isdisjoint(ids), SPELLS_SPECIAL)
-        return ids
+        return self.encode_batch([text])[0].tolist()
 
     def encode_batch(self, texts: Sequence[str]) -> list[array]:
         """`encode` of each text, as an array of 32-bit integers. The texts share all cores."""
         batch = [array("i", encoded.ids) for encoded in self.plain.encode_batch_fast(texts, add_special_tokens=False)]
-        require(all(map(self.special_ids.isdisjoint, batch)), SPELLS_SPECIAL)
+        require(all(map(self.special_ids.isdisjoint, batch)),
+                "this tokenizer's vocabulary spells a special token in plain text")
         return batch
 
     def encode_response(self, text: str) -> list[int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -182,26 +183,21 @@ def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: Model
     split into shards with an index. All ranks call this. Rank 0 writes, and raises its OSError after all tensors have
     been fetched, or the other ranks would wait forever."""
     directory = Path(directory)
-    shards, num_bytes = [{}], 0
-    for name, tensor in tensors.items():
-        if shards[-1] and num_bytes + tensor.nbytes > max_shard_bytes:
-            shards.append({})
-            num_bytes = 0
-        shards[-1][name] = tensor
-        num_bytes += tensor.nbytes
+    shards = split_state_dict_into_shards_factory(
+        tensors, get_storage_size=lambda tensor: tensor.nbytes, filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes)
     weight_map, problem = {}, None
-    for number, shard in enumerate(shards, start=1):
-        file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
-        whole = {name: parallel.full(tensor.detach()) for name, tensor in shard.items()}
+    for file_name, names in shards.filename_to_tensors.items():
+        whole = {name: parallel.full(tensors[name].detach()) for name in names}
         if parallel.rank() > 0 or problem:
             continue
         whole = whole if fused_experts else take_apart(whole)
-        weight_map |= dict.fromkeys(whole, file_name)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            for name in ("model.safetensors", INDEX) if number == 1 else ():   # an earlier save may have another form
+            for name in ("model.safetensors", INDEX) if not weight_map else ():  # an earlier save may have another form
                 (directory / name).unlink(missing_ok=True)
             write_file(directory / file_name, whole)
+            weight_map |= dict.fromkeys(whole, file_name)
         except OSError as error:
             problem = error
     if problem:
@@ -211,9 +207,8 @@ def write(directory: str | Path, tensors: dict[str, torch.Tensor], config: Model
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     dtype_keys = {"torch_dtype", "dtype"} & config.source.keys() or {"dtype"}  # transformers 4, 5
     write_json(directory / "config.json", config.source | dict.fromkeys(dtype_keys, dtype))
-    if len(shards) > 1:
-        metadata = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}
-        write_json(directory / INDEX, {"metadata": metadata, "weight_map": weight_map})
+    if shards.is_sharded:
+        write_json(directory / INDEX, {"metadata": shards.metadata, "weight_map": weight_map})
 
 
 def take_apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
