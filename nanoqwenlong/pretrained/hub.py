@@ -28,18 +28,14 @@ def _snapshot(name: str) -> str:
     options = dict(allow_patterns=WANTED, ignore_patterns=["*/*"])
     try:
         with suppress(OSError, ValueError):                    # ModelError: a shard is missing
-            cached = snapshot_download(name, local_files_only=True, **options)
-            if is_complete(Path(cached)):
-                return cached
+            cached = Path(snapshot_download(name, local_files_only=True, **options))
+            shards = read_index(cached).values() if (cached / INDEX).is_file() else ["model.safetensors"]
+            needed = ("config.json", "tokenizer.json", *shards)
+            if all((cached / file).is_file() for file in needed):   # an interrupted download leaves some out
+                return str(cached)
         HfApi().model_info(name, timeout=10)                   # snapshot_download waits forever for a silent server
         return snapshot_download(name, **options)
     except Exception as error:                                 # httpx and huggingface_hub raise many kinds
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise FileNotFoundError(errno.ENOENT, "there is no such directory, no complete copy is in the Hugging Face "
                                 f"cache, and the download failed: {why}") from None
-
-
-def is_complete(snapshot: Path) -> bool:
-    """Whether a directory has all files of a model. A download that was interrupted leaves some out."""
-    shards = read_index(snapshot).values() if (snapshot / INDEX).is_file() else ["model.safetensors"]
-    return all((snapshot / name).is_file() for name in ("config.json", "tokenizer.json", *shards))
