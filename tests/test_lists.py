@@ -1,6 +1,7 @@
 """Lists and tables in all their forms: numbering, bullets, arrows, Chinese separators, JSON within prose."""
 
 import json
+import time
 
 import pytest
 
@@ -132,3 +133,13 @@ def test_another_table_an_incomplete_one_or_none_earns_nothing(text):
 def test_lists_in_prose_are_tables_only_if_there_is_no_other():
     assert iou("The empty table: []", "[]") == 1 and iou("The answer [1] is: [[2], [3]]", "[[2], [3]]") == 1
     assert iou('["a", "b"]', '[["a"], ["b"]]') == 1 and iou('["a", "b"] and [["c"]]', '["a", "b"]') == 0
+
+
+# Long lines: each item is normalised once or twice, so a line of garbage takes a second or two
+
+@pytest.mark.parametrize("item", ["({}) ", "[{}, ", "{},", "- {}\n", "a{}, ", "①", "first, "])
+def test_a_line_of_many_items_takes_no_longer_than_its_length(item):
+    text = "".join(map(item.format, range(50_000)))[:50_000]
+    start = time.process_time()
+    items(text, ["a"])
+    assert time.process_time() - start < 2.5

@@ -68,7 +68,7 @@ def same_value(answer: str, gold: str) -> bool:
 
 def comparable(gold: str, answer: str) -> bool:
     """Whether math-verify can tell these formulas apart. It takes (1, 2) for {1, 2}, n for N and f' for f."""
-    brackets = {re.match(r"\\\{|.", side)[0] for side in (gold, answer)}
+    brackets = {side[:1 + side.startswith("\\")] for side in (gold, answer)}           # (, [ or \{
     letters, gold_letters = (set(re.sub(r"\\[a-zA-Z]+", "", side)) for side in (answer, gold))
     other_case = {letter.swapcase() for letter in letters - gold_letters} & (gold_letters - letters)
     marks = [sorted(IGNORED.findall(side)) for side in (gold, answer)]

@@ -41,20 +41,21 @@ def items(answer: str, gold_items: Sequence[str] = ()) -> list[str]:
     there are any, a single line that is none of them is cut: at numbers, or at ";", at arrows, or at "," and "and"."""
     known = set(gold_items)
     lines = [" ".join(line.split()) for line in visible(answer).split("\n")]
-    lines = list(filter(normalise, lines))
     texts = unmarked(lines, known)
     if len(texts) != 1 or not known or texts[0] in known:
         return texts
-    return unmarked(cut(plain(lines[0]), known), known)
+    line = next(filter(normalise, lines))
+    return unmarked(cut(plain(line), known), known)
 
 
 def unmarked(lines: Sequence[str], known: set[str]) -> list[str]:
     """The lines, normalised, without bullets and numbering. A line that is a gold item (`known`) stays whole."""
-    lines = [line if normalise(line) in known else BULLET.sub("", line) for line in lines]
+    whole = {line: normalise(line) for line in set(lines)}
+    lines = [line if whole[line] in known else BULLET.sub("", line) for line in lines if whole[line]]
     texts = []
     for line, start in zip(lines, numbering(lines, in_gold=not known), strict=True):
-        text = normalise(line)
-        texts.append(text if text in known else normalise(line[start:]))
+        text = whole.get(line) or normalise(line)
+        texts.append(normalise(line[start:]) if start and text not in known else text)
     return list(filter(None, texts))
 
 
@@ -77,7 +78,8 @@ def numbering(lines: Sequence[str], in_gold: bool = False) -> list[int]:
 
 def cut(line: str, known: set[str]) -> list[str]:
     """The items of a list on one line."""
-    parts = list(filter(normalise, INLINE.split(line)))
+    most = len(COUNTS[0]) + 1                                  # more cannot be numbered
+    parts = list(filter(normalise, INLINE.split(line, most)))
     if len(parts) > 1 and all(numbering(parts)):
         return parts
     separators = [";", ARROW]

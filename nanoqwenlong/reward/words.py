@@ -28,7 +28,7 @@ GROUP = re.compile(rf"""
     (?: (?<=[\d*/^×÷√+-]) | (?<=[*/^×÷][ ]) | (?<={LONE}) ) \([^()]*\)          # 2(x + 1), f(x)
     | \([^()]*\) (?= \s?[*/^×÷] | [-+!\d(（] | [a-z]\b )                         # (x + 1)/2, (x + 1)y
     """, re.VERBOSE)
-RULES = [                               # (pattern, replacement), in this order, for a text in lower case
+RULES = [(re.compile(pattern), replacement) for pattern, replacement in (      # in this order, for a text in lower case
     # around words: quotes, $formulas$, **emphasis**
     (r"(?<!\w)\"([^\"]*)\"(?!\w)", r"\1"),
     (r"(?<!\w)'([^']*)'(?!\w)", r"\1"),
@@ -68,7 +68,7 @@ RULES = [                               # (pattern, replacement), in this order,
     (r"(?<=[^\W\d])\.(?=\d)", " "),
     (r"(?<![\w.])\.(?=\d)", "0."),
     (r"(?<=\d),(?=\d{3}(?!\d))|\.(?!\d)|'", ""),
-]
+)]
 
 
 def normalise(text: str, articles: bool = False) -> str:
@@ -84,6 +84,6 @@ def normalise(text: str, articles: bool = False) -> str:
     if not re.search(r"[\w∞]", text):
         return re.sub(r"[!-~\s]", "", DROPPED.sub("", text))
     for pattern, replacement in RULES:
-        text = re.sub(pattern, replacement, text)
+        text = pattern.sub(replacement, text)
     text = re.sub(r"[^\w\s.－]", r" \g<0> ", DROPPED.sub(" ", text)).replace("－", "-")
     return re.sub(rf"(?<=[{CJK}])\s|\s(?=[{CJK}])", "", " ".join(text.split()))
