@@ -164,11 +164,9 @@ class RetrospectiveSampler:
 
     def state_dict(self) -> dict:
         """JSON-ready. A sampler that loads it draws what this one would have drawn."""
-        state = {"mean_rewards": dict(self.mean_rewards)}
-        for name in ("num_drawn", "num_draws"):
-            counts = getattr(self, name)
-            state[name] = {str(number): count for number, count in counts.items()}
-        return state
+        return {"mean_rewards": dict(self.mean_rewards),
+                "num_drawn": {str(number): count for number, count in self.num_drawn.items()},
+                "num_draws": {str(number): count for number, count in self.num_draws.items()}}
 
     def load_state_dict(self, state: Mapping) -> None:
         """Load a state_dict, or what eval.py --difficulty writes, which has only mean_rewards."""

@@ -16,14 +16,12 @@ class Example:
 
     >>> Example(id="a1", document="Tom lives in Oslo.", question="Where does Tom live?", answer="Oslo").accepted
     ('Oslo',)
-    >>> Example(id="a2", document="", question="", answer="tea\\nsalt", task="f1").task      # a list: one item per line
-    'f1'
     """
 
     id: str
     document: str
     question: str
-    answer: str | tuple[str, ...]       # one accepted answer, or several
+    answer: str | tuple[str, ...]       # one accepted answer, or several. A list has one item per line
     task: str = "qa"                    # how the answer is rewarded: a name in reward.tasks.TASKS.
                                         # "text": plain text for language modelling, without a question
     messages: tuple[tuple[str, str], ...] = ()      # (role, content) of a chat. If given, it is the prompt as it is,
@@ -41,12 +39,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer, token by token as the model produced it.
-
-    >>> c = Completion(ids=(5, 9, 2), logprobs=(-0.1, -0.7, -0.2), finish_reason="stop")
-    >>> len(c.ids) == len(c.logprobs), c.finish_reason
-    (True, 'stop')
-    """
+    """One sampled answer, token by token as the model produced it."""
 
     ids: tuple[int, ...]                # the end token included
     logprobs: tuple[float, ...]         # full vocabulary, at the sampling temperature
@@ -56,11 +49,7 @@ class Completion:
 class Branch(NamedTuple):
     """What follows a stem: inputs, the token that each input should predict, and that target's weight in the loss.
 
-    A target of weight 0 is context only: no log-prob is computed for it.
-
-    >>> Branch(input_ids=(7, 5), target_ids=(5, 2), weights=(1.0, 1.0)).num_targets
-    2
-    """
+    A target of weight 0 is context only: no log-prob is computed for it."""
 
     input_ids: tuple[int, ...]
     target_ids: tuple[int, ...]

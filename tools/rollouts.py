@@ -114,18 +114,6 @@ def body(row: dict, full: bool) -> str:
     return "".join([*parts, text[start:end], more])
 
 
-def show(run: Path, step: int | None, id: str | None, task: str | None, best: int, worst: int, full: bool,
-         document: bool) -> None:
-    answers = read(run / "rollouts.jsonl", step, id, task)
-    chosen, title = answers, f"all {len(answers)} answers to {id}"
-    if id is None:
-        chosen = different(answers, bool(best))[:best or worst or 5]
-        title = f"the {len(chosen)} {'best' if best else 'worst'} of {len(answers)} answers"
-    of = documents(run) if document else {}
-    shown = [describe(row, full, of.get(row["id"], "no longer in the data") if document else None) for row in chosen]
-    all(map(say, [f"step {answers[0]['step']}: {title}", *(f"-- {text}" for text in shown)]))  # until `head` is gone
-
-
 @with_exit_code
 def main(argv: list[str]) -> None:
     parser = ArgumentParser("python -m tools.rollouts", description=__doc__, formatter_class=Raw)
@@ -141,7 +129,15 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if any(number is not None and number < 1 for number in (args.best, args.worst)):
         parser.error("--worst and --best: it should be a number of 1 or more")
-    show(**vars(args))
+    answers = read(args.run / "rollouts.jsonl", args.step, args.id, args.task)
+    chosen, title = answers, f"all {len(answers)} answers to {args.id}"
+    if args.id is None:
+        chosen = different(answers, bool(args.best))[:args.best or args.worst or 5]
+        title = f"the {len(chosen)} {'best' if args.best else 'worst'} of {len(answers)} answers"
+    of = documents(args.run) if args.document else {}
+    shown = [describe(row, args.full, of.get(row["id"], "no longer in the data") if args.document else None)
+             for row in chosen]
+    all(map(say, [f"step {answers[0]['step']}: {title}", *(f"-- {text}" for text in shown)]))  # until `head` is gone
 
 
 if __name__ == "__main__":

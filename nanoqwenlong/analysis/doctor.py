@@ -73,7 +73,6 @@ def stop_reason(values: Mapping, in_a_row: Callable[[str, bool], int], judge=Non
             f"in {idle} steps in a row no group earned different rewards (the last mean was {values['reward']}): "
             "warm up with train_sft.py, take easier or harder examples, or raise --group-size or --max-refills, under "
             f"another --name; the same command resumes for {MAX_IDLE_STEPS} more steps")
-    return None
 
 
 def measured(rows: Rows, *keys: str) -> list[float]:

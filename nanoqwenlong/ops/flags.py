@@ -1,11 +1,8 @@
 """A commented frozen dataclass is the manual: its fields become flags, its source is the --help text.
 
-    @dataclass(frozen=True)
-    class Config:
-        learning_rate: float = 1e-6   # peak, after the warm-up
-
-`--learning-rate 2e-6` and `--learning_rate=2e-6` both set it. `--data A B` fills a tuple. `--dry-run` alone sets a
-bool. A preset is a dictionary of values that replace the defaults. Flags win over presets.
+For `learning_rate: float = 1e-6`, `--learning-rate 2e-6` and `--learning_rate=2e-6` both set it. `--data A B`
+fills a tuple. `--dry-run` alone sets a bool. A preset is a dictionary of values that replace the defaults. Flags win
+over presets.
 """
 
 import difflib
