@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from nanoqwenlong.reward.answers import final, matches, near, said, statement
+from nanoqwenlong.reward.formulas import compared
 from nanoqwenlong.reward.measures import items
 from nanoqwenlong.reward.options import choice
 from nanoqwenlong.reward.text import number, plain
@@ -414,3 +415,19 @@ def test_thousands(answer, equal):
     (r"\left(1, 2\right]", "(1, 2]", True)])
 def test_latex_in_words(answer, gold, right):
     assert matches(answer, gold) is right
+
+
+@pytest.mark.parametrize("text, answer", [
+    ("故选：B。", "B"), ("故选择B", "B"), ("The correct option is B.", "B"),
+    ("【最终答案】奥斯陆", "奥斯陆"),
+
+    ("[Final Answer] Oslo", "Oslo"), ("### 答案\n奥斯陆", "奥斯陆"), ("- Answer: Oslo", "Oslo"), ("The answer is <b>Oslo</b>.", "Oslo"),
+    ("One option is B", ""), ("The best-known option is B", ""), ("不选B", "")])
+def test_markers_of_chinese_exams_and_of_options(text, answer):
+    assert statement(text) == answer
+
+
+@pytest.mark.parametrize("answer, equal", [
+    ("60 degrees", True), ("60°", True), ("61 degrees", False), ("60 radians", False)])
+def test_degrees_as_a_word(answer, equal):
+    assert compared(answer, r"60^\circ") is equal

@@ -143,3 +143,10 @@ def test_a_line_of_many_items_takes_no_longer_than_its_length(item):
     start = time.process_time()
     items(text, ["a"])
     assert time.process_time() - start < 2.5
+
+
+@pytest.mark.parametrize("answer, same", [
+    ("‣ tea\n‣ 10%", True), ("🔹 tea\n🔹 10%", True), ("※tea\n※10%", True), ("A.tea\nB.10%", True),
+    ("❶ tea\n❷ 10%", True), ("A.tea\nC.10%", False), ("1.tea\n2.10%", False)])      # a decimal stays intact
+def test_list_numbering_and_bullets_of_any_symbol(answer, same):
+    assert (items(answer, ["tea", "10 percent"]) == ["tea", "10 percent"]) == same

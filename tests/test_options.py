@@ -91,3 +91,10 @@ def test_a_gold_letter_is_a_letter(gold):
     assert gold_choice(gold) == "B" and accuracy("B", gold) and accuracy("(b) Bananas", gold)
     assert not accuracy("C", gold) and not accuracy("Bananas", gold) and gold_problem("choice", gold) == ""
     assert TASKS["choice"].measure("B", gold) and not TASKS["choice"].measure("A", gold)
+
+
+@pytest.mark.parametrize("text, letter", [
+    ("letter B", "B"), ("{B}", "B"), ("《B》", "B"), ("B 香蕉", "B"), ("B. I, II and III", "B"),
+    ("B 或 C", ""), ("B 不对", ""), ("B, although C is better", ""), ("B. I or C", ""), ("B Bananas", "")])
+def test_multiple_choice_letters_before_chinese_text_and_other_brackets(text, letter):
+    assert choice(text) == letter

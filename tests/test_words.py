@@ -133,3 +133,10 @@ def test_long_texts_are_normalised_in_linear_time(unit):
     start = time.process_time()
     normalise("[" + unit * (20_000 // len(unit)) + "a")
     assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("a, b, equal", [
+    ("A minor", "minor", False), ("A and C", "and C", False), ("A dog", "dog", True), ("A minority", "minority", True),
+    ("D. C.", "D.C.", True), ("D. C.", "D. C", True), ("D. C.", "D. B.", False)])
+def test_article_rule_keeps_keys_and_letters_and_points_after_initials(a, b, equal):
+    assert (normalise(a) == normalise(b)) == equal

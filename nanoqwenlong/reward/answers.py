@@ -12,10 +12,10 @@ from .words import normalise
 
 LINE, WHOLE = 10_000, 100_000           # characters of a statement and of a final answer; longer ones are invalid
 MARKER = re.compile(r"""
-    the\s+(?:(?:correct|final|best)\s+)*answer\s+is | <answer> | \\(?:boxed|fbox)\s?{
-    | [\[【](?:answer|答案)[\]】] | 答案[ *_]*(?:[:：]|[是为选](?![否不什项]))
-    | ^(?:[ \t>#*_]*(?:(?:the|my)[ ])?(?:(?:correct|final|best)[ ])?answer[ *_]*[:：]                 # at a line's start
-      | \#+[ ](?:(?:correct|final|best)[ ])?answer[ ]*$)                                             # a heading
+    the\s+(?:(?:correct|final|best)\s+)*(?:answer|(?<=correct\s)(?:option|choice))\s+is | <answer>
+    | \\(?:boxed|fbox)\s?{ | [\[【](?:final\s|最终)?(?:answer|答案)[\]】] | 答案[ *_]*(?:[:：]|[是为选](?![否不什项])) | 故选择?
+    | ^(?:[ \t>#*_-]*(?:(?:the|my)[ ])?(?:(?:correct|final|best)[ ])?answer[ *_]*[:：]         # at a line's start
+      | [ ]*\#+[ ](?:(?:(?:correct|final|best)[ ])?answer|答案)[ ]*$)                # a heading
     """, re.I | re.M | re.X)
 AFTER_MARKER = re.compile(r"(?:[*_]+(?=[\s:：])|[:：\s])*")            # **Answer:** x
 BLOCK = re.compile(r"""                 # a fence or a displayed formula, and nothing else on its last line

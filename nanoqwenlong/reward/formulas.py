@@ -30,7 +30,7 @@ CASES = r"\\left\\\{\s*\\begin\{array\}\{[lcr]*\}(.*?)\\end\{array\}\s*\\right\.
 FORMULA = [                             # what is written in many ways
     (CASES, r"\\begin{cases}\1\\end{cases}"), (r"\\?\$|(?<!\\)\\[()\[\],;:! ]|~|\\q?quad(?![a-z])", " "),
     (r"\\(?:displaystyle|(?:left|right)(?!\.))(?![a-z])", ""), (r"\\[dtc]frac", r"\\frac"), (r"\\mathrm\s*\{d\}", "d"),
-    (r"\^\{\\circ\}|°|\\degree", r"^\\circ "), (r"\^\{?\\prime\}?|[’′]", "'"), ("或", " or "),
+    (r"\^\{\\circ\}|°|\\degree|\s?\bdegrees?\b", r"^\\circ "), (r"\^\{?\\prime\}?|[’′]", "'"), ("或", " or "),
     ("≤", r"\\le "), ("≥", r"\\ge "), ("≠", r"\\ne "), ("×", r"\\times "), ("·", r"\\cdot "), ("π", r"\\pi "),
     ("∞", r"\\infty "), ("∪", r"\\cup "), ("∩", r"\\cap "), ("−", "-"), ("²", "^2"), ("³", "^3"),
 ]

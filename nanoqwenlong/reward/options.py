@@ -7,12 +7,12 @@ from .words import CJK
 
 LONGEST = 10_000                        # characters of an answer
 EMPHASIS = str.maketrans("", "", "*`\"“”")
-BEFORE = r"\s*(?:(?:option|choice)\s+|选项|选择|应?该?选)?\s*"
-BRACKETED = re.compile(rf"^{BEFORE}[(\[【]\s*([A-J])\s*[)\]】]", re.I | re.A)
+BEFORE = r"\s*(?:(?:option|choice|letter)\s+|选项|选择|应?该?选)?\s*"
+BRACKETED = re.compile(rf"^{BEFORE}[(\[{{【《]\s*([A-J])\s*[)\]}}】》]", re.I | re.A)
 ALONE = re.compile(rf"{BEFORE}([A-J])\s*(?:选?项)?[).,:;、。\s]*", re.I | re.A)
 WITH_TEXT = re.compile(rf"""
     {BEFORE} ([A-J])
-    (?: \s*[).,:;、。]+ | \s+-+\s | -+\s | \s*[–—]+ | \s+(?=(?:because|since|is)\b) | \s*(?=因为|由于|是) )
+    (?: \s*[).,:;、。]+ | \s+-+\s | -+\s | \s*[–—]+ | \s+(?=(?:because|since|is)\b|[{CJK}]) | \s*(?=因为|由于|是) )
     \s* (.*)""", re.I | re.A | re.S | re.X)                                # B) Bananas, B: x, B — 5, B because
 A_NAME = re.compile(rf"{BEFORE}[A-J]\s*[.,;–—-].*\w", re.I | re.S)            # C. Darwin, B-52
 
@@ -21,8 +21,9 @@ CHAR = rf"[^\W{CJK}]"                   # of a word in Latin letters
 OTHER = re.compile(rf"""
     [(\[【]\s*([A-Ja-j])\s*[)\]】]  |  (?<!{CHAR})([A-Ja-j])[):、]
     | (?: ^ | [,.;:!?/|&、。…–—] | \s- | (?<!{CHAR})(?i:or|and|nor|not?|to|through|is|be|but|than|then|maybe|perhaps
-        |possibly|probably|actually|rather|also|option|choice|answer|it's|that|thought|meant?|choose|pick|say)\s )
-      \s* (?! [AI]\s+{CHAR} ) ([A-J]) (?! {CHAR} | -{CHAR} | \.\s*{CHAR} | ['’+\#$] )
+        |possibly|probably|actually|rather|also|although|though|while|whereas|unless|instead\sof
+        |option|choice|answer|it's|that|thought|meant?|choose|pick|say)\s )
+      \s* (?! [AI]\s+{CHAR} | I\b.*\bI[IV] ) ([A-J]) (?! {CHAR} | -{CHAR} | \.\s*{CHAR} | ['’+\#$] )
     | (?<!{CHAR})(?i:or|and|nor|not|maybe|perhaps|possibly|probably|actually)\s+ ([A-Jb-hj]) (?!{CHAR})
     | [或和与及跟是选到至非项]\s*([A-J]) (?!{CHAR})
     """, re.X)

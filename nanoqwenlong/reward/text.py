@@ -9,7 +9,8 @@ WIDE_CODES = (*range(0xFF01, 0xFF5F), *range(0xFFE0, 0xFFE7), *range(0xFB00, 0xF
 WIDE = {code: unicodedata.normalize("NFKC", chr(code)) for code in WIDE_CODES}     # full-width forms, ligatures, µ, ℃
 SIGNS = str.maketrans("−‐‑‒–—―’‘′“”″", "-------'''\"\"\"")
 PAIRS = (("***", "***"), ("**", "**"), ("*", "*"), ("__", "__"), ('"', '"'), ("'", "'"), ("`", "`"), ("$$", "$$"),
-         ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), "“”", "‘’", "「」", "『』", "【】")
+         ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("<b>", "</b>"), ("<strong>", "</strong>"),
+         "“”", "‘’", "「」", "『』", "【】")
 EMPHASIS = re.compile(r"(?<![\w*){}^\\])(\*{1,3})(?=[^\s*])([^*\n]*[^\s*])\1(?![\w*(])")        # **bold**, but not 5*3
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:,\\!|\\[,;: ]|\{,\}|[~\u00a0\u2007\u2009\u202f])\d{3})+(?!\d)")
 LATEX = [                               # is written plainly where that means the same: not \frac{x+1}{2}

@@ -10,7 +10,7 @@ CJK = "\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U0002000
 LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 ARTICLE = re.compile(r"""               # stands before a word. An "A" inside a text is a name: "hepatitis A virus"
     (?<![^\s"'`(\[*_]) (?:[Tt][Hh][Ee] | an?) \s+ (?=["'`(\[*_]*\w)
-    | ^\W*A[Nn]?\s+ (?=[^\W\d_]{2})
+    | ^\W*A[Nn]?\s+ (?!(?:and|or|minor|major|flat|sharp)\b) (?=[^\W\d_]{2})
     """, re.VERBOSE)
 HUNG = re.compile(r"(?:(?<=[a-z]{3})|(?<=\d)(?<![^\W\d]\d))-(?=,?\s(?:and|or|to)\s)")             # pre- and post-war
 KEPT = str.maketrans("()[]{}!'\":-", "（）［］｛｝！＇＂：－")        # no plain text holds these: they mark what is kept
@@ -64,7 +64,7 @@ RULES = [(re.compile(pattern), replacement) for pattern, replacement in (      #
     (rf"(?:(?<=\d)|(?<={LONE}))['\"]+(?![a-z])", keep),
     (r"(?<=\d):(?=\d)|(?<=\d ):(?= \d)", keep),
     # points after initials and in numbers, commas in numbers
-    (rf"(?<={LONE}\.)\s(?=[a-z]\.)", ""),
+    (rf"(?<={LONE}\.)\s(?=[a-z](?:\.|$))", ""),
     (r"(?<=[^\W\d])\.(?=\d)", " "),
     (r"(?<![\w.])\.(?=\d)", "0."),
     (r"(?<=\d),(?=\d{3}(?!\d))|\.(?!\d)|'", ""),
