@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 
 from nanoqwenlong.ops import flags, presets
 from nanoqwenlong.ops.settings import Settings, fixed, free
@@ -28,8 +29,7 @@ class Config(Settings):
     save_every: int = free(100, least=1)  # steps between checkpoints
     # data
     data: tuple[str, ...] = ()          # files of worked responses, chats or plain text. None: the toy task
-    heldout: tuple[str, ...] = ()       # files to measure accuracy on. None: the toy task's held-out documents, and
-                                        # with --data nothing: accuracy is not measured
+    heldout: tuple[str, ...] = ()       # files to measure accuracy on. None: the toy task's, with --data not measured
     task: tuple[str, ...] = ()          # use only these tasks, mixed in these shares: qa=2 f1=1. None: as they come
     skip_bad_rows: bool = False         # leave out rows that cannot be used and report them, instead of refusing all
     strict_responses: bool = False      # refuse rows whose response would earn nothing by the rule of their task
@@ -133,7 +133,10 @@ def train(cfg: Config, run: Run) -> None:
         out_of_time = cfg.minutes > 0 and any(parallel.gather(run.seconds > cfg.minutes * 60))
         last = step == run.last or out_of_time
         if heldout and (last or step % cfg.eval_every == 0):
-            values["eval/acc"] = measure(cfg, generator, tokenizer, heldout)
+            asked = heldout[:cfg.eval_questions]
+            answers = evaluate.answer_examples(generator.sample, tokenizer, asked, n=1, seed=cfg.seed,
+                                               temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens)
+            values["eval/acc"] = evaluate.accuracy(evaluate.score_answers(asked, answers))
             patience.see(values["eval/acc"])
         run.log.append("metrics.jsonl", step, {**values, "elapsed": run.seconds})
         if last or step == 1 or step % cfg.print_every == 0:
@@ -174,8 +177,7 @@ def mean_loss(family: Sequence[Branch], num_examples: int, sums: Counter):
 
 def read_data(cfg: Config, tokenizer: Tokenizer, say) -> tuple[list[Example], list[Example]]:
     """The examples to learn from and the held-out ones. Reports responses that would earn nothing."""
-    shares, tell, heldout = data.shares(cfg.task), say if cfg.skip_bad_rows else None, []
-    unrewarded = []
+    shares, tell, heldout, unrewarded = data.shares(cfg.task), say if cfg.skip_bad_rows else None, [], []
 
     def check(example: Example, place: str) -> None:
         text = tokenizer.response(tokenizer.encode_response(example.response))
@@ -212,11 +214,8 @@ def by_document(examples: Sequence[Example]) -> tuple[tuple[int, ...], ...]:
 @lru_cache(maxsize=2)
 def epoch(documents: tuple[tuple[int, ...], ...], name: str) -> list[tuple[int, int]]:
     """All (document, row) in an order that is a function of the name: documents shuffled, and the questions of each."""
-    order = []
-    for document in epoch_order(len(documents), name):
-        rows = documents[document]
-        order += [(document, rows[place]) for place in epoch_order(len(rows), f"{name}/{document}")]
-    return order
+    return [(document, documents[document][place]) for document in epoch_order(len(documents), name)
+            for place in epoch_order(len(documents[document]), f"{name}/{document}")]
 
 
 def draw(documents: tuple[tuple[int, ...], ...], seed: int, batch: int, batch_size: int) -> list[list[int]]:
@@ -224,10 +223,8 @@ def draw(documents: tuple[tuple[int, ...], ...], seed: int, batch: int, batch_si
     num_examples = sum(map(len, documents))
     size = min(num_examples, batch_size)
     number, place = divmod(batch, num_examples // size)
-    drawn: dict[int, list[int]] = {}
-    for document, row in epoch(documents, f"{seed}/sft/{number}")[place * size:(place + 1) * size]:
-        drawn.setdefault(document, []).append(row)
-    return list(drawn.values())
+    drawn = epoch(documents, f"{seed}/sft/{number}")[place * size:(place + 1) * size]
+    return [[row for _, row in pairs] for _, pairs in groupby(drawn, key=lambda pair: pair[0])]
 
 
 def share_stems(batch: list[list[Branch]]) -> dict[int, Family]:
@@ -237,13 +234,6 @@ def share_stems(batch: list[list[Branch]]) -> dict[int, Family]:
     families = [Family((), tuple(alone[i] for i in sorted(part))) for part in parts if part]
     families += [group_pass.split_stem(questions) for questions in batch if len(questions) > 1]
     return dict(enumerate(families))
-
-
-def measure(cfg: Config, generator: Generator, tokenizer: Tokenizer, heldout) -> float:
-    """Held-out accuracy, sampled at the training temperature."""
-    asked, limits = heldout[:cfg.eval_questions], dict(temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens)
-    answers = evaluate.answer_examples(generator.sample, tokenizer, asked, n=1, seed=cfg.seed, **limits)
-    return evaluate.accuracy(evaluate.score_answers(asked, answers))
 
 
 if __name__ == "__main__":

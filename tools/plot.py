@@ -97,8 +97,6 @@ def draw_lines(axes, panel: Panel, groups: dict[str, Group]) -> None:
             axes.fill_between(xs, lows, highs, color=style["color"], alpha=0.18, linewidth=0)
         else:                                                   # faint: the values, not averaged over steps
             axes.plot(xs, [*series.by_step(group, panel.key).values()], color=style["color"], alpha=0.3, linewidth=0.8)
-    if axes.dataLim.ymin == 0 == axes.dataLim.ymax:             # all zero: no digits after the point, no negative axis
-        axes.set_ylim(-0.03, 1.03)
     if panel.x == "step":
         axes.set_xlim(0, 1 + max(row["step"] for group in groups.values() for rows in group for row in rows))
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -106,8 +104,9 @@ def draw_lines(axes, panel: Panel, groups: dict[str, Group]) -> None:
             axes.axvline(step - 0.5, color="#777777", linestyle="--", linewidth=0.9)
     else:
         axes.xaxis.get_major_locator().set_params(nbins=6)      # room for labels such as 0.0025
-    if panel.scale == "share":
-        low, high = axes.get_ylim()
+    all_zero = axes.dataLim.ymin == 0 == axes.dataLim.ymax      # no digits after the point, no negative axis
+    if all_zero or panel.scale == "share":
+        low, high = (0, 1) if all_zero else axes.get_ylim()
         axes.set_ylim(min(low, -0.03), max(high, 1.03))
     axes.set(title=plain(panel.title), ylabel=panel.unit, xlabel=panel.x)
 
@@ -184,14 +183,21 @@ def read(directories: list[Path]) -> tuple[dict[str, Group], list[Evaluated]]:
     return groups, []
 
 
-def show(directories: list[Path], keys: list[str], out: Path, text: bool) -> None:
-    """Draw, or print, what the directories hold."""
-    groups, models = read(directories)
-    pictures = panels_of(groups, models, keys)
-    if not text and not find_spec("matplotlib"):
-        text = True
+@with_exit_code
+def main(argv: list[str]) -> None:
+    parser = ArgumentParser("python -m tools.plot", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="a run, an evaluation, or a demo")
+    parser.add_argument("--metric", nargs="+", default=[], metavar="KEY", help="keys of metrics.jsonl")
+    parser.add_argument("--out", type=Path, help="a directory, or a PNG file for one picture (default: the first DIR)")
+    parser.add_argument("--text", action="store_true", help="draw in the terminal")
+    args = parser.parse_args(argv)
+    out = args.out or args.runs[0]
+    groups, models = read(args.runs)
+    pictures = panels_of(groups, models, args.metric)
+    can_draw = find_spec("matplotlib")
+    if not (args.text or can_draw):
         tell('matplotlib is not installed (pip install ".[plots]"), so this is drawn as text', sys.stderr)
-    if text:
+    if args.text or not can_draw:
         width = shutil.get_terminal_size((100, 24)).columns
         keys = [panel.key for panels in pictures.values() for panel in panels if isinstance(panel, Panel)]
         texts = (charts(groups, keys, width) if groups else "", table(models, width) if models else "")
@@ -203,17 +209,6 @@ def show(directories: list[Path], keys: list[str], out: Path, text: bool) -> Non
             path = out if out.suffix == ".png" else out / f"{name}.png"
             picture(path, panels, groups, models)
             say(f"wrote {path}")
-
-
-@with_exit_code
-def main(argv: list[str]) -> None:
-    parser = ArgumentParser("python -m tools.plot", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="a run, an evaluation, or a demo")
-    parser.add_argument("--metric", nargs="+", default=[], metavar="KEY", help="keys of metrics.jsonl")
-    parser.add_argument("--out", type=Path, help="a directory, or a PNG file for one picture (default: the first DIR)")
-    parser.add_argument("--text", action="store_true", help="draw in the terminal")
-    args = parser.parse_args(argv)
-    show(args.runs, args.metric, args.out or args.runs[0], args.text)
 
 
 if __name__ == "__main__":

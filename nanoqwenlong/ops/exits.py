@@ -6,13 +6,10 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-import torch
-
 from .. import errors, parallel
 from . import flags
 from .console import tell, with_exit_code
 from .presets import SOURCES
-
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")           # a run finishes its step after these
 
@@ -70,11 +67,6 @@ def sentence(error: BaseException) -> str:
         if isinstance(error, FileNotFoundError) and place in text.replace(":", "").split():
             text += f"; to download it: hf download {source} --local-dir {place}"
     return text
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def memory_sentence(config, step: int, part: str, longest: int) -> str:

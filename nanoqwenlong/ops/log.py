@@ -22,29 +22,28 @@ class Log:
     """Appends to the files of a run directory, or to none if it is None. quiet: prints nothing either."""
 
     def __init__(self, directory: Path | None, quiet: bool = False):
-        self.paths = [directory / name for name in FILES] if directory else []
+        self.paths = {name: directory / name for name in FILES} if directory else {}
         self.quiet, self.written = quiet, {}                   # {file name: bytes that it should hold}
 
     def append(self, name: str, step: int, *rows: dict) -> None:
-        for path in self.paths:
-            if path.name == name:
-                self._find_loss(path)
-                with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:  # half a surrogate pair
-                    file.write("".join(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows))
-                self.written[name] = path.stat().st_size
+        if path := self.paths.get(name):
+            self._find_loss(path)
+            with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:      # half a surrogate pair
+                file.write("".join(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in rows))
+            self.written[name] = path.stat().st_size
 
     def steps(self) -> list[dict]:
         """The rows of metrics.jsonl so far. [] if the file is missing or damaged."""
         try:
-            with open(self.paths[0], encoding="utf-8") as file:
+            with open(self.paths["metrics.jsonl"], encoding="utf-8") as file:
                 rows = [json.loads(line) for line in file]
-        except (IndexError, OSError, ValueError):
+        except (KeyError, OSError, ValueError):
             return []
         return rows if all(isinstance(row, dict) for row in rows) else []
 
     def sizes(self) -> dict[str, int]:
         """{file name: bytes}, after all of it is on the disk."""
-        for path in self.paths:
+        for path in self.paths.values():
             self._find_loss(path)
             if path.exists():
                 with open(path, "rb+") as file:
@@ -55,7 +54,7 @@ class Log:
     def cut(self, sizes: dict[str, int]) -> None:
         """Truncate the files to these sizes, others to 0: later steps will be made again."""
         self.written = dict(sizes)
-        for path in self.paths:
+        for path in self.paths.values():
             if path.exists() and path.stat().st_size > (size := sizes.get(path.name, 0)):
                 os.truncate(path, size)
             self._find_loss(path)

@@ -93,8 +93,8 @@ class Run:
             self.directory.compare_code(self.state.get("prompts", self.prompts), self.prompts, self.step)
             self.ended, self.streaks = self.state["ended"], self.state["streaks"]
             self.started -= self.state["seconds"]
-        first, sizes = parallel.rank() == 0, self.state.get("logs", {})
-        parallel.on_all_ranks(lambda: first and self.directory.begin(sizes), "cannot begin the run")
+        sizes = self.state.get("logs", {})
+        parallel.on_all_ranks(lambda: parallel.rank() == 0 and self.directory.begin(sizes), "cannot begin the run")
         self.directory.begun = True                            # on all ranks
         if self.source:
             self.log.say(f"resuming from {self.source}")
@@ -130,8 +130,7 @@ class Run:
                      "dry run: one step, and nothing is kept")
 
     def line(self, values: dict, headline: dict[str, str], minutes: float = 0) -> None:
-        """Print this step (headline: see Log.line) and the time left, at the pace of the newest steps, up to `minutes`
-        of the run."""
+        """Print this step (headline: see Log.line) and the time left at the newest pace, up to `minutes` of the run."""
         left = (time.monotonic() - self.begins[0]) / len(self.begins) * (self.last - self.step)
         left = min(left, max(0, 60 * minutes - self.seconds)) if minutes else left
         self.log.line(f"step {self.step:{len(str(self.last))}} of {self.last}", values, headline, left)
@@ -175,12 +174,11 @@ class Run:
         if self.directory is None:
             return
         self.unsaved, directory = False, self.directory
-        path = directory.checkpoints / checkpoint.name_of(self.done)
         sizes = parallel.on_all_ranks(self.log.sizes, "cannot sync the logs")[0]
         state = {"step": self.done, "ended": self.ended, "streaks": self.streaks, "seconds": self.seconds,
                  "logs": sizes, "config": directory.settings, "code": directory.code, "inputs": directory.inputs,
-                 "prompts": self.prompts,
-                 "states": {name: each.state_dict() for name, each in self.states.items()}}
+                 "prompts": self.prompts, "states": {name: each.state_dict() for name, each in self.states.items()}}
+        path = directory.checkpoints / checkpoint.name_of(self.done)
         checkpoint.save(path, self.model, self.tokenizer, self.optimizer, state)
         self._prune(ends)
         self.source = path
@@ -232,7 +230,8 @@ class Run:
     def __exit__(self, kind, error, traceback) -> None:
         self.signal, self.unsaved = self.signal or "over", False               # from now on signals change nothing
         raised, error = error, parallel.lost_ranks(error) or error
-        if exits.is_out_of_memory(error):
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+                isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
             error = errors.OutOfMemory(exits.memory_sentence(self.config, self.step, self.part_name, self.longest))
         try:
             if self.directory and self.directory.begun:
