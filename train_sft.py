@@ -29,7 +29,8 @@ class Config(Settings):
     save_every: int = free(100, least=1)  # steps between checkpoints
     # data
     data: tuple[str, ...] = ()          # files of worked responses, chats or plain text. None: the toy task
-    heldout: tuple[str, ...] = ()       # files to measure accuracy on. None: the toy task's, with --data not measured
+    heldout: tuple[str, ...] = ()       # files to measure accuracy on. None: the toy task's held-out documents, and
+                                        # with --data nothing: accuracy is not measured
     task: tuple[str, ...] = ()          # use only these tasks, mixed in these shares: qa=2 f1=1. None: as they come
     skip_bad_rows: bool = False         # leave out rows that cannot be used and report them, instead of refusing all
     strict_responses: bool = False      # refuse rows whose response would earn nothing by the rule of their task
@@ -133,10 +134,7 @@ def train(cfg: Config, run: Run) -> None:
         out_of_time = cfg.minutes > 0 and any(parallel.gather(run.seconds > cfg.minutes * 60))
         last = step == run.last or out_of_time
         if heldout and (last or step % cfg.eval_every == 0):
-            asked = heldout[:cfg.eval_questions]
-            answers = evaluate.answer_examples(generator.sample, tokenizer, asked, n=1, seed=cfg.seed,
-                                               temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens)
-            values["eval/acc"] = evaluate.accuracy(evaluate.score_answers(asked, answers))
+            values["eval/acc"] = measure(cfg, generator, tokenizer, heldout)
             patience.see(values["eval/acc"])
         run.log.append("metrics.jsonl", step, {**values, "elapsed": run.seconds})
         if last or step == 1 or step % cfg.print_every == 0:
@@ -234,6 +232,13 @@ def share_stems(batch: list[list[Branch]]) -> dict[int, Family]:
     families = [Family((), tuple(alone[i] for i in sorted(part))) for part in parts if part]
     families += [group_pass.split_stem(questions) for questions in batch if len(questions) > 1]
     return dict(enumerate(families))
+
+
+def measure(cfg: Config, generator: Generator, tokenizer: Tokenizer, heldout) -> float:
+    """Held-out accuracy, sampled at the training temperature."""
+    asked, limits = heldout[:cfg.eval_questions], dict(temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens)
+    answers = evaluate.answer_examples(generator.sample, tokenizer, asked, n=1, seed=cfg.seed, **limits)
+    return evaluate.accuracy(evaluate.score_answers(asked, answers))
 
 
 if __name__ == "__main__":
