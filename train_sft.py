@@ -175,7 +175,8 @@ def mean_loss(family: Sequence[Branch], num_examples: int, sums: Counter):
 
 def read_data(cfg: Config, tokenizer: Tokenizer, say) -> tuple[list[Example], list[Example]]:
     """The examples to learn from and the held-out ones. Reports responses that would earn nothing."""
-    shares, tell, heldout, unrewarded = data.shares(cfg.task), say if cfg.skip_bad_rows else None, [], []
+    shares, tell, heldout = data.shares(cfg.task), say if cfg.skip_bad_rows else None, []
+    unrewarded = []
 
     def check(example: Example, place: str) -> None:
         text = tokenizer.response(tokenizer.encode_response(example.response))

@@ -70,20 +70,22 @@ class Stopped(UserError):
 
 class CheckpointError(UserError, OSError):
     """A checkpoint that cannot be read. The message names the file."""
+    exit_code = IO_ERROR
 
 
 class Elsewhere(UserError, OSError):
     """An I/O error on another rank, which reports it itself."""
+    exit_code = IO_ERROR
 
 
 def exit_code(error: BaseException | None) -> int:
     """The exit code of a script that ended with this error (None: it ended well)."""
     if error is None:
         return DONE
-    if isinstance(error, OSError):
-        return MISSING_INPUT if isinstance(error, FileNotFoundError) else IO_ERROR
     if isinstance(error, UserError):
         return error.exit_code
+    if isinstance(error, OSError):
+        return MISSING_INPUT if isinstance(error, FileNotFoundError) else IO_ERROR
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else INTERNAL
 
 
