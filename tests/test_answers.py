@@ -431,3 +431,9 @@ def test_markers_of_chinese_exams_and_of_options(text, answer):
     ("60 degrees", True), ("60°", True), ("61 degrees", False), ("60 radians", False)])
 def test_degrees_as_a_word(answer, equal):
     assert compared(answer, r"60^\circ") is equal
+
+
+def test_the_last_million_characters_of_a_response_are_read():
+    assert statement(said("</think>" + "y" * 2_000_000 + "\nThe answer is x.")) == "x"
+    assert statement(said("</think>The answer is x." + "\n" * 2_000_000)) == ""
+    assert said("</think> a <think>" + "y" * 2_000_000) is None

@@ -2,7 +2,7 @@
 
     response  --said-->  after the last </think>  --statement, final-->  the answer  --matches, near
 
-No text makes these functions fail, none is ever evaluated, and 10 MB take a second or two.
+No text makes these functions fail, none is ever evaluated, and 10 MB take a few seconds.
 """
 
 import re
@@ -10,6 +10,7 @@ import re
 from .text import EMPHASIS, number, same, unquoted, visible
 from .words import normalise
 
+READ = 1_000_000                        # characters that are read, the last ones of a response
 LINE, WHOLE = 10_000, 100_000           # characters of a statement and of a final answer; longer ones are invalid
 MARKER = re.compile(r"""
     the\s+(?:(?:correct|final|best)\s+)*(?:answer|(?<=correct\s)(?:option|choice))\s+is | <answer>
@@ -34,7 +35,7 @@ def said(text: str) -> str | None:
     (' Four.', None, None)
     """
     _, ended, rest = text.rpartition("</think>")
-    return rest if ended and "<think>" not in rest else None
+    return rest[-READ:] if ended and "<think>" not in rest else None
 
 
 def statement(said: str) -> str:
