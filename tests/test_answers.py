@@ -420,8 +420,8 @@ def test_latex_in_words(answer, gold, right):
 @pytest.mark.parametrize("text, answer", [
     ("故选：B。", "B"), ("故选择B", "B"), ("The correct option is B.", "B"),
     ("【最终答案】奥斯陆", "奥斯陆"),
-
-    ("[Final Answer] Oslo", "Oslo"), ("### 答案\n奥斯陆", "奥斯陆"), ("- Answer: Oslo", "Oslo"), ("The answer is <b>Oslo</b>.", "Oslo"),
+    ("[Final Answer] Oslo", "Oslo"), ("### 答案\n奥斯陆", "奥斯陆"), ("- Answer: Oslo", "Oslo"),
+    ("The answer is <b>Oslo</b>.", "Oslo"),
     ("One option is B", ""), ("The best-known option is B", ""), ("不选B", "")])
 def test_markers_of_chinese_exams_and_of_options(text, answer):
     assert statement(text) == answer
