@@ -99,3 +99,20 @@ def of_rows(
                     for way in range(ways)
                 ]
     return hostile, true
+
+
+def of_options(
+    texts: dict[str, str], chosen: Iterable[str], unchosen: Iterable[str], question: str, chinese: bool
+) -> tuple[list[Case], list[Case]]:
+    """The hostile and the true cases of a multiple choice, for each of its options: texts = {letter: text}. Forms of an
+    answer name {0} the right letter, {1} its text, {2} another letter, {3} its text."""
+    hostile, true = [], []
+    letters = list(texts)
+    for number, letter in enumerate(letters):
+        other = letters[(number + 1) % len(letters)]
+        for task in ("choice", "accuracy"):
+            for cases, forms in ((hostile, unchosen), (true, chosen)):
+                for place, form in enumerate(forms):
+                    answer = form.format(letter, texts[letter], other, texts[other])
+                    cases.append(Case(task, question, "", letter, said(answer, number + place, chinese)))
+    return hostile, true

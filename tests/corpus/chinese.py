@@ -1,6 +1,6 @@
 """Right and wrong answers in Chinese, by class of fault, in the rows of english.py."""
 
-from .case import Case, of_rows, said, table
+from .case import of_options, of_rows, table
 
 WORDS = table("""
 奥斯陆 ¦¦ 奥斯陆。 ¦ 「奥斯陆」 ¦ “奥斯陆” ¦ **奥斯陆** ¦ 【奥斯陆】 ¦¦ 卑尔根 ¦ 不是奥斯陆 ¦ 奥斯陆或卑尔根 ¦ 奥斯陆、卑尔根 ¦ 奥斯 ¦ 奥斯陆和卑尔根
@@ -72,18 +72,6 @@ UNCHOSEN = (
 ).split("|")
 
 
-def of_choices() -> tuple[list[Case], list[Case]]:
-    hostile, true = [], []
-    for number, (letter, fruit) in enumerate(FRUIT.items()):
-        other = "BCDA"[number]
-        for task in ("choice", "accuracy"):
-            for cases, forms in ((hostile, UNCHOSEN), (true, CHOSEN)):
-                for place, form in enumerate(forms):
-                    answer = form.format(letter, fruit, other, FRUIT[other])
-                    cases.append(Case(task, OPTIONS, "", letter, said(answer, number + place, chinese=True)))
-    return hostile, true
-
-
 FORMULAS = table(r"""
 \frac{x+1}{2} ¦¦ \frac{x+1}{2}。 ¦ $\frac{x+1}{2}$ ¦ \frac{1+x}{2} ¦¦ x+\frac{1}{2} ¦ \frac{x-1}{2} ¦ \frac{x}{2}+1
 2^{n+1} ¦¦ $2^{n+1}$ ¦ 2\cdot 2^{n} ¦¦ 2^n+1 ¦ 2^{n}+1 ¦ 2^{n-1} ¦ 2n+1
@@ -99,7 +87,7 @@ PARTS = [
     of_rows(WORDS, ("qa", "em"), QUESTION, ways=3, chinese=True),
     of_rows(SIGNS, ("qa", "em"), QUESTION, ways=2, chinese=True),
     of_rows(NUMBERS, ("number", "qa"), "是多少？", ways=2, chinese=True),
-    of_choices(),
+    of_options(FRUIT, CHOSEN, UNCHOSEN, OPTIONS, chinese=True),
     of_rows(FORMULAS, ("math",), "求值。", ways=2, chinese=True),
 ]
 HOSTILE = [case for hostile, _ in PARTS for case in hostile]

@@ -1,7 +1,7 @@
 """Right and wrong answers in English, by class of fault. A row is: gold ¦¦ right ¦ right ¦¦ wrong ¦ wrong ¦¦ judged.
 The gold answer itself is a right one. `judged` are right too, but only a judge can know it."""
 
-from .case import Case, of_rows, said, table
+from .case import of_options, of_rows, table
 
 SIGNS = table("""
 p < .05 ¦¦ p<.05 ¦ p < 0.05 ¦ P < .05 ¦¦ p > .05 ¦ p = .05 ¦ p ≥ .05 ¦ p >= .05 ¦ p < .5
@@ -153,18 +153,6 @@ UNCHOSEN = (
 FRUIT = {"A": "Apples", "B": "Bananas", "C": "Cherries", "D": "Dates"}
 
 
-def of_choices() -> tuple[list[Case], list[Case]]:
-    hostile, true = [], []
-    for number, (letter, fruit) in enumerate(FRUIT.items()):
-        other = "BCDA"[number]
-        for task in ("choice", "accuracy"):
-            for cases, forms in ((hostile, UNCHOSEN), (true, CHOSEN)):
-                for place, form in enumerate(forms):
-                    answer = form.format(letter, fruit, other, FRUIT[other])
-                    cases.append(Case(task, OPTIONS, "", letter, said(answer, number + place, chinese=False)))
-    return hostile, true
-
-
 WHO = "What does the report name?"
 PARTS = [
     of_rows(SIGNS, ("qa", "em"), WHO, ways=2),
@@ -174,7 +162,7 @@ PARTS = [
     of_rows(NUMBERS, ("number", "qa"), "How much was it?", ways=2),
     of_rows(SCALES, ("number",), "How many million was it?"),
     of_rows(EXACT, ("qa", "em"), "When was it?"),
-    of_choices(),
+    of_options(FRUIT, CHOSEN, UNCHOSEN, OPTIONS, chinese=False),
 ]
 JUDGED = {row.gold: tuple(row.judged) for row in SCALES}
 HOSTILE = [case for hostile, _ in PARTS for case in hostile]
