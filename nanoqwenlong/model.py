@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen3, with one door: `model(ids, positions, attend, head)`.
+"""Qwen2, Qwen3 and Llama, with one door: `model(ids, positions, attend, head)`.
 
 Sequences are packed into one row of tokens. `attend` decides who attends to whom (attention.py). Modules have the names
 of Hugging Face's checkpoints. Some layers may be mixtures of experts (pretrained/mixture.py). As in transformers,

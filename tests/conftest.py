@@ -84,10 +84,10 @@ EAGER = dict(attn_implementation="eager", experts_implementation="eager")      #
 
 
 def random_hf(kind: str, seed: int = 0, **settings):
-    """transformers' own Qwen2, Qwen3 or mixture ("qwen2", "qwen3", "qwen3_moe") with random weights, norms and biases
-    included: with norms of one and biases of zero several bugs would hide. `settings` replace those of SMALL."""
+    """transformers' own model of this kind (config.ARCHITECTURES) with random weights, norms and biases included: with
+    norms of one and biases of zero several bugs would hide. `settings` replace those of SMALL."""
     from transformers import AutoConfig, AutoModelForCausalLM
-    heads = {"head_dim": 16} if kind != "qwen2" else {}
+    heads = {"head_dim": 16} if kind.startswith("qwen3") else {}
     experts = SMALL_EXPERTS if kind == "qwen3_moe" else {}
     torch.manual_seed(seed)
     config = AutoConfig.for_model(kind, **{**SMALL, **heads, **experts, **settings})

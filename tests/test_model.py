@@ -39,6 +39,13 @@ CASES = {
     "qwen2-yarn-old-tied": ("qwen2", YARN | {"old": "type", "tie_word_embeddings": True}),
     "qwen3-yarn": ("qwen3", YARN | {"head_dim": 32}),
     "qwen3-yarn-old-bias": ("qwen3", YARN | {"old": "rope_type", "attention_bias": True}),
+    "llama": ("llama", {}),
+    "llama-tied-old": ("llama", {"old": True, "tie_word_embeddings": True}),
+    "llama-mha-wide-heads-sharded": ("llama", MHA | {"head_dim": 32, "sharded": True}),
+    "llama-bias": ("llama", {"attention_bias": True}),
+    "llama-bias-tied-mqa": ("llama", MQA | {"attention_bias": True, "tie_word_embeddings": True}),
+    "llama-odd-sizes": ("llama", {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3,
+                                  "rms_norm_eps": 1e-2, "vocab_size": 77, "pretraining_tp": 2}),
     "moe": ("qwen3_moe", {}),
     "moe-fused-tied-normalised": ("qwen3_moe", NORMALISED | {"fused": True, "tie_word_embeddings": True}),
     "moe-old-normalised-sharded": ("qwen3_moe", NORMALISED | {"old": True, "sharded": True}),
@@ -107,7 +114,7 @@ def test_logits_and_gradients_equal_transformers(name, tmp_path):
         assert (gradients[key] - parameter.grad).norm() <= 1e-5 * parameter.grad.norm(), key
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "moe", "qwen2-yarn-old-tied", "moe-yarn"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "moe", "llama-bias", "qwen2-yarn-old-tied", "moe-yarn"])
 def test_keys_and_values_equal_transformers_cache_at_any_position(name, tmp_path):
     """Logits cannot see all positions shifted by one (rope is relative); the keys can."""
     hf, ours, ids = pair(name, tmp_path)

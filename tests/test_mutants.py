@@ -135,7 +135,9 @@ MUTANTS = {
     # config.json
     "Qwen2 without biases": (ARCHITECTURE, 'kind == "qwen2" or attention_bias', "attention_bias", A),
     "no bias of the output": (ARCHITECTURE, 'kind != "qwen2" and attention_bias', "False", A),
-    "mixtures without norms of heads": (ARCHITECTURE, 'qk_norm=kind != "qwen2"', 'qk_norm=kind == "qwen3"', A),
+    "mixtures without norms of heads": (ARCHITECTURE, 'qk_norm=kind.startswith("qwen3")', 'qk_norm=kind == "qwen3"', A),
+    "Llama with norms of heads": (ARCHITECTURE, 'qk_norm=kind.startswith("qwen3")', 'qk_norm=kind != "qwen2"', A),
+    "Llama with biases": (ARCHITECTURE, 'kind == "qwen2" or attention_bias', "not kind.startswith('qwen3')", A),
     "every second layer, from the first": (ARCHITECTURE, "(i + 1) % hf.decoder_sparse_step",
                                            "i % hf.decoder_sparse_step", A),
     "dense layers left out": (ARCHITECTURE, "i in hf.mlp_only_layers or ", "", A),
@@ -209,7 +211,7 @@ def tree(tmp_path_factory) -> Path:
         copy(ROOT / name, directory / name)
     for path in directory.rglob("__pycache__"):
         shutil.rmtree(path)
-    for kind in ("qwen2", "qwen3", "qwen3_moe"):
+    for kind in ("qwen2", "qwen3", "qwen3_moe", "llama"):
         hf = random_hf(kind)
         hf(torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
         hf.save_pretrained(directory / kind)

@@ -47,6 +47,8 @@ def hf_logits(directory: Path) -> torch.Tensor:
 VARIANTS = {"qwen2": ("qwen2", torch.float32, {}),
             "qwen2-bf16-tied": ("qwen2", torch.bfloat16, {"tie_word_embeddings": True}),
             "qwen3": ("qwen3", torch.float32, {"attention_bias": True}),
+            "llama": ("llama", torch.float32, {}),
+            "llama-bias-tied": ("llama", torch.bfloat16, {"attention_bias": True, "tie_word_embeddings": True}),
             "qwen3-tied": ("qwen3", torch.float32, {"tie_word_embeddings": True})}
 
 
@@ -138,7 +140,7 @@ def refused(directory: Path, *named: str, kind=ModelError) -> None:
 
 
 BAD_CONFIGS = {
-    "another model": ({"model_type": "llama"}, ["model_type", "llama"]),
+    "another model": ({"model_type": "mistral"}, ["model_type", "mistral", "qwen3_moe, llama"]),
     "no model type": ({"model_type": ...}, ["model_type"]),
     "model type is a list": ({"model_type": ["qwen2"]}, ["model_type"]),
     "another architecture": ({"architectures": ["Qwen2ForSequenceClassification"]}, ["Qwen2ForSequenceClassification"]),
@@ -165,6 +167,10 @@ BAD_CONFIGS = {
     "heads with a fraction": ({"head_dim": 2.5}, ["head_dim"]),
     "sizes that no memory holds": ({"hidden_size": 10**7, "num_attention_heads": 4}, ["shape"]),
     "layers without end": ({"num_hidden_layers": 10**30}, ["num_hidden_layers is 1000"]),
+    "biases in the MLP": ({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "mlp_bias": True},
+                          ["mlp_bias"]),
+    "interleaved rope": ({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rope_interleaved": True},
+                         ["rope_interleaved"]),
     "activation": ({"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
     "heads do not divide": ({"num_key_value_heads": 3}, ["num_attention_heads (4)", "num_key_value_heads (3)"]),
     "no heads": ({"num_key_value_heads": 0}, ["num_key_value_heads"]),

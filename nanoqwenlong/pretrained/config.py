@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from ..errors import ModelError
 
-ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
+ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
+                 "llama": "LlamaForCausalLM"}
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
          "num_key_value_heads", "max_position_embeddings")
 LARGEST = 10**8                        # of a size: numbers of any length are valid JSON
@@ -67,7 +68,7 @@ class ModelConfig:
     max_position_embeddings: int
     tie_word_embeddings: bool
     initializer_range: float
-    qkv_bias: bool                      # Qwen2
+    qkv_bias: bool                      # Qwen2. Others, if attention_bias is set
     o_bias: bool
     qk_norm: bool                       # Qwen3
     num_experts: int                    # 0: a dense model
@@ -102,6 +103,8 @@ class ModelConfig:
             (is_number(eps) and eps > 0, f"rms_norm_eps is {eps!r}; it must be a positive number"),
             (not source.get("quantization_config"), "the weights are quantised (quantization_config); give plain ones"),
             (not getattr(hf, "use_sliding_window", False), "use_sliding_window is true; only full attention works"),
+            (not getattr(hf, "mlp_bias", False), "mlp_bias is true; only MLPs without biases work"),
+            (not source.get("rope_interleaved"), "rope_interleaved is true; only rope by halves works"),
             (hf.hidden_act == "silu", f"hidden_act is {hf.hidden_act!r}; only 'silu' is supported"),
             (H % K == 0, f"num_attention_heads ({H}) is not a multiple of num_key_value_heads ({K})"),
             (k <= num_experts, f"num_experts_per_tok ({k}) is more than num_experts ({num_experts})"),
@@ -117,7 +120,7 @@ class ModelConfig:
             head_dim=head_dim, rms_norm_eps=eps, rope_theta=float(theta), initializer_range=hf.initializer_range,
             yarn=Yarn.from_json(rope, where) if rope_type == "yarn" else None,
             tie_word_embeddings=bool(hf.tie_word_embeddings), qkv_bias=kind == "qwen2" or attention_bias,
-            o_bias=kind != "qwen2" and attention_bias, qk_norm=kind != "qwen2",
+            o_bias=kind != "qwen2" and attention_bias, qk_norm=kind.startswith("qwen3"),
             num_experts=num_experts, num_experts_per_tok=k,
             moe_intermediate_size=hf.moe_intermediate_size if mixture else 0,
             norm_topk_prob=mixture and bool(hf.norm_topk_prob), dense_layers=dense_layers, source=source)
