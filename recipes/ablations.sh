@@ -9,13 +9,8 @@ cd "$(dirname "$0")/.."
 export python=${PYTHON:-python} runs=runs/ablations
 seeds=${SEEDS:-0 1 2}
 mkdir -p "$runs"
+. recipes/runs.bash
 
-run() {   # run NAME SCRIPT FLAGS...: one run. If it fails, the end of its output is shown
-    local name=$1 script=$2 && shift 2
-    "$python" "$script" --runs-dir "$runs" --name "$name" --seed "${name##*-}" "$@" > "$runs/$name.log" 2>&1 ||
-        { echo "$name failed:" && tail -n 5 "$runs/$name.log"; exit 255; }
-    echo "   $name: $((SECONDS / 60)):$(printf %02d $((SECONDS % 60)))"
-}
 sft() { run "$1" train_sft.py --model "$2" --data "$runs/data-${1##*-}/$3.jsonl" --steps "$4" --eval-every 0; }
 rl() { run "$1" train_rl.py --model "$2" --data "$runs/data-${1##*-}/rl.jsonl" --measure-kl "${@:3}"; }
 phased() { rl "$@" --phase-lengths 80 200 --phase-steps 40 110; }
@@ -28,13 +23,9 @@ tasks() { run "$1" "$2" --task qa f1 pairwise "${@:3}"; }
 mixed() { tasks "$1" train_rl.py --model "$(last "three_tasks-${1##*-}")" --phase-steps 1 100 "${@:2}"; }
 evaluate() {   # evaluate NAME STUDY FLAGS...: all checkpoints of a study, of one seed
     local models && models=$("$python" -m recipes.ablations "$runs" --models "$2" "${1##*-}")
-    "$python" eval.py --out "$runs/eval_$1" --model $models "${@:3}" > "$runs/eval_$1.log" 2>&1 ||
-        { echo "evaluating $1 failed:" && tail -n 5 "$runs/eval_$1.log"; exit 255; }
+    try "eval_$1" "$python" eval.py --out "$runs/eval_$1" --model $models "${@:3}"
 }
-last() { printf '%s\n' "$runs/$1"/checkpoints/step_* | tail -n 1; }
-both() { xargs -d '\n' -P 2 -I{} bash -euo pipefail -c '{}'; }                # two of the commands on stdin at a time
-for_seeds() { for seed in $seeds; do printf "%s\n" "${1//SEED/$seed}"; done; }
-export -f run sft rl phased judge_model judged tasks mixed evaluate last
+export -f sft rl phased judge_model judged tasks mixed evaluate
 
 echo "== 1. A judge for later. Warm-ups: first facts that are in no document, then some look-ups in short documents"
 for_seeds '$python -m recipes.toy_files $runs/data-SEED --seed SEED' | both

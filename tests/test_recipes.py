@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -26,6 +27,11 @@ if pathlib.Path(sys.argv[0]).name in ("scontrol", "srun"):
     print(*words[:1])
 if "--models" in words:
     print("model-a model-b")
+if "recipes.real" in words and "--minutes" in words:
+    print("1.5")
+if "--equal-tokens" in words:
+    name = words[words.index("--equal-tokens") + 1]
+    print("" if (pathlib.Path(words[2]) / name).exists() else "10")
 with open({log!r}, "a") as log:
     log.write(json.dumps([pathlib.Path(sys.argv[0]).name, *words]) + "\\n")
 if "--name" in words:
@@ -42,7 +48,8 @@ def commands(tmp_path: Path, recipe: str, *words: str, code: int = 0, **variable
     """Run a copy of a recipe with stand-ins for python, srun and scontrol: how it ended, and what it called."""
     (tmp_path / "recipes").mkdir()
     copy, log = tmp_path / "recipes" / recipe, tmp_path / "log"
-    copy.write_bytes((ROOT / "recipes" / recipe).read_bytes())
+    for name in (recipe, "runs.bash"):
+        (tmp_path / "recipes" / name).write_bytes((ROOT / "recipes" / name).read_bytes())
     for name in ("python", "srun", "scontrol"):
         (tmp_path / name).write_text(STUB.format(python=sys.executable, log=str(log), code=code))
         (tmp_path / name).chmod(0o755)
@@ -134,6 +141,35 @@ def test_the_ablations_differ_in_what_they_are_about(tmp_path):
     assert Counter(bool(cfg.judge) for cfg in evaluations) == {False: 10, True: 2}
 
 
+def test_the_real_experiment_differs_in_what_it_is_about(tmp_path):
+    """Both seeds of the main run and of SFT instead, the first seed of the other controls, every model evaluated."""
+    done, calls = commands(tmp_path, "real.sh", "owner/name", str(tmp_path / "data"), SEEDS="3 4")
+    assert done.returncode == 0, done.stderr
+    runs, evaluated = {}, {}
+    for words in calls:
+        if words[1] == "eval.py":
+            cfg = flags.parse(eval_script.Config, words[2:])
+            (evaluated[Path(cfg.out).name],) = cfg.model
+            assert (cfg.temperature, len(cfg.data)) == (0, 5)
+        elif words[1] in SCRIPTS:
+            cfg = flags.parse(SCRIPTS[words[1]].Config, words[2:])
+            assert f"-{cfg.seed}" == cfg.name[-2:]
+            runs[cfg.name] = dataclasses.asdict(cfg)
+    kinds = ("warm", "rl", "sft", "no_retro", "single")
+    assert runs.keys() == {f"{kind}-{seed}" for kind in kinds for seed in (3, 4) if seed == 3 or kind in kinds[:3]}
+    for one, other, differing in (
+            ("rl-3", "no_retro-3", {"retro_fraction"}), ("rl-3", "rl-4", {"model", "seed"}),
+            ("rl-3", "single-3", {"phase_lengths", "lengths", "phase_steps", "steps"}),
+            ("warm-3", "sft-3", {"model", "steps", "minutes"})):
+        a, b = runs[one], runs[other]
+        assert {name for name in a if a[name] != b[name]} == differing | {"name"}, (one, other)
+    assert runs["sft-3"]["minutes"] == 1.5 and runs["rl-3"]["phase_lengths"] == (200, 520)
+    assert evaluated.pop("base") == runs["warm-3"]["model"] == "owner/name"
+    assert {name: model.removeprefix("runs/real/") for name, model in evaluated.items()} == {
+        **{name: f"{name}/checkpoints/step_000007" for name in runs},
+        **{f"phase_one-{seed}": f"rl-{seed}/checkpoints/step_000060" for seed in (3, 4)}}
+
+
 @pytest.mark.parametrize("variables, files, ranks", [
     ({"LONGBENCH": "lb", "FRAMES": "f 1.jsonl", "DOCMATH": "d.json", "RANKS": "8"}, [
         *(f"lb/{name}.jsonl" for name in ("2wikimqa", "hotpotqa", "musique", "narrativeqa", "qasper")), "f 1.jsonl",
@@ -216,12 +252,12 @@ def test_the_demo_resumes_and_says_how_to_start_anew(tmp_path):
     assert runs.is_dir() and [words[1] for words in calls] == ["train_sft.py", "train_rl.py", "train_sft.py", "eval.py"]
     control = flags.parse(train_sft.Config, calls[2][2:])
     assert control.minutes == 1.5                              # what RL took, over all its starts
-    (tmp_path / "recipes/demo.sh").unlink(), (tmp_path / "recipes").rmdir(), (tmp_path / "log").unlink()
+    shutil.rmtree(tmp_path / "recipes"), (tmp_path / "log").unlink()
     again, repeated = commands(tmp_path, "demo.sh")
     assert again.stdout.startswith(f"resuming runs/demo-0. {fresh}\n") and repeated == calls
     (runs / "eval").mkdir()
     (runs / "eval/table.md").write_text("| the table |\n")
-    (tmp_path / "recipes/demo.sh").unlink(), (tmp_path / "recipes").rmdir(), (tmp_path / "log").unlink()
+    shutil.rmtree(tmp_path / "recipes"), (tmp_path / "log").unlink()
     done, none = commands(tmp_path, "demo.sh")
     assert done.returncode == 0 and none == [] and done.stdout == f"| the table |\nruns/demo-0 is complete. {fresh}\n"
 
