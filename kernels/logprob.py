@@ -183,9 +183,22 @@ def as_multiplied(x: Tensor) -> Tensor:
 
 
 def linear_logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """hidden (N, C), weight (V, C) -> logits (N, V) for the sampler, in float32 at least, as exact as the trainer's."""
-    h, w = as_multiplied(hidden), as_multiplied(weight)
-    return torch.nn.functional.linear(h, w) if h.dtype == wide(h.dtype) else torch.mm(h, w.T, out_dtype=wide(h.dtype))
+    """hidden (N, C), weight (V, C) -> logits (N, V) for the sampler, in float32 at least, as exact as the trainer's.
+    Without gradient. On a CPU, narrow weights are widened some rows at a time, in a buffer that stays in its cache."""
+    dtype = wide(hidden.dtype)
+    if hidden.dtype == dtype:
+        return torch.nn.functional.linear(hidden, weight)
+    if hidden.is_cuda:
+        return torch.mm(hidden, weight.T, out_dtype=dtype)
+    hidden, (V, C) = hidden.to(dtype), weight.shape
+    logits = hidden.new_empty(len(hidden), V)
+    pieces = _slices(V, IN_CACHE // 2 // C)
+    buffer = hidden.new_empty(pieces[0].stop, C)
+    for piece in pieces:
+        rows = weight[piece]
+        wider = buffer[:len(rows)].copy_(rows)
+        torch.mm(hidden, wider.T, out=logits[:, piece])
+    return logits
 
 
 def product(a: Tensor, b: Tensor, scale: float, out: Tensor, add: bool = False) -> Tensor:

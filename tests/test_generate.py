@@ -502,6 +502,20 @@ def test_answers_depend_on_seed_and_key(model):
     assert same[0].completions != same[1].completions and [g.key for g in same] == [0, 1]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("tied", [False, True])
+def test_answers_are_those_of_the_weights_as_they_are_now(dtype, tied):
+    """Nothing that a rollout computes from the weights outlives it: an update in place counts in the next one."""
+    model = tiny_qwen(dtype=dtype, tie_word_embeddings=tied)
+    generator = Generator(model, 200, 4)
+    before = generator.sample(PROMPTS, **SETTINGS)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.25)
+    after = generator.sample(PROMPTS, **SETTINGS)
+    assert after != before and after == Generator(copy.deepcopy(model), 200, 4).sample(PROMPTS, **SETTINGS)
+
+
 # Blocks
 
 @pytest.mark.parametrize("num_blocks", [14, 200])

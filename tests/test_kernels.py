@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from kernels import grpo_loss, linear_logits, linear_logprob
+from kernels import grpo_loss, linear_logits, linear_logprob, logprob
 
 F64 = torch.float64
 
@@ -309,6 +309,17 @@ def test_the_samplers_logits_are_not_rounded(dtype):
     logits, exact = linear_logits(hidden, weight), hidden.double() @ weight.double().T
     assert logits.dtype == torch.promote_types(dtype, torch.float32)
     assert (logits - exact).abs().max() <= 8 * torch.finfo(logits.dtype).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("V", [1, 8, 61])
+def test_the_sampler_widens_a_few_rows_of_the_head_at_a_time(V, monkeypatch):
+    """One piece, a full one, and several with a shorter last one. A weight that changes in place counts at once."""
+    monkeypatch.setattr(logprob, "IN_CACHE", 2 * 16 * 8)                       # eight rows of 16
+    hidden, weight, _ = inputs(5, V=V, dtype=torch.bfloat16)
+    for _ in range(2):
+        exact = hidden.double() @ weight.double().T
+        assert (linear_logits(hidden, weight) - exact).abs().max() <= 1e-5 * exact.abs().max()
+        weight.mul_(-3)
 
 
 # PLAIN
