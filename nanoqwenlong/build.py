@@ -80,7 +80,8 @@ def tokenizer(cfg, run) -> Tokenizer:
 
 
 def policy(cfg, run) -> Qwen:
-    """The model to train, split over the ranks: from the checkpoint that the run resumes from, or else from --model."""
+    """The model to train, split over the ranks, computing in the run's dtype: from the checkpoint that the run resumes
+    from, or else from --model."""
     if cfg.model == "new" and run.source is None:
         model, _ = toy.new_model(cfg.seed)
         run.prepare(model.to(run.device, run.weights_dtype))
@@ -88,7 +89,7 @@ def policy(cfg, run) -> Qwen:
         model = Qwen.from_pretrained(run.source or cfg.model, run.weights_dtype, run.device, run.prepare,
                                      cfg.check_finite)
     model.checkpointing = cfg.checkpointing
-    return model
+    return parallel.compute_in(model, run.dtype)
 
 
 def reference(cfg, run) -> Qwen | None:

@@ -9,11 +9,14 @@ from . import parallel
 
 
 def adamw(model, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW that decays matrices only. Norms and biases are left alone."""
+    """AdamW that decays matrices only. Norms and biases are left alone. If the model computes with copies of its weights,
+    each step renews them."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), foreach=True)
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    optimizer.register_step_post_hook(lambda *_: parallel.compute_in(model, model.dtype))
+    return optimizer
 
 
 def learning_rate_at(step: int, peak: float, warmup_steps: int, num_steps: int, final_fraction: float = 1.0) -> float:

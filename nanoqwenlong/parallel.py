@@ -148,12 +148,13 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], dtype: torch.dtype, dev
           replicas: int = 0) -> nn.Module:
     """The model, split by FSDP2: every rank keeps some rows of every weight. A layer's weights are gathered in `dtype`
     while it runs, all other weights for the whole pass. Gradients are sums over the ranks, in the dtype of the weights.
+    A lone process keeps the model as it is, unless it offloads: see `compute_in`.
     replicas: how many whole models there are, each split over its own ranks (HSDP). 0: one per host."""
+    if size() == 1 and not offload:
+        return model
     from torch.distributed.device_mesh import init_device_mesh  # imported here: they take seconds
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
     weights_dtype = next(model.parameters()).dtype
-    if size() == 1 and dtype == weights_dtype and not offload:
-        return model
     kind = torch.device(device).type
     if not dist.is_initialized():
         dist.init_process_group(NCCL if kind == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -170,6 +171,22 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], dtype: torch.dtype, dev
         module.set_gradient_divide_factor(1.0)                                 # gradients are sums
         module.set_force_sum_reduction_for_comms(True)                         # gloo has no scaled sum
     warnings.filterwarnings("ignore", message=".*returned a view tensor")      # nobody writes into keys and values
+    return model
+
+
+def compute_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model, computing with copies of its weights in `dtype`. Call this again when the weights have changed.
+
+    Python looks into a module's __dict__ before torch looks among its parameters. So `module.weight` is the copy, while
+    `parameters()` gives the weights. Autograd converts each gradient to the dtype of the weights before it adds it to
+    theirs. A sharded model, or one in this dtype, stays as it is: FSDP2 makes its own copies."""
+    copies = {}                                                # tied weights share a copy
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.dtype != dtype and not is_sharded(weight):
+                with torch.enable_grad():
+                    copies[weight] = copies[weight] if weight in copies else weight.to(dtype)
+                module.__dict__[name] = copies[weight]
     return model
 
 

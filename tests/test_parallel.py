@@ -483,6 +483,14 @@ def test_bfloat16_computes_so_and_keeps_float32(world, untied, rows, tmp_path):
             assert row["loss"] == pytest.approx(wide["loss"], rel=0.01) and row["grad_norm"] > 0
         assert distance(parameters(newest(tmp_path / name)), parameters(newest(tmp_path / "32"))) < 0.02
     assert 0 < distance(parameters(newest(tmp_path / "1")), parameters(newest(tmp_path / "32")))
+    for first, then in ((1, 2), (2, 1)):                       # each resumes the other's checkpoint
+        name = f"{first}, then {then}"
+        for size, steps in ((first, 2), (then, 5)):
+            assert world(size).call(train, script="sft", argv=argv(
+                "sft", untied, tmp_path, name, "--learning-rate", 1e-3, "--dtype", "bfloat16", "--steps", steps,
+                data=rows)) == [[0, ""]] * size
+        assert len(metrics(tmp_path / name)) == 5
+        assert distance(parameters(newest(tmp_path / name)), parameters(newest(tmp_path / str(first)))) < 0.005
 
 
 # Families over ranks

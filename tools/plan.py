@@ -128,7 +128,7 @@ def report(cfg: Config) -> int:
     prompts = plan.PROMPT_BYTES * job.num_examples * job.max_prompt_tokens / 1e9
     say(f"CPU memory: up to {prompts:.1f} GB of prompts in each process, {prompts * job.gpus:.1f} GB on a node")
     if job.offload:
-        say(f"CPU memory per GPU: at least {20 * n.total / job.gpus / 1e9:.1f} GB of weights, gradients, optimizer")
+        say(f"CPU memory per GPU: at least {16 * n.total / job.gpus / 1e9:.1f} GB of weights, gradients, optimizer")
     say(f"\n{'fits' if fits else 'does not fit'}: the {largest} takes up to {peaks[largest] / 1e9:.1f} GB, there are "
         f"{cfg.room / 1e9:.1f} GB beside {cfg.reserve:g} GB in reserve")
     if job.kv_blocks < n.needed_blocks:

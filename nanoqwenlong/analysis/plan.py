@@ -17,7 +17,7 @@ BLOCK_SIZE = 16                         # tokens of a block of the KV cache
 GATHERED = 2                            # layers whose whole weights FSDP2 holds: the one that runs and the next one
 PROMPT_BYTES = 8                        # of CPU memory for a token of a prompt: its id, and about 4 letters of text
 BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
-ITEMS = ("weights", "gradients", "optimizer", "reference", "gathered weights", "KV pool", "stem activations",
+ITEMS = ("weights", "gradients", "optimizer", "reference", "other weights", "KV pool", "stem activations",
          "stem keys, values", "their gradients", "branch activations", "layer at work", "head")
 PHASES = {"at rest": ("at rest",), "rollout": ("prefill", "decode"), "update": ("head", "branches", "stem"),
           "optimizer": ("optimizer",)}
@@ -77,7 +77,8 @@ class Numbers:
         # 2) The machine. w is also the size of a gradient, and of each of the optimizer's two numbers
         self.b, self.w = BYTES[job.dtype], max(4, BYTES[job.dtype])
         self.on_gpu, self.ranks = job.device == "cuda", job.gpus * job.nodes
-        self.sharded = self.ranks > 1 or self.b != self.w or job.offload       # as parallel.shard decides
+        self.sharded = self.ranks > 1 or job.offload           # as parallel.shard decides
+        self.copied = self.b != self.w and not self.sharded    # as parallel.compute_in decides
         # 3) The step, on the rank with most groups
         self.P, self.R, self.G = job.max_prompt_tokens - 1, job.max_new_tokens, job.group_size
         self.groups = -(-job.prompts_per_step // self.ranks)
@@ -117,8 +118,9 @@ def moments(job: Job) -> dict[str, dict[str, float]]:
     """{moment: {item: bytes}} on one GPU. The backward pass of an update is in the head, the branches, or the stem."""
     n, share = job.numbers, job.numbers.total / job.gpus * (not job.offload)
     rest = {"weights": share * n.w, "optimizer": 2 * share * n.w,
-            "reference": share * n.b * bool(job.kl_coef or job.measure_kl)}
-    rollout = rest | {"gathered weights": n.total * n.b * n.sharded,
+            "reference": share * n.b * bool(job.kl_coef or job.measure_kl),
+            "other weights": n.total * n.b * n.copied}
+    rollout = rest | {"other weights": n.total * n.b * (n.sharded or n.copied),
                       "KV pool": 2 * n.L * n.KV * (job.kv_blocks + 1) * BLOCK_SIZE * n.b}
     update = rest | {"gradients": share * n.w}
     # prefill: keys and values, which go into the pool at the end of a pass, and a layer's MLP or attention
@@ -137,7 +139,7 @@ def moments(job: Job) -> dict[str, dict[str, float]]:
                        for stem in (False, True))
     stem, tables = sum(stems[:-1]), 2 * n.D * n.b + 8          # of a token: its layers; cos, sin, id
     pairs = 2 * n.KV * n.b * n.P * n.L                         # keys and values of the stem
-    layers = update | {"gathered weights": (n.root + GATHERED * max(n.layers)) * n.b * n.sharded}
+    layers = update | ({"other weights": (n.root + GATHERED * max(n.layers)) * n.b} if n.sharded else {})
     family = layers | {"stem keys, values": pairs, "stem activations": n.P * (stem + norm * n.C * n.b + tables),
                        "their gradients": pairs * (n.microbatches > 1)}
     # 1) In the head: a chunk of logits, and the gradients of the head's weights and of its input.
@@ -148,7 +150,7 @@ def moments(job: Job) -> dict[str, dict[str, float]]:
     chunk += (logits + n.V * n.C) * n.b * (n.b != n.w)
     head = family | {"head": chunk, "branch activations": n.T * (sum(branches) + norm * n.C * n.b + tables)}
     # 2) In the branches: the last layer has all activations, the first one all gradients of keys and values.
-    last = family | {"layer at work": at_work(job, n.T, n.P), "head": n.V * n.C * n.b * n.sharded,
+    last = family | {"layer at work": at_work(job, n.T, n.P), "head": n.V * n.C * n.b * (n.sharded or n.copied),
                      "branch activations": n.T * (sum(branches) + tables)}
     first = last | {"branch activations": n.T * (branches[0] + tables),
                     "their gradients": max(family["their gradients"], pairs * (1 - 1 / n.L))}
@@ -158,7 +160,7 @@ def moments(job: Job) -> dict[str, dict[str, float]]:
                       "stem keys, values": again, "layer at work": at_work(job, n.P, 0)}
     return {"at rest": rest, "prefill": rollout | prefill, "decode": rollout | decode, "head": head,
             "branches": max(first, last, key=lambda items: sum(items.values())), "stem": whole,
-            "optimizer": update | {"layer at work": share * n.w}}              # the roots of variances
+            "optimizer": update}
 
 
 def peaks(job: Job) -> dict[str, float]:

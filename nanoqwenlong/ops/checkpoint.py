@@ -202,7 +202,7 @@ def load_optimizer(directory: Path, model, optimizer) -> None:
             parameter, piece = parameters[parameter_name], file.get_slice(name)
             state = optimizer.state[parameter]
             if key == "step":                                  # a scalar
-                state[key] = torch.as_tensor(piece[...])
+                state[key] = torch.as_tensor(piece[...]).to(parameter.device)
                 continue
             if key not in state:
                 state[key] = torch.zeros_like(parameter)

@@ -1,0 +1,83 @@
+"""What a model computes in: a lone process that computes in bfloat16 and keeps its weights in float32."""
+
+import pytest
+import torch
+from test_checkpoint import in_tmp, outcome, small
+from test_run import at_step, exit_json, resume, send, sft
+from tiny_qwen import random_ids, tiny_qwen
+
+from nanoqwenlong import errors, group_pass, optim, parallel
+from nanoqwenlong.records import Branch
+
+__all__ = ["in_tmp", "small"]                                 # fixtures
+BF16 = torch.bfloat16
+TIED = pytest.mark.parametrize("kind, tied", [("qwen2", True), ("qwen3", False), ("qwen3_moe", False)])
+IDS = random_ids(9, seed=1)
+BRANCHES = [Branch(tuple(IDS), tuple(IDS[1:]) + (n,), (1.0,) * 9) for n in range(3)]
+
+
+def models(kind: str, tied: bool):
+    """A float32 model that computes in bfloat16, and a bfloat16 model with its rounded weights."""
+    mixed = tiny_qwen(kind, torch.float32, tie_word_embeddings=tied)
+    rounded = tiny_qwen(kind, torch.float32, tie_word_embeddings=tied).to(BF16)
+    return parallel.compute_in(mixed, BF16), rounded
+
+
+def backward(model, stem=tuple(random_ids(20))) -> None:
+    """One pass of the stem, and two of micro-batches of branches."""
+    group_pass.backward(model, stem, BRANCHES, lambda rows, logprobs, entropy: -logprobs.sum() / 27, max_tokens=18)
+
+
+@TIED
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_it_computes_as_a_bfloat16_model_and_adds_gradients_in_float32(kind, tied, checkpointing):
+    mixed, rounded = models(kind, tied)
+    mixed.checkpointing = checkpointing
+    assert mixed.dtype == BF16 and {p.dtype for p in mixed.parameters()} == {torch.float32}
+    ids, passes = torch.tensor(random_ids(20)), {name: [] for name, _ in rounded.named_parameters()}
+    assert torch.equal(mixed.logits(ids), rounded.logits(ids))
+    for name, parameter in rounded.named_parameters():         # of each of its passes the gradient, in bfloat16
+        def note(p, of=passes[name]):
+            of.append(p.grad.float())
+            p.grad = None
+        parameter.register_post_accumulate_grad_hook(note)
+    backward(mixed)
+    backward(rounded)
+    assert max(map(len, passes.values())) == 3                 # two micro-batches, the stem
+    for name, parameter in mixed.named_parameters():
+        assert parameter.grad.dtype == torch.float32 and torch.equal(parameter.grad, sum(passes[name])), name
+
+
+@TIED
+def test_steps_too_small_for_bfloat16_add_up(kind, tied):
+    """The optimizer changes the float32 weights, and the copies are theirs, rounded."""
+    mixed, plain = models(kind, tied)[0], tiny_qwen(kind, torch.float32, tie_word_embeddings=tied)
+    adamw = [optim.adamw(model, 1e-5, 0.0) for model in (mixed, plain)]
+    for _ in range(3):
+        backward(mixed)
+        for parameter, twin in zip(plain.parameters(), mixed.parameters(), strict=True):
+            parameter.grad = twin.grad.clone()
+        norms = [optim.step(each, list(m.parameters()), 1e-5, 1.0) for each, m in zip(adamw, (mixed, plain))]
+        assert norms[0] == norms[1] > 0
+    for (name, weight), expected in zip(mixed.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(weight, expected) and weight.grad is None, name
+        assert torch.equal(mixed.get_submodule(name.rpartition(".")[0]).__dict__[name.rpartition(".")[2]],
+                           expected.bfloat16()), name
+    ids = torch.tensor(random_ids(20))
+    assert torch.equal(mixed.logits(ids), plain.to(BF16).logits(ids))
+
+
+def test_what_is_not_float32_or_is_computed_in_float32_has_no_copies():
+    for dtype in (torch.float32, torch.float64):
+        model = parallel.compute_in(tiny_qwen("qwen3", dtype), dtype)
+        assert all(not torch.is_tensor(value) for module in model.modules() for value in module.__dict__.values())
+
+
+def test_a_bfloat16_run_resumes_to_the_same_bits(in_tmp, small, monkeypatch):
+    flags = "--steps", 4, "--dtype", "bfloat16", "--save-every", 100
+    assert sft(small, *flags, "--name", "undisturbed") == 0
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, send("SIGTERM"))
+        assert sft(small, *flags) == errors.STOPPED
+    assert resume(exit_json()) == 0
+    assert outcome(in_tmp / "runs/sft") == outcome(in_tmp / "runs/undisturbed")
