@@ -9,8 +9,8 @@ from . import parallel
 
 
 def adamw(model, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW that decays matrices only. Norms and biases are left alone. If the model computes with copies of its weights,
-    each step renews them."""
+    """AdamW that decays matrices only. Norms and biases are left alone. Each step renews the copies that the model
+    computes with (parallel.compute_in)."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
