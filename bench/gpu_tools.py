@@ -140,7 +140,8 @@ def shape(L: int, C: int, H: int, K: int, intermediate: int, vocab: int, tied: b
     """The configuration of a Qwen2 with these sizes, or of a Qwen3-MoE if there are E experts."""
     return ModelConfig(
         vocab_size=vocab, hidden_size=C, intermediate_size=intermediate, num_hidden_layers=L, num_attention_heads=H,
-        num_key_value_heads=K, head_dim=D, rms_norm_eps=1e-6, rope_theta=1e6, yarn=None, max_position_embeddings=2**17,
+        num_key_value_heads=K, head_dim=D, rms_norm_eps=1e-6, rope_theta=1e6, scaling=None,
+        max_position_embeddings=2**17,
         tie_word_embeddings=tied, initializer_range=0.02, qkv_bias=not E, o_bias=False, qk_norm=E > 0, num_experts=E,
         num_experts_per_tok=k, moe_intermediate_size=intermediate, norm_topk_prob=True, dense_layers=(), source={})
 

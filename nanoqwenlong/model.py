@@ -50,7 +50,7 @@ class Qwen(Module):
         prefill and decoding all come through this door, because FSDP gathers weights only around a module's forward."""
         c = self.config
         x = self.model.embed_tokens(ids)                                       # (T, C)
-        rope = rope_tables(positions, c.head_dim, c.rope_theta, x.dtype, c.yarn)
+        rope = rope_tables(positions, c.head_dim, c.rope_theta, x.dtype, c.scaling)
         keys_values = []
         last = self.model.layers[-1]
         for layer in self.model.layers:

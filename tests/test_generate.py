@@ -134,12 +134,16 @@ def watched(model):
 # Against transformers
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
-def test_greedy_equals_transformers_token_by_token(kind, dtype, tmp_path):
+@pytest.mark.parametrize("kind, changes", [
+    ("qwen2", {}), ("qwen3", {}), ("llama", {"attention_bias": True}),
+    ("llama", {"tie_word_embeddings": True, "rope_scaling": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 256}})])
+def test_greedy_equals_transformers_token_by_token(kind, changes, dtype, tmp_path):
     """4 x 540 tokens; then some again: by the slow reference, and in groups, in a narrow pool, up to an end token."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from transformers import AutoModelForCausalLM
-    model = tiny_qwen(kind, dtype, seed=3)
+    model = tiny_qwen(kind, dtype, seed=3, **changes)
     model.save_pretrained(tmp_path)
     hf = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
 

@@ -19,6 +19,8 @@ from nanoqwenlong.pretrained.weights import read_config
 MHA, MQA = {"num_key_value_heads": 4}, {"num_key_value_heads": 1}
 YARN = {"rope_parameters": {"rope_type": "yarn", "rope_theta": 3e4, "factor": 4.0, "beta_fast": 8,
                             "original_max_position_embeddings": 512}}          # the ramp: frequencies 1 to 4 of 8
+LLAMA3 = {"rope_parameters": {"rope_type": "llama3", "rope_theta": 3e4, "factor": 8.0, "low_freq_factor": 1.0,
+                              "high_freq_factor": 4.0, "original_max_position_embeddings": 512}}   # between: 3 of 8
 NORMALISED = {"norm_topk_prob": True}
 CASES = {
     "qwen2": ("qwen2", {}),
@@ -44,6 +46,12 @@ CASES = {
     "llama-mha-wide-heads-sharded": ("llama", MHA | {"head_dim": 32, "sharded": True}),
     "llama-bias": ("llama", {"attention_bias": True}),
     "llama-bias-tied-mqa": ("llama", MQA | {"attention_bias": True, "tie_word_embeddings": True}),
+    "llama3": ("llama", LLAMA3),
+    "llama3-tied-old-type": ("llama", LLAMA3 | {"old": "type", "tie_word_embeddings": True, "sharded": True}),
+    "llama3-bias-old": ("llama", LLAMA3 | {"old": "rope_type", "attention_bias": True}),
+    "llama3-bias-tied-wide-heads": ("llama", LLAMA3 | {"attention_bias": True, "tie_word_embeddings": True,
+                                                       "head_dim": 32}),
+    "llama-yarn": ("llama", YARN),
     "llama-odd-sizes": ("llama", {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3,
                                   "rms_norm_eps": 1e-2, "vocab_size": 77, "pretraining_tp": 2}),
     "moe": ("qwen3_moe", {}),
@@ -114,7 +122,7 @@ def test_logits_and_gradients_equal_transformers(name, tmp_path):
         assert (gradients[key] - parameter.grad).norm() <= 1e-5 * parameter.grad.norm(), key
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "moe", "llama-bias", "qwen2-yarn-old-tied", "moe-yarn"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "moe", "llama-bias", "llama3", "qwen2-yarn-old-tied", "moe-yarn"])
 def test_keys_and_values_equal_transformers_cache_at_any_position(name, tmp_path):
     """Logits cannot see all positions shifted by one (rope is relative); the keys can."""
     hf, ours, ids = pair(name, tmp_path)
@@ -177,7 +185,7 @@ class NoSmallFloats(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3-bias", "moe-yarn"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3-bias", "moe-yarn", "llama3"])
 def test_a_float64_model_computes_in_float64_only(name, tmp_path):
     _, ours, ids = pair(name, tmp_path, torch.float64)
     with NoSmallFloats():

@@ -26,7 +26,8 @@ MODELS = sorted(RELEASED)
 # Qwen2.5 add this to config.json as "rope_scaling".
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 PARAMETERS = {"r1-distill-qwen-14b": 14_770_033_664, "r1-distill-qwen-32b": 32_763_876_352, "qwen2.5-7b": 7_615_616_512,
-              "qwen2.5-1.5b": 1_543_714_304, "qwen3-4b": 4_022_468_096, "qwen3-30b-a3b": 30_532_122_624}
+              "r1-distill-llama-8b": 8_030_261_248, "qwen2.5-1.5b": 1_543_714_304,
+              "qwen3-4b": 4_022_468_096, "qwen3-30b-a3b": 30_532_122_624}
 STRETCHED = {"qwen2.5-1.5b", "qwen2.5-7b"}                      # windows of 32,768 that need YaRN
 
 
@@ -108,8 +109,8 @@ def test_the_figures_of_golongrl(preset):
 
 @pytest.mark.parametrize("name, gpus, limit, gigabytes", [
     ("r1-distill-qwen-14b", 8, 141, (63, 30, 22)), ("r1-distill-qwen-32b", 8, 141, (59, 66, 0)),
-    ("qwen2.5-1.5b", 1, 80, (18, 3, 19)), ("qwen2.5-7b", 8, 80, (37, 15, 11)),
-    ("qwen3-4b", 8, 141, (94, 8, 6)), ("qwen3-30b-a3b", 8, 141, (50, 61, 0))])
+    ("r1-distill-llama-8b", 8, 80, (42, 16, 12)), ("qwen2.5-1.5b", 1, 80, (18, 3, 19)),
+    ("qwen2.5-7b", 8, 80, (37, 15, 11)), ("qwen3-4b", 8, 141, (94, 8, 6)), ("qwen3-30b-a3b", 8, 141, (50, 61, 0))])
 def test_a_rollout_fits_on_the_machine_that_a_preset_is_for(name, gpus, limit, gigabytes):
     """The cache holds the longest prompt with an answer. It fits beside the whole weights in bfloat16 and, without
     offloading, the GPU's share of float32 weights and the optimizer's two moments."""
@@ -135,7 +136,7 @@ def test_every_model_has_its_presets():
 def released(name: str, yarn: bool = False, spelling: int = 4) -> dict:
     """config.json of a released model, as transformers 4 or 5 writes it."""
     from transformers import AutoConfig
-    source = {**RELEASED[name], "rope_scaling": dict(YARN) if yarn else None}
+    source = {"rope_scaling": None, **RELEASED[name]} | ({"rope_scaling": dict(YARN)} if yarn else {})
     return source if spelling == 4 else json.loads(AutoConfig.for_model(**source).to_json_string())
 
 
@@ -163,6 +164,7 @@ def test_what_the_shapes_of_a_model_do_not_tell():
     assert {name: (c.rope_theta, c.rms_norm_eps, c.window, c.tie_word_embeddings, c.num_attention_heads)
             for name, c in found.items()} == {
         "r1-distill-qwen-14b": (1e6, 1e-5, 131072, False, 40), "r1-distill-qwen-32b": (1e6, 1e-5, 131072, False, 40),
+        "r1-distill-llama-8b": (5e5, 1e-5, 131072, False, 32),
         "qwen2.5-1.5b": (1e6, 1e-6, 32768, True, 12), "qwen2.5-7b": (1e6, 1e-6, 32768, False, 28),
         "qwen3-4b": (5e6, 1e-6, 262144, True, 32), "qwen3-30b-a3b": (1e7, 1e-6, 262144, False, 32)}
     mixture = found.pop("qwen3-30b-a3b")
@@ -186,7 +188,8 @@ def test_a_config_comes_back_as_it_was_in_either_spelling(name, yarn, tmp_path):
     for found in theirs:
         found.pop("_name_or_path", None)
     assert theirs[0] == theirs[1] == theirs[2]
-    rope = {"rope_type": "default", **(YARN if yarn else {}), "rope_theta": RELEASED[name]["rope_theta"]}
+    own = RELEASED[name].get("rope_scaling") or {}
+    rope = {"rope_type": "default", **(YARN if yarn else own), "rope_theta": RELEASED[name]["rope_theta"]}
     assert theirs[0]["rope_parameters"] == rope and configs[0].rope_theta == rope["rope_theta"]
 
 

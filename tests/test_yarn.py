@@ -1,4 +1,5 @@
-"""YaRN against transformers and the paper's formula, at the sizes of the released models; and the window it opens."""
+"""YaRN and llama3 rope against transformers and their formulas, at the sizes of the released models; and the window
+that YaRN opens."""
 
 import json
 import math
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import random_hf
-from test_model import YARN, save
+from test_model import LLAMA3, YARN, save
 from tiny_qwen import random_ids, tiny_qwen
 
 import eval as eval_script
@@ -20,8 +21,8 @@ from nanoqwenlong.errors import ModelError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import exits
-from nanoqwenlong.pretrained.config import ModelConfig, Yarn
-from nanoqwenlong.pretrained.rope import rope_tables, yarn_frequencies
+from nanoqwenlong.pretrained.config import Llama3, ModelConfig, Yarn
+from nanoqwenlong.pretrained.rope import llama3_frequencies, rope_tables, yarn_frequencies
 
 POSITIONS = torch.tensor([0, 1, 2, 4095, 32767, 32768, 65535, 65536, 131071])
 PERIODS = [1e6 ** (2 * i / 128) for i in range(64)]
@@ -76,11 +77,11 @@ def test_frequencies_and_tables_at_real_size_equal_transformers(case):
     expected, attention_factor = ROPE_INIT_FUNCTIONS["yarn"](hf, torch.device("cpu"))
     c = big_config(rope)
     periods = c.rope_theta ** (torch.arange(0, 128, 2) / 128)
-    found = yarn_frequencies(periods, c.rope_theta, c.yarn)
+    found = yarn_frequencies(periods, c.rope_theta, c.scaling)
     assert torch.equal(found, expected)
-    assert c.yarn.attention_factor == attention_factor
+    assert c.scaling.attention_factor == attention_factor
     theirs = Qwen3RotaryEmbedding(hf)(torch.zeros(1), POSITIONS[None])
-    for table, wanted in zip(rope_tables(POSITIONS, 128, c.rope_theta, torch.float32, c.yarn), theirs):
+    for table, wanted in zip(rope_tables(POSITIONS, 128, c.rope_theta, torch.float32, c.scaling), theirs):
         assert table.dtype == torch.float32 and (table[:, 0] - wanted[0]).abs().max() <= 1e-6
 
 
@@ -123,17 +124,17 @@ def test_tables_in_float64_are_the_formula_and_rounded_once(D, theta, settings):
 def test_the_ramp_of_the_released_models():
     """Frequencies 0 to 23 stay, from 40 on they are a quarter: theta 1e6, heads of 128, a window of 32,768."""
     periods = torch.tensor(PERIODS, dtype=torch.float64)
-    share = yarn_frequencies(periods, 1e6, big_config(rope_of()).yarn) * periods
+    share = yarn_frequencies(periods, 1e6, big_config(rope_of()).scaling) * periods
     assert (share[:24] - 1).abs().max() <= 1e-15 and (share[40:] - 0.25).abs().max() <= 1e-15
     assert (share[23:41].diff() < -0.01).all()
 
 
 def test_what_is_filled_in():
     """0.1 ln 4 + 1, 32, 1, whole frequencies; and the window of the config where YaRN names none."""
-    yarn = big_config(rope_of(original_max_position_embeddings=...)).yarn
+    yarn = big_config(rope_of(original_max_position_embeddings=...)).scaling
     assert yarn == Yarn(4.0, 40960, 0.1 * math.log(4) + 1, 32, 1, True)
-    assert big_config(rope_of(factor=1)).yarn.attention_factor == 1
-    assert big_config(rope_of(mscale=3, mscale_all_dim=1)).yarn.attention_factor == (
+    assert big_config(rope_of(factor=1)).scaling.attention_factor == 1
+    assert big_config(rope_of(mscale=3, mscale_all_dim=1)).scaling.attention_factor == (
         (0.3 * math.log(4) + 1) / (0.1 * math.log(4) + 1))
 
 
@@ -165,17 +166,109 @@ def test_settings_that_yarn_cannot_have_are_refused_in_both_spellings(changes, w
         assert told.startswith("m/config.json: ") and words in told and "\n" not in told, told
 
 
+# llama3
+
+RELEASED = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LLAMA3_OPTIONS = {                                              # Llama 3.1 and R1-Distill, 3.2, others
+    "llama 3.1": {}, "llama 3.2": {"factor": 32.0}, "a factor of 1": {"factor": 1}, "whole numbers": {
+        "low_freq_factor": 1, "high_freq_factor": 4}, "theta 1e4": {"rope_theta": 1e4}, "a narrow ramp": {
+        "low_freq_factor": 2.5, "high_freq_factor": 2.75}, "no original window: the config's": {
+        "original_max_position_embeddings": ...}}
+
+
+def llama3_of(**changes) -> dict:
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, **RELEASED, **changes}
+    return {name: value for name, value in rope.items() if value is not ...}
+
+
+def llama(rope: dict, **changes) -> ModelConfig:
+    return ModelConfig.from_json({"model_type": "llama", "head_dim": 128, "max_position_embeddings": 131072,
+                                  "rope_parameters": dict(rope), **changes}, "m/config.json")
+
+
+@pytest.mark.parametrize("case", LLAMA3_OPTIONS)
+def test_llama3_frequencies_and_tables_equal_transformers(case):
+    """To the last bit of the frequencies, in float32; so cosines of angles up to 131,071 agree too."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+    rope = llama3_of(**LLAMA3_OPTIONS[case])
+    theirs = LlamaRotaryEmbedding(LlamaConfig(head_dim=128, max_position_embeddings=131072, rope_parameters=dict(rope)))
+    c = llama(rope)
+    assert torch.equal(llama3_frequencies(c.rope_theta ** (torch.arange(0, 128, 2) / 128), c.scaling), theirs.inv_freq)
+    tables = rope_tables(POSITIONS, 128, c.rope_theta, torch.float32, c.scaling)
+    for table, wanted in zip(tables, theirs(torch.zeros(1), POSITIONS[None])):
+        assert table.dtype == torch.float32 and (table[:, 0] - wanted[0]).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("D, theta, changes", [(128, 5e5, {}), (64, 5e5, {"factor": 32.0}), (16, 3e4, {
+    "factor": 3.0, "low_freq_factor": 0.5, "high_freq_factor": 6.0, "original_max_position_embeddings": 512})])
+def test_llama3_tables_in_float64_are_the_formula_and_rounded_once(D, theta, changes):
+    """A frequency at a time, as in the code that Meta released: `apply_scaling` in llama-models' model.py."""
+    settings, positions = {**RELEASED, **changes}, [0, 1, 5, 8191, 8192, 131071]
+    factor, low, high, original = (settings[name] for name in RELEASED)
+    frequencies = []
+    for i in range(D // 2):
+        frequency = theta ** (-2 * i / D)
+        wavelength = 2 * math.pi / frequency
+        if wavelength > original / low:
+            frequency /= factor
+        elif wavelength >= original / high:
+            smooth = (original / wavelength - low) / (high - low)
+            frequency = (1 - smooth) * frequency / factor + smooth * frequency
+        frequencies.append(frequency)
+    angles = torch.tensor([[p * f for f in frequencies * 2] for p in positions], dtype=torch.float64)
+    llama3, ids = Llama3.from_json(settings, "here"), torch.tensor(positions)
+    for table, wanted in zip(rope_tables(ids, D, theta, torch.float64, llama3), (angles.cos(), angles.sin())):
+        assert table.dtype == torch.float64 and (table[:, 0] - wanted).abs().max() <= 1e-9
+    for low, wide in zip(*(rope_tables(ids, D, theta, dtype, llama3) for dtype in (torch.bfloat16, torch.float32))):
+        assert low.dtype == torch.bfloat16 and torch.equal(low, wide.bfloat16())
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"factor": ...}, "factor is None"), ({"factor": 0.5}, "factor is 0.5"), ({"factor": "8"}, "factor is '8'"),
+    ({"factor": 10**400}, "factor is 1000"), ({"low_freq_factor": ...}, "low_freq_factor is None"),
+    ({"low_freq_factor": None}, "low_freq_factor is None"), ({"low_freq_factor": -1}, "low_freq_factor is -1"),
+    ({"high_freq_factor": ...}, "high_freq_factor is None"), ({"high_freq_factor": True}, "high_freq_factor is True"),
+    ({"high_freq_factor": math.nan}, "high_freq_factor is nan"),
+    ({"high_freq_factor": 1.0}, "low_freq_factor (1.0) is not less than high_freq_factor (1.0)"),
+    ({"low_freq_factor": 5}, "low_freq_factor (5) is not less than high_freq_factor (4.0)"),
+    ({"original_max_position_embeddings": 0}, "original_max_position_embeddings is 0"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    ({"rope_type": "linear"}, "rope type 'linear' is not supported; default, yarn and llama3 are"),
+    ({"rope_type": "dynamic"}, "'dynamic'")])
+def test_settings_that_llama3_rope_cannot_have_are_refused_in_both_spellings(changes, words):
+    rope = llama3_of(**changes)
+    old = {name: value for name, value in rope.items() if name != "rope_theta"}
+    for spelled in ({}, {"rope_parameters": None, "rope_scaling": old, "rope_theta": 5e5}):
+        with pytest.raises(ModelError) as error:
+            llama(rope, **spelled)
+        told = str(error.value)
+        assert told.startswith("m/config.json: ") and words in told and "\n" not in told, told
+
+
+def test_the_window_of_llama3_is_the_configs_and_yarn_is_not_advised():
+    """Llama 3.2's factor of 32 would give twice the 131,072 tokens that it was trained for."""
+    c = llama(llama3_of(factor=32.0))
+    c.require_window(131072)
+    with pytest.raises(ModelError, match="window of 131072: give shorter ones") as error:
+        c.require_window(131073)
+    assert "YaRN" not in str(error.value)
+
+
+# Both
+
 def test_a_partial_rotary_factor_beside_the_rope_is_refused_too():
     with pytest.raises(ModelError, match="partial_rotary_factor is 0.5"):
         big_config(rope_of(), partial_rotary_factor=0.5)
 
 
 @pytest.mark.parametrize("old", [False, "type", "rope_type"])
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3_moe"])
-def test_a_config_with_yarn_goes_through_unchanged(kind, old, tmp_path):
+@pytest.mark.parametrize("kind, rope", [
+    ("qwen2", YARN["rope_parameters"] | {"attention_factor": 1.25, "truncate": False}),
+    ("qwen3_moe", YARN["rope_parameters"]), ("llama", LLAMA3["rope_parameters"])])
+def test_a_config_with_a_scaled_rope_goes_through_unchanged(kind, rope, old, tmp_path):
     """Every key of it, in the spelling it came in; and transformers computes from our copy what it computed before."""
     from test_weights import hf_logits
-    rope = YARN["rope_parameters"] | {"attention_factor": 1.25, "truncate": False}
     save(random_hf(kind, rope_parameters=rope), tmp_path / "a", old=old)
     Qwen.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
     assert json.loads((tmp_path / "a/config.json").read_text()) == json.loads((tmp_path / "b/config.json").read_text())
@@ -220,7 +313,7 @@ def test_beyond_the_window_the_line_to_add_is_told_and_works(case):
             assert told == line
         again = ModelConfig.from_json({"model_type": "qwen3", **source, **told}, "config.json")
         again.require_window(tokens)
-        assert again.rope_theta == c.rope_theta and again.yarn.attention_factor > 1
+        assert again.rope_theta == c.rope_theta and again.scaling.attention_factor > 1
 
 
 def refused(work, tokens: int, window: int) -> None:

@@ -13,6 +13,7 @@ Memory settings are calculated for the machine named beside KV_BLOCKS, not measu
 #     hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-14B --local-dir models/DeepSeek-R1-Distill-Qwen-14B
 SOURCES = {"r1-distill-qwen-14b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B",           # paper 3.2
            "r1-distill-qwen-32b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B",           # paper 3.2
+           "r1-distill-llama-8b": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",           # ours: a smaller one of them
            "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",                # the paper's judge. Here trained, on one GPU
            "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",                    # ours: between that one and the paper's
            "qwen3-4b": "Qwen/Qwen3-4B-Thinking-2507",                   # GoLongRL
@@ -23,6 +24,7 @@ DIRECTORIES = {name: "models/" + source.rpartition("/")[2] for name, source in S
 KV_BLOCKS = {
     "r1-distill-qwen-14b": 20000,       # ours: 8 GPUs of 141 GB. 63 GB beside 30 and 22
     "r1-distill-qwen-32b": 14000,       # ours: 8 GPUs of 141 GB, or nodes of them. 59 GB beside 66
+    "r1-distill-llama-8b": 20000,       # ours: 8 GPUs of 80 GB. 42 GB beside 16 and 12
     "qwen2.5-1.5b": 40000,              # ours: one GPU of 80 GB. 18 GB beside 3 and 19
     "qwen2.5-7b": 40000,                # ours: 8 GPUs of 80 GB. 37 GB beside 15 and 11
     "qwen3-4b": 40000,                  # ours: 8 GPUs of 141 GB. 94 GB beside 8 and 6
@@ -63,6 +65,7 @@ RL = {
     "golongrl": GOLONGRL,
     "r1-distill-qwen-14b": {**QWENLONG_L1, **SAVED},    # paper 3.2, after SFT: give --model its last checkpoint
     "r1-distill-qwen-32b": {**QWENLONG_L1, **SAVED, **OFFLOADED},       # paper 3.2. The script trains it without SFT
+    "r1-distill-llama-8b": {**QWENLONG_L1, **SAVED},    # ours
     "qwen2.5-1.5b": {**QWENLONG_L1, **ONE_GPU, **SAVED},                # ours. YaRN in config.json (docs/models.md)
     "qwen2.5-7b": {**QWENLONG_L1, **ONE_GPU, **SAVED},                  # ours. YaRN in config.json
     "qwen3-4b": {**GOLONGRL, **SAVED},                                  # GoLongRL
@@ -87,7 +90,7 @@ SFT = {
         learning_rate=6e-3,             # for a model of 0.18M parameters
         final_fraction=0.2,             # of it at the last step
         eval_every=0)}                  # there is nothing to ask it
-for name in ("r1-distill-qwen-14b", "r1-distill-qwen-32b", "qwen2.5-1.5b", "qwen2.5-7b"):      # paper 3.2, and ours
+for name in [name for name in SOURCES if not name.startswith("qwen3")]:         # paper 3.2, and ours
     SFT[name] = {**WARM_UP, "model": DIRECTORIES[name]}
 SFT["r1-distill-qwen-32b"] |= OFFLOADED
 
@@ -102,5 +105,5 @@ GOLONGRL_BENCHMARKS = dict(
     lengths=(20000, 60000, 131072))     # ours
 EVAL = {"paper": BENCHMARKS, "golongrl": GOLONGRL_BENCHMARKS}
 for name in SOURCES:
-    benchmarks = GOLONGRL_BENCHMARKS if name.startswith("qwen3") else BENCHMARKS   # Qwen2.5: ours. Others: their papers
+    benchmarks = GOLONGRL_BENCHMARKS if name.startswith("qwen3") else BENCHMARKS   # Qwen2.5, Llama: ours
     EVAL[name] = {**benchmarks, **GPU, "model": (DIRECTORIES[name],), "kv_blocks": KV_BLOCKS[name]}

@@ -15,8 +15,8 @@ SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
          "num_key_value_heads", "max_position_embeddings")
 LARGEST = 10**8                        # of a size: numbers of any length are valid JSON
 MIXTURE_SIZES = ("num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step")
-YARN_LOWEST = {"factor": 1, "original_max_position_embeddings": 1, "attention_factor": 0, "beta_fast": 0,
-               "beta_slow": 0, "mscale": 0, "mscale_all_dim": 0}
+STRETCHED = {"factor": 1, "original_max_position_embeddings": 1}                # {setting: the least it may be}
+YARN_OPTIONS = {"attention_factor": 0, "beta_fast": 0, "beta_slow": 0, "mscale": 0, "mscale_all_dim": 0}
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,8 @@ class Yarn:
     @staticmethod
     def from_json(rope: dict, where: str) -> "Yarn":
         """Reads rope_parameters or rope_scaling, with transformers' defaults. Raises ModelError."""
-        for name, lowest in YARN_LOWEST.items():
-            value = rope.get(name)
-            is_optional = name not in ("factor", "original_max_position_embeddings")
-            require(value is None and is_optional or is_number(value) and value >= lowest, where,
-                    f"YaRN's {name} is {reprlib.repr(value)}; it must be a number of at least {lowest}")
+        options = {name: least for name, least in YARN_OPTIONS.items() if rope.get(name) is not None}
+        require_numbers(rope, STRETCHED | options, "YaRN", where)
         factor, original = rope["factor"], rope["original_max_position_embeddings"]
         beta_fast, beta_slow = rope.get("beta_fast") or 32, rope.get("beta_slow") or 1
         truncate = rope.get("truncate", True)
@@ -53,6 +50,28 @@ class Yarn:
 
 
 @dataclass(frozen=True)
+class Llama3:
+    """How Llama 3.1 stretches rope beyond the window of its first training (rope.llama3_frequencies)."""
+    factor: float
+    original_max_position_embeddings: int
+    low_freq_factor: float              # turns within the original window below which a frequency is divided by factor
+    high_freq_factor: float             # turns from which it stays as it is
+    attention_factor: float = 1.0       # on cos and sin
+
+    @staticmethod
+    def from_json(rope: dict, where: str) -> "Llama3":
+        """Reads rope_parameters or rope_scaling. Raises ModelError."""
+        names = {**STRETCHED, "low_freq_factor": 0, "high_freq_factor": 0}
+        require_numbers(rope, names, "llama3 rope", where)
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        require(low < high, where, f"llama3 rope's low_freq_factor ({low}) is not less than high_freq_factor ({high})")
+        return Llama3(*map(rope.get, names))
+
+
+SCALINGS = {"yarn": Yarn, "llama3": Llama3}     # by rope type. The other one is "default", plain rope
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The part of config.json that decides what is computed, under Hugging Face's names."""
     vocab_size: int
@@ -64,7 +83,7 @@ class ModelConfig:
     head_dim: int
     rms_norm_eps: float
     rope_theta: float
-    yarn: Yarn | None
+    scaling: Yarn | Llama3 | None       # of rope. None: plain rope
     max_position_embeddings: int
     tie_word_embeddings: bool
     initializer_range: float
@@ -97,7 +116,8 @@ class ModelConfig:
         theta, eps = rope.get("rope_theta"), hf.rms_norm_eps
         rope_type, rotary_share = rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1)
         for supported, sentence in (
-            (rope_type in ("default", "yarn"), f"rope type {rope_type!r} is not supported; 'default' and 'yarn' are"),
+            (rope_type in ("default", *SCALINGS),
+             f"rope type {rope_type!r} is not supported; default, {' and '.join(SCALINGS)} are"),
             (rotary_share == 1, f"partial_rotary_factor is {rotary_share!r}; only 1 works"),
             (is_number(theta) and theta > 0, f"rope_theta is {theta!r}; it must be a positive number"),
             (is_number(eps) and eps > 0, f"rms_norm_eps is {eps!r}; it must be a positive number"),
@@ -118,7 +138,7 @@ class ModelConfig:
         return ModelConfig(
             **{name: getattr(hf, name) for name in SIZES},
             head_dim=head_dim, rms_norm_eps=eps, rope_theta=float(theta), initializer_range=hf.initializer_range,
-            yarn=Yarn.from_json(rope, where) if rope_type == "yarn" else None,
+            scaling=SCALINGS[rope_type].from_json(rope, where) if rope_type in SCALINGS else None,
             tie_word_embeddings=bool(hf.tie_word_embeddings), qkv_bias=kind == "qwen2" or attention_bias,
             o_bias=kind != "qwen2" and attention_bias, qk_norm=kind.startswith("qwen3"),
             num_experts=num_experts, num_experts_per_tok=k,
@@ -131,28 +151,39 @@ class ModelConfig:
     @property
     def window(self) -> int:
         """Tokens of the longest input: what the model was trained with, or what YaRN stretches that to."""
-        stretched = int(self.yarn.factor * self.yarn.original_max_position_embeddings) if self.yarn else 0
+        yarn = self.scaling if isinstance(self.scaling, Yarn) else None
+        stretched = int(yarn.factor * yarn.original_max_position_embeddings) if yarn else 0
         return max(self.max_position_embeddings, stretched)
 
     def require_window(self, tokens: int) -> None:
         """Raises ModelError for inputs longer than the window. It names the line of config.json that admits them."""
         if tokens <= self.window:
             return
-        original = (self.yarn.original_max_position_embeddings if self.yarn
+        sentence = (f"inputs of {tokens} tokens are longer than the model's window of {self.window}: give shorter ones "
+                    "(--max-prompt-tokens, --max-new-tokens)")
+        require(not isinstance(self.scaling, Llama3), sentence)                # trained so: YaRN would replace it
+        original = (self.scaling.original_max_position_embeddings if self.scaling
                     else 2 ** int(math.log2(self.max_position_embeddings)))    # Qwen's 40,960 have room for answers
         factor = float(-(-tokens // original))
         rope = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
         new = "rope_parameters" in self.source                                 # transformers 5; 4 has rope_scaling
         line = {"rope_parameters": {"rope_theta": self.rope_theta, **rope}} if new else {"rope_scaling": rope}
-        raise ModelError(f"inputs of {tokens} tokens are longer than the model's window of {self.window}: give shorter "
-                         "ones (--max-prompt-tokens, --max-new-tokens), or stretch the window by YaRN: in the model's "
-                         f"config.json, {json.dumps(line)[1:-1]}")
+        raise ModelError(f"{sentence}, or stretch the window by YaRN: in the model's config.json, "
+                         f"{json.dumps(line)[1:-1]}")
 
 
 def require(condition, *sentence: str) -> None:
     """Raises ModelError with the parts of this sentence, joined by colons, unless the condition holds."""
     if not condition:
         raise ModelError(": ".join(sentence))
+
+
+def require_numbers(settings: dict, least: dict[str, float], owner: str, where: str) -> None:
+    """Raises ModelError unless every name in `least` is set to a number that is at least this large."""
+    for name, lowest in least.items():
+        value = settings.get(name)
+        require(is_number(value) and value >= lowest, where,
+                f"{owner}'s {name} is {reprlib.repr(value)}; it must be a number of at least {lowest}")
 
 
 def normalised(source: dict, where: str):
@@ -171,8 +202,8 @@ def normalised(source: dict, where: str):
     if isinstance(rope, dict):
         require(not any(isinstance(value, dict) for value in rope.values()), where,
                 "its rope differs between kinds of layers; only one for all is supported")
-        if "yarn" in (rope.get("rope_type"), rope.get("type")):
-            Yarn.from_json({"original_max_position_embeddings": 1, **rope}, where)
+        for name in SCALINGS.keys() & {rope.get("rope_type"), rope.get("type")}:
+            SCALINGS[name].from_json({"original_max_position_embeddings": 1, **rope}, where)
     from transformers import AutoConfig  # imported here: it takes seconds, and --help should not
     settings = copy.deepcopy({key: value for key, value in source.items() if key != "auto_map"})       # it edits them
     with quiet_transformers(f"{where}: transformers refuses it"):

@@ -1,25 +1,30 @@
-"""Rotary position embedding, and YaRN, which stretches it to longer inputs. T is tokens, D the head width."""
+"""Rotary position embedding. YaRN and Llama 3.1 stretch it to longer inputs. T is tokens, D the head width."""
 
 import math
 
 import torch
 
-from .config import Yarn
+from .config import Llama3, Yarn
 
 Tensor = torch.Tensor
 
 
-def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype, yarn: Yarn | None = None
-                ) -> tuple[Tensor, Tensor]:
+def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype,
+                scaling: Yarn | Llama3 | None = None) -> tuple[Tensor, Tensor]:
     """cos and sin (T, 1, D) of each position times each frequency theta^(-2i / D), the same for both halves of a head.
-    YaRN lowers some frequencies, and multiplies both tables by its attention factor. Angles are float32 at least."""
+    A scaling lowers some frequencies. YaRN also multiplies both tables by a factor. Angles are float32 at least."""
     steps = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.int64)
     wide = torch.promote_types(dtype, torch.float32)
     periods = theta ** (steps.to(wide) / head_dim)                             # (D / 2,), in tokens, over 2 pi
-    frequencies = yarn_frequencies(periods, theta, yarn) if yarn else 1.0 / periods
+    if isinstance(scaling, Yarn):
+        frequencies = yarn_frequencies(periods, theta, scaling)
+    elif isinstance(scaling, Llama3):
+        frequencies = llama3_frequencies(periods, scaling)
+    else:
+        frequencies = 1.0 / periods
     angles = torch.outer(positions.to(wide), frequencies)                      # (T, D / 2)
     angles = torch.cat([angles, angles], dim=-1)[:, None]                      # (T, 1, D)
-    scale = yarn.attention_factor if yarn else 1.0
+    scale = scaling.attention_factor if scaling else 1.0
     return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
 
@@ -45,3 +50,14 @@ def yarn_frequencies(periods: Tensor, theta: float, yarn: Yarn) -> Tensor:
     indices = torch.arange(len(periods), device=periods.device, dtype=periods.dtype)
     unchanged = 1 - ((indices - low) / width).clamp(0, 1)                      # 1: stays, 0: divided by the factor
     return 1.0 / (yarn.factor * periods) * (1 - unchanged) + 1.0 / periods * unchanged
+
+
+def llama3_frequencies(periods: Tensor, llama3: Llama3) -> Tensor:
+    """Frequencies (D / 2,) from plain rope's periods (D / 2,), as in the code that Meta released with Llama 3.1. A
+    frequency stays from high_freq_factor turns within the original window. Up to low_freq_factor turns it is divided by
+    the factor. Between the two both are mixed, in proportion to the turns."""
+    frequencies = 1.0 / periods
+    turns = llama3.original_max_position_embeddings / (2 * math.pi / frequencies)
+    low, high = llama3.low_freq_factor, llama3.high_freq_factor
+    unchanged = ((turns - low) / (high - low)).clamp(0, 1)                     # 1: stays, 0: divided by the factor
+    return (1 - unchanged) * frequencies / llama3.factor + unchanged * frequencies
