@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, strategies as st
 
-from nanoqwenlong.analysis import tables
+from nanoqwenlong.analysis import evaluate, tables
 from nanoqwenlong.analysis.evaluate import Answer, interval
 from nanoqwenlong.records import Example
-from nanoqwenlong.rewards import Score
+from nanoqwenlong.rewards import Score, extract
 
 NAN = float("nan")
 
@@ -29,13 +30,16 @@ def summary(*questions, lengths=(), model="m") -> dict:
 def test_a_cell_by_hand():
     """Three questions of two answers: right and wrong, right and open, open and wrong."""
     made = summary((asked(num_cut=3), [1, 0]), (asked(), [1, NAN]), (asked(num_cut=1), [NAN, 0]))
+    outcomes = made["all"].pop("outcomes")
+    assert outcomes == pytest.approx({"right": 1 / 3, "partly_right": 0, "wrong": 0, "truncated": 0, "no_answer": 0,
+                                      "no_think_end": 1 / 3, "unscorable": 1 / 3})
     assert made["all"] == pytest.approx({
         "accuracy": 1 / 3, "low": interval(1 / 3, 3)[0], "high": interval(2 / 3, 3)[1], "questions": 3,
         "mean_length": 3.5, "clipped_ratio": 1 / 6, "unscorable": 2, "cut": 2, "pass@1": 1 / 3, "pass@2": 2 / 3})
-    assert made["by_length"] == {"all": made["all"]} and made["by_task"] == made["by_source"] == {}
+    assert made["by_length"] == {"all": {**made["all"], "outcomes": outcomes}} and made["by_task"] == made["by_source"] == {}
     assert made["average"] is None and list(made) == ["model", "all", "by_length", "by_task", "by_source", "average"]
     alone = summary((asked(), [0.5]))["all"]
-    assert list(alone) == ["accuracy", "low", "high", "questions", "mean_length", "clipped_ratio"]
+    assert list(alone) == ["accuracy", "low", "high", "questions", "mean_length", "clipped_ratio", "outcomes"]
 
 
 def test_pass_at_k_is_told_for_powers_of_two_and_for_all_samples():
@@ -84,22 +88,77 @@ def test_the_table_by_length():
     models = [summary((asked(), [1]), (asked(), [0]), long, lengths=(80, 200), model="m/1"),
               summary((asked(), [1]), (asked(), [1]), long, long, lengths=(80, 200), model="m/2")]
     text = tables.markdown({"models": models, "settings": {"max_new_tokens": 48}})
-    assert read(text) == [[["accuracy, %", "0-80 tokens (n=2)", "80-200 tokens (n=1-2)"],
+    assert read(text)[:1] == [[["accuracy, %", "0-80 tokens (n=2)", "80-200 tokens (n=1-2)"],
                            ["m/1", "50.0 [9.5, 90.5]", "0.0 [0.0, 79.3]"],
                            ["m/2", "100.0 [34.2, 100.0]", "0.0 [0.0, 65.8]"]]]
-    assert text.split("\n\n")[1:] == ["m/1: 33.3 % of the answers were truncated at 48 tokens.\n"
-                                      "m/2: 25.0 % of the answers were truncated at 48 tokens."]
+    assert len(text.split("\n\n")) == 2                                        # and what became of the answers
+
+
+def judged_by_rule(model, *texts, lengths=()):
+    """Results of an answer per text, with the gold answer x, about documents of 10, 90, 10, ... tokens. An answer that
+    ends with ~ was truncated there."""
+    examples = [asked(length=90 if row % 2 else 10) for row in range(len(texts))]
+    answers = [[Answer(text.rstrip("~"), 3, "length" if text.endswith("~") else "stop")] for text in texts]
+    return tables.summarise(model, examples, answers, evaluate.score_answers(examples, answers), lengths)
+
+
+SAID = "</think> The answer is "
+
+
+def test_the_table_of_what_became_of_the_answers():
+    """A row per model and bucket. A failure that no answer has is left out."""
+    one = judged_by_rule("m1", SAID + "x", SAID + "x~", SAID + "y", SAID + "y~", "The answer is x", "</think> x",
+                         lengths=(80,))
+    two = judged_by_rule("m2", SAID + "x", lengths=(80,))
+    assert one["all"]["outcomes"] == pytest.approx({
+        "right": 2 / 6, "partly_right": 0, "wrong": 1 / 6, "truncated": 1 / 6, "no_think_end": 1 / 6,
+        "no_answer": 1 / 6, "unscorable": 0})
+    table = [["answers, %", "right", "wrong", "truncated", "no `</think>`", "no answer"],
+             ["m1, 0-80 tokens", "33.3", "33.3", "0.0", "33.3", "0.0"],
+             ["m1, 80+ tokens", "33.3", "0.0", "33.3", "0.0", "33.3"], ["m2", "100.0", "0.0", "0.0", "0.0", "0.0"]]
+    assert read(tables.markdown({"models": [one, two]}))[-1] == table
+    assert read(tables.markdown({"models": [two]}))[-1] == [["answers, %", "right", "wrong"], ["m2", "100.0", "0.0"]]
+
+
+@pytest.mark.parametrize("text, reward, truncated, outcome", [
+    (SAID + "x", 1, False, "right"), (SAID + "x", 1, True, "right"),           # stated before it was truncated
+    ("x", 1, False, "right"),                                                  # a judge may say so
+    (SAID + "x", 0.5, False, "partly_right"), (SAID + "x", 1e-9, True, "partly_right"),
+    (SAID + "x", NAN, False, "unscorable"), (SAID + "x", NAN, True, "unscorable"),
+    (SAID + "y", 0, False, "wrong"), (SAID + "y", 0, True, "truncated"), ("", 0, True, "truncated"),
+    ("", 0, False, "no_think_end"), ("<think> The answer is x", 0, False, "no_think_end"),
+    ("</think> The answer is x <think> or", 0, False, "no_think_end"),         # it began again
+    ("</think>", 0, False, "no_answer"), ("</think> x", 0, False, "no_answer"), (SAID, 0, False, "no_answer")])
+@pytest.mark.parametrize("task", ["qa", "f1"])
+def test_what_became_of_an_answer(text, reward, truncated, outcome, task):
+    """f1 reads everything after the thinking, so only silence states nothing."""
+    score = Score(reward, reward, None, extract(text, task))
+    if task == "f1" and text == "</think> x":
+        outcome = "wrong"
+    assert evaluate.outcome(Answer(text, 3, "length" if truncated else "stop"), score) == outcome
+
+
+@given(st.lists(st.lists(st.tuples(st.sampled_from(["", "x", "</think>", SAID + "x", SAID + "y"]), st.booleans(),
+                                   st.sampled_from([0, 0.3, 1, NAN])), min_size=3, max_size=3), min_size=1, max_size=9))
+def test_shares_add_up_to_all_answers_and_agree_with_the_accuracy(questions):
+    answers = [[Answer(text, 3, "length" if cut else "stop") for text, cut, _ in each] for each in questions]
+    scores = [[Score(reward, reward, None, extract(text)) for text, _, reward in each] for each in questions]
+    cell = tables.summarise("m", [asked()] * len(questions), answers, scores)["all"]
+    outcomes = cell["outcomes"]
+    assert list(outcomes) == list(evaluate.OUTCOMES) and sum(outcomes.values()) == pytest.approx(1)
+    assert outcomes["right"] == pytest.approx(cell["pass@1"]) and outcomes["right"] <= cell["accuracy"] + 1e-9
+    assert outcomes["unscorable"] * 3 * len(questions) == pytest.approx(cell.get("unscorable", 0))
+    assert outcomes["truncated"] <= cell["clipped_ratio"] + 1e-9
 
 
 def test_what_befell_questions_is_said():
     model = summary((asked(), [1]), (asked(num_cut=5), [NAN]))
-    model["all"]["clipped_ratio"] = 0.0
     text = tables.markdown({"models": [model], "settings": {"max_prompt_tokens": 900}})
-    assert text.split("\n\n")[1] == (
+    assert text.split("\n\n")[2] == (
         "m: 1 of 2 documents were cut in their middle to fit 900 tokens; 1 answers unscorable: no verdict "
         "(counted wrong, and right in the upper end of the interval).")
     del model["all"]["unscorable"], model["all"]["cut"]
-    assert "\n\n" not in tables.markdown({"models": [model]})
+    assert tables.markdown({"models": [model]}).count("\n\n") == 1
 
 
 def test_sources_stand_in_the_papers_order():
@@ -121,7 +180,7 @@ def test_the_papers_table_in_the_docs_has_our_columns_and_its_averages():
 
 def test_tasks_have_a_table_and_samples_have_one():
     model = summary((asked(), [1, 0]), (asked(task="f1"), [1, 1]))
-    _, by_task, passed = read(tables.markdown({"models": [model]}))
+    _, by_task, passed, _ = read(tables.markdown({"models": [model]}))
     assert by_task[0] == ["by task, %", "qa (n=1)", "f1 (n=1)"] and by_task[1][2] == "100.0 [20.7, 100.0]"
     assert passed[0][1:] == ["pass@1 (n=2)", "pass@2 (n=2)"]
     assert [cell.split()[0] for cell in passed[1][1:]] == ["75.0", "100.0"]
@@ -139,4 +198,4 @@ def test_names_of_sources_break_no_table_and_no_terminal():
 def test_dozens_of_sources_are_no_table():
     """A row may name its page as its source."""
     text = tables.markdown({"models": [summary(*((asked(f"page {n}"), [1]) for n in range(30)))]})
-    assert len(read(text)) == 1 and "\n30 sources: their results are in results.json" in text
+    assert len(read(text)) == 2 and "\n30 sources: their results are in results.json" in text

@@ -13,8 +13,12 @@ from .. import parallel
 from ..errors import DataError
 from ..ops.log import progress
 from ..records import Example
+from ..reward.answers import said
 from ..rewards import Score, score_all
 
+# What can become of an answer: its name in results.json, and in the tables
+OUTCOMES = {"right": "right", "partly_right": "partly right", "wrong": "wrong", "truncated": "truncated",
+            "no_think_end": "no `</think>`", "no_answer": "no answer", "unscorable": "no verdict"}
 AT_ONCE = 64        # questions per call of the generator and per write: a killed evaluation loses no more than these
 
 
@@ -103,6 +107,22 @@ class SavedAnswers:
 def score_answers(examples: Sequence[Example], answers: Sequence[Sequence[Answer]], judge=None) -> list[list[Score]]:
     """Return the scores of each example's answers, after one call of the judge for all that the rule rejects."""
     return score_all([[answer.text for answer in group] for group in answers], examples, judge)
+
+
+def outcome(answer: Answer, score: Score) -> str:
+    """Return what became of an answer: a key of OUTCOMES, the first that applies in the order of these lines. So
+    an answer is truncated if it earned nothing and reached the token limit."""
+    if score.reward == 1:
+        return "right"
+    if isnan(score.reward):
+        return "unscorable"
+    if score.reward > 0:
+        return "partly_right"
+    if answer.finish_reason == "length":
+        return "truncated"
+    if said(answer.text) is None:
+        return "no_think_end"
+    return "wrong" if score.answer else "no_answer"
 
 
 def accuracy(scores: Sequence[Sequence[Score]], unscorable: float = 0.0) -> float:

@@ -1,5 +1,6 @@
 """The results of an evaluation, as a record for JSON and as Markdown tables."""
 
+from collections import Counter
 from collections.abc import Sequence
 from math import isnan
 
@@ -38,12 +39,14 @@ def cell(rows: Sequence[Row]) -> dict:
     An unscorable answer (no verdict) is wrong in "accuracy" and "low", and right in "high"."""
     scores = [question for _, _, question in rows]
     sampled = [answer for _, answers, _ in rows for answer in answers]
+    counted = Counter(map(evaluate.outcome, sampled, [score for question in scores for score in question]))
     accuracy = evaluate.accuracy(scores)
     low, _ = evaluate.interval(accuracy, len(rows))
     _, high = evaluate.interval(evaluate.accuracy(scores, unscorable=1.0), len(rows))
     result = {"accuracy": accuracy, "low": low, "high": high, "questions": len(rows),
               "mean_length": sum(answer.length for answer in sampled) / len(sampled),
-              "clipped_ratio": sum(answer.finish_reason == "length" for answer in sampled) / len(sampled)}
+              "clipped_ratio": sum(answer.finish_reason == "length" for answer in sampled) / len(sampled),
+              "outcomes": {name: counted[name] / len(sampled) for name in evaluate.OUTCOMES}}
     counts = {"unscorable": sum(isnan(score.reward) for question in scores for score in question),
               "cut": sum(example.num_cut > 0 for example, _, _ in rows)}
     result |= {name: count for name, count in counts.items() if count}
@@ -55,7 +58,8 @@ def cell(rows: Sequence[Row]) -> dict:
 
 
 def markdown(results: dict) -> str:
-    """Return the tables, a row per model: by length, by task, by source with the average, pass@k. Remarks follow."""
+    """Return the tables, a row per model: by length, by task, by source with the average, pass@k, what
+    became of the answers. Remarks follow."""
     models, parts = results["models"], []
     for kind, title in TITLES.items():
         names = list(dict.fromkeys(name for model in models for name in model[kind]))
@@ -73,7 +77,7 @@ def markdown(results: dict) -> str:
             passes.setdefault(name, []).append({**cell, "accuracy": cell[name], "low": low, "high": high})
     parts += [table("at least one of k right, %", models, passes)] if passes else []
     remarks = [remark(model, results.get("settings", {})) for model in models]
-    return "\n\n".join(filter(None, [*parts, "\n".join(filter(None, remarks))]))
+    return "\n\n".join(filter(None, [*parts, outcomes(models), "\n".join(filter(None, remarks))]))
 
 
 def table(title: str, models: Sequence[dict], columns: dict[str, list[dict | None]]) -> str:
@@ -86,6 +90,24 @@ def table(title: str, models: Sequence[dict], columns: dict[str, list[dict | Non
     for model, *cells in zip(models, *columns.values()):
         rates = [[100 * cell[name] for name in ("accuracy", "low", "high")] if cell else [] for cell in cells]
         lines.append([plain(model["model"]), *("{:.1f} [{:.1f}, {:.1f}]".format(*r) if r else "" for r in rates)])
+    return aligned(lines)
+
+
+def outcomes(models: Sequence[dict]) -> str:
+    """Return a Markdown table of what became of the answers: a row per model and length bucket. Each row adds up to
+    100 %. Failures that no answer has are left out."""
+    cells = [cell["outcomes"] for model in models for cell in model["by_length"].values()]
+    shown = [name for name in evaluate.OUTCOMES if name in ("right", "wrong") or any(cell[name] for cell in cells)]
+    lines = [["answers, %", *map(evaluate.OUTCOMES.get, shown)]]
+    for model in models:
+        for bucket, cell in model["by_length"].items():
+            part = f", {bucket} tokens" if len(model["by_length"]) > 1 else ""
+            lines.append([plain(model["model"]) + part, *(f"{100 * cell['outcomes'][name]:.1f}" for name in shown)])
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines of cells as a Markdown table. The first line is its head."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     text = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
@@ -98,14 +120,11 @@ def plain(name: str) -> str:
 
 
 def remark(model: dict, settings: dict) -> str:
-    """Return how many documents were cut and how many answers were truncated or unscorable. "" if none were."""
+    """Return how many documents were cut and how many answers were unscorable. "" if none were."""
     cell, parts = model["all"], []
     if cell.get("cut"):
         parts.append(f"{cell['cut']} of {cell['questions']} documents were cut in their middle to fit "
                      f"{settings.get('max_prompt_tokens')} tokens")
-    if cell["clipped_ratio"]:
-        share = 100 * cell["clipped_ratio"]
-        parts.append(f"{share:.1f} % of the answers were truncated at {settings.get('max_new_tokens')} tokens")
     if cell.get("unscorable"):
         parts.append(f"{cell['unscorable']} answers unscorable: no verdict (counted wrong, and right in "
                      "the upper end of the interval)")
