@@ -91,8 +91,6 @@ PRESETS = presets.RL
 if __name__ == "__main__" and "RANK" not in os.environ:
     flags.check(Config, sys.argv[1:], PRESETS)      # before the next imports, which take seconds
 
-import torch
-
 from nanoqwenlong import build, data, group_pass, grpo, optim, parallel
 from nanoqwenlong.advantages import ADVANTAGES, with_advantages
 from nanoqwenlong.analysis import plan, step_metrics
@@ -125,7 +123,6 @@ def main(cfg: Config) -> None:
 
 
 def train(cfg: Config, run: Run) -> None:
-    torch.set_num_threads(cfg.threads)
     say = run.log.say
     tokenizer = build.tokenizer(cfg, run)
     usable, num_dropped = data.tokenize(build.questions(cfg, say), tokenizer, cfg.max_prompt_tokens)

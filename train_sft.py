@@ -62,8 +62,6 @@ PRESETS = presets.SFT
 if __name__ == "__main__" and "RANK" not in os.environ:
     flags.check(Config, sys.argv[1:], PRESETS)      # before the next imports, which take seconds
 
-import torch
-
 from nanoqwenlong import build, data, group_pass, optim, parallel, toy
 from nanoqwenlong.analysis import evaluate, step_metrics
 from nanoqwenlong.curriculum import epoch_order
@@ -86,7 +84,6 @@ def main(cfg: Config) -> None:
 
 
 def train(cfg: Config, run: Run) -> None:
-    torch.set_num_threads(cfg.threads)
     tokenizer = build.tokenizer(cfg, run)
     examples, heldout = read_data(cfg, tokenizer, run.log.say)
     model = build.policy(cfg, run)

@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from ranks import ranks
 from test_checkpoint import in_tmp, outcome, small
 from test_run import at_step, exit_json, resume, send, sft
 from tiny_qwen import random_ids, tiny_qwen
 
 from nanoqwenlong import errors, group_pass, optim, parallel
+from nanoqwenlong.ops import precision
+from nanoqwenlong.pretrained.config import ModelConfig
+from nanoqwenlong.pretrained.weights import read_json, write_json
 from nanoqwenlong.records import Branch
 
 __all__ = ["in_tmp", "small"]                                 # fixtures
@@ -81,3 +85,81 @@ def test_a_bfloat16_run_resumes_to_the_same_bits(in_tmp, small, monkeypatch):
         assert sft(small, *flags) == errors.STOPPED
     assert resume(exit_json()) == 0
     assert outcome(in_tmp / "runs/sft") == outcome(in_tmp / "runs/undisturbed")
+
+
+# Which dtype a run computes in, if nobody has decided
+
+@pytest.fixture
+def measure(monkeypatch):
+    """measure(3.0): from now on the processor multiplies bfloat16 so many times as fast. None: it must not be asked."""
+    def measured(speed: float | None) -> None:
+        monkeypatch.setattr(precision, "bfloat16_speed", lambda: speed or pytest.fail("measured again"))
+    return measured
+
+
+def dtype_of(run) -> str:
+    return read_json(run / "config.json")["dtype"]
+
+
+def test_a_narrow_model_computes_in_float32_without_a_measurement(in_tmp, small, measure, capsys):
+    measure(None)
+    assert sft(small, "--steps", 1) == 0
+    assert dtype_of(in_tmp / "runs/sft") == "float32" and "computing in" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("speed, chosen", [(3.0, "bfloat16"), (1.4, "float32"), (0.5, "float32")])
+def test_auto_is_what_the_processor_is_faster_at_and_a_run_keeps_it(in_tmp, small, measure, monkeypatch, capsys, speed,
+                                                                    chosen):
+    monkeypatch.setattr(precision, "WIDE", 1)                  # the small model is wide
+    measure(speed)
+    assert sft(small, "--steps", 1) == 0
+    said = capsys.readouterr().out
+    assert said.count(f"computing in {chosen}: this processor multiplies bfloat16 {speed} times as fast") == 1
+    assert dtype_of(in_tmp / "runs/sft") == chosen
+    measure(None)                                              # another processor: it is not asked
+    assert sft(small, "--steps", 2) == 0 and dtype_of(in_tmp / "runs/sft") == chosen
+    capsys.readouterr()
+    other = {"bfloat16": "float32", "float32": "bfloat16"}[chosen]
+    assert sft(small, "--steps", 3, "--dtype", other) == errors.BAD_CONFIG
+    assert f"was begun with --dtype '{chosen}', now it is '{other}'" in capsys.readouterr().err
+    measure({"bfloat16": 0.5, "float32": 3.0}[chosen])         # a new run chooses anew
+    assert sft(small, "--steps", 1, "--resume", "restart") == 0 and dtype_of(in_tmp / "runs/sft") == other
+
+
+def test_a_dtype_that_was_given_is_not_questioned(in_tmp, small, measure, monkeypatch):
+    monkeypatch.setattr(precision, "WIDE", 1)
+    measure(None)
+    for dtype in ("float32", "bfloat16", "float64"):
+        assert sft(small, "--steps", 1, "--dtype", dtype, "--name", dtype) == 0
+        assert dtype_of(in_tmp / "runs" / dtype) == dtype
+
+
+def test_width_decides_at_512(tmp_path, measure):
+    measure(9.0)
+    for width, pays in ((508, False), (512, True)):
+        config = tiny_qwen("qwen3").config.source | {"hidden_size": width}
+        assert ModelConfig.from_json(config, "here").hidden_size == width
+        write_json(tmp_path / "config.json", config)
+        assert precision.bfloat16_pays(str(tmp_path), lambda text: None) is pays
+    for model in ("new", str(tmp_path.parent)):                # the toy model, no model
+        assert not precision.bfloat16_pays(model, pytest.fail)
+
+
+def decide(path: str) -> bool:
+    """Each rank would measure something else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precision, "WIDE", 1)
+        patch.setattr(precision, "bfloat16_speed", lambda: (3.0, 0.5)[parallel.rank()])
+        return precision.bfloat16_pays(path, lambda text: None)
+
+
+def test_the_first_rank_decides(tmp_path):
+    write_json(tmp_path / "config.json", tiny_qwen("qwen3").config.source)
+    with ranks(2, tmp_path / "ranks") as world:
+        assert world.call(decide, path=str(tmp_path)) == [True, True]
+
+
+def test_the_measurement_draws_no_random_number():
+    before = torch.random.get_rng_state()
+    assert 0.001 < precision.bfloat16_speed() < 1000
+    assert torch.equal(before, torch.random.get_rng_state())

@@ -55,7 +55,10 @@ class Directory:
             self.say(f"passed over {problem}")
         state = checkpoint.read_state(source) if source else {}
         # 4. The same settings, files and code
-        self._compare(state.get("config", recorded), state.get("inputs", {}))
+        settings = state.get("config", recorded)
+        if self.settings["dtype"] == "auto":                   # on another processor, too
+            self.settings["dtype"] = settings.get("dtype", "auto")
+        self._compare(settings, state.get("inputs", {}))
         self.compare_code(recorded.get("code") or state.get("code"), self.code, state.get("step", 0))
         if not source and (problems or self._num_steps() > recorded.get("save_every", 0)):
             raise CheckpointError(f"no checkpoint of {self.path} is intact, was it removed? Choose another --name")

@@ -29,6 +29,7 @@ from ..pretrained import hub
 from . import checkpoint, exits, files, flags
 from .directory import Directory
 from .log import Log, progress
+from .precision import bfloat16_pays
 from .settings import computing_dtype
 
 
@@ -51,23 +52,27 @@ class Run:
             raise errors.ConfigError(f"--name {cfg.name!r} should be a plain name; --runs-dir says where it is kept")
         self.device = parallel.start(cfg.device, cfg.timeout_minutes)
         self.num_hosts = parallel.num_hosts()
+        torch.set_num_threads(cfg.threads)
         directory = None if cfg.dry_run or parallel.rank() > 0 else Path(cfg.runs_dir, cfg.name)
         self.log = Log(directory, quiet=parallel.rank() > 0)
         places = {name: hub.directory(getattr(cfg, name)) for name in ("model", "judge") if hasattr(cfg, name)}
         self.config = cfg = replace(cfg, **places)             # a snapshot of the hub, so that another one is noticed
-        self.dtype = computing_dtype(cfg)
-        self.weights_dtype = torch.promote_types(self.dtype, torch.float32)
-        if cfg.dry_run:
-            return self
-        # Record what runs. Later edits of the source do not count: Python has read it
-        settings = {**flags.as_json(cfg), "dtype": str(self.dtype).removeprefix("torch.")}
-        code = parallel.gather(files.code(self.script))[0]
-        self.directory = Directory(cfg, settings, code, self.log)
-        self._listen()                                         # verifying a checkpoint can take minutes
+        settings = flags.as_json(cfg)
         try:
-            self.source, self.state = self.directory.find_source()
+            if not cfg.dry_run:
+                # Record what runs. Later edits of the source do not count: Python has read it
+                code = parallel.gather(files.code(self.script))[0]
+                self.directory = Directory(cfg, settings, code, self.log)
+                self._listen()                                 # verifying a checkpoint can take minutes
+                self.source, self.state = self.directory.find_source()
+            if settings["dtype"] == "auto" and cfg.device == "cpu" and bfloat16_pays(cfg.model, self.log.say):
+                settings["dtype"] = "bfloat16"
+            self.dtype = computing_dtype(replace(cfg, dtype=settings["dtype"]))
+            self.weights_dtype = torch.promote_types(self.dtype, torch.float32)
+            settings["dtype"] = str(self.dtype).removeprefix("torch.")
         except BaseException:
-            self.directory.unlock()
+            if self.directory:
+                self.directory.unlock()
             raise
         return self
 

@@ -21,7 +21,9 @@ class Machine:
     # machine
     device: str = free("cpu")           # under torchrun, "cuda" gives each process its own GPU
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # what the model computes in. auto: bfloat16 on a
-                                        # GPU, else float32. Trained weights and the optimizer are at least float32
+                                        # GPU, else float32. Training on a CPU that multiplies bfloat16 clearly faster,
+                                        # auto takes bfloat16 for a wide model. Trained weights and the optimizer are at
+                                        # least float32
     threads: int = free(1, least=1)     # CPU threads. Tiny models are slower with more
 
 
