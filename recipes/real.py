@@ -27,12 +27,14 @@ from tools import series
 from tools.plot import REWARD, STYLE, Panel, draw_bars, draw_lines
 
 KINDS = {"base": "as it came", "warm": "warm-up", "phase_one": "RL phase I", "rl": "RL phase II",
-         "sft": "SFT instead of RL", "single": "RL in one stage, equal tokens",
+         "sft": "SFT instead of RL", "worked": "SFT on the questions of RL", "single": "RL in one stage, equal tokens",
          "no_retro": "RL, no retrospective sampling"}
 PARTS = {"held_nq_one": "NQ short", "held_nq_three": "NQ three passages", "held_nq_long": "NQ long",
          "held_xquad_one": "XQuAD short", "held_xquad_three": "XQuAD three passages"}
-COMPARED = (("rl", "warm"), ("rl", "sft"), ("rl", "phase_one"), ("rl", "single"), ("rl", "no_retro"), ("sft", "warm"))
-TRAINED = ("rl", "no_retro", "single")
+MAIN = ("base", "warm", "sft", "rl")
+RL = ("rl", "no_retro", "single")
+COMPARED = (("rl", "warm"), ("sft", "warm"), ("rl", "sft"), ("rl", "worked"), ("rl", "phase_one"), ("rl", "single"),
+            ("rl", "no_retro"))
 DATA = ("sft", "rl_one", "rl_three", *PARTS)
 CHUNK = 10                      # steps between two looks at the tokens that the run in one stage has used
 # One core each of two, a server processor with AVX-512, SmolLM2-135M
@@ -59,14 +61,14 @@ def expectation(data: Path, steps: list[int], seeds: list[str], jobs: int) -> st
     warmup_steps, *phases = steps
     rl = phases[0] * SECONDS["step of phase I"] + sum(phases[1:]) * SECONDS["step of phase II"]
     answers = sum(rows[name] for name in PARTS) * SECONDS["answer"]
-    num_seeds = len(seeds)
+    num_seeds, controls = len(seeds), 3 if (data / "control.jsonl").exists() else 2
     stages = [(num_seeds, warmup_steps * SECONDS["warm-up step"]), (num_seeds, rl), (num_seeds, rl),
-              (1 + 4 * num_seeds, answers), (2, rl), (2, answers)]
+              (1 + 4 * num_seeds, answers), (controls, rl), (controls, answers)]
     hours = sum(math.ceil(runs / jobs) * seconds for runs, seconds in stages) / 3600
     counts = ", ".join(f"{name} {number:,}" for name, number in rows.items())
     return (f"rows: {counts}\nexpected: {hours:.1f} hours for SmolLM2-135M with {jobs} runs at a time, each on one "
-            "core of a server processor.\nA larger model takes longer in proportion to its parameters. The log of each run "
-            "shows the time that it has left.")
+            "core of a server processor.\nA larger model takes longer in proportion to its parameters. The log of each "
+            "run shows the time that it has left.")
 
 
 def minutes_of(run: Path) -> float:
@@ -74,18 +76,21 @@ def minutes_of(run: Path) -> float:
     return json.loads((last_checkpoint(run) / "state.json").read_text(encoding="utf-8"))["seconds"] / 60
 
 
+def checkpoints(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("step_*[0-9]"))
+
+
 def last_checkpoint(run: Path) -> Path:
-    checkpoints = sorted((run / "checkpoints").glob("step_*[0-9]"))
-    if not checkpoints:
+    if not checkpoints(run):
         raise FileNotFoundError(f"{run} has no checkpoint: let recipes/real.sh finish")
-    return checkpoints[-1]
+    return checkpoints(run)[-1]
 
 
 def steps_to_equal_tokens(run: Path, other: Path) -> int | None:
     """To which step a run should continue before its tokens are compared again. None: it has used as many as `other`.
 
     Only steps before its last checkpoint count, so that a run that was killed gets the same plan."""
-    if not (run / "checkpoints").exists():
+    if not checkpoints(run):
         return CHUNK
     done = int(last_checkpoint(run).name.removeprefix("step_"))
     used = series.cumulated(series.read_metrics(run / "metrics.jsonl"))[done - 1]["million tokens"]
@@ -164,12 +169,22 @@ def accuracy_table(title: str, models: dict[str, dict]) -> str:
     return tables.table(title, [{"model": name} for name in models], columns)
 
 
+def outcome_table(evaluated: dict) -> str:
+    """What became of the answers of the main kinds: a row for each part and kind."""
+    rows = []
+    for part, name in PARTS.items():
+        for kind in MAIN:
+            if results := cell(evaluated.get(kind, {}), part):
+                rows.append({"model": f"{name}: {KINDS[kind]}", "by_length": {"": results}})
+    return tables.outcomes(rows)
+
+
 def training_table(directory: Path) -> str:
     """How long each kind trained and what its steps measured: mean and standard deviation over the seeds."""
     columns = {}
-    for kind in ("warm", *TRAINED, "sft"):
+    for kind in ("warm", *RL, "sft", "worked"):
         runs = [path.parent for path in sorted(directory.glob(f"{kind}-*/metrics.jsonl"))]
-        runs = [run for run in runs if list(run.glob("checkpoints/step_*"))]
+        runs = [run for run in runs if checkpoints(run)]
         if runs:
             steps = [series.cumulated(series.read_metrics(run / "metrics.jsonl")) for run in runs]
             columns[kind] = ([minutes_of(run) for run in runs], steps)
@@ -219,7 +234,7 @@ def report(directory: Path, evaluated: dict) -> str:
     if rows:
         parts += ["Paired differences in points, with 95 % intervals. In parentheses: answers gained and lost.",
                   markdown(["difference", *PARTS.values()], rows)]
-    return "\n\n".join([*parts, training_table(directory)]) + "\n"
+    return "\n\n".join([*parts, outcome_table(evaluated), training_table(directory)]) + "\n"
 
 
 def picture(directory: Path, evaluated: dict) -> Path:
@@ -228,14 +243,14 @@ def picture(directory: Path, evaluated: dict) -> Path:
     from matplotlib.figure import Figure
     matplotlib.rcParams.update(STYLE)
     models = []
-    for kind in ("base", "warm", "sft", "rl"):
+    for kind in MAIN:
         cells = {name: cell(evaluated.get(kind, {}), part) for part, name in list(PARTS.items())[:3]}
         rates = {name: [100 * each[rate] for rate in ("accuracy", "low", "high")]
                  for name, each in cells.items() if each}
         if rates:
             models.append((KINDS[kind], {"by_length": rates}))
     groups = {}
-    for kind in TRAINED:
+    for kind in RL:
         paths = sorted(directory.glob(f"{kind}-*/metrics.jsonl"))
         if paths:
             groups[KINDS[kind].replace("RL phase II", "RL in two phases")] = [

@@ -17,9 +17,9 @@ seeds=${SEEDS:-0 1} first=${seeds%% *}
 mkdir -p "$runs/eval"
 . recipes/runs.bash
 
-sft() {   # sft NAME MODEL FLAGS...
-    run "$1" train_sft.py --model "$2" --data "$data/sft.jsonl" --batch-size 16 --learning-rate 1e-4 --warmup-steps 5 \
-        --eval-every 0 --patience 0 --print-every 5 --save-every 20 --keep 1 "${@:3}" $flags
+sft() {   # sft NAME MODEL FILE FLAGS...
+    run "$1" train_sft.py --model "$2" --data "$data/$3.jsonl" --batch-size 16 --learning-rate 1e-4 --warmup-steps 5 \
+        --eval-every 0 --patience 0 --print-every 5 --save-every 20 --keep 1 "${@:4}" $flags
 }
 rl() {   # rl NAME FLAGS...: from the warm-up of the same seed
     run "$1" train_rl.py --model "$(last "warm-${1##*-}")" --data "$data/rl_one.jsonl" "$data/rl_three.jsonl" \
@@ -27,9 +27,9 @@ rl() {   # rl NAME FLAGS...: from the warm-up of the same seed
         --save-every 5 --keep 1 "${@:2}" $flags
 }
 phased() { rl "$@" --phase-lengths 200 520 --phase-steps $phase_steps; }
-sft_instead() {   # sft_instead NAME: SFT for as many minutes as RL took
+sft_instead() {   # sft_instead NAME FILE: SFT for as many minutes as RL took
     local minutes && minutes=$("$python" -m recipes.real "$runs" --minutes "rl-${1##*-}")
-    sft "$1" "$(last "warm-${1##*-}")" --steps 100000 --minutes "$minutes"
+    sft "$1" "$(last "warm-${1##*-}")" "$2" --steps 100000 --minutes "$minutes"
 }
 one_stage() {   # one_stage NAME: documents of all lengths from the start, until the tokens of the phased run are used
     local steps
@@ -50,13 +50,13 @@ export -f sft rl phased sft_instead one_stage evaluate phase_one
 $python -m recipes.real "$runs" --expect "$data" --steps $warmup_steps $phase_steps --seeds $seeds --jobs $JOBS
 
 echo "== 1. Warm-up: SFT on worked answers"
-for_seeds 'sft warm-SEED "$model" --steps $warmup_steps' | both
+for_seeds 'sft warm-SEED "$model" sft --steps $warmup_steps' | both
 
 echo "== 2. RL: phase I on documents of up to 200 tokens, phase II on those of up to 520 and the hard ones of phase I"
 for_seeds 'phased rl-SEED' | both
 
 echo "== 3. Control: SFT instead of RL, for as many minutes"
-for_seeds 'sft_instead sft-SEED' | both
+for_seeds 'sft_instead sft-SEED sft' | both
 
 echo "== 4. Held-out questions, and a first table"
 { echo 'evaluate base "$model"'
@@ -66,7 +66,10 @@ echo "== 4. Held-out questions, and a first table"
              evaluate sft-SEED "$(last sft-SEED)"'; } | both
 $python -m recipes.real "$runs"
 
-echo "== 5. Controls: no retrospective sampling, and one stage with equal tokens"
-printf '%s\n' "phased no_retro-$first --retro-fraction 0" "one_stage single-$first" | both
-for name in no_retro single; do echo "evaluate $name-$first \"\$(last $name-$first)\""; done | both
+controls=(no_retro single)
+if [ -e "$data/control.jsonl" ]; then controls+=(worked); fi
+echo "== 5. Other controls: no retrospective sampling, one stage with equal tokens, SFT on the questions of RL"
+printf '%s\n' "phased no_retro-$first --retro-fraction 0" "one_stage single-$first" \
+    ${controls[2]:+"sft_instead worked-$first control"} | both
+for name in "${controls[@]}"; do echo "evaluate $name-$first \"\$(last $name-$first)\""; done | both
 $python -m recipes.real "$runs"

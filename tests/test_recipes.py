@@ -143,6 +143,8 @@ def test_the_ablations_differ_in_what_they_are_about(tmp_path):
 
 def test_the_real_experiment_differs_in_what_it_is_about(tmp_path):
     """Both seeds of the main run and of SFT instead, the first seed of the other controls, every model evaluated."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/control.jsonl").write_text("{}\n")
     done, calls = commands(tmp_path, "real.sh", "owner/name", str(tmp_path / "data"), SEEDS="3 4")
     assert done.returncode == 0, done.stderr
     runs, evaluated = {}, {}
@@ -155,12 +157,12 @@ def test_the_real_experiment_differs_in_what_it_is_about(tmp_path):
             cfg = flags.parse(SCRIPTS[words[1]].Config, words[2:])
             assert f"-{cfg.seed}" == cfg.name[-2:]
             runs[cfg.name] = dataclasses.asdict(cfg)
-    kinds = ("warm", "rl", "sft", "no_retro", "single")
+    kinds = ("warm", "rl", "sft", "no_retro", "single", "worked")
     assert runs.keys() == {f"{kind}-{seed}" for kind in kinds for seed in (3, 4) if seed == 3 or kind in kinds[:3]}
     for one, other, differing in (
             ("rl-3", "no_retro-3", {"retro_fraction"}), ("rl-3", "rl-4", {"model", "seed"}),
             ("rl-3", "single-3", {"phase_lengths", "lengths", "phase_steps", "steps"}),
-            ("warm-3", "sft-3", {"model", "steps", "minutes"})):
+            ("warm-3", "sft-3", {"model", "steps", "minutes"}), ("sft-3", "worked-3", {"data"})):
         a, b = runs[one], runs[other]
         assert {name for name in a if a[name] != b[name]} == differing | {"name"}, (one, other)
     assert runs["sft-3"]["minutes"] == 1.5 and runs["rl-3"]["phase_lengths"] == (200, 520)

@@ -36,7 +36,8 @@ def test_a_cell_by_hand():
     assert made["all"] == pytest.approx({
         "accuracy": 1 / 3, "low": interval(1 / 3, 3)[0], "high": interval(2 / 3, 3)[1], "questions": 3,
         "mean_length": 3.5, "clipped_ratio": 1 / 6, "unscorable": 2, "cut": 2, "pass@1": 1 / 3, "pass@2": 2 / 3})
-    assert made["by_length"] == {"all": {**made["all"], "outcomes": outcomes}} and made["by_task"] == made["by_source"] == {}
+    assert made["by_length"] == {"all": {**made["all"], "outcomes": outcomes}}
+    assert made["by_task"] == made["by_source"] == {}
     assert made["average"] is None and list(made) == ["model", "all", "by_length", "by_task", "by_source", "average"]
     alone = summary((asked(), [0.5]))["all"]
     assert list(alone) == ["accuracy", "low", "high", "questions", "mean_length", "clipped_ratio", "outcomes"]
