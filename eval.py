@@ -22,11 +22,11 @@ from functools import cache
 from pathlib import Path
 
 from nanoqwenlong.ops import flags, presets
-from nanoqwenlong.ops.settings import Machine, computing_dtype, fixed
+from nanoqwenlong.ops.settings import Common, computing_dtype, fixed
 
 
 @dataclass(frozen=True)
-class Config(Machine):
+class Config(Common):
     preset: str = ""                    # a named set of values, listed below. Those of models read them from models/
     model: tuple[str, ...] = ("assets/nano-base", "assets/nano-sft")    # directories or hub ids, a row each
     seed: int = 0                       # decides every sample
@@ -76,10 +76,12 @@ from nanoqwenlong.ops import exits, files
 from nanoqwenlong.ops.console import printable, say
 from nanoqwenlong.pretrained import hub
 from nanoqwenlong.pretrained.digest import file_digest, model_digests
+from nanoqwenlong.pretrained.template import read_template
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.pretrained.weights import read_config, read_json
 
-SETTINGS = ("task", "samples", "temperature", "top_p", "max_new_tokens", "max_prompt_tokens", "seed")
+SETTINGS = ("task", "samples", "temperature", "top_p", "max_new_tokens", "max_prompt_tokens", "seed",
+            "prompt_template")
 OUTPUTS = ("settings.json", "answers.jsonl", "results.json", "table.md")       # in --out
 
 
@@ -91,13 +93,15 @@ def main(cfg: Config) -> None:
         raise ConfigError("--difficulty and --keep-correct are about one model: give one --model")
     build.check_judge(cfg)
     check_outputs(cfg)
-    cfg = replace(cfg, model=tuple(str(Path(directory)) for directory in cfg.model))       # DIR/ is DIR
+    cfg = replace(cfg, model=tuple(str(Path(directory)) for directory in cfg.model),       # DIR/ is DIR
+                  prompt_template=read_template(cfg.prompt_template))
     device = parallel.start(cfg.device, cfg.timeout_minutes)
     first = parallel.rank() == 0
     places = {name: hub.directory(name) for name in cfg.model}                 # {as it was given: its directory}
 
     # 2. Questions, judge, and the answers that --out holds already
-    examples = build.questions(cfg, say if first else lambda text: None, "heldout")
+    tell = say if first else lambda text: None
+    examples = build.questions(cfg, tell, "heldout")
     judge = build.judge_of(cfg, os.environ.get("JUDGE_API_KEY", ""), device, computing_dtype(cfg))
     settings, saved = settings_of(cfg), None
     if cfg.out:
@@ -110,7 +114,7 @@ def main(cfg: Config) -> None:
     # 3. One model after another: answer, score, write what was asked for
     models, failures = [], []
     for name, directory in places.items():
-        tokenizer = Tokenizer(directory)
+        tokenizer = build.prepared(Tokenizer(directory), cfg.prompt_template, tell)
         asked, _ = data.tokenize(examples, tokenizer, cfg.max_prompt_tokens, cut=True)
         longest_prompt = max(len(example.prompt_ids) for example in asked)
         read_config(directory).require_window(longest_prompt + cfg.max_new_tokens - 1)
@@ -172,7 +176,7 @@ def open_out(cfg: Config, places: dict[str, str]) -> tuple[dict, str]:
     if not record.exists():
         return settings, f"{out} holds answers, but no settings.json that says how they were made: take another --out"
     try:
-        before = read_json(record)
+        before = {"prompt_template": "", **read_json(record)}
     except ModelError as error:
         return settings, str(error)
     for name, now in settings.items():
@@ -189,7 +193,7 @@ def check_outputs(cfg: Config) -> None:
     """Raises ConfigError unless every output can be written, and none is the same as another one or as an input."""
     outputs = [Path(name).resolve() for name in (cfg.difficulty, cfg.keep_correct) if name]
     in_out = [(Path(cfg.out) / name).resolve() for name in OUTPUTS if cfg.out]
-    used = [*outputs, *in_out, *(Path(name).resolve() for name in cfg.data)]
+    used = [*outputs, *in_out, *(Path(name).resolve() for name in (*cfg.data, cfg.prompt_template))]
     for path in (*outputs, *in_out):
         if used.count(path) > 1:
             raise ConfigError(f"{path} would be written over: give every output a file of its own")

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanoqwenlong.ops import flags
-from nanoqwenlong.ops.settings import Machine, computing_dtype, fixed
+from nanoqwenlong.ops.settings import Common, computing_dtype, fixed
 
 
 @dataclass(frozen=True)
-class Config(Machine):
+class Config(Common):
     model: str = "assets/nano-sft"      # a Hugging Face directory or hub id
     document: str = ""                  # a UTF-8 text file
     question: str = ""
@@ -30,7 +30,7 @@ if __name__ == "__main__":
 
 import torch
 
-from nanoqwenlong import data, rewards
+from nanoqwenlong import build, data, rewards
 from nanoqwenlong.engine.kvcache import blocks_for
 from nanoqwenlong.errors import ConfigError, DataError
 from nanoqwenlong.generate import Generator
@@ -38,6 +38,7 @@ from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import exits
 from nanoqwenlong.ops.console import say
 from nanoqwenlong.pretrained import hub
+from nanoqwenlong.pretrained.template import read_template
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.records import Example
 
@@ -47,7 +48,7 @@ def main(cfg: Config) -> None:
     if not cfg.document or not cfg.question.strip():
         raise ConfigError("sample.py needs --document FILE and --question \"...\"")
     directory = hub.directory(cfg.model)
-    tokenizer = Tokenizer(directory)
+    tokenizer = build.prepared(Tokenizer(directory), read_template(cfg.prompt_template), lambda sentence: None)
     model = Qwen.from_pretrained(directory, computing_dtype(cfg), cfg.device)
     try:
         document = Path(cfg.document).read_text(encoding="utf-8-sig")

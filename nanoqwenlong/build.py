@@ -15,7 +15,8 @@ from .generate import Generator
 from .model import Qwen
 from .pretrained import hub
 from .pretrained.digest import model_digests
-from .pretrained.tokenizer import Tokenizer
+from .pretrained.template import PROMPT
+from .pretrained.tokenizer import TEMPLATE, Tokenizer
 from .pretrained.weights import read_json
 from .records import Example
 from .reward.judge import TRUNCATED, Complete, Judge
@@ -74,9 +75,21 @@ def read_difficulty(path: Path, known) -> dict[str, float]:
 
 def tokenizer(cfg, run) -> Tokenizer:
     """The tokenizer of the checkpoint that the run resumes from, or else of --model."""
-    if cfg.model == "new" and run.source is None:
-        return toy.new_model(cfg.seed)[1]
-    return Tokenizer(run.source or cfg.model)
+    is_new = cfg.model == "new" and run.source is None
+    made = toy.new_model(cfg.seed)[1] if is_new else Tokenizer(run.source or cfg.model)
+    return prepared(made, cfg.prompt_template, run.log.say)
+
+
+def prepared(tokenizer: Tokenizer, prompt_template: str, say: Callable[[str], None]) -> Tokenizer:
+    """The same tokenizer, which asks with this prompt template, or if it is "" with that of its directory. Says what a
+    user may not expect."""
+    if prompt_template:
+        tokenizer.use_template(prompt_template)
+    elif tokenizer.prompt_template != PROMPT:
+        say(f"prompts are written by {tokenizer.directory / TEMPLATE}")
+    if (size := len(tokenizer.backend.encode("</think>", add_special_tokens=False).ids)) > 1:
+        say(f"this vocabulary spells </think> with {size} tokens, which works too: rewards read the text")
+    return tokenizer
 
 
 def policy(cfg, run) -> Qwen:

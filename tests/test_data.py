@@ -219,6 +219,7 @@ class Characters:
         eos_token_id = 0
 
     eos_id = 0
+    prompt_fields = ("document", "question")
 
     def __init__(self):
         self.encoded = []

@@ -27,7 +27,9 @@ def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int, cut
         if num_cut and not cut:
             continue
         if num_cut:
-            turns = range(1, len(parts), 2) if example.messages else [1]
+            turns = range(1, len(parts), 2)
+            if not example.messages:
+                turns = [1 + 2 * tokenizer.prompt_fields.index("document")]
             longest = max(turns, key=lambda turn: len(parts[turn]))
             room = len(parts[longest]) - num_cut
             if room <= 0:
@@ -48,16 +50,16 @@ def tokenize(examples: Sequence[Example], tokenizer, max_prompt_tokens: int, cut
 def _prompts(examples: Sequence[Example], tokenizer) -> Iterator[tuple[Example, list[array]]]:
     """Each example with the ids of its prompt in parts: by turns the template's and the example's, the template's
     first. Equal texts are encoded once. Their ids are kept until the last example that has them."""
-    uses = Counter(hash(text) for example in examples for text in _texts(example))
+    uses = Counter(hash(text) for example in examples for text in _texts(example, tokenizer))
     encoded: dict[str, array] = {}
     for start in range(0, len(examples), BATCH):
         batch = examples[start:start + BATCH]
-        texts = [text for example in batch for text in _texts(example)]
+        texts = [text for example in batch for text in _texts(example, tokenizer)]
         new = [text for text in dict.fromkeys(texts) if text not in encoded]
         encoded.update(zip(new, tokenizer.encode_batch(new)))
         for example in batch:
             parts = [array("i", piece) for piece in _pieces(example, tokenizer)]
-            for place, text in enumerate(_texts(example)):
+            for place, text in enumerate(_texts(example, tokenizer)):
                 parts.insert(2 * place + 1, encoded[text])
             yield example, parts
         uses.subtract(map(hash, texts))
@@ -66,12 +68,12 @@ def _prompts(examples: Sequence[Example], tokenizer) -> Iterator[tuple[Example, 
                 encoded.pop(text, None)
 
 
-def _texts(example: Example) -> list[str]:
-    """What a prompt holds beside the template."""
+def _texts(example: Example, tokenizer) -> list[str]:
+    """What a prompt holds beside the template, in the template's order."""
     if example.messages:
         return [content for _, content in example.messages]
-    document = example.document.strip()
-    return [document] if example.task == "text" else [document, example.question.strip()]
+    names = ["document"] if example.task == "text" else tokenizer.prompt_fields
+    return [getattr(example, name).strip() for name in names]
 
 
 def _pieces(example: Example, tokenizer) -> Sequence[Sequence[int]]:

@@ -26,6 +26,7 @@ import torch
 
 from .. import errors, parallel
 from ..pretrained import hub
+from ..pretrained.template import read_template
 from . import checkpoint, exits, files, flags
 from .directory import Directory
 from .log import Log, progress
@@ -56,7 +57,8 @@ class Run:
         directory = None if cfg.dry_run or parallel.rank() > 0 else Path(cfg.runs_dir, cfg.name)
         self.log = Log(directory, quiet=parallel.rank() > 0)
         places = {name: hub.directory(getattr(cfg, name)) for name in ("model", "judge") if hasattr(cfg, name)}
-        self.config = cfg = replace(cfg, **places)             # a snapshot of the hub, so that another one is noticed
+        # What a run records is a snapshot of the hub and the template's text, so that others are noticed
+        self.config = cfg = replace(cfg, **places, prompt_template=read_template(cfg.prompt_template))
         settings = flags.as_json(cfg)
         try:
             if not cfg.dry_run:

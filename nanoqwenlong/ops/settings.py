@@ -17,7 +17,10 @@ def fixed(default, least: float = 0):
 
 
 @dataclass(frozen=True)
-class Machine:
+class Common:
+    # prompts
+    prompt_template: str = ""           # a text file with {document} and {question}. None: prompt_template.txt of
+                                        # --model, or else the paper's template
     # machine
     device: str = free("cpu")           # under torchrun, "cuda" gives each process its own GPU
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # what the model computes in. auto: bfloat16 on a
@@ -28,7 +31,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Settings(Machine):
+class Settings(Common):
     # the run
     preset: str = free("")              # a named set of values that replace these defaults, listed below
     name: str = free("run")             # the run is kept in RUNS_DIR/NAME

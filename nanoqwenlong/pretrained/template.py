@@ -1,4 +1,8 @@
-"""The prompt, which no other file knows: its text, and the marks by which its parts are found again."""
+"""The prompt, which no other file knows: its text, another one from a file, and the marks of its parts."""
+
+from pathlib import Path
+
+from ..errors import DataError
 
 # QwenLong-L1, Table 1. Document and question are stripped before they are filled in.
 PROMPT = """Please read the following text and answer the question below.
@@ -10,7 +14,28 @@ PROMPT = """Please read the following text and answer the question below.
 {question}
 
 Format your response as follows: "Therefore, the answer is (insert answer here)"."""
+FIELDS = ("document", "question")
 BEFORE_DOCUMENT, AFTER_DOCUMENT, AFTER_QUESTION = "<text>", "</text>", "Format your response as follows"
+
+
+def read_template(path: str | Path) -> str:
+    """The prompt template in this text file, without the line ends after it. "" for no path. Only {document} and
+    {question} are fields, other braces are text. Raises DataError if one of the two is missing or stands twice."""
+    if not path:
+        return ""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig").rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 at byte {error.start}") from None
+    for name in FIELDS:
+        if (count := text.count(f"{{{name}}}")) != 1:
+            raise DataError(f"{path} has {{{name}}} {count} times; a prompt template needs it once")
+    return text
+
+
+def fields_of(template: str) -> list[str]:
+    """"document" and "question" in the order in which the template has them."""
+    return sorted(FIELDS, key=lambda name: template.index(f"{{{name}}}"))
 
 
 def document_in(turn: str) -> str:

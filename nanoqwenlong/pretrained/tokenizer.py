@@ -19,13 +19,14 @@ from pathlib import Path
 
 from ..errors import DataError, ModelError
 from .config import quiet_transformers, require
-from .template import PROMPT
+from .template import PROMPT, fields_of, read_template
 from .weights import read_json, write_json
 
 Messages = Sequence[tuple[str, str]]           # (role, content)
 TURN = "\ue000turn {}\ue000"                   # a placeholder that no template contains
 THINK = ("<think>", "</think>")
-FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
+TEMPLATE = "prompt_template.txt"               # in the directories of models that were trained with --prompt-template
+FILES = (TEMPLATE, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
          "added_tokens.json", "vocab.json", "merges.txt", "generation_config.json")
 TODAY = datetime(2025, 1, 1)                   # the date in every prompt whose template prints today's
 CLOCK = re.compile(r"""strftime_now\(\s*(['"])([^'"]*)\1\s*\)""")
@@ -46,7 +47,8 @@ class Tokenizer:
         inside = sorted(directory.glob("**/tokenizer.json"))               # of a run: those of its checkpoints
         advice = f"is {inside[-1].parent} meant?" if inside else "save a fast one there"
         require("tokenizer.json" in self.files, f"{directory} has no tokenizer.json; {advice}")
-        for name in self.files.keys() - {"chat_template.jinja", "merges.txt"}:
+        self.prompt_template = read_template(directory / TEMPLATE) if TEMPLATE in self.files else PROMPT
+        for name in self.files.keys() - {TEMPLATE, "chat_template.jinja", "merges.txt"}:
             read_json(directory / name)
         with quiet_transformers(f"{directory}/tokenizer.json cannot be used"):
             self.backend = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -77,6 +79,10 @@ class Tokenizer:
         rows = config.get("vocab_size", self.vocab_size)
         require(type(rows) is int and self.vocab_size <= rows,       # fewer is fine: Qwen pads its embedding
                 f"{directory}: tokenizer and model differ, ids up to {self.vocab_size - 1} but {rows} rows")
+
+    def use_template(self, text: str) -> None:
+        """Ask with this prompt template from now on, as read_template returns it. save_pretrained writes it."""
+        self.prompt_template, self.files[TEMPLATE] = text, text.encode()
 
     def _end_tokens(self, config: dict) -> tuple[int, ...]:
         path = self.directory / "generation_config.json"
@@ -142,15 +148,24 @@ class Tokenizer:
 
     @property
     def prompt_pieces(self) -> list[list[int]]:
-        """The ids before the document, between document and question, and after the question. Raises ModelError."""
-        places = ("\ue000document\ue000", "\ue000question\ue000")     # no template contains these
-        content = PROMPT.format(document=places[0], question=places[1])
+        """The ids before, between and after document and question (in the order of `prompt_fields`). Raises ModelError.
+        """
+        content, places = self.prompt_template, []
+        for name in self.prompt_fields:
+            places.append(f"\ue000{name}\ue000")               # no template contains these
+            content = content.replace(f"{{{name}}}", places[-1])
         return self._around([("user", content)], places)[1]
+
+    @property
+    def prompt_fields(self) -> list[str]:
+        """"document" and "question", in the order of the prompt template."""
+        return fields_of(self.prompt_template)
 
     def prompt(self, document_ids: Sequence[int], question_ids: Sequence[int]) -> list[int]:
         """The ids of a question about a document, open for the answer."""
-        before, between, after = self.prompt_pieces
-        return [*before, *document_ids, *between, *question_ids, *after]
+        ids = {"document": document_ids, "question": question_ids}
+        (first, second), (before, between, after) = self.prompt_fields, self.prompt_pieces
+        return [*before, *ids[first], *between, *ids[second], *after]
 
     def chat(self, messages: Messages) -> list[int]:
         """The ids of a chat, open for the answer. Contents are plain text. Raises ModelError for a template that
