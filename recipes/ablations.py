@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -236,11 +237,16 @@ def main(argv: list[str]) -> None:
         say(" ".join(dict.fromkeys(models(args.directory, *args.models).values())))
         return
     seeds = seeds_of(args.directory)
-    text = tables(args.directory, seeds)
-    (args.directory / "table.md").write_text(text, encoding="utf-8")
+    publish(args.directory, tables(args.directory, seeds),
+            lambda: picture(args.directory, seeds, args.directory / "ablations.png"))
+
+
+def publish(directory: Path, text: str, draw: Callable[[], Path]) -> None:
+    """Print the tables, write them to table.md, and draw the picture if matplotlib is installed."""
+    (directory / "table.md").write_text(text, encoding="utf-8")
     say(text)
     try:
-        say(f"wrote {picture(args.directory, seeds, args.directory / 'ablations.png')}")
+        say(f"wrote {draw()}")
     except ImportError:
         tell('no picture: matplotlib is not installed (pip install ".[plots]")', sys.stderr)
 
