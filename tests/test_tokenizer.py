@@ -622,6 +622,64 @@ def test_a_hole_inside_the_vocabulary_shows_too(tmp_path):
     assert tokenizer.decode([420, hole, 420]) == f"zzz<|id {hole}|>zzz"
 
 
+# Llama 2's tokenizer, which writes a space before every text
+
+def save_llama2(directory: Path, normalizer, pre_tokenizer, template: str) -> Tokenizer:
+    """Byte fallback, no token for <think>, and the space as a normaliser or a pre-tokenizer writes it."""
+    from tokenizers import Tokenizer as BPE
+    from tokenizers import models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    bpe = BPE(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace()
+    bpe.train_from_iterator([PROMPT, "We showed Tom Oslo. Where does Tom live?"] * 3, trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<unk>", "<s>", "</s>", *map("<0x{:02X}>".format, range(256))],
+        show_progress=False))
+    space = {"String": "▁"}
+    file = json.loads(bpe.to_str()) | {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "decoder": {
+        "type": "Sequence", "decoders": [{"type": "Replace", "pattern": space, "content": " "},
+                                         {"type": "ByteFallback"}, {"type": "Fuse"},
+                                         {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}}
+    file["added_tokens"] = file["added_tokens"][:3]
+    hf = PreTrainedTokenizerFast(tokenizer_object=BPE.from_str(json.dumps(file)), eos_token="</s>", bos_token="<s>")
+    hf.chat_template = template
+    hf.save_pretrained(directory)
+    return Tokenizer(directory)
+
+
+SPACES = {
+    "legacy": ({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, {
+        "type": "Replace", "pattern": {"String": " "}, "content": "▁"}]}, None),
+    **{scheme: (None, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False})
+       for scheme in ("first", "always", "never")}}
+LLAMA2 = "{{ bos_token }}{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endfor %}"
+TINY = ("{% for m in messages %}{{ '<|user|>\\n' + m['content'] + eos_token + '\\n' }}{% endfor %}"
+        "{{ '<|assistant|>\\n' }}")
+
+
+@pytest.mark.parametrize("template", [LLAMA2, TINY])
+@pytest.mark.parametrize("scheme", SPACES)
+def test_a_space_that_a_tokenizer_writes_before_texts_stands_only_where_transformers_writes_it(scheme, template,
+                                                                                              tmp_path):
+    """The ids of a prompt are those of the whole text, and a response reads as it was taught."""
+    tokenizer = save_llama2(tmp_path, *SPACES[scheme], template)
+    document, question = "We showed Tom Oslo.\nAnn left.", "Where does Tom live?"
+    content = PROMPT.replace("{document}", document).replace("{question}", question)
+    theirs = tokenizer.hf.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True,
+                                              tokenize=False)
+    ids = tokenizer.prompt(tokenizer.encode(document), tokenizer.encode(question))
+    assert ids == tokenizer.backend.encode(theirs, add_special_tokens=False).ids
+    assert tokenizer.backend.decode(tokenizer.chat([("user", content)])) == tokenizer.backend.decode(ids)
+    for text in ("<think>We showed Tom Oslo.</think> Therefore, the answer is Oslo.", "Oslo", "\nOslo  \n x", "漢字é"):
+        assert tokenizer.response(tokenizer.encode_response(text)) == text
+
+
+def test_a_tokenizer_model_alone_is_answered_with_what_makes_it_a_tokenizer_json(toy_directory, tmp_path):
+    shutil.copytree(toy_directory, tmp_path / "m")
+    (tmp_path / "m/tokenizer.json").rename(tmp_path / "m/tokenizer.model")
+    with pytest.raises(ModelError, match="no tokenizer.json; transformers makes it of tokenizer.model: AutoTokenizer"):
+        Tokenizer(tmp_path / "m")
+
+
 # Exported metadata agrees with the content
 
 def metadata(directory: Path) -> dict:

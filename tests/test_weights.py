@@ -115,6 +115,18 @@ def test_a_tied_directory_may_repeat_the_head(tmp_path):
     assert (Qwen.from_pretrained(tmp_path).logits(IDS) - expected).abs().max() <= 1e-5
 
 
+def test_ropes_frequencies_in_old_files_of_llama_are_passed_over(tmp_path):
+    """transformers 4 wrote them, and 5 leaves them out."""
+    random_hf("llama").save_pretrained(tmp_path)
+    expected = hf_logits(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for layer in range(3):
+        tensors[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(hf_logits(tmp_path), expected)
+    assert (Qwen.from_pretrained(tmp_path).logits(IDS) - expected).abs().max() <= 1e-5
+
+
 # What is refused
 
 @pytest.fixture(scope="module")
@@ -171,6 +183,7 @@ BAD_CONFIGS = {
                           ["mlp_bias"]),
     "interleaved rope": ({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rope_interleaved": True},
                          ["rope_interleaved"]),
+    "dropout": ({"attention_dropout": 0.1}, ["attention_dropout"]),
     "activation": ({"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
     "heads do not divide": ({"num_key_value_heads": 3}, ["num_attention_heads (4)", "num_key_value_heads (3)"]),
     "no heads": ({"num_key_value_heads": 0}, ["num_key_value_heads"]),

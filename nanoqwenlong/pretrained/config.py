@@ -125,6 +125,7 @@ class ModelConfig:
             (not getattr(hf, "use_sliding_window", False), "use_sliding_window is true; only full attention works"),
             (not getattr(hf, "mlp_bias", False), "mlp_bias is true; only MLPs without biases work"),
             (not source.get("rope_interleaved"), "rope_interleaved is true; only rope by halves works"),
+            (not getattr(hf, "attention_dropout", 0), "attention_dropout is set; only 0 works"),
             (hf.hidden_act == "silu", f"hidden_act is {hf.hidden_act!r}; only 'silu' is supported"),
             (H % K == 0, f"num_attention_heads ({H}) is not a multiple of num_key_value_heads ({K})"),
             (k <= num_experts, f"num_experts_per_tok ({k}) is more than num_experts ({num_experts})"),

@@ -2,7 +2,8 @@
 
 A document may contain `<|im_end|>`, which must never become a special token. So the chat template is rendered around
 placeholders and cut there. Its pieces are encoded with the special tokens, contents by a second tokenizer that has
-none. (transformers' `split_special_tokens` leaves tokens that are added but not special.)
+none. (transformers' `split_special_tokens` leaves tokens that are added but not special.) Llama 2's tokenizer writes a
+space before every text. The second one does not, because contents continue a text.
 
 All ids are those of tokenizer.json, which transformers would read with its own rules for a model that it knows. So
 transformers only reads the template and the names of special tokens.
@@ -46,6 +47,8 @@ class Tokenizer:
         self.files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
         inside = sorted(directory.glob("**/tokenizer.json"))               # of a run: those of its checkpoints
         advice = f"is {inside[-1].parent} meant?" if inside else "save a fast one there"
+        if (directory / "tokenizer.model").is_file():
+            advice = "transformers makes it of tokenizer.model: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
         require("tokenizer.json" in self.files, f"{directory} has no tokenizer.json; {advice}")
         self.prompt_template = read_template(directory / TEMPLATE) if TEMPLATE in self.files else PROMPT
         for name in self.files.keys() - {TEMPLATE, "chat_template.jinja", "merges.txt"}:
@@ -65,8 +68,10 @@ class Tokenizer:
         self.eos_id = self.eos_ids[0] if self.hf.eos_token_id is None else self.hf.eos_token_id
 
         plain = json.loads(self.backend.to_str()) | {"added_tokens": [], "post_processor": None}
-        self.plain = tokenizers.Tokenizer.from_str(json.dumps(plain))
+        continued = plain | {part: without_prefix(plain[part]) for part in ("normalizer", "pre_tokenizer")}
+        self.plain, self.writes_prefix = tokenizers.Tokenizer.from_str(json.dumps(continued)), continued != plain
         added = self.backend.get_added_tokens_decoder()                        # {id: token}
+        self.added = re.compile("|".join(re.escape(token.content) for token in added.values()) or "(?!)")
         self.ids, self.special_ids = frozenset(ids.values()), frozenset(added)
         self.templates: dict[tuple, tuple[list[str], list[list[int]]]] = {}    # {messages: see _around}
         texts, _ = self._around([("user", TURN)], [TURN])
@@ -112,8 +117,15 @@ class Tokenizer:
                 does = "drops" if 0 in counts else "repeats" if max(counts) > 1 else "reorders"
                 raise ModelError(f"{self.directory}: the chat template {does} what is said in {_turns(messages)}")
             texts = re.split("|".join(map(re.escape, places)), text)
-            self.templates[key] = texts, [self.backend.encode(text, add_special_tokens=False).ids for text in texts]
+            ids = [self.backend.encode(texts[0], add_special_tokens=False).ids]
+            self.templates[key] = texts, ids + [self._encode_template(text) for text in texts[1:]]
         return self.templates[key]
+
+    def _encode_template(self, text: str) -> list[int]:
+        """The ids of a template's text after a placeholder. Up to its first added token it continues what is there."""
+        match = self.added.search(text)
+        start = 0 if not self.writes_prefix else match.start() if match else len(text)
+        return self.encode(text[:start]) + self.backend.encode(text[start:], add_special_tokens=False).ids
 
     def digest(self) -> str:
         """A SHA-256 of all that the template has written so far, as text and as ids, in hexadecimal."""
@@ -143,7 +155,7 @@ class Tokenizer:
             raise DataError(f"the response thinks, but the chat template of {self.directory} ends the thinking before "
                             "the answer: leave the thoughts out, or change the template")
         for piece in re.split("(</?think>)", text):
-            ids += self.backend.encode(piece, add_special_tokens=False).ids if piece in THINK else self.encode(piece)
+            ids += self._encode_template(piece) if piece in THINK else self.encode(piece)
         return [*ids, self.eos_id]
 
     @property
@@ -221,6 +233,16 @@ class Tokenizer:
         config, template = json.loads(self.files.get("tokenizer_config.json", b"{}")), self.hf.chat_template
         if isinstance(template, str) and config.get("chat_template", template) != template:
             write_json(directory / "tokenizer_config.json", {**config, "chat_template": template})
+
+
+def without_prefix(part):
+    """A normaliser or pre-tokenizer of tokenizer.json that writes no space before a text, but is otherwise the same."""
+    if isinstance(part, dict) and part.get("type") == "Prepend":
+        return None
+    if isinstance(part, dict):
+        options = {"add_prefix_space": False, "prepend_scheme": "never"}
+        return {name: options[name] if name in options else without_prefix(value) for name, value in part.items()}
+    return list(filter(None, map(without_prefix, part))) if isinstance(part, list) else part
 
 
 def _listed(config: dict) -> list:

@@ -117,6 +117,8 @@ def find_tensors(directory: str | Path, expected: dict[str, torch.Size], optiona
     for name in sorted(shapes.keys() - files.keys()):
         raise ModelError(f"{directory} lacks the tensor {name} (shape {tuple(shapes[name])}) that config.json needs")
     for name in sorted(files.keys() - shapes.keys() - set(optional)):
+        if name.endswith("rotary_emb.inv_freq"):               # in old Llamas: rope's frequencies, which are computed
+            continue
         twice = re.sub(r"\.experts\.\d+\..+", ".experts.gate_up_proj", name) in shapes.keys() - {name}
         why = "beside fused experts; it should be there once" if twice else "but config.json has no place for it"
         raise ModelError(f"{directory} holds {name}, {why}")
