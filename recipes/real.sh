@@ -4,27 +4,28 @@
 #
 #     bash recipes/real.sh MODEL DATA      a Hugging Face directory or hub id, and the folder of recipes/real_data.py
 #
-# Variables: SEEDS="0 1", WARMUP_STEPS=50, PHASE_STEPS="60 60", RUNS=runs/real, JOBS=2 (runs at a time), and FLAGS for
-# all scripts, for example "--threads 2". The controls of section 5 have the first seed only.
+# Variables: SEEDS="0 1", WARMUP_STEPS=50, PHASE_STEPS="60 60", RUNS=runs/real, JOBS=2 (runs at a time), RESUME=changed
+# (after an edit of the code), and FLAGS for all scripts, for example "--threads 2". The controls of section 5 have the
+# first seed only.
 set -euo pipefail
 [ $# = 2 ] || { sed -n '1s/.*/usage:/p; 2,/^[^#]/s/^#\( \|$\)//p' "$0" >&2; exit 78; }
 if [ -d "$1" ]; then model=$(realpath "$1"); else model=$1; fi
 data=$(realpath "$2")
 cd "$(dirname "$0")/.."
 export model data python=${PYTHON:-python} runs=${RUNS:-runs/real} flags=${FLAGS:-} JOBS=${JOBS:-2}
-export warmup_steps=${WARMUP_STEPS:-50} phase_steps=${PHASE_STEPS:-60 60}
+export resume=${RESUME:-auto} warmup_steps=${WARMUP_STEPS:-50} phase_steps=${PHASE_STEPS:-60 60}
 seeds=${SEEDS:-0 1} first=${seeds%% *}
 mkdir -p "$runs/eval"
 . recipes/runs.bash
 
 sft() {   # sft NAME MODEL FILE FLAGS...
     run "$1" train_sft.py --model "$2" --data "$data/$3.jsonl" --batch-size 16 --learning-rate 1e-4 --warmup-steps 5 \
-        --eval-every 0 --patience 0 --print-every 5 --save-every 20 --keep 1 "${@:4}" $flags
+        --eval-every 0 --patience 0 --print-every 5 --save-every 20 --keep 1 --resume "$resume" "${@:4}" $flags
 }
 rl() {   # rl NAME FLAGS...: from the warm-up of the same seed
     run "$1" train_rl.py --model "$(last "warm-${1##*-}")" --data "$data/rl_one.jsonl" "$data/rl_three.jsonl" \
         --prompts-per-step 8 --group-size 8 --temperature 0.7 --max-new-tokens 44 --learning-rate 2e-5 \
-        --save-every 5 --keep 1 "${@:2}" $flags
+        --save-every 5 --keep 1 --resume "$resume" "${@:2}" $flags
 }
 phased() { rl "$@" --phase-lengths 200 520 --phase-steps $phase_steps; }
 sft_instead() {   # sft_instead NAME FILE: SFT for as many minutes as RL took
