@@ -28,7 +28,7 @@ def healthy(num_steps: int = 60) -> list[dict]:
                      "completions/clipped_ratio": rng.uniform(0, 0.2), "sampling/informative": round(16 * (1 - alike)),
                      "kl": 0.03 * done + rng.uniform(0, 0.02), "updates": 1, "loss": rng.uniform(-1, 1),
                      "grad_norm": rng.uniform(0.5, 3), "judge/error_rate": rng.choice((0, 0, 0.1)),
-                     "judge/canaries_wrong": int(step % 10 == 5), "rollout_gap": rng.uniform(0, 0.3),
+                     "judge/canaries_wrong": int(step % 10 == 5), "rollout_gap": rng.uniform(0, 0.19),
                      **({"retro/pool": 5} if phase == 2 else {})})
     return rows
 
@@ -109,7 +109,7 @@ def filled(count: int = WINDOW, **values) -> list[dict]:
     ("retrospective pool empty", filled(retro__pool=1), filled(retro__pool=0)),
     ("retrospective pool empty", filled(1, retro__pool=1) + filled(9, retro__pool=0), filled(1, retro__pool=0)),
     ("retrospective pool empty", filled(retro__pool=0, retro__frac=0.1), filled(retro__pool=0, retro__frac=0.0)),
-    ("rollout gap large", filled(rollout_gap=0.49), filled(rollout_gap=0.51)),
+    ("rollout gap large", filled(rollout_gap=0.19), filled(rollout_gap=0.21)),
     ("rollout gap large", filled(5, rollout_gap=0.1) + filled(4, rollout_gap=99.0), filled(1, rollout_gap=9.0)),
     ("groups all alike", filled(frac_reward_zero_std=0.95), filled(frac_reward_zero_std=0.96))])
 def test_thresholds(name, fine, bad):
@@ -126,7 +126,9 @@ def test_thresholds(name, fine, bad):
     ("groups all alike", filled(frac_reward_zero_std=1, reward=None), ("100% of the groups", "--max-refills")),
     ("judge failing", filled(judge__canaries_wrong=2, judge__error_rate=0.5), ("10 of 10", "50%", "--judge-model")),
     ("KL spikes", filled(8, kl=0.02) + filled(1, kl=2.5) + filled(1, kl=0.5), ("2.5", "2 of 10", "0.02", "--learning")),
-    ("rollout gap large", filled(rollout_gap=2.0), ("2 in", "7.4", "--dtype"))])
+    ("rollout gap large", filled(rollout_gap=2.0), ("2 in", "7.4", "more than rounding", "--dtype")),
+    ("rollout gap large", filled(rollout_gap=0.51), ("0.51", "more than rounding")),
+    ("rollout gap large", filled(rollout_gap=0.3), ("0.3 in", "1.3)", "bfloat16 rounds", "--dtype float32"))])
 def test_sentences_give_the_figure_and_what_to_do(name, rows, words):
     assert all(word in found(rows)[name] for word in words) and "\n" not in found(rows)[name]
 

@@ -146,6 +146,11 @@ def alike(rows: Rows):
     return share > 0.95 and (share, advice)
 
 
+def gap(limit: float) -> Callable:
+    """At 0.2 the rounding of one token changes its ratio as much as clipping (0.8 to 1.28) allows a whole update."""
+    return lambda rows: (level := median(measured(rows, "rollout_gap") or [0])) > limit and (level, exp(min(level, 99)))
+
+
 RULES = (                               # (name, check, sentence). For each name the first rule that applies counts
     ("answers cut off", above(0.5, "completions/clipped_ratio"), "{0:.0%} of the answers were truncated at "
      "--max-new-tokens and can earn nothing; if they ramble or repeat themselves, warm up with train_sft.py; if they "
@@ -166,10 +171,13 @@ RULES = (                               # (name, check, sentence). For each name
      "the median of {3:.2g}; lower --learning-rate or --max-grad-norm, or raise --kl-coef"),
     ("retrospective pool empty", pool_empty, "no example of earlier phases is hard enough to come back; raise "
      "--retro-hard-below, or give --difficulty. If they are simply solved, shorten the earlier --phase-steps"),
-    # Rounding gives about 1e-5 in float32, 0.02 to 0.26 in bfloat16 (toy model). An error costs whole nats.
-    ("rollout gap large", lambda rows: (level := median(measured(rows, "rollout_gap") or [0])) > 0.5 and (
-        level, exp(min(level, 99))), "sampler and trainer differ by {0:.2g} in a token's log-prob (a ratio of "
-     "{1:.2g}) before any update; try --dtype float32, or with several --updates-per-step --old-logprobs recompute"),
+    # Rounding gives about 3e-5 in float32, up to 0.26 in bfloat16 (toy model, SmolLM2). An error costs whole nats.
+    ("rollout gap large", gap(0.5), "sampler and trainer differ by {0:.2g} in a token's log-prob (a ratio of {1:.2g}) "
+     "before any update, which is more than rounding; try --dtype float32, or with several --updates-per-step "
+     "--old-logprobs recompute"),
+    ("rollout gap large", gap(0.2), "sampler and trainer differ by up to {0:.2g} in a token's log-prob (a ratio of "
+     "{1:.2g}) before any update. bfloat16 rounds that much. Such a token was sampled with another probability than "
+     "the update assumes, so its gradient is biased; if the reward stalls or falls, try --dtype float32"),
     ("groups all alike", alike, "in {0:.0%} of the groups all answers earned the same, so they teach nothing; {1}"))
 EXPLAINED_BY = {"nothing parsed": {"answers cut off"},
                 "groups all alike": {"answers cut off", "nothing parsed", "judge failing", "entropy collapsing"}}
