@@ -15,7 +15,7 @@ def adamw(model, learning_rate: float, weight_decay: float) -> torch.optim.AdamW
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
-    optimizer.register_step_post_hook(lambda *_: parallel.compute_in(model, model.dtype))
+    optimizer.register_step_post_hook(lambda *_: parallel.renew_copies(model))
     return optimizer
 
 

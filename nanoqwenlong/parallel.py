@@ -175,19 +175,27 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], dtype: torch.dtype, dev
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The model, computing with copies of its weights in `dtype`. Call this again when the weights have changed.
+    """The model, computing with copies of its weights in `dtype`. A sharded model, or one in this dtype, stays as it is.
 
     Python looks into a module's __dict__ before torch looks among its parameters. So `module.weight` is the copy, while
     `parameters()` gives the weights. Autograd converts each gradient to the dtype of the weights before it adds it to
-    theirs. A sharded model, or one in this dtype, stays as it is: FSDP2 makes its own copies."""
+    theirs."""
     copies = {}                                                # tied weights share a copy
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
             if weight.dtype != dtype and not is_sharded(weight):
-                with torch.enable_grad():
-                    copies[weight] = copies[weight] if weight in copies else weight.to(dtype)
+                copies[weight] = copies[weight] if weight in copies else weight.to(dtype)
                 module.__dict__[name] = copies[weight]
     return model
+
+
+@torch.no_grad()
+def renew_copies(model: nn.Module) -> None:
+    """Rounds the weights into their copies again, if they have any."""
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if name in module.__dict__:
+                module.__dict__[name].copy_(weight)
 
 
 @contextmanager

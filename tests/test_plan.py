@@ -54,6 +54,8 @@ POINTS = {                                                                     #
     "mixture, checkpointing": ("qwen3_moe", EXPERTS, SHORT | dict(checkpointing=True)),
     "many experts": ("qwen3_moe", EXPERTS | dict(num_experts=32, mlp_only_layers=[1]), LONG | dict(
         max_prompt_tokens=50)),
+    "bfloat16": ("qwen3", {}, LONG | dict(dtype="bfloat16")),
+    "bfloat16, vocabulary, tied": ("qwen2", WORDS | dict(tie_word_embeddings=True), SHORT | dict(dtype="bfloat16")),
     "8 ranks": ("qwen2", {}, LONG | dict(gpus=8, prompts_per_step=8, checkpointing=True)),
     "8 ranks, mixture": ("qwen3_moe", EXPERTS, SHORT | dict(gpus=8, prompts_per_step=8)),
     "8 ranks, vocabulary": ("qwen2", WORDS, SHORT | dict(gpus=8, prompts_per_step=8, checkpointing=True))}
@@ -136,9 +138,13 @@ def measured(job: plan.Job, model) -> dict[str, int]:
         group_pass.backward(model, group.stem, group.branches, lambda rows, logprobs, entropy: logprobs.sum(),
                             max_tokens=job.max_tokens)
 
+    def state() -> list:
+        copies = [x for module in model.modules() for x in module.__dict__.values() if torch.is_tensor(x)]
+        return copies + [x for p in parameters for x in (p, p.grad, *optimizer.state[p].values())
+                         if x is not None and x.ndim]
+
     def peak(call) -> int:
-        state = [x for p in parameters for x in (p, p.grad, *optimizer.state[p].values()) if x is not None and x.ndim]
-        with Live(state + others, resized=job.gpus > 1) as live:
+        with Live(state() + others, resized=job.gpus > 1) as live:
             call()
         return live.peak
 
@@ -147,7 +153,7 @@ def measured(job: plan.Job, model) -> dict[str, int]:
     backward(tiny)
     found = {"update": peak(lambda: backward(group)),
              "optimizer": peak(lambda: optim.step(optimizer, parameters, 1e-6, 1.0))}
-    generator = Generator(model, job.kv_blocks, plan.BLOCK_SIZE, prefill_tokens=job.max_tokens)
+    generator = Generator(model, job.numbers.blocks - 1, plan.BLOCK_SIZE, prefill_tokens=job.max_tokens)
     found["rollout"] = peak(lambda: generator.sample(
         [group.prompt_ids] * job.prompts_per_step, n=job.group_size, max_new_tokens=job.max_new_tokens,
         top_p=job.top_p))

@@ -79,12 +79,16 @@ class Numbers:
         self.on_gpu, self.ranks = job.device == "cuda", job.gpus * job.nodes
         self.sharded = self.ranks > 1 or job.offload           # as parallel.shard decides
         self.copied = self.b != self.w and not self.sharded    # as parallel.compute_in decides
+        self.norm = 1 if self.on_gpu else 2 * self.w / self.b  # kept of its input: on a CPU wide, and normalised too
         # 3) The step, on the rank with most groups
         self.P, self.R, self.G = job.max_prompt_tokens - 1, job.max_new_tokens, job.group_size
         self.groups = -(-job.prompts_per_step // self.ranks)
         self.answers = min(self.G, max(1, job.max_tokens // self.R))           # of a micro-batch
         self.T, self.microbatches = self.answers * self.R, -(-self.G // self.answers)
         self.needed_blocks = blocks_for(self.P + self.R, BLOCK_SIZE)           # for one answer
+        tails = self.G * (blocks_for(self.R, BLOCK_SIZE) + 1)
+        used = self.groups * (blocks_for(self.P, BLOCK_SIZE) + tails)          # by all answers at once
+        self.blocks = job.kv_blocks + 1 if self.on_gpu else min(job.kv_blocks, used) + 1           # that take memory
         whole, rest = divmod(job.kv_blocks * BLOCK_SIZE, self.P + self.G * self.R // 2)
         part = min(self.G, max(0, (rest - self.P) * 2 // self.R))
         self.decoding = max(1, min(self.groups * self.G, whole * self.G + part))       # at once, at half their length
@@ -92,8 +96,8 @@ class Numbers:
 
 def kept(job: Job, mixture: bool, stem: bool) -> float:
     """Bytes per token that autograd keeps of a layer for its backward pass, if it is not checkpointed."""
-    n, norm = job.numbers, 1 if job.numbers.on_gpu else 2
-    norms = 2 * (1 + norm) * n.C + n.qk_norm * norm * (n.Q + n.KV)
+    n = job.numbers
+    norms = 2 * (1 + n.norm) * n.C + n.qk_norm * n.norm * (n.Q + n.KV)
     attention = 3 * n.Q if stem else 2 * n.Q + 2 * n.KV        # a stem is put together: its output twice
     experts = n.k * (n.C + 5 * n.I) * n.b + (n.E + 3 * n.k) * n.w + 3 * 8 * n.k
     mlp = experts if mixture else 4 * job.model.intermediate_size * n.b
@@ -121,7 +125,7 @@ def moments(job: Job) -> dict[str, dict[str, float]]:
             "reference": share * n.b * bool(job.kl_coef or job.measure_kl),
             "other weights": n.total * n.b * n.copied}
     rollout = rest | {"other weights": n.total * n.b * (n.sharded or n.copied),
-                      "KV pool": 2 * n.L * n.KV * (job.kv_blocks + 1) * BLOCK_SIZE * n.b}
+                      "KV pool": 2 * n.L * n.KV * n.blocks * BLOCK_SIZE * n.b}
     update = rest | {"gradients": share * n.w}
     # prefill: keys and values, which go into the pool at the end of a pass, and a layer's MLP or attention
     tokens = max(1, min(n.P, job.max_tokens))
@@ -134,13 +138,12 @@ def moments(job: Job) -> dict[str, dict[str, float]]:
     # decode: logits and log-probs in float32, probabilities and sums in float64, twice as many if they are sorted
     decode = {"head": n.decoding * n.V * (40 if job.top_p < 1 else 24)}
     # update: the stem's last layer makes keys and values only, so nothing else is kept
-    norm = 2 if n.on_gpu else 3
     branches, stems = ([n.C * n.b if job.checkpointing else kept(job, mixture, stem) for mixture in n.mixtures]
                        for stem in (False, True))
     stem, tables = sum(stems[:-1]), 2 * n.D * n.b + 8          # of a token: its layers; cos, sin, id
     pairs = 2 * n.KV * n.b * n.P * n.L                         # keys and values of the stem
     layers = update | ({"other weights": (n.root + GATHERED * max(n.layers)) * n.b} if n.sharded else {})
-    family = layers | {"stem keys, values": pairs, "stem activations": n.P * (stem + norm * n.C * n.b + tables),
+    family = layers | {"stem keys, values": pairs, "stem activations": n.P * (stem + (1 + n.norm) * n.C * n.b + tables),
                        "their gradients": pairs * (n.microbatches > 1)}
     # 1) In the head: a chunk of logits, and the gradients of the head's weights and of its input.
     from kernels.logprob import CHUNK_LOGITS, IN_CACHE         # imported here: it imports torch
@@ -148,7 +151,7 @@ def moments(job: Job) -> dict[str, dict[str, float]]:
     piece = 0 if n.on_gpu else min(logits, IN_CACHE)           # the reference holds two or three of them
     chunk = (logits + min(logits, 2 * piece) + max(n.V * n.C, piece) + n.T * n.C) * n.w
     chunk += (logits + n.V * n.C) * n.b * (n.b != n.w)
-    head = family | {"head": chunk, "branch activations": n.T * (sum(branches) + norm * n.C * n.b + tables)}
+    head = family | {"head": chunk, "branch activations": n.T * (sum(branches) + (1 + n.norm) * n.C * n.b + tables)}
     # 2) In the branches: the last layer has all activations, the first one all gradients of keys and values.
     last = family | {"layer at work": at_work(job, n.T, n.P), "head": n.V * n.C * n.b * (n.sharded or n.copied),
                      "branch activations": n.T * (sum(branches) + tables)}
