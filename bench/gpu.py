@@ -192,10 +192,10 @@ def bare_products(h: Tensor, w: Tensor, chunk: int) -> float:
 
     def products() -> None:
         for piece in pieces + pieces[:-1]:
-            logprob.product(h[piece], w.T, 1.0, out=logits[:len(h[piece])])
+            logprob.multiply(h[piece], w.T, 1.0, out=logits[:len(h[piece])])
         for piece in pieces:
-            logprob.product(dz[:len(h[piece])], w, 1.0, out=dh[piece])
-            logprob.product(dz[:len(h[piece])].T, h[piece], 1.0, out=dw, add=True)
+            logprob.multiply(dz[:len(h[piece])], w, 1.0, out=dh[piece])
+            logprob.multiply(dz[:len(h[piece])].T, h[piece], 1.0, out=dw, add=True)
     return seconds(products)
 
 

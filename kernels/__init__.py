@@ -31,17 +31,20 @@ def linear_logprob(hidden: Tensor, weight: Tensor, targets: Tensor, temperature:
     """hidden (N, C), weight (V, C), targets (N,) -> logprobs (N,), entropy (N,) in nats.
 
     Differentiable in hidden and weight, in float32 at least. `temperature` divides the logits, as in the sampler.
-    Memory holds one (chunk, V) block of logits. Raises IndexError for a target outside the vocabulary."""
-    V = len(weight)
+    Memory holds one block of logits: on a GPU `chunk` positions, on a CPU about 160 MB (kernels/logprob.py). Raises
+    IndexError for a target outside the vocabulary."""
+    N, V = len(hidden), len(weight)
     if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < V:
         row = int(((targets < 0) | (targets >= V)).nonzero()[0])
         raise IndexError(f"target {row} is token {int(targets[row])}, outside the vocabulary of {V} (0 to {V - 1})")
-    chunk = chunk or max(1, _logprob.CHUNK_LOGITS // V)
     if use_triton(hidden.device):
+        n, v = chunk or max(1, _logprob.CHUNK_LOGITS // V), V
         kernels = _logprob.statistics_triton, _logprob.gradient_triton
     else:
+        n = chunk or min(N, max(_logprob.TALL, _logprob.BLOCK_LOGITS // V))
+        v = _logprob.BLOCK_LOGITS // max(1, n)
         kernels = _logprob.statistics_plain, _logprob.gradient_plain
-    return _logprob.LinearLogprob.apply(hidden, weight, targets, temperature, chunk, *kernels)
+    return _logprob.LinearLogprob.apply(hidden, weight, targets, temperature, n, v, *kernels)
 
 
 def grpo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, weights: Tensor, clip_low: float = 0.2,

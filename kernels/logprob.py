@@ -9,12 +9,19 @@ and, for gradients g of the logprob and e of the entropy,
 
     dz_j    = g (1[j = y] - p_j) - e p_j (log p_j + entropy)          dW = sum dz h^T / t          dh = W^T dz / t
 
-Positions go through in chunks, and the backward pass computes each chunk's logits again. Between torch's products lies
-one pass over each row: `statistics`, or `gradient` in the backward pass. Products keep their float32 accumulators,
-because logits rounded to bfloat16 are off by 1e-2. top + log_sum would lose digits of log_sum, so both are kept.
+Logits are made in blocks, some positions times some words, and the backward pass computes each block again. A GPU takes
+all words of a few positions. A CPU takes some words of all positions, so it reads the head once. Between torch's
+products lies one pass over each row of a block: `statistics`, or `gradient` in the backward pass. Products keep their
+float32 accumulators, because logits rounded to bfloat16 are off by 1e-2. top + log_sum would lose digits of log_sum, so
+both are kept.
 
-Legend: N positions, n in a chunk, C hidden size, V vocabulary. `rows` (4, n) is logprob, entropy, top and log_sum.
+Legend: N positions, C hidden size, V vocabulary, a block has n positions and v words. `rows` (4, n) is logprob,
+entropy, top and log_sum.
 """
+
+import math
+from collections.abc import Iterator
+from itertools import product
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -22,13 +29,17 @@ from torch.autograd.function import once_differentiable
 from .backend import tl, triton, wide
 
 Tensor = torch.Tensor
-CHUNK_LOGITS = 1024 * 151_936           # in one chunk: 1,024 positions of Qwen2.5, 0.6 GB in float32
-IN_CACHE = 2**19                        # logits the reference works on at once, so that they stay in a CPU's cache
+CHUNK_LOGITS = 1024 * 151_936           # of a block on a GPU: 1,024 positions of Qwen2.5, 0.6 GB in float32
+BLOCK_LOGITS = 40_000_000               # of a block on a CPU: 160 MB in float32
+TALL = 4096                             # positions of a block on a CPU, if not all logits are one block
+IN_CACHE = 2**19                        # numbers the reference works on at once, so that they stay in a CPU's cache
 LOWEST = -1e4                           # a floor for log-probs: its exponential is 0 in float64 too
 
 
 def statistics_plain(logits: Tensor, targets: Tensor, rows: Tensor) -> None:
-    """logits (n, V), targets (n,) -> rows (4, n). A logit of -inf is an impossible token."""
+    """logits (n, v), targets (n,) -> rows (4, n). A logit of -inf is an impossible token. If a target is not among the
+    words of the block, its logprob is that of another word (see merge)."""
+    targets = targets.clamp(0, logits.shape[1] - 1)
     for piece in _slices(len(logits), IN_CACHE // logits.shape[1]):
         z = logits[piece]
         logprob, entropy, top, log_sum = rows[:, piece]
@@ -43,7 +54,9 @@ def statistics_plain(logits: Tensor, targets: Tensor, rows: Tensor) -> None:
 
 def gradient_plain(logits: Tensor, targets: Tensor, rows: Tensor, d_logprob: Tensor, d_entropy: Tensor | None,
                    out: Tensor) -> None:
-    """Writes dz (n, V) into `out`, which may be the logits themselves. d_entropy None: the entropy is not used."""
+    """Writes dz (n, v) into `out`, which may be the logits themselves. d_entropy None: the entropy is not used."""
+    words = targets.clamp(0, logits.shape[1] - 1)
+    d_target = torch.where(targets == words, d_logprob, 0.0)
     for piece in _slices(len(logits), IN_CACHE // logits.shape[1]):
         g = d_logprob[piece, None]
         _, entropy, top, log_sum = rows[:, piece, None]
@@ -53,7 +66,21 @@ def gradient_plain(logits: Tensor, targets: Tensor, rows: Tensor, d_logprob: Ten
         else:
             slope = (log_p.clamp(min=LOWEST) + entropy).mul_(d_entropy[piece, None]).add_(g)
             dz = log_p.exp_().mul_(slope).neg_()
-        out[piece] = dz.scatter_add_(-1, targets[piece, None], g)
+        out[piece] = dz.scatter_add_(-1, words[piece, None], d_target[piece, None])
+
+
+def merge(parts: Tensor, holds: Tensor) -> Tensor:
+    """The rows (4, n) of whole positions from those of the P blocks that hold their words (P, 4, n). holds (P, n):
+    whether the target is in the block."""
+    logprob, entropy, tops, log_sums = parts.unbind(1)                         # (P, n) each
+    top = tops.amax(0)
+    falls = tops - top
+    logs = falls + log_sums
+    log_sum = logs.logsumexp(0)
+    share = (logs - log_sum).exp()                                             # the probability of the block's words
+    mean = (share * (logs - entropy)).sum(0)                                   # of z - top
+    target = torch.where(holds, logprob + log_sums + falls, 0.0).sum(0)        # its z - top
+    return torch.stack([target - log_sum, log_sum - mean, top, log_sum])
 
 
 @triton.jit
@@ -129,20 +156,25 @@ def gradient_triton(logits, targets, rows, d_logprob, d_entropy, out) -> None:
 
 
 class LinearLogprob(torch.autograd.Function):
-    """hidden (N, C), weight (V, C), targets (N,) -> logprobs (N,), entropy (N,), at most `chunk` positions at a time.
-    The backward pass begins with the last chunk, whose logits are kept. So with one chunk no product is repeated."""
+    """hidden (N, C), weight (V, C), targets (N,) -> logprobs (N,), entropy (N,), in blocks of at most n positions and v
+    words. The backward pass begins with the last block, which is kept. So with one block no product is repeated."""
     @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, chunk, statistics, gradient):
+    def forward(ctx, hidden, weight, targets, temperature, n, v, statistics, gradient):
         ctx.set_materialize_grads(False)
         ctx.scale, ctx.gradient = 1 / temperature, gradient
-        h, w, targets = as_multiplied(hidden), as_multiplied(weight), targets.contiguous()
-        N = len(h)
-        ctx.size = -(-N // max(1, -(-N // chunk)))                             # of each chunk but the last
-        ctx.logits = torch.empty(ctx.size, len(w), dtype=wide(h.dtype), device=h.device)
-        rows = ctx.logits.new_empty(4, N)
-        for piece in _slices(N, ctx.size):
-            logits = product(h[piece], w.T, ctx.scale, out=ctx.logits[:len(h[piece])])
-            statistics(logits, targets[piece], rows[:, piece])
+        h, targets = as_multiplied(hidden), targets.contiguous()
+        ctx.positions, ctx.words = _slices(len(h), n), _slices(len(weight), v)
+        ctx.size = len(h[ctx.positions[0]]) * len(weight[ctx.words[0]]) if len(h) else 0   # of the largest block
+        ctx.logits = torch.empty(ctx.size, dtype=wide(h.dtype), device=h.device)
+        rows = ctx.logits.new_empty(4, len(h))
+        for piece in ctx.positions:
+            y = targets[piece]
+            parts, holds = rows.new_empty(len(ctx.words), 4, len(y)), []
+            for part, words in zip(parts, ctx.words):
+                logits = _logits(h[piece], weight[words], ctx.scale, ctx.logits)
+                statistics(logits, y - words.start, part)
+                holds.append((words.start <= y) & (y < words.stop))
+            rows[:, piece] = merge(parts, torch.stack(holds)) if len(parts) > 1 else parts[0]
         ctx.save_for_backward(hidden, weight, targets, rows)
         return rows[0].clone(), rows[1].clone()
 
@@ -150,31 +182,49 @@ class LinearLogprob(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_logprob, d_entropy):
         hidden, weight, targets, rows = ctx.saved_tensors
-        h, w = as_multiplied(hidden), as_multiplied(weight)
+        h = as_multiplied(hidden)
         d_logprob = torch.zeros_like(rows[0]) if d_logprob is None else d_logprob.contiguous()
         buffer, ctx.logits = ctx.logits, None
         is_ready = buffer is not None                                          # not in a second backward pass
-        buffer = buffer if is_ready else rows.new_empty(ctx.size, len(w))
+        buffer = buffer if is_ready else rows.new_empty(ctx.size)
         dz_buffer = buffer if h.dtype == buffer.dtype else torch.empty_like(buffer, dtype=h.dtype)
-        dh = rows.new_empty(h.shape) if ctx.needs_input_grad[0] else None
-        dw = rows.new_zeros(w.shape) if ctx.needs_input_grad[1] else None
-        for piece in reversed(_slices(len(h), ctx.size)):
-            n = piece.stop - piece.start
-            logits, dz = buffer[:n], dz_buffer[:n]
+        empty = rows.new_empty if len(h) else rows.new_zeros
+        dh = empty(h.shape) if ctx.needs_input_grad[0] else None
+        dw = empty(weight.shape) if ctx.needs_input_grad[1] else None
+        for piece, words in reversed(list(product(ctx.positions, ctx.words))):
+            w, shape = weight[words], (piece.stop - piece.start, words.stop - words.start)
+            logits, dz = _block(buffer, shape), _block(dz_buffer, shape)
             if not is_ready:
-                product(h[piece], w.T, ctx.scale, out=logits)
+                _logits(h[piece], w, ctx.scale, buffer)
             is_ready = False
             d_entropies = None if d_entropy is None else d_entropy[piece].contiguous()
-            ctx.gradient(logits, targets[piece], rows[:, piece], d_logprob[piece], d_entropies, out=dz)
+            ctx.gradient(logits, targets[piece] - words.start, rows[:, piece], d_logprob[piece], d_entropies, out=dz)
             if dh is not None:
-                product(dz, w, ctx.scale, out=dh[piece])
+                for some, wider in widened(w):
+                    add = words.stop < len(weight) or some.start > 0
+                    multiply(dz[:, some], wider, ctx.scale, out=dh[piece], add=add)
             if dw is not None:
-                product(dz.T, h[piece], ctx.scale, out=dw, add=True)
-        return dh, dw, None, None, None, None, None
+                multiply(dz.T, h[piece], ctx.scale, out=dw[words], add=piece.stop < len(h))
+        return dh, dw, None, None, None, None, None, None
 
 
 def _slices(total: int, size: int) -> list[slice]:
+    """0 to `total` in pieces of nearly equal length, of which none is longer than `size`."""
+    count = -(-total // max(1, size))
+    size = -(-total // max(1, count))
     return [slice(start, min(start + size, total)) for start in range(0, total, size or 1)]
+
+
+def _block(buffer: Tensor, shape: tuple[int, int]) -> Tensor:
+    return buffer[:math.prod(shape)].view(shape)
+
+
+def _logits(h: Tensor, weight: Tensor, scale: float, buffer: Tensor) -> Tensor:
+    """scale h weight^T (n, v), in the buffer."""
+    logits = _block(buffer, (len(h), len(weight)))
+    for words, wider in widened(weight):
+        multiply(h, wider.T, scale, out=logits[:, words])
+    return logits
 
 
 def as_multiplied(x: Tensor) -> Tensor:
@@ -182,26 +232,33 @@ def as_multiplied(x: Tensor) -> Tensor:
     return x if x.is_cuda else x.to(wide(x.dtype))
 
 
+def widened(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yields (words, weight[words] as_multiplied). A copy is made in pieces that stay in a CPU's cache, each in the
+    memory of the one before. So the weight is never copied as a whole, and no copy can be out of date."""
+    V, C = weight.shape
+    if weight.is_cuda or weight.dtype == wide(weight.dtype):
+        yield slice(0, V), weight
+        return
+    pieces = _slices(V, IN_CACHE // 2 // C)
+    buffer = weight.new_empty(pieces[0].stop, C, dtype=wide(weight.dtype))
+    for words in pieces:
+        rows = weight[words]
+        yield words, buffer[:len(rows)].copy_(rows)
+
+
 def linear_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """hidden (N, C), weight (V, C) -> logits (N, V) for the sampler, in float32 at least, as exact as the trainer's.
-    Without gradient. On a CPU, narrow weights are widened some rows at a time, in a buffer that stays in its cache."""
+    Without gradient."""
     dtype = wide(hidden.dtype)
     if hidden.dtype == dtype:
         return torch.nn.functional.linear(hidden, weight)
     if hidden.is_cuda:
         return torch.mm(hidden, weight.T, out_dtype=dtype)
-    hidden, (V, C) = hidden.to(dtype), weight.shape
-    logits = hidden.new_empty(len(hidden), V)
-    pieces = _slices(V, IN_CACHE // 2 // C)
-    buffer = hidden.new_empty(pieces[0].stop, C)
-    for piece in pieces:
-        rows = weight[piece]
-        wider = buffer[:len(rows)].copy_(rows)
-        torch.mm(hidden, wider.T, out=logits[:, piece])
-    return logits
+    logits = hidden.new_empty(len(hidden) * len(weight), dtype=dtype)
+    return _logits(as_multiplied(hidden), weight, 1.0, logits)
 
 
-def product(a: Tensor, b: Tensor, scale: float, out: Tensor, add: bool = False) -> Tensor:
+def multiply(a: Tensor, b: Tensor, scale: float, out: Tensor, add: bool = False) -> Tensor:
     """out = scale a b, or with `add` out += scale a b, summed in the dtype of out."""
     options = {} if a.dtype == out.dtype else {"out_dtype": out.dtype}
     return torch.addmm(out, a, b, **options, beta=int(add), alpha=scale, out=out)

@@ -46,9 +46,41 @@ def test_logprob_entropy_and_gradients_equal_log_softmax(N, chunk, temperature):
         assert a.dtype == F64 and (a - b).abs().max() <= 1e-12 * max(1.0, b.abs().max())
 
 
+@pytest.mark.parametrize("dtype", [F64, torch.bfloat16])
+@pytest.mark.parametrize("logits, tall", [(1, 1), (50, 7), (200, 7), (600, 33), (61 * 33 - 1, 20), (61 * 33, 1)])
+def test_blocks_of_some_positions_and_some_words_equal_log_softmax(logits, tall, dtype, monkeypatch):
+    """Down to blocks of one logit. In each, some targets are among the words and others are not. Narrow weights are
+    widened three rows at a time. Twice backward: the second time no block is ready."""
+    monkeypatch.setattr(logprob, "BLOCK_LOGITS", logits)
+    monkeypatch.setattr(logprob, "TALL", tall)
+    monkeypatch.setattr(logprob, "IN_CACHE", 96)
+    hidden, weight, targets = inputs(33, dtype=dtype)
+    exact = plain(hidden, weight, targets, 0.6)
+    bar = 1e-12 if dtype == F64 else 1e-4
+    for a, b, coarse in zip(ours(hidden, weight, targets, 0.6), exact, (1, 1, 100, 100), strict=True):
+        assert (a - b).abs().max() <= (bar if dtype == F64 else bar * coarse) * max(1.0, b.abs().max())
+    h, w = hidden.detach().requires_grad_(), weight.detach().requires_grad_()
+    values, _ = linear_logprob(h, w, targets, 0.6)
+    once = torch.autograd.grad(values.sum(), (h, w), retain_graph=True)
+    assert all(map(torch.equal, once, torch.autograd.grad(values.sum(), (h, w))))
+
+
+@pytest.mark.parametrize("N, V", [(1, 10), (312, 49_152), (4096, 151_936), (16_384, 1000), (16_384, 151_936)])
+def test_a_block_holds_at_most_what_it_may(N, V, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(logprob.LinearLogprob, "apply", lambda *args: sizes.append(args[4:6]))
+    linear_logprob(torch.empty(N, 1), torch.empty(V, 1), torch.zeros(N, dtype=torch.long))
+    (n, v), = sizes
+    assert 1 <= n * v <= logprob.BLOCK_LOGITS and (n >= min(N, logprob.TALL))
+    if N * V <= logprob.BLOCK_LOGITS:
+        assert n >= N and v >= V                                               # one block: nothing is computed twice
+
+
+@pytest.mark.parametrize("blocks", [1, 7])
 @pytest.mark.parametrize("V, scale", [(2, 1.0), (1000, 1.0), (32_000, 0.5)])
-def test_float32_is_as_exact_as_torch(V, scale):
+def test_float32_is_as_exact_as_torch(V, scale, blocks, monkeypatch):
     """Error against float64 at most that of torch's own float32, plus two units in the last place of the logits."""
+    monkeypatch.setattr(logprob, "BLOCK_LOGITS", 10 * -(-V // blocks))
     case = inputs(24, V=V, dtype=torch.float32, scale=scale)
     exact, torchs = plain(*case, 0.7), plain(*case, 0.7, dtype=torch.float32)
     ulp = 2 * torch.finfo(torch.float32).eps * (case[0] @ case[1].T / 0.7).abs().max()

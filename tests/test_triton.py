@@ -263,7 +263,8 @@ def by_torch(hidden, weight, targets, temperature, dtype):
 
 
 def by_kernels(hidden, weight, targets, temperature=1.0, chunk=8):
-    return LinearLogprob.apply(hidden, weight, targets, temperature, chunk, statistics_triton, gradient_triton)
+    n, v = chunk, len(weight)
+    return LinearLogprob.apply(hidden, weight, targets, temperature, n, v, statistics_triton, gradient_triton)
 
 
 def all_by_kernels(hidden, weight, targets, temperature=1.0, chunk=8):
