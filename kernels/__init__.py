@@ -37,12 +37,11 @@ def linear_logprob(hidden: Tensor, weight: Tensor, targets: Tensor, temperature:
     if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < V:
         row = int(((targets < 0) | (targets >= V)).nonzero()[0])
         raise IndexError(f"target {row} is token {int(targets[row])}, outside the vocabulary of {V} (0 to {V - 1})")
-    if use_triton(hidden.device):
-        n, v = chunk or max(1, _logprob.CHUNK_LOGITS // V), V
+    has_kernels = use_triton(hidden.device)
+    n, v = _logprob.block_sizes(N, V, has_kernels, chunk)
+    if has_kernels:
         kernels = _logprob.statistics_triton, _logprob.gradient_triton
     else:
-        n = chunk or min(N, max(_logprob.TALL, _logprob.BLOCK_LOGITS // V))
-        v = _logprob.BLOCK_LOGITS // max(1, n)
         kernels = _logprob.statistics_plain, _logprob.gradient_plain
     return _logprob.LinearLogprob.apply(hidden, weight, targets, temperature, n, v, *kernels)
 

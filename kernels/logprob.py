@@ -208,6 +208,14 @@ class LinearLogprob(torch.autograd.Function):
         return dh, dw, None, None, None, None, None, None
 
 
+def block_sizes(N: int, V: int, whole_rows: bool, chunk: int | None = None) -> tuple[int, int]:
+    """The most positions n and words v of a block. whole_rows: as the kernels of a GPU need it. chunk: n, if given."""
+    if whole_rows:
+        return chunk or max(1, CHUNK_LOGITS // V), V
+    n = chunk or min(N, max(TALL, BLOCK_LOGITS // V))
+    return n, BLOCK_LOGITS // max(1, n)
+
+
 def _slices(total: int, size: int) -> list[slice]:
     """0 to `total` in pieces of nearly equal length, of which none is longer than `size`."""
     count = -(-total // max(1, size))

@@ -145,12 +145,13 @@ def moments(job: Job) -> dict[str, dict[str, float]]:
     layers = update | ({"other weights": (n.root + GATHERED * max(n.layers)) * n.b} if n.sharded else {})
     family = layers | {"stem keys, values": pairs, "stem activations": n.P * (stem + (1 + n.norm) * n.C * n.b + tables),
                        "their gradients": pairs * (n.microbatches > 1)}
-    # 1) In the head: a chunk of logits, and the gradients of the head's weights and of its input.
-    from kernels.logprob import CHUNK_LOGITS, IN_CACHE         # imported here: it imports torch
-    logits = min(n.T, max(1, CHUNK_LOGITS // n.V)) * n.V
+    # 1) In the head: a block of logits, and the gradients of the head's weights and of its input.
+    from kernels.logprob import IN_CACHE, block_sizes          # imported here: it imports torch
+    positions, words = block_sizes(n.T, n.V, n.on_gpu)
+    logits = min(n.T, positions) * min(n.V, words)
     piece = 0 if n.on_gpu else min(logits, IN_CACHE)           # the reference holds two or three of them
     chunk = (logits + min(logits, 2 * piece) + max(n.V * n.C, piece) + n.T * n.C) * n.w
-    chunk += (logits + n.V * n.C) * n.b * (n.b != n.w)
+    chunk += (logits * n.on_gpu + n.V * n.C) * n.b * (n.b != n.w)
     head = family | {"head": chunk, "branch activations": n.T * (sum(branches) + (1 + n.norm) * n.C * n.b + tables)}
     # 2) In the branches: the last layer has all activations, the first one all gradients of keys and values.
     last = family | {"layer at work": at_work(job, n.T, n.P), "head": n.V * n.C * n.b * (n.sharded or n.copied),
