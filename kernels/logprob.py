@@ -209,17 +209,22 @@ class LinearLogprob(torch.autograd.Function):
 
 
 def block_sizes(N: int, V: int, whole_rows: bool, chunk: int | None = None) -> tuple[int, int]:
-    """The most positions n and words v of a block. whole_rows: as the kernels of a GPU need it. chunk: n, if given."""
+    """Positions n and words v of a block. Blocks are nearly equal. whole_rows: as the kernels of a GPU need it. chunk:
+    the most positions, if given."""
     if whole_rows:
-        return chunk or max(1, CHUNK_LOGITS // V), V
-    n = chunk or min(N, max(TALL, BLOCK_LOGITS // V))
-    return n, BLOCK_LOGITS // max(1, n)
+        n, v = chunk or max(1, CHUNK_LOGITS // V), V
+    else:
+        n = chunk or min(N, max(TALL, BLOCK_LOGITS // V))
+        v = BLOCK_LOGITS // max(1, n)
+    return _even(N, n), _even(V, v)
+
+
+def _even(total: int, most: int) -> int:
+    count = -(-total // max(1, most))
+    return -(-total // max(1, count))
 
 
 def _slices(total: int, size: int) -> list[slice]:
-    """0 to `total` in pieces of nearly equal length, of which none is longer than `size`."""
-    count = -(-total // max(1, size))
-    size = -(-total // max(1, count))
     return [slice(start, min(start + size, total)) for start in range(0, total, size or 1)]
 
 

@@ -148,10 +148,10 @@ def moments(job: Job) -> dict[str, dict[str, float]]:
     # 1) In the head: a block of logits, and the gradients of the head's weights and of its input.
     from kernels.logprob import IN_CACHE, block_sizes          # imported here: it imports torch
     positions, words = block_sizes(n.T, n.V, n.on_gpu)
-    logits = min(n.T, positions) * min(n.V, words)
+    logits = positions * words
     piece = 0 if n.on_gpu else min(logits, IN_CACHE)           # the reference holds two or three of them
     chunk = (logits + min(logits, 2 * piece) + max(n.V * n.C, piece) + n.T * n.C) * n.w
-    chunk += (logits * n.on_gpu + n.V * n.C) * n.b * (n.b != n.w)
+    chunk += (logits + n.V * n.C) * n.b * (n.b != n.w) * n.on_gpu
     head = family | {"head": chunk, "branch activations": n.T * (sum(branches) + (1 + n.norm) * n.C * n.b + tables)}
     # 2) In the branches: the last layer has all activations, the first one all gradients of keys and values.
     last = family | {"layer at work": at_work(job, n.T, n.P), "head": n.V * n.C * n.b * (n.sharded or n.copied),
