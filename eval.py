@@ -22,18 +22,16 @@ from functools import cache
 from pathlib import Path
 
 from nanoqwenlong.ops import flags, presets
-from nanoqwenlong.ops.settings import Common, computing_dtype, fixed
+from nanoqwenlong.ops.settings import Common, Rows, computing_dtype, fixed
 
 
 @dataclass(frozen=True)
-class Config(Common):
+class Config(Common, Rows):
     preset: str = ""                    # a named set of values, listed below. Those of models read them from models/
     model: tuple[str, ...] = ("assets/nano-base", "assets/nano-sft")    # directories or hub ids, a row each
     seed: int = 0                       # decides every sample
     # data
     data: tuple[str, ...] = ()          # JSONL, JSON or Parquet files, also released benchmarks. None: the toy task
-    task: tuple[str, ...] = ()          # use only these tasks, mixed in these shares: qa=2 f1=1. None: as they come
-    skip_bad_rows: bool = False         # leave out rows that cannot be used and report them, instead of refusing all
     toy_examples: int = fixed(200, least=1)  # of the toy task for each length, if no --data is given
     max_prompt_tokens: int = 120000     # longer prompts lose the middle of their document
     lengths: tuple[int, ...] = ()       # upper ends of the length buckets (document + question tokens). None: one
@@ -80,7 +78,7 @@ from nanoqwenlong.pretrained.template import read_template
 from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.pretrained.weights import read_config, read_json
 
-SETTINGS = ("task", "samples", "temperature", "top_p", "max_new_tokens", "max_prompt_tokens", "seed",
+SETTINGS = ("task", "max_paragraphs", "samples", "temperature", "top_p", "max_new_tokens", "max_prompt_tokens", "seed",
             "prompt_template")
 OUTPUTS = ("settings.json", "answers.jsonl", "results.json", "table.md")       # in --out
 

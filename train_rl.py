@@ -28,16 +28,14 @@ from itertools import accumulate
 from typing import Literal
 
 from nanoqwenlong.ops import flags, presets
-from nanoqwenlong.ops.settings import Settings, fixed, free
+from nanoqwenlong.ops.settings import Rows, Settings, fixed, free
 
 
 @dataclass(frozen=True)
-class Config(Settings):
+class Config(Settings, Rows):
     name: str = free("rl")              # the run is kept in RUNS_DIR/NAME
     # data and curriculum
     data: tuple[str, ...] = ()          # JSONL or parquet files. None: the toy task, short and long documents
-    task: tuple[str, ...] = ()          # use only these tasks, mixed in these shares: qa=2 f1=1. None: as they come
-    skip_bad_rows: bool = False         # leave out rows that cannot be used and report them, instead of refusing all
     toy_examples: int = fixed(2000, least=1)  # of the toy task for each length, if no --data is given
     max_prompt_tokens: int = 60000      # longer prompts are dropped and counted, never cut
     phase_lengths: tuple[int, ...] = ()  # the longest document + question of each phase, in tokens. None: the toy

@@ -19,11 +19,11 @@ from functools import lru_cache
 from itertools import groupby
 
 from nanoqwenlong.ops import flags, presets
-from nanoqwenlong.ops.settings import Settings, fixed, free
+from nanoqwenlong.ops.settings import Rows, Settings, fixed, free
 
 
 @dataclass(frozen=True)
-class Config(Settings):
+class Config(Settings, Rows):
     name: str = free("sft")             # the run is kept in RUNS_DIR/NAME
     model: str = "assets/nano-base"     # a Hugging Face directory or hub id. "new": the random tiny model of toy.py
     save_every: int = free(100, least=1)  # steps between checkpoints
@@ -31,8 +31,6 @@ class Config(Settings):
     data: tuple[str, ...] = ()          # files of worked responses, chats or plain text. None: the toy task
     heldout: tuple[str, ...] = ()       # files to measure accuracy on. None: the toy task's held-out documents, and
                                         # with --data nothing: accuracy is not measured
-    task: tuple[str, ...] = ()          # use only these tasks, mixed in these shares: qa=2 f1=1. None: as they come
-    skip_bad_rows: bool = False         # leave out rows that cannot be used and report them, instead of refusing all
     strict_responses: bool = False      # refuse rows whose response would earn nothing by the rule of their task
     toy_examples: int = 4000            # of the toy task, if no --data is given
     toy_paraphrased: float = 0.0        # share of its responses that name a thing by its other word
@@ -172,7 +170,7 @@ def mean_loss(family: Sequence[Branch], num_examples: int, sums: Counter):
 
 def read_data(cfg: Config, tokenizer: Tokenizer, say) -> tuple[list[Example], list[Example]]:
     """The examples to learn from and the held-out ones. Reports responses that would earn nothing."""
-    shares, tell, heldout = data.shares(cfg.task), say if cfg.skip_bad_rows else None, []
+    shares, heldout = data.shares(cfg.task), []
     unrewarded = []
 
     def check(example: Example, place: str) -> None:
@@ -182,17 +180,16 @@ def read_data(cfg: Config, tokenizer: Tokenizer, say) -> tuple[list[Example], li
                 raise DataError(f'"response" {problem}')
             unrewarded.append(f"{place} {problem}")
 
-    if cfg.data:
-        train = data.read(cfg.data, need_response=True, tell=tell, see=check)
-        if unrewarded:
-            say(f"{len(unrewarded)} of {len(train)} responses would earn nothing by the rule, but are learned: the one "
-                f"of {unrewarded[0]}. --strict-responses refuses such rows")
-    else:
+    train = build.rows(cfg, cfg.data, say, need_response=True, see=check)
+    if unrewarded:
+        say(f"{len(unrewarded)} of {len(train)} responses would earn nothing by the rule, but are learned: the one "
+            f"of {unrewarded[0]}. --strict-responses refuses such rows")
+    if not cfg.data:
         train = toy.pages(cfg.toy_pages, cfg.seed)
         train += toy.examples(cfg.toy_examples, toy.SHORT, cfg.seed, "train", tuple(shares), cfg.toy_paraphrased)
         heldout = toy.examples(cfg.eval_questions, toy.SHORT, 1, "heldout", tuple(shares))
     if cfg.heldout:
-        heldout = data.read(cfg.heldout, need_question=True, tell=tell)
+        heldout = build.rows(cfg, cfg.heldout, say, need_question=True)
     if shares:
         pages = [example for example in train if example.task == "text"]
         train = pages + data.mix([example for example in train if example.task != "text"], shares, cfg.seed)

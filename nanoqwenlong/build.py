@@ -23,12 +23,19 @@ from .reward.judge import TRUNCATED, Complete, Judge
 from .reward.tasks import missing_package
 
 
+def rows(cfg, paths: Sequence[str], say: Callable[[str], None], **needs) -> list[Example]:
+    """The examples of these files, if there are any. `needs` and the errors: see data.read."""
+    if cfg.max_paragraphs and not paths:
+        say("--max-paragraphs changes nothing without --data: documents of the toy task have no paragraphs")
+    tell = say if cfg.skip_bad_rows else None
+    return data.read(paths, tell=tell, say=say, max_paragraphs=cfg.max_paragraphs, **needs) if paths else []
+
+
 def questions(cfg, say: Callable[[str], None], split: str = "train") -> list[Example]:
     """The examples of --data, or else of the toy task, with short and long documents. `say` reports left-out rows."""
     shares = data.shares(cfg.task)
-    if cfg.data:
-        examples = data.read(cfg.data, need_question=True, tell=say if cfg.skip_bad_rows else None)
-    else:
+    examples = rows(cfg, cfg.data, say, need_question=True)
+    if not cfg.data:
         seed = cfg.seed if split == "train" else 0             # the held-out documents are the same for every seed
         examples = toy.examples(cfg.toy_examples, toy.SHORT, seed, split, tuple(shares))
         examples += toy.examples(cfg.toy_examples, toy.LONG, seed, split, tuple(shares))

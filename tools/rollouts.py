@@ -72,7 +72,7 @@ def documents(run: Path) -> dict[str, str]:
     """Return {id: document, or the turns of a chat}. The data of the run is read again."""
     from nanoqwenlong import build                             # imported here: it imports torch
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    examples = build.questions(SimpleNamespace(**config), lambda note: None)
+    examples = build.questions(SimpleNamespace(**{"max_paragraphs": 0, **config}), lambda note: None)  # not in old runs
     return {example.id: example.document or "\n".join(text for _, text in example.messages) for example in examples}
 
 

@@ -5,6 +5,7 @@ import json
 import random
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,35 +15,50 @@ from pathlib import Path
 from ..errors import ConfigError, DataError
 from ..records import Example
 from ..reward.tasks import TASKS
-from . import formats
-from .fields import ID_FIELDS, check, require, without_nulls
+from . import formats, squad
+from .fields import ID_FIELDS, Unanswerable, WrongForm, check, require, without_nulls
 
 SHOWN = 20                                                     # bad rows that an error lists before "and N more"
-Rows = Iterator[tuple[int, Callable[[], dict]]]                # number of a row, and a function that gives its fields
+Rows = Iterator[tuple[int | str, Callable[[], dict]]]          # place of a row, and a function that gives its fields
+HEAD = 65536                                                   # bytes that show what a file is
+BLANK = b"\xef\xbb\xbf \t\r\n"                                # a byte order mark, and white space
+EXPECTED = "give JSONL (one object a line), one JSON array of objects, or Parquet"
+DOWNLOADS = {                                                  # {how a file starts: what it is}
+    rb"version https://git-lfs": "a Git LFS pointer, not the data; run `git lfs pull`, or download the file itself",
+    rb"(?i)\s*<(!doctype|html|head|body|\?xml|!--)": "a web page, not the data; download the raw file"}
+NOT_JSON = {
+    rb"\xff\xfe|\xfe\xff": "UTF-16; save it as UTF-8",
+    rb"\s*[^\s{\[](?s:.*)\0": f"a binary file; {EXPECTED}",
+    rb"(?!(?:.*\n)*(?:\xef\xbb\xbf)?[ \t]*[{\[])\s*\S": f"not JSON; {EXPECTED}. pandas can turn a table into JSONL: "
+    "read_csv(OLD).to_json(NEW, orient='records', lines=True)"}        # no line starts with a bracket
 COMMA = re.compile(r"[ \t\n\r]*([,\]]?)[ \t\n\r]*")            # what follows a value of a JSON array
 SKIM = json.JSONDecoder(parse_int=str, parse_float=str)        # only finds where a value ends
 
 
 def read(paths: Sequence[str | Path], need_response: bool = False, need_question: bool = False,
-         tell: Callable[[str], None] | None = None, see: Callable[[Example, str], None] | None = None) -> list[Example]:
-    """All examples of all files, in order. A row without an id gets its number. `tell` reports bad rows, which are left
-    out. see(example, place) sees each good row with its file and number, and may raise DataError. Raises
-    FileNotFoundError, and DataError for bad rows without `tell` or if all are bad."""
-    examples, problems, places = [], [], {}                    # places: {id: where it was read}
+         tell: Callable[[str], None] | None = None, see: Callable[[Example, str], None] | None = None,
+         max_paragraphs: int = 0, say: Callable[[str], None] = lambda note: None) -> list[Example]:
+    """All examples of all files, in order. A row without an id gets its number. Distractors are removed from documents
+    of more than max_paragraphs (0: none). `tell` reports bad rows, which are left out. see(example, place) sees each
+    good row with its file and number, and may raise DataError. `say` gets notes about unanswerable questions, which are
+    left out, and about documents that max_paragraphs does not limit. Raises FileNotFoundError, and DataError for bad
+    rows without `tell` or if all are bad."""
+    examples, reports, places, counts = [], [], {}, Counter()  # places: {id: where it was read}
     for path in map(Path, paths):
         if not path.is_file():
             raise FileNotFoundError(f"data file {path} " + ("is not a file" if path.exists() else "does not exist"))
-        for number, load in _parquet(path) if path.suffix.lower() == ".parquet" else _rows(path):
-            place = f"{path}:{number}"
+        num_rows, problems = 0, []                             # problems: (where, error, fields of the row)
+        for number, load in _rows(path):
+            place, num_rows, row = f"{path}:{number}", num_rows + 1, {}
             try:
                 row = load()
-                example = formats.parse(row)
+                example = formats.parse(row, max_paragraphs, counts)
                 is_text = example.task == "text"
-                require(example.response or is_text or not need_response, 'the field "response" is missing')
                 require(not (need_question and is_text),
                         'a row of plain "text" has no question; only train_sft.py --data can use it')
+                require(example.response or is_text or not need_response, 'the field "response" is missing', WrongForm)
                 require(example.answer or not need_question,
-                        'the field "answer" is missing; without it only train_sft.py can use the row')
+                        'the field "answer" is missing; without it only train_sft.py can use the row', WrongForm)
                 name = example.id
                 if not name or name in places and row.keys().isdisjoint(ID_FIELDS):
                     name = str(number) if len(paths) == 1 and str(number) not in places else place
@@ -52,38 +68,85 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
                 places[name] = place
                 stem = Path(path.stem).stem if _is_gzip(path) else path.stem
                 examples.append(replace(example, id=name, source=example.source or stem))
+            except Unanswerable:
+                counts["unanswerable"] += 1
             except DataError as error:
-                problems.append(f"{place}: {error}")
-    if problems:
-        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        report = "\n".join(problems[:SHOWN] + more)
+                problems.append((place, error, [*row]))
+        counts["bad"] += len(problems)
+        reports += _report(path, num_rows, problems)
+    if reports:
+        more = [f"and {len(reports) - SHOWN} more"] if len(reports) > SHOWN else []
+        report = "\n".join(reports[:SHOWN] + more)
         if tell is None or not examples:
             raise DataError(report)
-        tell(f"{len(problems)} bad rows are left out:\n{report}")
-    require(examples, f"{', '.join(map(str, paths))}: there is no row in it")
+        tell(f"{counts['bad']} bad rows are left out:\n{report}")
+    if counts["unanswerable"]:
+        say(f"{counts['unanswerable']} questions are left out, because the data set says that they have no answer")
+    kind = " that has an answer" * bool(counts["unanswerable"])
+    require(examples, f"{', '.join(map(str, paths))}: there is no row in it{kind}")
+    if max_paragraphs and counts["long"]:
+        say(f"--max-paragraphs {max_paragraphs} does not limit {counts['long']} of {len(examples)} documents: the row "
+            "has one text, needs more paragraphs, or does not say which it needs")
     return examples
+
+
+def _report(path: Path, num_rows: int, problems: Sequence[tuple[str, DataError, list[str]]]) -> list[str]:
+    """A line for each bad row, or one line for a file in which every row is bad because the file has another form."""
+    kinds = {str(error).partition(" at ")[0] for _, error, _ in problems}      # "not JSON at column 2: ..."
+    if len(problems) == num_rows and len(kinds) == 1 and isinstance(problems[0][1], WrongForm):
+        place, error, names = problems[0]
+        where = f"{path}: each of its {num_rows} rows is bad" if num_rows > 1 else place
+        return [f"{where}: {error}" + f" (its fields: {', '.join(names[:8])})"[:400] * bool(names)]
+    return [f"{place}: {error}" for place, error, _ in problems]
 
 
 def _is_gzip(path: Path) -> bool:
     return path.suffix.lower() == ".gz"
 
 
+def _check_kind(path: Path, head: bytes, kinds: Mapping[bytes, str]) -> None:
+    kind = next((kind for start, kind in kinds.items() if re.match(start, head)), "")
+    require(not kind, f"{path}: this is {kind} (it starts with {head.strip(BLANK)[:30]!r})")
+
+
 def _rows(path: Path) -> Rows:
     number = 0
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    _check_kind(path, head, DOWNLOADS)
+    if path.suffix.lower() == ".parquet" or head.startswith(b"PAR1"):
+        yield from _parquet(path)
+        return
     try:
-        with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:
-            start = next(filter(None, (line.strip(b"\xef\xbb\xbf \t\r\n") for line in file)), b"")  # without a BOM
-            require(start[:2] not in (b"\xff\xfe", b"\xfe\xff"), f"{path}: the file is UTF-16; save it as UTF-8")
+        with gzip.open(path) if _is_gzip(path) or head.startswith(b"\x1f\x8b") else path.open("rb") as file:
+            _check_kind(path, file.read(HEAD), {**DOWNLOADS, **NOT_JSON})
+            file.seek(0)
+            start = next(filter(None, (line.strip(BLANK) for line in file)), b"")
             file.seek(0)
             if start.startswith(b"["):                         # no row of JSONL starts with a bracket
                 yield from _array(path, file.read())
                 return
+            if start.startswith(b"{"):
+                first = _object(start)
+                content = first or _object(file.read().strip(BLANK))           # one object over several lines
+                if content and not first or squad.is_file(content):
+                    yield from squad.rows(content) if squad.is_file(content) else [(1, lambda: content)]
+                    return
+                file.seek(0)
             for number, line in enumerate(file, start=1):
                 line = line.removesuffix(b"\n").removeprefix(b"\xef\xbb\xbf")  # joined files may have a BOM inside
                 if line.strip():
                     yield number, partial(_parse, line)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: not readable as gzip{f' after row {number}' * bool(number)}: {error}") from None
+
+
+def _object(text: bytes) -> dict:
+    """The row that this text is, or {}."""
+    try:
+        return _parse(text)
+    except DataError:
+        return {}
 
 
 def _array(path: Path, content: bytes) -> Rows:
@@ -114,7 +177,7 @@ def _parse(line: bytes) -> dict:
     except DataError:
         raise
     except (RecursionError, ValueError) as error:
-        raise DataError(f"{_why(error)}; a row is one JSON object on one line") from None
+        raise WrongForm(f"{_why(error)}; a row is one JSON object on one line") from None
     return {name: value for name, value in check(row, dict, "the row").items() if value is not None}
 
 

@@ -1,14 +1,16 @@
-"""All forms of a row (docs/data.md). A new one is a line of the table FORMATS and a function from row to Example."""
+"""All forms of a row (docs/data.md). A new one is a line of the table FORMATS and a function from row to Example.
+If a document consists of paragraphs, another function gives them, and the first one finds the document in "context".
+"""
 
 import re
-from collections import namedtuple
+from collections import Counter, namedtuple
+from dataclasses import replace
 
-from ..errors import DataError
 from ..records import Example
 from ..reward import answers
 from ..reward.options import choice
-from ..reward.tasks import TASKS, gold_problem
-from . import fields, verl
+from ..reward.tasks import TASKS
+from . import fields, hotpotqa, kilt, passages, squad, verl
 
 LETTERS = "ABCDEFGHIJ"
 OPTION = re.compile(r"([A-J])|(?:answer_)?(?:choice|option)s?(?:_?(\w|\d\d))?")    # a column with options
@@ -16,6 +18,8 @@ ASKED = {"context", "document", "system", "system_prompt", "instruction", "instr
          "demonstrations", "few_shot", "input_output", "image", "images", "audio", "audios", "video", "videos", "tools",
          "chat_template_kwargs"}                               # columns that change what is asked
 EMPTY = (None, "", [], {})
+ANSWERS = ("answer", "answers", "answer_aliases")
+RULER_QA = "Answer the question based on the given documents"          # in the prompts of its tasks qa_1 and qa_2
 ACCEPTED = {"true": ["True", "yes"], "yes": ["True", "yes"], "false": ["False", "no"], "no": ["False", "no"]}
 
 
@@ -91,19 +95,37 @@ def as_row(example: Example) -> dict:
     return {name: value for name, value in row.items() if value}
 
 
+def accepting(row: dict, question: str = "question", *names: str) -> Example:
+    """A question with all its accepted answers in these fields. By default: all of ANSWERS that the row has. Raises
+    Unanswerable if the row says so."""
+    no_texts = row.get("answers") == {"text": [], "answer_start": []}          # SQuAD 2.0 on the hub
+    if row.get("is_impossible") is True or row.get("answerable") is False or no_texts:
+        raise fields.Unanswerable
+    names = names or [name for name in ANSWERS if row.get(name, []) != []] or ANSWERS[:1]
+    return plain({**row, "question": fields.text(row, question), "answer": fields.accepted(row, *names)})
+
+
 def longbench(row: dict) -> Example:
     """All references are accepted, except those that cannot earn full reward, such as bare punctuation."""
-    references = fields.items(fields.at(row, "answers"), "answers")
-    golds = [" ".join(fields.written(text, place).split()) for place, text in references]
-    usable = tuple(gold for gold in golds if not gold_problem("qa", gold))
-    fields.require(usable, f'"answers" cannot be used: {gold_problem("qa", golds[0])}')
-    return Example(fields.id_of(row, "_id", "id"), fields.text(row, "context"), fields.text(row, "input"), usable,
-                   source=fields.text(row, "dataset", ""))
+    example = accepting(row, "input", "answers")
+    return replace(example, id=fields.id_of(row, "_id", "id"), source=fields.text(row, "dataset", ""))
+
+
+def ruler(row: dict) -> Example:
+    """The prompt, word for word. For question answering, RULER accepts any of the outputs (its string_match_part). Its
+    other tasks earn the share of the outputs that are given (string_match_all), here F1, so that a list of everything
+    earns little."""
+    prompt, outputs = fields.text(row, "input"), fields.items(fields.at(row, "outputs"), "outputs")
+    task = "f1" if len(outputs) > 1 and RULER_QA not in prompt else "em"
+    gold = fields.golds(row["outputs"], "outputs", task)
+    return replace(plain({**row, "prompt": prompt, "answer": "any", "task": task}), answer=gold)
 
 
 def frames(row: dict) -> Example:
     """A row with the texts of its Wikipedia pages. As released, Frames has only links to them."""
-    pages = fields.items(fields.at(row, "wiki_items"), "wiki_items")
+    fields.require("wiki_items" in row, 'the field "wiki_items" is missing: Frames only has links. Download the pages '
+                   'in "wiki_links" and add them as "wiki_items": [{"title": ..., "text": ...}]', fields.WrongForm)
+    pages = fields.items(row["wiki_items"], "wiki_items")
     texts = [fields.text(page, name, under=f"{place}.") for place, page in pages for name in ("title", "text")]
     gold = " ".join(fields.written(fields.at(row, "Answer"), "Answer").split())
     return Example(fields.id_of(row), "\n".join(texts), fields.text(row, "Prompt"), fields.golds(gold, "Answer", "qa"),
@@ -129,14 +151,22 @@ def has_document(row: dict) -> bool:
     return "context" in row or "document" in row
 
 
-Format = namedtuple("Format", "name matches read")
+Format = namedtuple("Format", "name matches read paragraphs", defaults=[None])
 FORMATS = [                                                    # the first one that matches reads the row
     Format("verl", lambda row: "reward_model" in row, verl.read),
     Format("LongBench v2", lambda row: has_document(row) and "question" in row and option_columns(row), choices),
+    Format("HotpotQA", hotpotqa.matches, accepting, hotpotqa.paragraphs),
+    Format("SQuAD", lambda row: "context" in row and "question" in row and "answer" not in row
+           and ("answers" in row or "is_impossible" in row), accepting, squad.paragraphs),
     Format("context and question", lambda row: has_document(row) and "question" in row, plain),
+    Format("KILT", kilt.matches, lambda row: accepting(kilt.answered(row), "input", "output"), kilt.paragraphs),
     Format("LongBench", lambda row: has_document(row) and ("input" in row or "answers" in row), longbench),
     Format("Frames", lambda row: "wiki_items" in row or "Prompt" in row, frames),
+    Format("MuSiQue", lambda row: "paragraphs" in row and "ground_truth" not in row
+           and ("answer" in row or "answerable" in row), accepting, lambda row: passages.read(row, "paragraphs")),
     Format("DocMath-Eval", lambda row: "paragraphs" in row or "ground_truth" in row, docmath),
+    Format("ctxs", lambda row: "ctxs" in row, accepting, lambda row: passages.read(row, "ctxs")),
+    Format("RULER", lambda row: "input" in row and "outputs" in row, ruler),
     Format("messages", lambda row: "messages" in row, dialogue),
     Format("prompt and completion", lambda row: "completion" in row, dialogue),
     Format("verl", lambda row: "prompt" in row and "data_source" in row and "answer" not in row
@@ -154,20 +184,25 @@ def is_asked(value, example: Example) -> bool:
     return isinstance(value, str) and any(value.strip() in text for text in said)
 
 
-def parse(row: dict) -> Example:
+def parse(row: dict, max_paragraphs: int = 0, counts: Counter | None = None) -> Example:
     """The example in a row. Its id is "" if the row has none. Unknown fields are ignored, unless they change what is
-    asked. Raises DataError."""
+    asked. A document loses distractors until max_paragraphs are left (0: none). counts["long"] rises if it has more of
+    them or none. Raises DataError."""
     for form in FORMATS:
         if form.matches(row):
+            paragraphs = passages.keep(form.paragraphs(row), max_paragraphs) if form.paragraphs else []
+            row = {**row, "context": passages.join(paragraphs)} if paragraphs else row
             example = form.read(row)
             unused = [*option_columns(row)] if form.read is not choices else []
             unused += [name for name in row if name in ASKED and not is_asked(row[name], example)]
             if example.document:
                 unused += [name for name in ("prompt", "messages") if isinstance(row.get(name), str | list)]
             if unused:
-                raise DataError(f'"{unused[0]}" changes what is asked, but a row of the form "{form.name}" does not '
-                                "use it; write it into the text that is asked, or remove it")
+                raise fields.WrongForm(f'"{unused[0]}" changes what is asked, but a row of the form "{form.name}" does '
+                                       "not use it; write it into the text that is asked, or remove it")
+            if counts is not None:
+                counts["long"] += not 0 < len(paragraphs) <= max_paragraphs
             return example
     missing = "question" if has_document(row) else "context"
     names = ", ".join(dict.fromkeys(form.name for form in FORMATS))
-    raise DataError(f'the field "{missing}" is missing; the forms of a row are: {names} (docs/data.md)')
+    raise fields.WrongForm(f'the field "{missing}" is missing; the forms of a row are: {names} (docs/data.md)')

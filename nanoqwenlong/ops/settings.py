@@ -31,6 +31,15 @@ class Common:
 
 
 @dataclass(frozen=True)
+class Rows:
+    # rows of --data
+    task: tuple[str, ...] = ()          # use only these tasks, mixed in these shares: qa=2 f1=1. None: as they come
+    skip_bad_rows: bool = False         # leave out rows that cannot be used and report them, instead of refusing all
+    max_paragraphs: int = 0             # of a document that consists of paragraphs. Distractors are removed, never a
+                                        # paragraph that the answer needs. 0: keep all
+
+
+@dataclass(frozen=True)
 class Settings(Common):
     # the run
     preset: str = free("")              # a named set of values that replace these defaults, listed below
