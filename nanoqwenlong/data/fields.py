@@ -57,12 +57,6 @@ def at(fields, path: str, *default, under: str = ""):
     return fields
 
 
-def any_items(row: dict, name: str, under: str = "") -> list[tuple]:
-    """(name, item) of each item of a list that may be empty or missing."""
-    value = check(at(row, name, [], under=under), list, under + name)
-    return items(value, under + name) if value else []
-
-
 def string(value, name: str) -> str:
     """A string that is not empty and can be written as UTF-8."""
     require(check(value, str, name) and not value.isspace(), f'"{name}" is empty')
@@ -115,23 +109,6 @@ def question_of(row: dict, messages, *paths: str) -> str:
     """What a judge is shown as the question: the first of these fields, or else the question in the prompt."""
     path = next((path for path in paths if at(row, path, "") != ""), "")
     return text(row, path) if path else question_in(messages[-1][1])
-
-
-def accepted(row: dict, *names: str) -> str | list[str]:
-    """The accepted answers in these fields: a text, a list of texts or of objects with a text, or SQuAD's {"text":
-    [...]}. One that cannot earn full reward, such as bare punctuation, is dropped."""
-    problems = {}                                              # {answer: what is wrong with it}
-    for name in names:
-        value = at(row, name)
-        if isinstance(value, dict):
-            name, value = f"{name}.text", at(value, "text", under=f"{name}.")
-        for place, item in [(name, value)] if name == "answer" and not isinstance(value, list) else items(value, name):
-            answer = written(at(item, "text", under=f"{place}.") if isinstance(item, dict) else item, place)
-            answer = " ".join(answer.split())
-            problems[answer] = gold_problem("qa", answer)
-    usable = [answer for answer in problems if not problems[answer]]
-    require(usable, f'"{names[0]}" cannot be used: {next(iter(problems.values()))}')
-    return usable[0] if len(usable) == 1 and isinstance(row[names[0]], str) else usable
 
 
 def golds(value, name: str, task: str) -> str | tuple[str, ...]:

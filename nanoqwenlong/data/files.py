@@ -20,17 +20,15 @@ from .fields import ID_FIELDS, Unanswerable, WrongForm, check, require, without_
 
 SHOWN = 20                                                     # bad rows that an error lists before "and N more"
 Rows = Iterator[tuple[int | str, Callable[[], dict]]]          # place of a row, and a function that gives its fields
-HEAD = 65536                                                   # bytes that show what a file is
 BLANK = b"\xef\xbb\xbf \t\r\n"                                # a byte order mark, and white space
 EXPECTED = "give JSONL (one object a line), one JSON array of objects, or Parquet"
-DOWNLOADS = {                                                  # {how a file starts: what it is}
-    rb"version https://git-lfs": "a Git LFS pointer, not the data; run `git lfs pull`, or download the file itself",
-    rb"(?i)\s*<(!doctype|html|head|body|\?xml|!--)": "a web page, not the data; download the raw file"}
-NOT_JSON = {
-    rb"\xff\xfe|\xfe\xff": "UTF-16; save it as UTF-8",
-    rb"\s*[^\s{\[](?s:.*)\0": f"a binary file; {EXPECTED}",
-    rb"(?!(?:.*\n)*(?:\xef\xbb\xbf)?[ \t]*[{\[])\s*\S": f"not JSON; {EXPECTED}. pandas can turn a table into JSONL: "
-    "read_csv(OLD).to_json(NEW, orient='records', lines=True)"}        # no line starts with a bracket
+KINDS = [                                                      # how a file starts, and what it is
+    (rb"version https://git-lfs", "a Git LFS pointer, not the data; run `git lfs pull`, or download the file itself"),
+    (rb"(?i)\s*<(!doctype|html|head|body|\?xml|!--)", "a web page, not the data; download the raw file"),
+    (rb"\xff\xfe|\xfe\xff", "UTF-16; save it as UTF-8"),
+    (rb"\s*[^\s{\[](?s:.*)\0", f"a binary file; {EXPECTED}"),
+    (rb"(?!(?:.*\n)*(?:\xef\xbb\xbf)?[ \t]*[{\[])\s*\S",         # no line starts with a bracket
+     f"not JSON; {EXPECTED}. pandas makes JSONL of a table: read_csv(OLD).to_json(NEW, orient='records', lines=True)")]
 COMMA = re.compile(r"[ \t\n\r]*([,\]]?)[ \t\n\r]*")            # what follows a value of a JSON array
 SKIM = json.JSONDecoder(parse_int=str, parse_float=str)        # only finds where a value ends
 
@@ -48,7 +46,7 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
         if not path.is_file():
             raise FileNotFoundError(f"data file {path} " + ("is not a file" if path.exists() else "does not exist"))
         num_rows, problems = 0, []                             # problems: (where, error, fields of the row)
-        for number, load in _rows(path):
+        for number, load in _questions(_rows(path)):
             place, num_rows, row = f"{path}:{number}", num_rows + 1, {}
             try:
                 row = load()
@@ -82,8 +80,8 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
         tell(f"{counts['bad']} bad rows are left out:\n{report}")
     if counts["unanswerable"]:
         say(f"{counts['unanswerable']} questions are left out, because the data set says that they have no answer")
-    kind = " that has an answer" * bool(counts["unanswerable"])
-    require(examples, f"{', '.join(map(str, paths))}: there is no row in it{kind}")
+    missing = "question with an answer" if counts["unanswerable"] else "row"
+    require(examples, f"{', '.join(map(str, paths))}: there is no {missing} in it")
     if max_paragraphs and counts["long"]:
         say(f"--max-paragraphs {max_paragraphs} does not limit {counts['long']} of {len(examples)} documents: the row "
             "has one text, needs more paragraphs, or does not say which it needs")
@@ -100,53 +98,52 @@ def _report(path: Path, num_rows: int, problems: Sequence[tuple[str, DataError, 
     return [f"{place}: {error}" for place, error, _ in problems]
 
 
+def _questions(rows: Rows) -> Rows:
+    """The rows, but an object that is a whole set of SQuAD's form is replaced by its questions."""
+    for number, load in rows:
+        try:
+            row = load()
+            yield from squad.rows(row) if squad.is_file(row) else [(number, partial(dict, row))]
+        except DataError:
+            yield number, load                                 # raises again
+
+
 def _is_gzip(path: Path) -> bool:
     return path.suffix.lower() == ".gz"
 
 
-def _check_kind(path: Path, head: bytes, kinds: Mapping[bytes, str]) -> None:
-    kind = next((kind for start, kind in kinds.items() if re.match(start, head)), "")
+def _check_kind(path: Path, head: bytes, kinds: Sequence[tuple[bytes, str]]) -> None:
+    kind = next((kind for start, kind in kinds if re.match(start, head)), "")
     require(not kind, f"{path}: this is {kind} (it starts with {head.strip(BLANK)[:30]!r})")
 
 
 def _rows(path: Path) -> Rows:
     number = 0
     with path.open("rb") as file:
-        head = file.read(HEAD)
-    _check_kind(path, head, DOWNLOADS)
+        head = file.read(65536)
     if path.suffix.lower() == ".parquet" or head.startswith(b"PAR1"):
+        _check_kind(path, head, KINDS[:2])
         yield from _parquet(path)
         return
     try:
         with gzip.open(path) if _is_gzip(path) or head.startswith(b"\x1f\x8b") else path.open("rb") as file:
-            _check_kind(path, file.read(HEAD), {**DOWNLOADS, **NOT_JSON})
+            _check_kind(path, file.read(65536), KINDS)
             file.seek(0)
             start = next(filter(None, (line.strip(BLANK) for line in file)), b"")
             file.seek(0)
             if start.startswith(b"["):                         # no row of JSONL starts with a bracket
                 yield from _array(path, file.read())
                 return
-            if start.startswith(b"{"):
-                first = _object(start)
-                content = first or _object(file.read().strip(BLANK))           # one object over several lines
-                if content and not first or squad.is_file(content):
-                    yield from squad.rows(content) if squad.is_file(content) else [(1, lambda: content)]
-                    return
-                file.seek(0)
+            if start == b"{" and (content := file.read().strip(BLANK)).endswith(b"}"):       # one object on many lines
+                yield 1, partial(_parse, content)
+                return
+            file.seek(0)
             for number, line in enumerate(file, start=1):
                 line = line.removesuffix(b"\n").removeprefix(b"\xef\xbb\xbf")  # joined files may have a BOM inside
                 if line.strip():
                     yield number, partial(_parse, line)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: not readable as gzip{f' after row {number}' * bool(number)}: {error}") from None
-
-
-def _object(text: bytes) -> dict:
-    """The row that this text is, or {}."""
-    try:
-        return _parse(text)
-    except DataError:
-        return {}
 
 
 def _array(path: Path, content: bytes) -> Rows:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from ..records import Example
 from ..reward import answers
 from ..reward.options import choice
-from ..reward.tasks import TASKS
-from . import fields, hotpotqa, kilt, passages, squad, verl
+from ..reward.tasks import TASKS, gold_problem
+from . import fields, passages, squad, verl
 
 LETTERS = "ABCDEFGHIJ"
 OPTION = re.compile(r"([A-J])|(?:answer_)?(?:choice|option)s?(?:_?(\w|\d\d))?")    # a column with options
@@ -96,13 +96,26 @@ def as_row(example: Example) -> dict:
 
 
 def accepting(row: dict, question: str = "question", *names: str) -> Example:
-    """A question with all its accepted answers in these fields. By default: all of ANSWERS that the row has. Raises
-    Unanswerable if the row says so."""
+    """A question with all accepted answers in these fields, by default in those of ANSWERS that the row has: a text, a
+    list of texts or of objects with a text, or SQuAD's {"text": [...]}. An answer that cannot earn full reward, such as
+    bare punctuation, is dropped. Raises Unanswerable if the row says so."""
     no_texts = row.get("answers") == {"text": [], "answer_start": []}          # SQuAD 2.0 on the hub
     if row.get("is_impossible") is True or row.get("answerable") is False or no_texts:
         raise fields.Unanswerable
-    names = names or [name for name in ANSWERS if row.get(name, []) != []] or ANSWERS[:1]
-    return plain({**row, "question": fields.text(row, question), "answer": fields.accepted(row, *names)})
+    problems = {}                                              # {answer: what is wrong with it}
+    for name in names or [name for name in ANSWERS if row.get(name, []) != []] or ANSWERS[:1]:
+        value = fields.at(row, name)
+        if isinstance(value, dict):
+            name, value = f"{name}.text", fields.at(value, "text", under=f"{name}.")
+        is_one = name == "answer" and not isinstance(value, list)
+        for place, item in [(name, value)] if is_one else fields.items(value, name):
+            item = fields.at(item, "text", under=f"{place}.") if isinstance(item, dict) else item
+            answer = " ".join(fields.written(item, place).split())
+            problems[answer] = gold_problem("qa", answer)
+    usable = [answer for answer in problems if not problems[answer]]
+    fields.require(usable, f'"{name}" cannot be used: {next(iter(problems.values()))}')
+    return plain({**row, "question": fields.text(row, question), "answer": usable[0] if usable == [
+        row.get("answer")] else usable})
 
 
 def longbench(row: dict) -> Example:
@@ -112,9 +125,8 @@ def longbench(row: dict) -> Example:
 
 
 def ruler(row: dict) -> Example:
-    """The prompt, word for word. For question answering, RULER accepts any of the outputs (its string_match_part). Its
-    other tasks earn the share of the outputs that are given (string_match_all), here F1, so that a list of everything
-    earns little."""
+    """The prompt, word for word. RULER's question answering accepts any output (string_match_part). Its other tasks
+    earn the share of the outputs that are given (string_match_all), here F1: a list of everything earns little."""
     prompt, outputs = fields.text(row, "input"), fields.items(fields.at(row, "outputs"), "outputs")
     task = "f1" if len(outputs) > 1 and RULER_QA not in prompt else "em"
     gold = fields.golds(row["outputs"], "outputs", task)
@@ -151,15 +163,24 @@ def has_document(row: dict) -> bool:
     return "context" in row or "document" in row
 
 
+def has_paragraphs(row: dict) -> bool:
+    """Whether the context consists of paragraphs, maybe as JSON text, as in HotpotQA and 2WikiMultihopQA."""
+    context = row.get("context")
+    first = context[0] if isinstance(context, list) and context else context
+    is_text = isinstance(context, str) and context.lstrip().startswith(("[", "{")) and "supporting_facts" in row
+    return "question" in row and (is_text or isinstance(first, list) or isinstance(first, dict) and "title" in first)
+
+
 Format = namedtuple("Format", "name matches read paragraphs", defaults=[None])
 FORMATS = [                                                    # the first one that matches reads the row
     Format("verl", lambda row: "reward_model" in row, verl.read),
     Format("LongBench v2", lambda row: has_document(row) and "question" in row and option_columns(row), choices),
-    Format("HotpotQA", hotpotqa.matches, accepting, hotpotqa.paragraphs),
+    Format("HotpotQA", has_paragraphs, accepting, lambda row: passages.read(row, "context")),
     Format("SQuAD", lambda row: "context" in row and "question" in row and "answer" not in row
            and ("answers" in row or "is_impossible" in row), accepting, squad.paragraphs),
     Format("context and question", lambda row: has_document(row) and "question" in row, plain),
-    Format("KILT", kilt.matches, lambda row: accepting(kilt.answered(row), "input", "output"), kilt.paragraphs),
+    Format("KILT", lambda row: "input" in row and isinstance(row.get("output"), list),
+           lambda row: accepting(passages.with_answers(row), "input", "output"), passages.kilt),
     Format("LongBench", lambda row: has_document(row) and ("input" in row or "answers" in row), longbench),
     Format("Frames", lambda row: "wiki_items" in row or "Prompt" in row, frames),
     Format("MuSiQue", lambda row: "paragraphs" in row and "ground_truth" not in row

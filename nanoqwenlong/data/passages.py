@@ -17,8 +17,12 @@ class Paragraph(NamedTuple):
 
 
 def read(row: dict, name: str) -> list[Paragraph]:
-    """The paragraphs of a field: [title, sentences] pairs, or objects with a title and a text. Raises DataError."""
-    paragraphs = []
+    """The paragraphs of a field: [title, sentences] pairs, or objects with a title and a text. HotpotQA names titles in
+    supporting_facts, other sets mark paragraphs. Raises DataError."""
+    paragraphs, needed = [], set()
+    for number, fact in enumerate(listed(row, "supporting_facts")):
+        title = fact.get("title") if isinstance(fact, dict) else fact[0] if fact and isinstance(fact, list) else fact
+        needed.add(fields.string(title, f"supporting_facts[{number}]").strip())
     for place, item in fields.items(listed(row, name), name):
         item = dict(zip(("title", "text"), item)) if isinstance(item, list) else item
         title = fields.check(fields.at(item, "title", "", under=f"{place}."), str, f"{place}.title").strip()
@@ -26,17 +30,33 @@ def read(row: dict, name: str) -> list[Paragraph]:
         text = fields.at(item, field, under=f"{place}.")
         if isinstance(text, list):
             text = " ".join(fields.check(sentence, str, f"{place}.{field}").strip() for sentence in text)
-        marks = [bool(item[mark]) for mark in MARKS if mark in item]
+        marks = [title in needed] if needed else [bool(item[mark]) for mark in MARKS if mark in item]
         text = fields.check(text, str, f"{place}.{field}").strip()
         paragraphs.append(Paragraph(title, text, any(marks) if marks else None))
     fields.require(any(paragraph.text for paragraph in paragraphs), f'"{name}" has no text in it')
     return paragraphs
 
 
+def with_answers(row: dict) -> dict:
+    """KILT's row with the answers alone in `output`."""
+    return {**row, "output": [each["answer"] for each in row["output"] if "answer" in each]}
+
+
+def kilt(row: dict) -> list[Paragraph]:
+    """The text in `context`, or else the passages of all outputs. As released, KILT only points to Wikipedia."""
+    if "context" in row:
+        return [Paragraph("", fields.text(row, "context"))]
+    outputs = [fields.check(output, dict, place) for place, output in fields.items(row["output"], "output")]
+    sources = [each for output in outputs for each in listed(output, "provenance") if "text" in each]
+    fields.require(sources, 'the field "context" is missing: KILT only points to Wikipedia. Look up "provenance" in '
+                   'kilt_knowledgesource.json and write the passages into "context"', fields.WrongForm)
+    return list(dict.fromkeys(read({"provenance": sources}, "provenance")))
+
+
 def listed(row: dict, name: str):
     """A field that should be a list. JSON text is parsed. An object of columns, {"title": [...], "sentences": [...]},
     becomes a list of objects."""
-    value = fields.at(row, name, [])
+    value = fields.without_nulls(fields.at(row, name, []))
     if isinstance(value, str):
         try:
             value = json.loads(value)

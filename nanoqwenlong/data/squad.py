@@ -1,4 +1,4 @@
-"""SQuAD 1.1 and 2.0, XQuAD and other sets of their form: the one JSON object of a released file, and rows."""
+"""SQuAD 1.1 and 2.0, XQuAD and other sets of their form. A released file is one JSON object of articles."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,21 +14,17 @@ def is_file(content: dict) -> bool:
 
 
 def rows(content: dict) -> Iterator[tuple[str, Callable[[], dict]]]:
-    """The questions of a released file: the place of each, and a function that gives its row."""
+    """The questions: the place of each, and a function that gives its row."""
     for i, article in enumerate(content["data"]):
         for j, paragraph in enumerate(article["paragraphs"]):
-            place = f"data[{i}].paragraphs[{j}]"
-            if not isinstance(paragraph, dict) or not isinstance(paragraph.get("qas"), list):
-                yield place, partial(fields.at, {}, "qas")     # raises: the field "qas" is missing
-                continue
-            for k, question in enumerate(paragraph["qas"]):
-                yield f"{place}.qas[{k}]", partial(_row, article, paragraph, question)
+            qas = paragraph.get("qas") if isinstance(paragraph, dict) else None
+            for k, question in enumerate(qas if isinstance(qas, list) else [None]):
+                yield f"data[{i}].paragraphs[{j}].qas[{k}]", partial(_row, article, paragraph, question)
 
 
 def _row(article: dict, paragraph: dict, question) -> dict:
-    asked = fields.at(fields.check(question, dict, "qas"), "question")
-    row = {"title": article.get("title"), "context": paragraph.get("context"), **question, "question": asked}
-    return fields.without_nulls(row)
+    fields.at(fields.check(question, dict, "qas"), "question")
+    return fields.without_nulls({"title": article.get("title"), "context": paragraph.get("context"), **question})
 
 
 def paragraphs(row: dict) -> list[Paragraph]:

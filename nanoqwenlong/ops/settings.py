@@ -35,8 +35,7 @@ class Rows:
     # rows of --data
     task: tuple[str, ...] = ()          # use only these tasks, mixed in these shares: qa=2 f1=1. None: as they come
     skip_bad_rows: bool = False         # leave out rows that cannot be used and report them, instead of refusing all
-    max_paragraphs: int = 0             # of a document that consists of paragraphs. Distractors are removed, never a
-                                        # paragraph that the answer needs. 0: keep all
+    max_paragraphs: int = 0             # of a document: others that the answer does not need are removed. 0: keep all
 
 
 @dataclass(frozen=True)
