@@ -31,7 +31,6 @@ class Config(Common, Rows):
     model: tuple[str, ...] = ("assets/nano-base", "assets/nano-sft")    # directories or hub ids, a row each
     seed: int = 0                       # decides every sample
     # data
-    data: tuple[str, ...] = ()          # JSONL, JSON or Parquet files, also released benchmarks. None: the toy task
     toy_examples: int = fixed(200, least=1)  # of the toy task for each length, if no --data is given
     max_prompt_tokens: int = 120000     # longer prompts lose the middle of their document
     lengths: tuple[int, ...] = ()       # upper ends of the length buckets (document + question tokens). None: one

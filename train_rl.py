@@ -35,7 +35,6 @@ from nanoqwenlong.ops.settings import Rows, Settings, fixed, free
 class Config(Settings, Rows):
     name: str = free("rl")              # the run is kept in RUNS_DIR/NAME
     # data and curriculum
-    data: tuple[str, ...] = ()          # JSONL or parquet files. None: the toy task, short and long documents
     toy_examples: int = fixed(2000, least=1)  # of the toy task for each length, if no --data is given
     max_prompt_tokens: int = 60000      # longer prompts are dropped and counted, never cut
     phase_lengths: tuple[int, ...] = ()  # the longest document + question of each phase, in tokens. None: the toy

@@ -28,7 +28,6 @@ class Config(Settings, Rows):
     model: str = "assets/nano-base"     # a Hugging Face directory or hub id. "new": the random tiny model of toy.py
     save_every: int = free(100, least=1)  # steps between checkpoints
     # data
-    data: tuple[str, ...] = ()          # files of worked responses, chats or plain text. None: the toy task
     heldout: tuple[str, ...] = ()       # files to measure accuracy on. None: the toy task's held-out documents, and
                                         # with --data nothing: accuracy is not measured
     strict_responses: bool = False      # refuse rows whose response would earn nothing by the rule of their task

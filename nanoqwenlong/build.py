@@ -25,10 +25,8 @@ from .reward.tasks import missing_package
 
 def rows(cfg, paths: Sequence[str], say: Callable[[str], None], **needs) -> list[Example]:
     """The examples of these files, if there are any. `needs` and the errors: see data.read."""
-    if cfg.max_paragraphs and not paths:
-        say("--max-paragraphs changes nothing without --data: documents of the toy task have no paragraphs")
-    tell = say if cfg.skip_bad_rows else None
-    return data.read(paths, tell=tell, say=say, max_paragraphs=cfg.max_paragraphs, **needs) if paths else []
+    needs |= {"tell": say if cfg.skip_bad_rows else None, "say": say, "max_paragraphs": cfg.max_paragraphs}
+    return data.read(paths, **needs) if paths else []
 
 
 def questions(cfg, say: Callable[[str], None], split: str = "train") -> list[Example]:

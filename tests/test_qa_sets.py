@@ -143,7 +143,7 @@ def test_a_bad_question_of_a_released_file_is_named_by_its_place_and_the_others_
 
 @pytest.mark.parametrize("row", [IMPOSSIBLE, {**MUSIQUE, "answerable": False}, {**SQUAD, "is_impossible": True}])
 def test_only_unanswerable_questions_are_an_error(row, tmp_path):
-    with pytest.raises(DataError, match="there is no question with an answer in it"):
+    with pytest.raises(DataError, match="there is no row in it"):
         data.read([jsonl(tmp_path / "d.jsonl", row)])
 
 
@@ -191,13 +191,12 @@ def test_documents_that_the_limit_does_not_reach_are_counted_once(tmp_path):
 def test_each_script_limits_paragraphs(script, tmp_path, toy_pair):
     module, notes = importlib.import_module(script), []
     path = str(jsonl(tmp_path / "d.jsonl", {**MUSIQUE, "response": "<think></think> The answer is 1982."}))
-    for cfg in (module.Config(data=(path,), max_paragraphs=1), module.Config(max_paragraphs=1)):
-        if script == "train_sft":
-            examples, _ = train_sft.read_data(cfg, toy_pair[1], notes.append)
-        else:
-            examples = build.questions(cfg, notes.append)
-        assert (examples[0].document == "Diego Maradona\nHe came in 1982.") == bool(cfg.data)
-    assert notes == ["--max-paragraphs changes nothing without --data: documents of the toy task have no paragraphs"]
+    cfg = module.Config(data=(path,), max_paragraphs=1)
+    if script == "train_sft":
+        [example], _ = train_sft.read_data(cfg, toy_pair[1], notes.append)
+    else:
+        [example] = build.questions(cfg, notes.append)
+    assert example.document == "Diego Maradona\nHe came in 1982." and notes == []
     with pytest.raises(ConfigError, match="max-paragraphs"):
         flags.parse(module.Config, ["--max-paragraphs", "-1"])
 
@@ -214,7 +213,7 @@ def test_each_script_limits_paragraphs(script, tmp_path, toy_pair):
     ({k: v for k, v in HOTPOT.items() if k != "answer"}, '"answer" is missing'),
     ({**MUSIQUE, "paragraphs": [{"title": "A"}]}, '"paragraphs[0].text" is missing'),
     ({**MUSIQUE, "paragraphs": [{"title": 5, "paragraph_text": "b"}]}, '"paragraphs[0].title"'),
-    ({**MUSIQUE, "answer_aliases": "1982"}, '"answer_aliases"'), ({**MUSIQUE, "question": 5}, '"question"'),
+    ({**MUSIQUE, "answer_aliases": {"x": 1}}, '"answer_aliases.text"'), ({**MUSIQUE, "question": 5}, '"question"'),
     ({**SQUAD, "answers": {"text": [5.5, None]}}, '"answers.text[1]"'),
     ({**SQUAD, "answers": [{}]}, '"answers[0].text"'),
     ({**CTXS, "ctxs": []}, '"ctxs" is an empty list'), ({**CTXS, "answers": ["..."]}, '"answers" cannot be used'),

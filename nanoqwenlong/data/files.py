@@ -25,8 +25,7 @@ EXPECTED = "give JSONL (one object a line), one JSON array of objects, or Parque
 KINDS = [                                                      # how a file starts, and what it is
     (rb"version https://git-lfs", "a Git LFS pointer, not the data; run `git lfs pull`, or download the file itself"),
     (rb"(?i)\s*<(!doctype|html|head|body|\?xml|!--)", "a web page, not the data; download the raw file"),
-    (rb"\xff\xfe|\xfe\xff", "UTF-16; save it as UTF-8"),
-    (rb"\s*[^\s{\[](?s:.*)\0", f"a binary file; {EXPECTED}"),
+    (rb"\xff\xfe|\xfe\xff|\s*[^\s{\[](?s:.*)\0", f"a binary file, or text in UTF-16 instead of UTF-8; {EXPECTED}"),
     (rb"(?!(?:.*\n)*(?:\xef\xbb\xbf)?[ \t]*[{\[])\s*\S",         # no line starts with a bracket
      f"not JSON; {EXPECTED}. pandas makes JSONL of a table: read_csv(OLD).to_json(NEW, orient='records', lines=True)")]
 COMMA = re.compile(r"[ \t\n\r]*([,\]]?)[ \t\n\r]*")            # what follows a value of a JSON array
@@ -36,11 +35,10 @@ SKIM = json.JSONDecoder(parse_int=str, parse_float=str)        # only finds wher
 def read(paths: Sequence[str | Path], need_response: bool = False, need_question: bool = False,
          tell: Callable[[str], None] | None = None, see: Callable[[Example, str], None] | None = None,
          max_paragraphs: int = 0, say: Callable[[str], None] = lambda note: None) -> list[Example]:
-    """All examples of all files, in order. A row without an id gets its number. Distractors are removed from documents
-    of more than max_paragraphs (0: none). `tell` reports bad rows, which are left out. see(example, place) sees each
-    good row with its file and number, and may raise DataError. `say` gets notes about unanswerable questions, which are
-    left out, and about documents that max_paragraphs does not limit. Raises FileNotFoundError, and DataError for bad
-    rows without `tell` or if all are bad."""
+    """All examples of all files, in order. A row without an id gets its number. `tell` reports bad rows, which are left
+    out. see(example, place) sees each good row with its file and number, and may raise DataError. `say` notes how many
+    questions have no answer, and are left out, and how many documents max_paragraphs (0: no limit) does not limit.
+    Raises FileNotFoundError, and DataError for bad rows without `tell` or if all are bad."""
     examples, reports, places, counts = [], [], {}, Counter()  # places: {id: where it was read}
     for path in map(Path, paths):
         if not path.is_file():
@@ -64,7 +62,7 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
                 if see:
                     see(example, place)
                 places[name] = place
-                stem = Path(path.stem).stem if _is_gzip(path) else path.stem
+                stem = Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
                 examples.append(replace(example, id=name, source=example.source or stem))
             except Unanswerable:
                 counts["unanswerable"] += 1
@@ -73,15 +71,13 @@ def read(paths: Sequence[str | Path], need_response: bool = False, need_question
         counts["bad"] += len(problems)
         reports += _report(path, num_rows, problems)
     if reports:
-        more = [f"and {len(reports) - SHOWN} more"] if len(reports) > SHOWN else []
-        report = "\n".join(reports[:SHOWN] + more)
+        report = "\n".join(reports[:SHOWN] + [f"and {len(reports) - SHOWN} more"] * (len(reports) > SHOWN))
         if tell is None or not examples:
             raise DataError(report)
         tell(f"{counts['bad']} bad rows are left out:\n{report}")
     if counts["unanswerable"]:
         say(f"{counts['unanswerable']} questions are left out, because the data set says that they have no answer")
-    missing = "question with an answer" if counts["unanswerable"] else "row"
-    require(examples, f"{', '.join(map(str, paths))}: there is no {missing} in it")
+    require(examples, f"{', '.join(map(str, paths))}: there is no row in it")
     if max_paragraphs and counts["long"]:
         say(f"--max-paragraphs {max_paragraphs} does not limit {counts['long']} of {len(examples)} documents: the row "
             "has one text, needs more paragraphs, or does not say which it needs")
@@ -93,8 +89,8 @@ def _report(path: Path, num_rows: int, problems: Sequence[tuple[str, DataError, 
     kinds = {str(error).partition(" at ")[0] for _, error, _ in problems}      # "not JSON at column 2: ..."
     if len(problems) == num_rows and len(kinds) == 1 and isinstance(problems[0][1], WrongForm):
         place, error, names = problems[0]
-        where = f"{path}: each of its {num_rows} rows is bad" if num_rows > 1 else place
-        return [f"{where}: {error}" + f" (its fields: {', '.join(names[:8])})"[:400] * bool(names)]
+        place = f"{path}: each of its {num_rows} rows is bad" if num_rows > 1 else place
+        return [f"{place}: {error}" + f" (its fields: {', '.join(names[:8])})"[:400] * bool(names)]
     return [f"{place}: {error}" for place, error, _ in problems]
 
 
@@ -106,10 +102,6 @@ def _questions(rows: Rows) -> Rows:
             yield from squad.rows(row) if squad.is_file(row) else [(number, partial(dict, row))]
         except DataError:
             yield number, load                                 # raises again
-
-
-def _is_gzip(path: Path) -> bool:
-    return path.suffix.lower() == ".gz"
 
 
 def _check_kind(path: Path, head: bytes, kinds: Sequence[tuple[bytes, str]]) -> None:
@@ -126,7 +118,8 @@ def _rows(path: Path) -> Rows:
         yield from _parquet(path)
         return
     try:
-        with gzip.open(path) if _is_gzip(path) or head.startswith(b"\x1f\x8b") else path.open("rb") as file:
+        is_gzip = path.suffix.lower() == ".gz" or head.startswith(b"\x1f\x8b")
+        with gzip.open(path) if is_gzip else path.open("rb") as file:
             _check_kind(path, file.read(65536), KINDS)
             file.seek(0)
             start = next(filter(None, (line.strip(BLANK) for line in file)), b"")

@@ -10,7 +10,7 @@ from ..records import Example
 from ..reward import answers
 from ..reward.options import choice
 from ..reward.tasks import TASKS, gold_problem
-from . import fields, passages, squad, verl
+from . import fields, passages, verl
 
 LETTERS = "ABCDEFGHIJ"
 OPTION = re.compile(r"([A-J])|(?:answer_)?(?:choice|option)s?(?:_?(\w|\d\d))?")    # a column with options
@@ -107,8 +107,7 @@ def accepting(row: dict, question: str = "question", *names: str) -> Example:
         value = fields.at(row, name)
         if isinstance(value, dict):
             name, value = f"{name}.text", fields.at(value, "text", under=f"{name}.")
-        is_one = name == "answer" and not isinstance(value, list)
-        for place, item in [(name, value)] if is_one else fields.items(value, name):
+        for place, item in fields.items([value] if isinstance(value, str) else value, name):
             item = fields.at(item, "text", under=f"{place}.") if isinstance(item, dict) else item
             answer = " ".join(fields.written(item, place).split())
             problems[answer] = gold_problem("qa", answer)
@@ -119,7 +118,6 @@ def accepting(row: dict, question: str = "question", *names: str) -> Example:
 
 
 def longbench(row: dict) -> Example:
-    """All references are accepted, except those that cannot earn full reward, such as bare punctuation."""
     example = accepting(row, "input", "answers")
     return replace(example, id=fields.id_of(row, "_id", "id"), source=fields.text(row, "dataset", ""))
 
@@ -129,8 +127,8 @@ def ruler(row: dict) -> Example:
     earn the share of the outputs that are given (string_match_all), here F1: a list of everything earns little."""
     prompt, outputs = fields.text(row, "input"), fields.items(fields.at(row, "outputs"), "outputs")
     task = "f1" if len(outputs) > 1 and RULER_QA not in prompt else "em"
-    gold = fields.golds(row["outputs"], "outputs", task)
-    return replace(plain({**row, "prompt": prompt, "answer": "any", "task": task}), answer=gold)
+    example = plain({**row, "prompt": prompt, "answer": "any", "task": task})
+    return replace(example, answer=fields.golds(row["outputs"], "outputs", task))
 
 
 def frames(row: dict) -> Example:
@@ -166,21 +164,25 @@ def has_document(row: dict) -> bool:
 def has_paragraphs(row: dict) -> bool:
     """Whether the context consists of paragraphs, maybe as JSON text, as in HotpotQA and 2WikiMultihopQA."""
     context = row.get("context")
+    if isinstance(context, str):
+        return context.lstrip().startswith(("[", "{")) and {"question", "supporting_facts"} <= row.keys()
     first = context[0] if isinstance(context, list) and context else context
-    is_text = isinstance(context, str) and context.lstrip().startswith(("[", "{")) and "supporting_facts" in row
-    return "question" in row and (is_text or isinstance(first, list) or isinstance(first, dict) and "title" in first)
+    return "question" in row and (isinstance(first, list) or isinstance(first, dict) and "title" in first)
 
 
 Format = namedtuple("Format", "name matches read paragraphs", defaults=[None])
 FORMATS = [                                                    # the first one that matches reads the row
-    Format("verl", lambda row: "reward_model" in row, verl.read),
+    Format("verl", lambda row: "reward_model" in row or {"prompt", "data_source"} <= row.keys() and {
+        "answer", "completion", "messages", "context", "document"}.isdisjoint(row), verl.read),
     Format("LongBench v2", lambda row: has_document(row) and "question" in row and option_columns(row), choices),
     Format("HotpotQA", has_paragraphs, accepting, lambda row: passages.read(row, "context")),
     Format("SQuAD", lambda row: "context" in row and "question" in row and "answer" not in row
-           and ("answers" in row or "is_impossible" in row), accepting, squad.paragraphs),
+           and ("answers" in row or "is_impossible" in row), accepting, lambda row: [
+               passages.Paragraph(str(row.get("title", "")).replace("_", " "), fields.text(row, "context"))]),
     Format("context and question", lambda row: has_document(row) and "question" in row, plain),
-    Format("KILT", lambda row: "input" in row and isinstance(row.get("output"), list),
-           lambda row: accepting(passages.with_answers(row), "input", "output"), passages.kilt),
+    Format("KILT", lambda row: "input" in row and isinstance(row.get("output"), list), lambda row: accepting(
+        {**row, "output": [each["answer"] for each in row["output"] if "answer" in each]}, "input", "output"),
+           passages.kilt),
     Format("LongBench", lambda row: has_document(row) and ("input" in row or "answers" in row), longbench),
     Format("Frames", lambda row: "wiki_items" in row or "Prompt" in row, frames),
     Format("MuSiQue", lambda row: "paragraphs" in row and "ground_truth" not in row
@@ -188,10 +190,7 @@ FORMATS = [                                                    # the first one t
     Format("DocMath-Eval", lambda row: "paragraphs" in row or "ground_truth" in row, docmath),
     Format("ctxs", lambda row: "ctxs" in row, accepting, lambda row: passages.read(row, "ctxs")),
     Format("RULER", lambda row: "input" in row and "outputs" in row, ruler),
-    Format("messages", lambda row: "messages" in row, dialogue),
-    Format("prompt and completion", lambda row: "completion" in row, dialogue),
-    Format("verl", lambda row: "prompt" in row and "data_source" in row and "answer" not in row
-           and not has_document(row), verl.read),              # the error says that reward_model is missing
+    Format("messages, prompt and completion", lambda row: "messages" in row or "completion" in row, dialogue),
     Format("prompt and answer", lambda row: "prompt" in row and not has_document(row), plain),
     Format("text", lambda row: "text" in row and "question" not in row, page),
 ]
@@ -225,5 +224,5 @@ def parse(row: dict, max_paragraphs: int = 0, counts: Counter | None = None) -> 
                 counts["long"] += not 0 < len(paragraphs) <= max_paragraphs
             return example
     missing = "question" if has_document(row) else "context"
-    names = ", ".join(dict.fromkeys(form.name for form in FORMATS))
+    names = ", ".join(form.name for form in FORMATS)
     raise fields.WrongForm(f'the field "{missing}" is missing; the forms of a row are: {names} (docs/data.md)')

@@ -1,7 +1,6 @@
 """Documents made of paragraphs: read them in the forms of the data sets, remove distractors, join the rest."""
 
 import json
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from . import fields
@@ -37,11 +36,6 @@ def read(row: dict, name: str) -> list[Paragraph]:
     return paragraphs
 
 
-def with_answers(row: dict) -> dict:
-    """KILT's row with the answers alone in `output`."""
-    return {**row, "output": [each["answer"] for each in row["output"] if "answer" in each]}
-
-
 def kilt(row: dict) -> list[Paragraph]:
     """The text in `context`, or else the passages of all outputs. As released, KILT only points to Wikipedia."""
     if "context" in row:
@@ -54,8 +48,7 @@ def kilt(row: dict) -> list[Paragraph]:
 
 
 def listed(row: dict, name: str):
-    """A field that should be a list. JSON text is parsed. An object of columns, {"title": [...], "sentences": [...]},
-    becomes a list of objects."""
+    """A field that should be a list, maybe as JSON text or as an object of columns: {"title": [...], "text": [...]}"""
     value = fields.without_nulls(fields.at(row, name, []))
     if isinstance(value, str):
         try:
@@ -69,7 +62,7 @@ def listed(row: dict, name: str):
     return fields.check(value, list, name)
 
 
-def keep(paragraphs: Sequence[Paragraph], most: int) -> list[Paragraph]:
+def keep(paragraphs: list[Paragraph], most: int) -> list[Paragraph]:
     """The paragraphs in their order, if possible no more than `most` (0: all): those that the answer needs, and the
     first of the others. If the row does not say which are needed, all stay."""
     others = [place for place, paragraph in enumerate(paragraphs) if paragraph.needed is False]
@@ -77,7 +70,7 @@ def keep(paragraphs: Sequence[Paragraph], most: int) -> list[Paragraph]:
     return [paragraph for place, paragraph in enumerate(paragraphs) if place not in removed]
 
 
-def join(paragraphs: Sequence[Paragraph]) -> str:
+def join(paragraphs: list[Paragraph]) -> str:
     """One document: each title above its text, with empty lines between paragraphs. Without titles, line by line."""
     texts = [f"{title}\n{text}" if title else text for title, text, _ in paragraphs]
     return ("\n\n" if any(paragraph.title for paragraph in paragraphs) else "\n").join(texts)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from . import fields
-from .passages import Paragraph
 
 
 def is_file(content: dict) -> bool:
@@ -25,7 +24,3 @@ def rows(content: dict) -> Iterator[tuple[str, Callable[[], dict]]]:
 def _row(article: dict, paragraph: dict, question) -> dict:
     fields.at(fields.check(question, dict, "qas"), "question")
     return fields.without_nulls({"title": article.get("title"), "context": paragraph.get("context"), **question})
-
-
-def paragraphs(row: dict) -> list[Paragraph]:
-    return [Paragraph(str(row.get("title", "")).replace("_", " "), fields.text(row, "context"))]

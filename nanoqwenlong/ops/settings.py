@@ -32,7 +32,7 @@ class Common:
 
 @dataclass(frozen=True)
 class Rows:
-    # rows of --data
+    data: tuple[str, ...] = ()          # JSONL, JSON or Parquet files, as in docs/data.md. None: the toy task
     task: tuple[str, ...] = ()          # use only these tasks, mixed in these shares: qa=2 f1=1. None: as they come
     skip_bad_rows: bool = False         # leave out rows that cannot be used and report them, instead of refusing all
     max_paragraphs: int = 0             # of a document: others that the answer does not need are removed. 0: keep all
