@@ -1,9 +1,11 @@
 """Question-answering sets as people have them: what a row becomes, which paragraphs stay, and what is said about files
 and rows of another form. The schemas are those of the released files."""
 
+import copy
 import gzip
 import importlib
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -227,6 +229,40 @@ def test_an_odd_field_is_named_with_file_and_line(row, field, tmp_path):
     with pytest.raises(DataError) as error:
         data.read([path])
     assert str(error.value).startswith(f"{path}:2: ") and field in str(error.value) and "\n" not in str(error.value)
+
+
+def places(value, path=()):
+    """Every path of keys and indices in a row."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+def test_any_value_anywhere_gives_an_example_or_a_sentence():
+    """Nothing else is raised, and what passes can be rewarded."""
+    outcomes = Counter()
+    for row, _ in SETS.values():
+        for path in places(row):
+            for value in (None, True, 4, 0.5, "", "x", "[1]", '{"a": 1}', [], [None], ["x"], [["x"]], [{}], {},
+                          {"x": 1}, {"text": ["x"]}, {"title": ["x"], "text": [5]}, "x\udc00"):
+                changed = copy.deepcopy(row)
+                place = changed
+                for key in path[:-1]:
+                    place = place[key]
+                place[path[-1]] = value
+                try:
+                    example = formats.parse({name: item for name, item in changed.items() if item is not None})
+                except DataError as error:
+                    outcomes["refused"] += 1
+                    assert "\n" not in str(error)
+                    continue
+                outcomes["passed"] += 1
+                assert bool(example.document) != bool(example.messages)
+                assert not any(rewards.gold_problem(example.task, gold) for gold in example.accepted)
+                texts = [example.id, example.document, example.question, *example.accepted]
+                assert all(text.encode() is not None for text in texts)
+    assert min(outcomes.values()) > 500
 
 
 # Files of another form: one sentence

@@ -181,8 +181,8 @@ FORMATS = [                                                    # the first one t
                passages.Paragraph(str(row.get("title", "")).replace("_", " "), fields.text(row, "context"))]),
     Format("context and question", lambda row: has_document(row) and "question" in row, plain),
     Format("KILT", lambda row: "input" in row and isinstance(row.get("output"), list), lambda row: accepting(
-        {**row, "output": [each["answer"] for each in row["output"] if "answer" in each]}, "input", "output"),
-           passages.kilt),
+        {**row, "output": [each["answer"] for each in row["output"] if isinstance(each, dict) and each.get("answer")]},
+        "input", "output"), passages.kilt),
     Format("LongBench", lambda row: has_document(row) and ("input" in row or "answers" in row), longbench),
     Format("Frames", lambda row: "wiki_items" in row or "Prompt" in row, frames),
     Format("MuSiQue", lambda row: "paragraphs" in row and "ground_truth" not in row

@@ -40,8 +40,10 @@ def kilt(row: dict) -> list[Paragraph]:
     """The text in `context`, or else the passages of all outputs. As released, KILT only points to Wikipedia."""
     if "context" in row:
         return [Paragraph("", fields.text(row, "context"))]
-    outputs = [fields.check(output, dict, place) for place, output in fields.items(row["output"], "output")]
-    sources = [each for output in outputs for each in listed(output, "provenance") if "text" in each]
+    sources = []
+    for place, output in fields.items(row["output"], "output"):
+        given = listed(fields.check(output, dict, place), "provenance")
+        sources += [source for source in given if isinstance(source, dict) and source.get("text")]
     fields.require(sources, 'the field "context" is missing: KILT only points to Wikipedia. Look up "provenance" in '
                    'kilt_knowledgesource.json and write the passages into "context"', fields.WrongForm)
     return list(dict.fromkeys(read({"provenance": sources}, "provenance")))
