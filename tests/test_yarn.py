@@ -21,8 +21,8 @@ from nanoqwenlong.errors import ModelError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import exits
-from nanoqwenlong.pretrained.config import Llama3, ModelConfig, Yarn
-from nanoqwenlong.pretrained.rope import llama3_frequencies, rope_tables, yarn_frequencies
+from nanoqwenlong.pretrained.config import ModelConfig, Scaling
+from nanoqwenlong.pretrained.rope import rope_tables, scaled_frequencies
 
 POSITIONS = torch.tensor([0, 1, 2, 4095, 32767, 32768, 65535, 65536, 131071])
 PERIODS = [1e6 ** (2 * i / 128) for i in range(64)]
@@ -77,7 +77,7 @@ def test_frequencies_and_tables_at_real_size_equal_transformers(case):
     expected, attention_factor = ROPE_INIT_FUNCTIONS["yarn"](hf, torch.device("cpu"))
     c = big_config(rope)
     periods = c.rope_theta ** (torch.arange(0, 128, 2) / 128)
-    found = yarn_frequencies(periods, c.rope_theta, c.scaling)
+    found = scaled_frequencies(periods, c.rope_theta, c.scaling)
     assert torch.equal(found, expected)
     assert c.scaling.attention_factor == attention_factor
     theirs = Qwen3RotaryEmbedding(hf)(torch.zeros(1), POSITIONS[None])
@@ -113,7 +113,7 @@ def test_tables_in_float64_are_the_formula_and_rounded_once(D, theta, settings):
     expected = by_hand(positions, D, theta, settings["factor"], settings["original_max_position_embeddings"],
                        settings.get("beta_fast", 32.0), truncate=settings.get("truncate", True),
                        scale=settings.get("attention_factor"))
-    yarn, ids = Yarn.from_json(settings, "here"), torch.tensor(positions)
+    yarn, ids = Scaling.from_json({"rope_type": "yarn", **settings}, "here"), torch.tensor(positions)
     for table, wanted in zip(rope_tables(ids, D, theta, torch.float64, yarn), expected):
         assert table.dtype == torch.float64 and (table[:, 0] - wanted).abs().max() <= 1e-9
     for low, wide in zip(rope_tables(ids, D, theta, torch.bfloat16, yarn), rope_tables(ids, D, theta, torch.float32,
@@ -124,7 +124,7 @@ def test_tables_in_float64_are_the_formula_and_rounded_once(D, theta, settings):
 def test_the_ramp_of_the_released_models():
     """Frequencies 0 to 23 stay, from 40 on they are a quarter: theta 1e6, heads of 128, a window of 32,768."""
     periods = torch.tensor(PERIODS, dtype=torch.float64)
-    share = yarn_frequencies(periods, 1e6, big_config(rope_of()).scaling) * periods
+    share = scaled_frequencies(periods, 1e6, big_config(rope_of()).scaling) * periods
     assert (share[:24] - 1).abs().max() <= 1e-15 and (share[40:] - 0.25).abs().max() <= 1e-15
     assert (share[23:41].diff() < -0.01).all()
 
@@ -132,7 +132,7 @@ def test_the_ramp_of_the_released_models():
 def test_what_is_filled_in():
     """0.1 ln 4 + 1, 32, 1, whole frequencies; and the window of the config where YaRN names none."""
     yarn = big_config(rope_of(original_max_position_embeddings=...)).scaling
-    assert yarn == Yarn(4.0, 40960, 0.1 * math.log(4) + 1, 32, 1, True)
+    assert yarn == Scaling("yarn", 4.0, 40960, 1, 32, 0.1 * math.log(4) + 1, True)
     assert big_config(rope_of(factor=1)).scaling.attention_factor == 1
     assert big_config(rope_of(mscale=3, mscale_all_dim=1)).scaling.attention_factor == (
         (0.3 * math.log(4) + 1) / (0.1 * math.log(4) + 1))
@@ -170,10 +170,16 @@ def test_settings_that_yarn_cannot_have_are_refused_in_both_spellings(changes, w
 
 RELEASED = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 LLAMA3_OPTIONS = {                                              # Llama 3.1 and R1-Distill, 3.2, others
-    "llama 3.1": {}, "llama 3.2": {"factor": 32.0}, "a factor of 1": {"factor": 1}, "whole numbers": {
-        "low_freq_factor": 1, "high_freq_factor": 4}, "theta 1e4": {"rope_theta": 1e4}, "a narrow ramp": {
-        "low_freq_factor": 2.5, "high_freq_factor": 2.75}, "no original window: the config's": {
-        "original_max_position_embeddings": ...}}
+    "llama 3.1": {},
+    "llama 3.2": {"factor": 32.0},
+    "a factor of 1": {"factor": 1},
+    "whole numbers": {"low_freq_factor": 1, "high_freq_factor": 4},
+    "theta 1e4": {"rope_theta": 1e4},
+    "a narrow ramp": {"low_freq_factor": 2.5, "high_freq_factor": 2.75},
+    "no ramp": {"high_freq_factor": 1.0},
+    "an attention factor, which is YaRN's": {"attention_factor": 2.0},
+    "no original window: the config's": {"original_max_position_embeddings": ...},
+}
 
 
 def llama3_of(**changes) -> dict:
@@ -194,7 +200,8 @@ def test_llama3_frequencies_and_tables_equal_transformers(case):
     rope = llama3_of(**LLAMA3_OPTIONS[case])
     theirs = LlamaRotaryEmbedding(LlamaConfig(head_dim=128, max_position_embeddings=131072, rope_parameters=dict(rope)))
     c = llama(rope)
-    assert torch.equal(llama3_frequencies(c.rope_theta ** (torch.arange(0, 128, 2) / 128), c.scaling), theirs.inv_freq)
+    periods = c.rope_theta ** (torch.arange(0, 128, 2) / 128)
+    assert torch.equal(scaled_frequencies(periods, c.rope_theta, c.scaling), theirs.inv_freq)
     tables = rope_tables(POSITIONS, 128, c.rope_theta, torch.float32, c.scaling)
     for table, wanted in zip(tables, theirs(torch.zeros(1), POSITIONS[None])):
         assert table.dtype == torch.float32 and (table[:, 0] - wanted[0]).abs().max() <= 1e-6
@@ -217,7 +224,7 @@ def test_llama3_tables_in_float64_are_the_formula_and_rounded_once(D, theta, cha
             frequency = (1 - smooth) * frequency / factor + smooth * frequency
         frequencies.append(frequency)
     angles = torch.tensor([[p * f for f in frequencies * 2] for p in positions], dtype=torch.float64)
-    llama3, ids = Llama3.from_json(settings, "here"), torch.tensor(positions)
+    llama3, ids = Scaling.from_json({"rope_type": "llama3", **settings}, "here"), torch.tensor(positions)
     for table, wanted in zip(rope_tables(ids, D, theta, torch.float64, llama3), (angles.cos(), angles.sin())):
         assert table.dtype == torch.float64 and (table[:, 0] - wanted).abs().max() <= 1e-9
     for low, wide in zip(*(rope_tables(ids, D, theta, dtype, llama3) for dtype in (torch.bfloat16, torch.float32))):
@@ -230,8 +237,8 @@ def test_llama3_tables_in_float64_are_the_formula_and_rounded_once(D, theta, cha
     ({"low_freq_factor": None}, "low_freq_factor is None"), ({"low_freq_factor": -1}, "low_freq_factor is -1"),
     ({"high_freq_factor": ...}, "high_freq_factor is None"), ({"high_freq_factor": True}, "high_freq_factor is True"),
     ({"high_freq_factor": math.nan}, "high_freq_factor is nan"),
-    ({"high_freq_factor": 1.0}, "low_freq_factor (1.0) is not less than high_freq_factor (1.0)"),
-    ({"low_freq_factor": 5}, "low_freq_factor (5) is not less than high_freq_factor (4.0)"),
+    ({"high_freq_factor": 0.5}, "high_freq_factor (0.5) is less than low_freq_factor (1.0)"),
+    ({"low_freq_factor": 5}, "high_freq_factor (4.0) is less than low_freq_factor (5)"),
     ({"original_max_position_embeddings": 0}, "original_max_position_embeddings is 0"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     ({"rope_type": "linear"}, "rope type 'linear' is not supported; default, yarn and llama3 are"),

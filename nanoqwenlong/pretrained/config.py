@@ -15,60 +15,46 @@ SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
          "num_key_value_heads", "max_position_embeddings")
 LARGEST = 10**8                        # of a size: numbers of any length are valid JSON
 MIXTURE_SIZES = ("num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step")
-STRETCHED = {"factor": 1, "original_max_position_embeddings": 1}                # {setting: the least it may be}
-YARN_OPTIONS = {"attention_factor": 0, "beta_fast": 0, "beta_slow": 0, "mscale": 0, "mscale_all_dim": 0}
+SCALED = {"yarn": ("beta_slow", "beta_fast"), "llama3": ("low_freq_factor", "high_freq_factor")}  # besides plain rope
+YARN_OPTIONS = ("beta_slow", "beta_fast", "attention_factor", "mscale", "mscale_all_dim")
 
 
 @dataclass(frozen=True)
-class Yarn:
-    """How YaRN stretches rope beyond the window a model was trained with (arXiv 2309.00071, rope.yarn_frequencies)."""
+class Scaling:
+    """How rope is stretched beyond the window a model was first trained with (rope.scaled_frequencies)."""
+    rope_type: str                      # yarn (arXiv 2309.00071), or llama3
     factor: float
     original_max_position_embeddings: int
-    attention_factor: float             # on cos and sin, 0.1 ln(factor) + 1 unless it is given
-    beta_fast: float                    # turns within the original window from which a frequency stays as it is
-    beta_slow: float                    # turns below which it is divided by the factor
-    truncate: bool                      # whether the ramp between the two begins and ends at whole frequencies
+    slow: float                         # turns within that window below which a frequency is divided by the factor
+    fast: float                         # turns from which it stays as it is
+    attention_factor: float             # on cos and sin. YaRN: 0.1 ln(factor) + 1 unless it is given. llama3: 1
+    truncate: bool                      # YaRN: whether the ramp between the two begins and ends at whole frequencies
 
     @staticmethod
-    def from_json(rope: dict, where: str) -> "Yarn":
+    def from_json(rope: dict, where: str) -> "Scaling":
         """Reads rope_parameters or rope_scaling, with transformers' defaults. Raises ModelError."""
-        options = {name: least for name, least in YARN_OPTIONS.items() if rope.get(name) is not None}
-        require_numbers(rope, STRETCHED | options, "YaRN", where)
+        rope_type = rope.get("rope_type") or rope["type"]
+        is_yarn, names = rope_type == "yarn", SCALED[rope_type]
+        options = YARN_OPTIONS if is_yarn else ()
+        for name in dict.fromkeys(("factor", "original_max_position_embeddings", *names, *options)):
+            value, lowest = rope.get(name), int(name in ("factor", "original_max_position_embeddings"))
+            require(value is None and name in options or is_number(value) and value >= lowest, where,
+                    f"{rope_type} rope's {name} is {reprlib.repr(value)}; it must be a number of at least {lowest}")
         factor, original = rope["factor"], rope["original_max_position_embeddings"]
-        beta_fast, beta_slow = rope.get("beta_fast") or 32, rope.get("beta_slow") or 1
+        slow, fast = map(rope.get, names)
+        if is_yarn:
+            slow, fast = slow or 1, fast or 32
         truncate = rope.get("truncate", True)
-        require(beta_fast >= beta_slow, where, f"YaRN's beta_fast ({beta_fast}) is less than beta_slow ({beta_slow})")
+        require(slow <= fast, where, f"{rope_type} rope's {names[1]} ({fast}) is less than {names[0]} ({slow})")
         require(isinstance(truncate, bool), where, f"YaRN's truncate is {truncate!r}; it must be true or false")
 
         def mscale(m: float) -> float:
             return 0.1 * m * math.log(factor) + 1 if factor > 1 else 1.0
         m, m_all = rope.get("mscale"), rope.get("mscale_all_dim")
-        attention_factor = rope.get("attention_factor")
+        attention_factor = rope.get("attention_factor") if is_yarn else 1.0
         if attention_factor is None:
             attention_factor = mscale(m) / mscale(m_all) if m and m_all else mscale(1)
-        return Yarn(factor, original, attention_factor, beta_fast, beta_slow, truncate)
-
-
-@dataclass(frozen=True)
-class Llama3:
-    """How Llama 3.1 stretches rope beyond the window of its first training (rope.llama3_frequencies)."""
-    factor: float
-    original_max_position_embeddings: int
-    low_freq_factor: float              # turns within the original window below which a frequency is divided by factor
-    high_freq_factor: float             # turns from which it stays as it is
-    attention_factor: float = 1.0       # on cos and sin
-
-    @staticmethod
-    def from_json(rope: dict, where: str) -> "Llama3":
-        """Reads rope_parameters or rope_scaling. Raises ModelError."""
-        names = {**STRETCHED, "low_freq_factor": 0, "high_freq_factor": 0}
-        require_numbers(rope, names, "llama3 rope", where)
-        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-        require(low < high, where, f"llama3 rope's low_freq_factor ({low}) is not less than high_freq_factor ({high})")
-        return Llama3(*map(rope.get, names))
-
-
-SCALINGS = {"yarn": Yarn, "llama3": Llama3}     # by rope type. The other one is "default", plain rope
+        return Scaling(rope_type, factor, original, slow, fast, attention_factor, truncate)
 
 
 @dataclass(frozen=True)
@@ -83,7 +69,7 @@ class ModelConfig:
     head_dim: int
     rms_norm_eps: float
     rope_theta: float
-    scaling: Yarn | Llama3 | None       # of rope. None: plain rope
+    scaling: Scaling | None             # None: plain rope
     max_position_embeddings: int
     tie_word_embeddings: bool
     initializer_range: float
@@ -116,8 +102,8 @@ class ModelConfig:
         theta, eps = rope.get("rope_theta"), hf.rms_norm_eps
         rope_type, rotary_share = rope.get("rope_type", "default"), rope.get("partial_rotary_factor", 1)
         for supported, sentence in (
-            (rope_type in ("default", *SCALINGS),
-             f"rope type {rope_type!r} is not supported; default, {' and '.join(SCALINGS)} are"),
+            (rope_type in ("default", *SCALED),
+             f"rope type {rope_type!r} is not supported; default, {' and '.join(SCALED)} are"),
             (rotary_share == 1, f"partial_rotary_factor is {rotary_share!r}; only 1 works"),
             (is_number(theta) and theta > 0, f"rope_theta is {theta!r}; it must be a positive number"),
             (is_number(eps) and eps > 0, f"rms_norm_eps is {eps!r}; it must be a positive number"),
@@ -139,7 +125,7 @@ class ModelConfig:
         return ModelConfig(
             **{name: getattr(hf, name) for name in SIZES},
             head_dim=head_dim, rms_norm_eps=eps, rope_theta=float(theta), initializer_range=hf.initializer_range,
-            scaling=SCALINGS[rope_type].from_json(rope, where) if rope_type in SCALINGS else None,
+            scaling=Scaling.from_json(rope, where) if rope_type in SCALED else None,
             tie_word_embeddings=bool(hf.tie_word_embeddings), qkv_bias=kind == "qwen2" or attention_bias,
             o_bias=kind != "qwen2" and attention_bias, qk_norm=kind.startswith("qwen3"),
             num_experts=num_experts, num_experts_per_tok=k,
@@ -152,7 +138,7 @@ class ModelConfig:
     @property
     def window(self) -> int:
         """Tokens of the longest input: what the model was trained with, or what YaRN stretches that to."""
-        yarn = self.scaling if isinstance(self.scaling, Yarn) else None
+        yarn = self.scaling if self.scaling and self.scaling.rope_type == "yarn" else None
         stretched = int(yarn.factor * yarn.original_max_position_embeddings) if yarn else 0
         return max(self.max_position_embeddings, stretched)
 
@@ -162,7 +148,8 @@ class ModelConfig:
             return
         sentence = (f"inputs of {tokens} tokens are longer than the model's window of {self.window}: give shorter ones "
                     "(--max-prompt-tokens, --max-new-tokens)")
-        require(not isinstance(self.scaling, Llama3), sentence)                # trained so: YaRN would replace it
+        if self.scaling and self.scaling.rope_type == "llama3":                # YaRN would replace what was trained
+            raise ModelError(sentence)
         original = (self.scaling.original_max_position_embeddings if self.scaling
                     else 2 ** int(math.log2(self.max_position_embeddings)))    # Qwen's 40,960 have room for answers
         factor = float(-(-tokens // original))
@@ -177,14 +164,6 @@ def require(condition, *sentence: str) -> None:
     """Raises ModelError with the parts of this sentence, joined by colons, unless the condition holds."""
     if not condition:
         raise ModelError(": ".join(sentence))
-
-
-def require_numbers(settings: dict, least: dict[str, float], owner: str, where: str) -> None:
-    """Raises ModelError unless every name in `least` is set to a number that is at least this large."""
-    for name, lowest in least.items():
-        value = settings.get(name)
-        require(is_number(value) and value >= lowest, where,
-                f"{owner}'s {name} is {reprlib.repr(value)}; it must be a number of at least {lowest}")
 
 
 def normalised(source: dict, where: str):
@@ -203,8 +182,8 @@ def normalised(source: dict, where: str):
     if isinstance(rope, dict):
         require(not any(isinstance(value, dict) for value in rope.values()), where,
                 "its rope differs between kinds of layers; only one for all is supported")
-        for name in SCALINGS.keys() & {rope.get("rope_type"), rope.get("type")}:
-            SCALINGS[name].from_json({"original_max_position_embeddings": 1, **rope}, where)
+        if (rope.get("rope_type") or rope.get("type")) in tuple(SCALED):
+            Scaling.from_json({"original_max_position_embeddings": 1, **rope}, where)
     from transformers import AutoConfig  # imported here: it takes seconds, and --help should not
     settings = copy.deepcopy({key: value for key, value in source.items() if key != "auto_map"})       # it edits them
     with quiet_transformers(f"{where}: transformers refuses it"):

@@ -33,11 +33,6 @@ def read_template(path: str | Path) -> str:
     return text
 
 
-def fields_of(template: str) -> list[str]:
-    """"document" and "question" in the order in which the template has them."""
-    return sorted(FIELDS, key=lambda name: template.index(f"{{{name}}}"))
-
-
 def document_in(turn: str) -> str:
     """The document in a prompt of this form, or the whole turn if it has no marks."""
     _, _, rest = turn.partition(BEFORE_DOCUMENT)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ..errors import DataError, ModelError
 from .config import quiet_transformers, require
-from .template import PROMPT, fields_of, read_template
+from .template import FIELDS, PROMPT, read_template
 from .weights import read_json, write_json
 
 Messages = Sequence[tuple[str, str]]           # (role, content)
@@ -160,8 +160,7 @@ class Tokenizer:
 
     @property
     def prompt_pieces(self) -> list[list[int]]:
-        """The ids before, between and after document and question (in the order of `prompt_fields`). Raises ModelError.
-        """
+        """The ids before, between and after `prompt_fields`. Raises ModelError."""
         content, places = self.prompt_template, []
         for name in self.prompt_fields:
             places.append(f"\ue000{name}\ue000")               # no template contains these
@@ -171,7 +170,7 @@ class Tokenizer:
     @property
     def prompt_fields(self) -> list[str]:
         """"document" and "question", in the order of the prompt template."""
-        return fields_of(self.prompt_template)
+        return sorted(FIELDS, key=lambda name: self.prompt_template.index(f"{{{name}}}"))
 
     def prompt(self, document_ids: Sequence[int], question_ids: Sequence[int]) -> list[int]:
         """The ids of a question about a document, open for the answer."""
