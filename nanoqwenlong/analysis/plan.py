@@ -15,6 +15,7 @@ from ..pretrained.config import ModelConfig
 
 BLOCK_SIZE = 16                         # tokens of a block of the KV cache
 GATHERED = 2                            # layers whose whole weights FSDP2 holds: the one that runs and the next one
+GAPS = 0.1                              # of the tensors' bytes on a CPU: free memory between them, and the tokenizer
 PROMPT_BYTES = 8                        # of CPU memory for a token of a prompt: its id, and about 4 letters of text
 BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
 ITEMS = ("weights", "gradients", "optimizer", "reference", "other weights", "KV pool", "stem activations",
@@ -266,9 +267,10 @@ def of_run(cfg, model: ModelConfig, prompts: int, prompt: int, bytes: int, ranks
 
 
 def words(job: Job) -> str:
-    """The plan in one line."""
+    """The plan in one line. On a CPU with what a process takes beside its tensors."""
     n, prompts, sizes = job.numbers, job.prompts_per_step, peaks(job)
     largest = max(sizes, key=sizes.get)
+    size = sizes[largest] * (1 if n.on_gpu else 1 + GAPS)
     return (f"plan: a step has {prompts:,} prompts of up to {n.P + 1:,} tokens, {prompts * job.group_size:,} answers "
-            f"of up to {n.R:,}; up to {sizes[largest] / 1e9:.3g} GB on each {'GPU' if n.on_gpu else 'process'} "
+            f"of up to {n.R:,}; up to {size / 1e9:.3g} GB on each {'GPU' if n.on_gpu else 'process'} "
             f"({largest})")
