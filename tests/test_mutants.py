@@ -20,10 +20,12 @@ MODEL, ARCHITECTURE = "nanoqwenlong/model.py", "nanoqwenlong/pretrained/config.p
 CUDA_STEP = "nanoqwenlong/engine/cuda_step.py"
 WEIGHTS = "nanoqwenlong/pretrained/weights.py"
 ROPE, MIXTURE = "nanoqwenlong/pretrained/rope.py", "nanoqwenlong/pretrained/mixture.py"
+TEMPLATE, TOKENIZER = "nanoqwenlong/pretrained/template.py", "nanoqwenlong/pretrained/tokenizer.py"
+PROMPT, BUILD, EVAL = "nanoqwenlong/data/prompt.py", "nanoqwenlong/build.py", "eval.py"
 DYNAMICS, GROUPED = "nanoqwenlong/analysis/step_metrics.py", "kernels/grouped_linear.py"
 COPIED = ("nanoqwenlong", "kernels", "tests", "pyproject.toml", *(path.name for path in ROOT.glob("*.py")))
 SECONDS = 600
-A, B, C, D = "ABCD"                                         # the tests that look, in this order
+A, B, C, D, E, F = "ABCDEF"                                         # the tests that look, in this order
 MUTANTS = {
     # Rope
     "rotation the other way": (ROPE, "torch.cat([-b, a], dim=-1)", "torch.cat([b, -a], dim=-1)", A),
@@ -190,6 +192,20 @@ MUTANTS = {
     "always one by one": (WEIGHTS, "whole if fused_experts else take_apart(whole)", "take_apart(whole)", C),
     "never one by one": (WEIGHTS, "whole if fused_experts else take_apart(whole)", "whole", C),
     "always told to be fused": (WEIGHTS, "any(map(experts_apart, stored.files))", "True", A),
+    # Prompt templates and tokenizers
+    "a field may stand twice": (TEMPLATE, "!= 1:", "< 1:", E),
+    "line ends kept": (TEMPLATE, '.rstrip("\\n")', "", E),
+    "a byte order mark kept": (TEMPLATE, "utf-8-sig", "utf-8", E),
+    "always the document first": (TOKENIZER, "return sorted(FIELDS, key=", "return sorted(FIELDS) or (", E),
+    "the first text cut": (PROMPT, '[1 + 2 * tokenizer.prompt_fields.index("document")]', "[1]", E),
+    "a checkpoint without its template": (TOKENIZER, ", self.files[TEMPLATE] = text, text.encode()", " = text", E),
+    "a template in a directory not read": (TOKENIZER, "if TEMPLATE in self.files else", "if False else", E),
+    "the flag not used": (BUILD, "tokenizer.use_template(prompt_template)", "pass", E),
+    "answers to any template": (EVAL, '"seed",\n            "prompt_template")', '"seed")', E),
+    "a space before contents": (TOKENIZER, "continued != plain", "continued == 0", F),
+    "a normaliser's space kept": (TOKENIZER, 'part.get("type") == "Prepend"', "False", F),
+    "a splitter's space kept": (TOKENIZER, '"prepend_scheme": "never"', '"prepend_scheme": "always"', F),
+    "no space after a special token": (TOKENIZER, "match.start() if match else len(text)", "len(text)", F),
     # Loads
     "one mean over all layers": (DYNAMICS, "(loads.amax(-1) / loads.mean(-1))", "(loads.amax() / loads.mean())", C),
     "unused if rarely used": (DYNAMICS, "(loads == 0)", "(loads <= 2)", C),
@@ -215,7 +231,8 @@ EQUIVALENT = {
     # steeper than 1 per frequency
     "another small width of a ramp without one": (ROPE, "high - low or 0.001", "high - low or 0.002"),
 }
-TESTS = {A: "test_model.py", B: "test_yarn.py", C: "test_mixture.py", D: "test_grouped_linear.py"}
+TESTS = {A: "test_model.py", B: "test_yarn.py", C: "test_mixture.py", D: "test_grouped_linear.py",
+         E: "test_template.py", F: "test_tokenizer.py"}
 
 
 @pytest.fixture(scope="module")

@@ -253,6 +253,13 @@ def test_settings_that_llama3_rope_cannot_have_are_refused_in_both_spellings(cha
         assert told.startswith("m/config.json: ") and words in told and "\n" not in told, told
 
 
+def test_llama3_without_a_ramp_has_frequencies_also_at_its_step():
+    turns = 8192 / (2 * math.pi)                                # of the first frequency, 1
+    scaling = llama(llama3_of(low_freq_factor=turns, high_freq_factor=turns)).scaling
+    found = scaled_frequencies(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64), 5e5, scaling)
+    assert torch.equal(found[1:], torch.tensor([1 / 16, 1 / 32], dtype=torch.float64)) and 1 / 8 <= found[0] <= 1
+
+
 def test_the_window_of_llama3_is_the_configs_and_yarn_is_not_advised():
     """Llama 3.2's factor of 32 would give twice the 131,072 tokens that it was trained for."""
     c = llama(llama3_of(factor=32.0))
