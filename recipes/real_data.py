@@ -174,20 +174,18 @@ def bm25(passages: Sequence[Passage], k1=1.2, b=0.75) -> Callable[[str], list[Pa
     falls with the number of passages that have it (Robertson and Zaragoza 2009)."""
     counts = [Counter(words(f"{passage.title} {passage.text}")) for passage in passages]
     mean_length = sum(count.total() for count in counts) / max(1, len(counts))
-    having = defaultdict(list)                                 # {word: numbers of the passages that have it}
+    having = defaultdict(list)                                 # {word: (passage that has it, its part of the score)}
     for number, count in enumerate(counts):
-        for word in count:
-            having[word].append(number)
+        norm = k1 * (1 - b + b * count.total() / mean_length)
+        for word, frequency in count.items():
+            having[word].append((number, frequency * (k1 + 1) / (frequency + norm)))
 
     def ranked(question: str) -> list[Passage]:
         scores = Counter()
         for word in dict.fromkeys(words(question)):
-            number_having = len(having[word])
-            rarity = math.log(1 + (len(counts) - number_having + 0.5) / (number_having + 0.5))
-            for number in having[word]:
-                frequency = counts[number][word]
-                norm = k1 * (1 - b + b * counts[number].total() / mean_length)
-                scores[number] += rarity * frequency * (k1 + 1) / (frequency + norm)
+            rarity = math.log(1 + (len(counts) - len(having[word]) + 0.5) / (len(having[word]) + 0.5))
+            for number, part in having[word]:
+                scores[number] += rarity * part
         return [passages[number] for number in sorted(scores, key=lambda number: (-scores[number], number))]
     return ranked
 

@@ -206,8 +206,8 @@ def is_asked(value, example: Example) -> bool:
 
 def parse(row: dict, max_paragraphs: int = 0, counts: Counter | None = None) -> Example:
     """The example in a row. Its id is "" if the row has none. Unknown fields are ignored, unless they change what is
-    asked. A document loses distractors until max_paragraphs are left (0: none). counts["long"] rises if it has more of
-    them or none. Raises DataError."""
+    asked. A document loses distractors until max_paragraphs are left (0: no limit). counts["long"] rises if more are
+    left, or if the document has no paragraphs. Raises DataError."""
     for form in FORMATS:
         if form.matches(row):
             paragraphs = passages.keep(form.paragraphs(row), max_paragraphs) if form.paragraphs else []
