@@ -11,5 +11,6 @@ These run on a CPU with one thread and random weights. Each ends with one table 
 sides disagree.
 
     compile        registers and memory of every Triton kernel on a GPU, without that GPU
+    precision      bfloat16, fused AdamW                  against float32, foreach AdamW (no JSON line)
     gpu            the kernels and what is built on them  against a GPU's limits and torch's best (bench/gpu.sh)
 """

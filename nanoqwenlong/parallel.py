@@ -175,7 +175,7 @@ def shard(model: nn.Module, layers: Sequence[nn.Module], dtype: torch.dtype, dev
 
 
 def compute_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The model, computing with copies of its weights in `dtype`. A sharded model, or one in this dtype, stays as is.
+    """The model, computing with copies of its weights in `dtype`. If it is sharded, or in this dtype, it has no copies.
 
     Python looks into a module's __dict__ before torch looks among its parameters. So `module.weight` is the copy, while
     `parameters()` gives the weights. Autograd converts each gradient to the dtype of the weights before it adds it to

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from bench import common, gpu, group_update, growth, logprob, moe, rl_step, rollout
+from bench import common, gpu, group_update, growth, logprob, moe, precision, rl_step, rollout
 from safetensors.torch import save_file
 
 from nanoqwenlong.ops import exits
@@ -122,6 +122,13 @@ def test_mixtures_that_differ_are_noticed(capfd, monkeypatch):
         start(moe, capfd, "--tokens", 20, "--layer-tokens", 2, "--rounds", 1, shape=MIXTURE)
     check = json.loads(capfd.readouterr().out.splitlines()[-1])["check"]
     assert check["'eager' off by"] < 1e-5 and check["'wrong' off by"] > 1e-2 and check["passed"] is False
+
+
+def test_precision(capfd):
+    flags = "--prompt 9 --answer 3 --new-tokens 2 --rounds 1"
+    assert exits.start(precision.main, precision.Config, {}, flags.split()) == 0
+    shown = capfd.readouterr().out
+    assert all(f"\n{what}" in shown for what in ("32 x 64 x 192", "update", "rollout", "AdamW", "what --dtype auto"))
 
 
 def test_growth(capfd, tmp_path):
