@@ -10,12 +10,13 @@ import json
 import multiprocessing
 import resource
 import sys
+import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,7 @@ import torch
 
 from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.ops.flags import at_least
+from nanoqwenlong.pretrained.weights import read_config
 from nanoqwenlong.records import Completion, Group
 
 MB = 2**20
@@ -52,11 +54,30 @@ def random_model(directory: str | Path, cfg) -> None:
     model.save_pretrained(directory)
 
 
+@contextmanager
+def model_of(cfg) -> Iterator[tuple]:
+    """(directory, cfg, its shape in words): the model of `--model`, with cfg.vocab set to its vocabulary, or a random
+    one in a directory that is removed afterwards."""
+    with tempfile.TemporaryDirectory() as directory:
+        if cfg.model:
+            config = read_config(cfg.model)
+            yield cfg.model, replace(cfg, vocab=config.vocab_size), f"{Path(cfg.model).name}, {shape_of(config)}"
+        else:
+            random_model(directory, cfg)
+            yield directory, cfg, shape_of(read_config(directory))
+
+
+def shape_of(config) -> str:
+    return f"hidden {config.hidden_size}, {config.num_hidden_layers} layers"
+
+
 def transformers_model(directory: str):
-    """The model of random_model, as transformers runs it fastest on a CPU. Without an end token nothing stops early."""
+    """A model as transformers runs it fastest on a CPU. Without an end token nothing stops early."""
     from transformers import AutoModelForCausalLM
     quiet()
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model.generation_config.eos_token_id = None
+    return model
 
 
 def quiet() -> None:
@@ -190,6 +211,28 @@ def largest_difference(one: Path, other: Path) -> float:
         raise SystemExit(f"the sides have different parameters: {sorted(one.keys() ^ other.keys())}")
     return float(torch.stack([(one[name] - other[name]).norm() / other[name].norm().clamp_min(1e-30)
                               for name in one]).max())
+
+
+def product_rate() -> float:
+    """Operations per CPU second of a float32 matrix product of 1,024 x 1,024 by 1,024 x 1,024."""
+    a = torch.randn(1024, 1024)
+    return 2 * 1024**3 / cpu_seconds(lambda: torch.mm(a, a))
+
+
+def copy_rate() -> float:
+    """Bytes copied per CPU second, in a tensor that does not fit into a cache."""
+    source, target = torch.ones(2**26), torch.empty(2**26)
+    return source.nbytes / cpu_seconds(lambda: target.copy_(source))
+
+
+def cpu_seconds(call: Callable) -> float:
+    """The median of seven calls."""
+    seconds = []
+    for _ in range(8):
+        start = time.process_time()
+        call()
+        seconds.append(time.process_time() - start)
+    return middle(seconds[1:])
 
 
 def table(rows: list[list]) -> str:

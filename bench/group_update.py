@@ -8,15 +8,22 @@ All compute -sum_i A_i sum_t logprob_it / num_tokens of the same random prompt, 
 transformers runs at its best: SDPA, no padding, no mask, no cache, logits of the answers only. The check is that all
 gradients agree, tensor by tensor. Peak memory does not count the loaded model, but counts the gradients.
 
+The last line gives the share of the machine's matrix-product rate that our update reaches. It counts useful operations:
+those of tokens that are there, the prompt once, three times the forward pass, and nothing that is computed again. The
+rate is that of a product of 1,024 x 1,024 matrices, measured beside every run, in CPU time.
+
     python -m bench.group_update
+    python -m bench.group_update --model DIR --prompt 298 --answer 39
     python -m bench.group_update --prompt 4096 --answer 256 --checkpointing
 """
 
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 from bench import common
@@ -37,7 +44,7 @@ class Config:
     max_tokens: int = 16384             # in one forward pass of ours
     checkpointing: bool = False         # activation checkpointing of the layers, on all sides
     rounds: int = 3                     # each side runs once a round
-    # the model: a random Qwen2, untied
+    model: str = ""                     # a directory. Without one: a random Qwen2, untied, of this shape
     hidden: int = 512
     layers: int = 4
     heads: int = 8
@@ -57,7 +64,26 @@ def ours(cfg: Config, directory: str) -> dict[str, Callable]:
         group_pass.backward(model, group.stem, group.branches, common.policy_gradient(group, advantages),
                             max_tokens=cfg.max_tokens)
 
-    return side(model, update, cfg)
+    def share() -> dict:
+        """The share of the product rate that useful operations reach."""
+        rates, start = [common.product_rate()], time.process_time()
+        update(cfg.prompt, cfg.answer)
+        seconds = time.process_time() - start
+        rates.append(common.product_rate())
+        return {"share": useful_operations(model, cfg) / seconds / (sum(rates) / 2)}
+
+    return {**side(model, update, cfg), "share": share}
+
+
+def useful_operations(model, cfg: Config) -> float:
+    """Forward and backward: three times the products of the stem and the answers, of their attention, and of the head.
+    The stem's last layer computes keys and values only."""
+    c, P, R = model.config, cfg.prompt - 1, cfg.group_size * cfg.answer
+    layer = sum(p.numel() for p in model.model.layers[0].parameters() if p.ndim == 2)
+    keys_values = 2 * c.hidden_size * c.num_key_value_heads * c.head_dim
+    weights = layer * (c.num_hidden_layers * (P + R) - P) + keys_values * P + c.hidden_size * c.vocab_size * R
+    pairs = c.num_hidden_layers * (P * P / 2 + R * (P + cfg.answer / 2)) - P * P / 2
+    return 3 * (2 * weights + 4 * c.num_attention_heads * c.head_dim * pairs)
 
 
 def repeated(cfg: Config, directory: str, rows_at_once: int) -> dict[str, Callable]:
@@ -92,22 +118,22 @@ def side(model, update: Callable, cfg: Config) -> dict[str, Callable]:
 
 def main(cfg: Config) -> None:
     at_least(cfg, prompt=2, answer=1, group_size=1, rounds=1, max_tokens=1)
-    with tempfile.TemporaryDirectory() as directory:
-        common.random_model(directory, cfg)
+    with common.model_of(cfg) as (directory, cfg, shape), tempfile.TemporaryDirectory() as saved:
         sides = {"ours": (ours, cfg, directory),
                  "transformers, one batch": (repeated, cfg, directory, cfg.group_size),
                  "transformers, one by one": (repeated, cfg, directory, 1)}
         with common.processes(sides) as asks:
             results, _ = common.take_turns(asks, cfg.rounds)
-            files = {name: Path(directory, f"{place}.safetensors") for place, name in enumerate(asks)}
+            files = {name: Path(saved, f"{place}.safetensors") for place, name in enumerate(asks)}
             for name, ask in asks.items():
                 ask("save", str(files[name]))
+            share = median(asks["ours"]("share")["share"] for _ in range(cfg.rounds))
         differences = {name: common.largest_difference(files["ours"], files[name]) for name in list(files)[1:]}
-    print(f"one group's gradient: P={cfg.prompt} R={cfg.answer} G={cfg.group_size}, hidden {cfg.hidden}, "
-          f"{cfg.layers} layers, fp32, one thread")
+    print(f"one group's gradient: P={cfg.prompt} R={cfg.answer} G={cfg.group_size}, {shape}, fp32, one thread")
+    print(f"our update reaches {share:.0%} of the rate of a matrix product, in useful operations")
     check = {f"gradient of {name!r} off by": float(f"{value:.2g}") for name, value in differences.items()}
     check["passed"] = all(value < TOLERANCE for value in differences.values())
-    common.report("group_update", cfg, results, check)
+    common.report("group_update", cfg, results, check, share_of_product_rate=share)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ Needs trl: pip install '.[bench]'.
 
     python -m bench.rl_step
     python -m bench.rl_step --prompt 512 --answer 128 --trl-batches 32 8
+    python -m bench.rl_step --model DIR --prompt 1000 --answer 48 --prompts 1 --trl-batches 8 1
 """
 
 import sys
@@ -32,7 +33,7 @@ import torch
 from bench import common
 from kernels import grpo_loss
 
-from nanoqwenlong import group_pass, grpo, optim
+from nanoqwenlong import group_pass, optim
 from nanoqwenlong.engine.kvcache import blocks_for
 from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.generate import Generator
@@ -43,7 +44,7 @@ from nanoqwenlong.records import Completion, Group
 
 TOLERANCE = 1e-4                        # relative, of gradient norms in fp32
 STD_EPS = 1e-4                          # TRL's, in (r - mean) / (std + eps)
-BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = (0.9, 0.999), 0.0, 1.0
+BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = (0.9, 0.95), 0.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Config:
     block_size: int = 16                # of our cache
     rounds: int = 3                     # each side runs once a round
     trl_batches: tuple[int, ...] = (32, 8, 2)  # per_device_train_batch_size to try. The rest is accumulated
-    # the model: a random Qwen2, untied
+    model: str = ""                     # a directory. Without one: a random Qwen2, untied, of this shape
     hidden: int = 256
     layers: int = 4
     heads: int = 4
@@ -74,7 +75,7 @@ def reward_of(ids) -> float:
 
 def ours(cfg: Config, directory: str) -> dict[str, Callable]:
     model = Qwen.from_pretrained(directory, dtype=torch.float32)
-    optimizer, parameters = optim.adamw(model, cfg.learning_rate, WEIGHT_DECAY, BETAS), list(model.parameters())
+    optimizer, parameters = optim.adamw(model, cfg.learning_rate, WEIGHT_DECAY), list(model.parameters())
     own = blocks_for(cfg.answer, cfg.block_size) + 2                          # an answer's blocks that nobody shares
     generator = Generator(model, block_size=cfg.block_size, num_blocks=cfg.prompts * (
         blocks_for(cfg.prompt, cfg.block_size) + cfg.group_size * own))
@@ -82,7 +83,9 @@ def ours(cfg: Config, directory: str) -> dict[str, Callable]:
     def gradient(groups: list[Group]) -> list[list[float]]:
         """Leaves the step's gradient in the parameters; returns the rewards."""
         rewards = [[reward_of(completion.ids) for completion in group.completions] for group in groups]
-        advantages = grpo.group_advantages(rewards, eps=STD_EPS).float()                     # (prompts, G)
+        earned = torch.tensor(rewards)                                                       # (prompts, G)
+        std = earned.std(-1, keepdim=True)
+        advantages = (earned - earned.mean(-1, keepdim=True)) / (std + STD_EPS)
         num_tokens = sum(group.num_tokens for group in groups)
         for group, advantage in zip(groups, advantages):
             def loss(rows, logprobs, entropy):
@@ -114,7 +117,7 @@ def ours(cfg: Config, directory: str) -> dict[str, Callable]:
     return {"run": lambda: step(prompts, cfg.answer, next(seeds)), "check": check}
 
 
-def trl(cfg: Config, directory: str, batch: int) -> dict[str, Callable]:
+def trl(cfg: Config, directory: str, batch: int, outputs: str) -> dict[str, Callable]:
     """One train() of one step per run, `batch` answers in one forward and backward. The trainer's own start is not
     counted: only what lies between the beginning and the end of the step."""
     from datasets import Dataset
@@ -145,7 +148,7 @@ def trl(cfg: Config, directory: str, batch: int) -> dict[str, Callable]:
         model=model, reward_funcs=reward, processing_class=tokenizer,
         train_dataset=Dataset.from_dict({"prompt": texts}), callbacks=[Clock()],
         args=GRPOConfig(
-            output_dir=str(Path(directory, f"trl-{batch}")), per_device_train_batch_size=batch,
+            output_dir=str(Path(outputs, f"trl-{batch}")), per_device_train_batch_size=batch,
             gradient_accumulation_steps=answers // batch, num_generations=cfg.group_size,
             max_completion_length=cfg.answer, temperature=1.0, beta=0.0, num_iterations=1, loss_type="dapo",
             scale_rewards="group", learning_rate=cfg.learning_rate, lr_scheduler_type="constant", adam_beta1=BETAS[0],
@@ -201,17 +204,16 @@ def main(cfg: Config) -> None:
     if wrong:
         raise ConfigError(f"--trl-batches {wrong[0]} does not divide the {cfg.prompts * cfg.group_size} answers of a "
                           "step")
-    with tempfile.TemporaryDirectory() as directory:
-        common.random_model(directory, cfg)
+    with common.model_of(cfg) as (directory, cfg, shape), tempfile.TemporaryDirectory() as outputs:
         sides = {"ours": (ours, cfg, directory),
-                 **{f"TRL, batch {batch}": (trl, cfg, directory, batch) for batch in cfg.trl_batches}}
+                 **{f"TRL, batch {batch}": (trl, cfg, directory, batch, outputs) for batch in cfg.trl_batches}}
         with common.processes(sides) as asks:
             first = {name: ask("run") for name, ask in asks.items() if name != "ours"}
             mine = [asks["ours"]("check", theirs["sampled"]) for theirs in first.values()]
             fastest = min(first, key=lambda name: first[name]["cpu_seconds"])
             results, _ = common.take_turns({name: asks[name] for name in ("ours", fastest)}, cfg.rounds)
-    print(f"one RL step: {cfg.prompts} prompts, P={cfg.prompt} R={cfg.answer} G={cfg.group_size}, hidden {cfg.hidden}, "
-          f"{cfg.layers} layers, fp32, one thread")
+    print(f"one RL step: {cfg.prompts} prompts, P={cfg.prompt} R={cfg.answer} G={cfg.group_size}, {shape}, fp32, "
+          "one thread")
     first_steps = {name: {key: step[key] for key in ("seconds", "cpu_seconds")} for name, step in first.items()}
     print("first steps, cpu s:", ", ".join(f"{name} {step['cpu_seconds']:.3g}" for name, step in first_steps.items()))
     common.report("rl_step", cfg, results, same_steps(list(first.values()), mine, cfg), packages=("trl",),

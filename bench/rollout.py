@@ -10,19 +10,26 @@ has wide weights, so an answer has many different tokens, but all G answers of t
 argmax costs little compared with the model. Every side returns tokens, and ours also keeps their log-probs. Peak memory
 does not count the loaded model, but counts the cache.
 
+The last line compares one decoding step of ours with what its bytes need: all weights and the cached keys and values
+once, at the rate at which this machine copies a large tensor. The rate is measured beside every run.
+
     python -m bench.rollout
     python -m bench.rollout --prompt 1024 --new 64
+    python -m bench.rollout --model DIR --dtype bfloat16 --prompt 300 --new 16 --group-size 16 --alone
 """
 
 import sys
-import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 
 import torch
 from bench import common
 
 from nanoqwenlong.engine.kvcache import blocks_for
+from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.model import Qwen
 from nanoqwenlong.ops import exits
@@ -36,7 +43,9 @@ class Config:
     group_size: int = 8                 # G
     block_size: int = 16                # of our cache
     rounds: int = 3                     # each side runs once a round
-    # the model: a random Qwen2, untied
+    dtype: str = "float32"              # of ours
+    alone: bool = False                 # only ours
+    model: str = ""                     # a directory. Without one: a random Qwen2, untied, of this shape
     hidden: int = 256
     layers: int = 4
     heads: int = 4
@@ -47,16 +56,30 @@ class Config:
 
 
 def ours(cfg: Config, directory: str) -> dict[str, Callable]:
-    model = Qwen.from_pretrained(directory, dtype=torch.float32)
+    model = Qwen.from_pretrained(directory, dtype=getattr(torch, cfg.dtype))
     own = blocks_for(cfg.new, cfg.block_size) + 2                             # blocks of an answer alone
     num_blocks = blocks_for(cfg.prompt, cfg.block_size) + cfg.group_size * own
     generator = Generator(model, num_blocks=num_blocks, block_size=cfg.block_size)
 
-    def sample(prompt: list[int], new: int) -> list:
-        (group,) = generator.sample([prompt], n=cfg.group_size, temperature=0.0, max_new_tokens=new)
+    def sample(prompt: list[int], new: int, on_token: Callable | None = None) -> list:
+        (group,) = generator.sample([prompt], n=cfg.group_size, temperature=0.0, max_new_tokens=new, on_token=on_token)
         return [list(completion.ids) for completion in group.completions]
 
-    return side(sample, cfg)
+    def step() -> dict:
+        """CPU seconds of a decoding step, and those that its bytes need."""
+        times = []
+
+        def stamp(prompt: int, number: int, token: int) -> None:
+            if number == cfg.group_size - 1:                                  # the last answer of a step
+                times.append(time.process_time())
+        sample(common.random_ids(cfg, cfg.prompt), cfg.new, stamp)
+        c = model.config
+        pairs = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
+        numbers = sum(p.numel() for p in model.parameters()) + pairs * (cfg.prompt + cfg.group_size * cfg.new // 2)
+        seconds = [end - start for start, end in pairwise(times)]
+        return {"step": median(seconds), "bytes": numbers * model.dtype.itemsize / common.copy_rate()}
+
+    return {**side(sample, cfg), "step": step}
 
 
 def generate(cfg: Config, directory: str) -> dict[str, Callable]:
@@ -127,17 +150,24 @@ def same_tokens(tokens: dict[str, list], cfg: Config) -> dict:
 
 def main(cfg: Config) -> None:
     at_least(cfg, prompt=2, new=1, group_size=1, rounds=1, block_size=1)
-    with tempfile.TemporaryDirectory() as directory:
-        common.random_model(directory, cfg)
+    if cfg.dtype not in ("float32", "bfloat16"):
+        raise ConfigError(f"--dtype {cfg.dtype!r} is not supported here; float32 and bfloat16 are")
+    with common.model_of(cfg) as (directory, cfg, shape):
         sides = {"ours": (ours, cfg, directory), "generate": (generate, cfg, directory),
                  "prefilled once": (prefilled_once, cfg, directory),
                  "continuous batching": (continuous_batching, cfg, directory)}
+        if cfg.alone:
+            sides = {"ours": sides["ours"]}
         with common.processes(sides) as asks:
             results, outcomes = common.take_turns(asks, cfg.rounds)
-    print(f"one group's answers: P={cfg.prompt}, {cfg.new} new, G={cfg.group_size}, hidden {cfg.hidden}, "
-          f"{cfg.layers} layers, fp32, greedy, one thread")
+            steps = [asks["ours"]("step") for _ in range(cfg.rounds)] if cfg.new > 2 else []
+    print(f"one group's answers: P={cfg.prompt}, {cfg.new} new, G={cfg.group_size}, {shape}, ours in {cfg.dtype}, "
+          "greedy, one thread")
     check = same_tokens({name: outcome["tokens"] for name, outcome in outcomes.items()}, cfg)
-    common.report("rollout", cfg, results, check)
+    step, needed = (median(found[what] for found in steps or [{what: 0.0}]) for what in ("step", "bytes"))
+    if steps:
+        print(f"a decoding step of ours takes {step:.3g} CPU seconds, {step / needed:.2f} times what its bytes need")
+    common.report("rollout", cfg, results, check, decoding_step={"cpu_seconds": step, "bytes_need": needed})
 
 
 if __name__ == "__main__":
