@@ -104,11 +104,13 @@ def part_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, ls
         lse = lse[..., 0].transpose(1, 2).contiguous()                         # (B, H, Tq)
         return torch.ops.aten._flash_attention_backward(
             grad, q, k, v, out, lse, None, None, q.shape[1], k.shape[1], 0.0, causal, rng_state, q.new_empty(0))
-    num_kv_heads = k.shape[2]
+    num_kv_heads, dtype = k.shape[2], q.dtype
+    grad, q, k, v, out = (x.to(lse.dtype) for x in (grad, q, k, v, out))       # 2 to 6 times as fast as in bfloat16
     k, v = _keys_by_head(q, k, v, causal)
     dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         _regroup(grad, k), _regroup(q, k), k, v, _regroup(out, k), _regroup(lse, k)[..., 0], 0.0, causal)
-    return _regroup(dq, q), _sum_heads(dk, num_kv_heads), _sum_heads(dv, num_kv_heads)
+    gradients = _regroup(dq, q), _sum_heads(dk, num_kv_heads), _sum_heads(dv, num_kv_heads)
+    return tuple(x.to(dtype) for x in gradients)
 
 
 def part_backward_plain(grad, q, k, v, out, lse, causal=False) -> tuple[Tensor, Tensor, Tensor]:
