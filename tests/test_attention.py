@@ -95,6 +95,16 @@ def test_part_backward_equals_its_reference(H, K, causal):
         assert a.shape == b.shape and (a - b).abs().max() <= 1e-12 * (1 + b.abs().max())
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_part_backward_in_bfloat16_is_the_exact_one_rounded_once(causal):
+    q, k, v, grad = (normal(3, 6, heads, 8, seed=heads + i).bfloat16() for i, heads in enumerate((4, 2, 2, 4)))
+    out, lse = part(q, k, v, causal)
+    rounded = part_backward(grad, q, k, v, out, lse, causal)
+    exact = part_backward_plain(*(x.double() for x in (grad, q, k, v, out, lse)), causal)
+    for a, b in zip(rounded, exact, strict=True):
+        assert a.dtype == torch.bfloat16 and (a - b).abs().max() <= 2**-8 * b.abs().max()
+
+
 def test_plain_attention_also_sees_keys_that_come_before_the_queries(monkeypatch):
     q, k, v = normal(2, 3, 4, 8), normal(2, 9, 2, 8, seed=1), normal(2, 9, 2, 8, seed=2)
     ours = attention(q, k, v, causal=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from bench import common, gpu, group_update, growth, logprob, moe, precision, rl_step, rollout
 from safetensors.torch import save_file
+from tiny_qwen import tiny_qwen
 
 from nanoqwenlong.ops import exits
 
@@ -49,6 +50,28 @@ def test_rollout(capfd):
     lines, found = start(rollout, capfd, "--prompt", 40, "--new", 6, "--group-size", 3, "--rounds", 1)
     assert_compared(lines, found, ["ours", "generate", "prefilled once", "continuous batching"], 1)
     assert found["check"]["tokens compared"] == 3 * 3 * 6 and found["check"]["distinct in an answer"] > 1
+
+
+def test_a_model_that_is_given_is_measured(capfd, tmp_path):
+    """Its vocabulary is that of its config. Alone, ours is compared with nobody, in bfloat16 too."""
+    tiny_qwen(dtype=torch.float32).save_pretrained(tmp_path)
+    model = ["--model", tmp_path, "--rounds", 1, "--prompt", 20]
+    lines, found = start(group_update, capfd, *model, "--answer", 6, "--group-size", 3, shape=[])
+    assert found["check"]["passed"] is True and found["share_of_product_rate"] > 0
+    assert any(f"{tmp_path.name}, hidden 32, 2 layers" in line for line in lines)
+    lines, found = start(rollout, capfd, *model, "--new", 6, "--dtype", "bfloat16", "--alone", shape=[])
+    assert list(found["results"]) == ["ours"] and found["decoding_step"]["bytes_need"] > 0
+    assert any("times what its bytes need" in line for line in lines)
+
+
+def test_useful_operations_are_those_of_a_small_model_by_hand():
+    """Two layers of 32 x (32 + 2 x 16 + 32) + 3 x 32 x 48 weights, 3 tokens of a stem, 2 answers of 5 tokens."""
+    cfg = group_update.Config(prompt=4, answer=5, group_size=2)
+    layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48
+    stem = 3 * layer + 3 * 2 * 32 * 16                                         # the last layer: keys and values only
+    products = stem + 10 * 2 * layer + 10 * 32 * 53
+    pairs = 3 * 3 / 2 + 2 * 2 * (5 * 3 + 5 * 5 / 2)                            # the stem's in one layer only
+    assert group_update.useful_operations(tiny_qwen(), cfg) == 3 * (2 * products + 4 * 32 * pairs)
 
 
 def test_rl_step(capfd):
