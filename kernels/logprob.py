@@ -164,7 +164,7 @@ class LinearLogprob(torch.autograd.Function):
         ctx.scale, ctx.gradient = 1 / temperature, gradient
         h, targets = as_multiplied(hidden), targets.contiguous()
         ctx.positions, ctx.words = _slices(len(h), n), _slices(len(weight), v)
-        ctx.size = len(h[ctx.positions[0]]) * len(weight[ctx.words[0]]) if len(h) else 0   # of the largest block
+        ctx.size = min(n, len(h)) * min(v, len(weight))                        # of the largest block
         ctx.logits = torch.empty(ctx.size, dtype=wide(h.dtype), device=h.device)
         rows = ctx.logits.new_empty(4, len(h))
         for piece in ctx.positions:
@@ -209,19 +209,11 @@ class LinearLogprob(torch.autograd.Function):
 
 
 def block_sizes(N: int, V: int, whole_rows: bool, chunk: int | None = None) -> tuple[int, int]:
-    """Positions n and words v of a block. Blocks are nearly equal. whole_rows: as the kernels of a GPU need it. chunk:
-    the most positions, if given."""
+    """Positions n and words v of a block. whole_rows: as the kernels of a GPU need it. chunk: n, if given."""
     if whole_rows:
-        n, v = chunk or max(1, CHUNK_LOGITS // V), V
-    else:
-        n = chunk or min(N, max(TALL, BLOCK_LOGITS // V))
-        v = BLOCK_LOGITS // max(1, n)
-    return _even(N, n), _even(V, v)
-
-
-def _even(total: int, most: int) -> int:
-    count = -(-total // max(1, most))
-    return -(-total // max(1, count))
+        return min(N, chunk or max(1, CHUNK_LOGITS // V)), V
+    n = min(N, chunk or max(TALL, BLOCK_LOGITS // V))
+    return n, min(V, BLOCK_LOGITS // max(1, n))
 
 
 def _slices(total: int, size: int) -> list[slice]:
