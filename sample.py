@@ -15,7 +15,7 @@ from nanoqwenlong.ops.settings import Common, computing_dtype, fixed
 
 @dataclass(frozen=True)
 class Config(Common):
-    model: str = "assets/nano-sft"      # a Hugging Face directory or hub id
+    model: str = "assets/nano-rl"       # a Hugging Face directory or hub id
     document: str = ""                  # a UTF-8 text file
     question: str = ""
     temperature: float = 0.0            # 0: greedy

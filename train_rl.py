@@ -39,7 +39,7 @@ class Config(Settings, Rows):
     max_prompt_tokens: int = 60000      # longer prompts are dropped and counted, never cut
     phase_lengths: tuple[int, ...] = ()  # the longest document + question of each phase, in tokens. None: the toy
                                         # task's, or the median and the maximum of the data
-    phase_steps: tuple[int, ...] = (30, 150)  # steps of each phase
+    phase_steps: tuple[int, ...] = (40, 80)  # steps of each phase
     lengths: tuple[int, ...] = ()       # upper ends of the metrics' length buckets. None: the phases' lengths
     steps: int = free(0)                # stop after this many steps in total. 0: at the end of the last phase
     retro_fraction: float = 0.25        # part of each batch that is hard examples of earlier phases
@@ -68,7 +68,7 @@ class Config(Settings, Rows):
                                         # tmn_reweight: GoLongRL; task_std: QwenLong-L1.5)
     loss: str = "dapo"                  # a name in grpo.LOSSES. Equal weight for tokens (dapo), for answers (grpo), or
                                         # for tokens divided by --max-new-tokens (dr_grpo)
-    updates_per_step: int = fixed(1, least=1)  # optimizer steps per rollout
+    updates_per_step: int = fixed(2, least=1)  # optimizer steps per rollout
     old_logprobs: Literal["rollout", "recompute"] = "rollout"  # used from the second update on: the sampler's, or
                                         # computed again before the first update
     clip_low: float = 0.2

@@ -4,7 +4,7 @@
 
     qa        Which town did we show Tom?                        Oslo
               What did we send Rome?                             salt
-              What did we send the town that we showed Tom?      tea
+              What went to the town that we showed Tom?      tea
     f1        What did we send Rome, Oslo and Lima?              salt, tea, wool          (in any order)
     pairwise  Order the towns that we showed Tom, Ann and Bob.   Bern, Lima, Oslo         (alphabetical)
     <think> We showed Tom Oslo. We sent Oslo tea.</think> Therefore, the answer is tea.   (a worked response)
@@ -75,7 +75,7 @@ def ask(rng: random.Random, shown: dict, received: dict, task: str) -> tuple[str
         return f"What did we send {town}?", SENT.format(town, goods), goods
     person = next(person for person, place in shown.items() if place == town)
     quotes = SHOWED.format(person, town) + SENT.format(town, goods)
-    return f"What did we send the town that we showed {person}?", quotes, goods
+    return f"What went to the town that we showed {person}?", quotes, goods
 
 
 def examples(num: int, records: tuple[int, int], seed: int, split: str = "train", tasks: Sequence[str] = (),
@@ -144,7 +144,7 @@ def save_tokenizer(directory: Path, texts: Sequence[str] = ()) -> int:
     from tokenizers import AddedToken, Tokenizer as BPE, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
     every_word = write_document(random.Random(0), dict(zip(PEOPLE, TOWNS)), dict(zip(TOWNS, GOODS)))
-    asked = "Which town did we show Tom? What did we send Rome? What did we send the town that we showed Tom?"
+    asked = "Which town did we show Tom? What did we send Rome? What went to the town that we showed Tom?"
     texts = texts or [every_word, PROMPT, "user assistant system\n", asked, "Therefore, the answer is Rome."]
     bpe = BPE(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -35,7 +35,7 @@ def pair(rng: random.Random) -> tuple[Question, float]:
     town, person = rng.choice(toy.TOWNS), rng.choice(toy.PEOPLE)
     question, names = rng.choice([(f"What did we send {town}?", toy.GOODS),
                                   (f"Which town did we show {person}?", toy.TOWNS),
-                                  (f"What did we send the town that we showed {person}?", toy.GOODS)])
+                                  (f"What went to the town that we showed {person}?", toy.GOODS)])
     gold, other = rng.sample(names, 2)
     if rng.random() < 0.5:
         right = rng.choice([gold, toy.OTHER_WORDS.get(gold, gold)])

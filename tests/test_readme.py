@@ -33,7 +33,7 @@ PLAIN_COMMANDS = ("git", "cd", "hf", "cp", "rm", "mkdir", "ls", "export", "touch
 # These take a few seconds on a fresh clone, so they are run. The value is the exit code.
 CHEAP = {
     "python tests/test_imports.py": 0,
-    'python sample.py --document examples/notes.txt --question "What did we send the town that we showed Kim?"': 0,
+    'python sample.py --document examples/notes.txt --question "What went to the town that we showed Kim?"': 0,
     "python train_rl.py --data examples/licence_qa.jsonl --dry-run": 0,
     "python -m tools.plan --help": 0,
     "python -m tools.plan --preset r1-distill-qwen-14b --gpus 8 --gpu-memory 80": 1,    # it does not fit
