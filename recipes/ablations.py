@@ -27,16 +27,17 @@ STUDIES = {
     "lookups": {"base": ("base", "last"), "short SFT": ("short", "last"), "long SFT": ("long", "last"),
                 "RL from base": ("rl_base", "last"), "RL from short SFT": ("rl_short", "last"),
                 "RL from long SFT": ("rl_long", "last"),
-                "RL from short SFT, dynamic sampling": ("refills", "last"),
-                "RL from base, no retrospective sampling": ("no_retro", "last"),
-                "RL from base in one stage, equal tokens": ("single", "million tokens"),
-                "RL from base in one stage, equal time": ("single", "minutes")},
+                "RL from short SFT, dynamic sampling": ("refills", "last")},
+    "curriculum": {"base": ("base", "last"), "RL from base": ("rl_base", "last"),
+                   "RL from base, no retrospective sampling": ("no_retro", "last"),
+                   "RL from base in one stage, equal tokens": ("single", "million tokens"),
+                   "RL from base in one stage, equal time": ("single", "minutes")},
     "judge": {"warm-up": ("other_words", "last"), "RL with the rule": ("rule", "last"),
               "RL with rule and judge": ("hybrid", "last")},
     "tasks": {"warm-up": ("three_tasks", "last"), "RL with GRPO": ("grpo", "last"),
               "RL with TMN-Reweight": ("tmn", "last")}}
 STARTS = ("base", "short SFT", "long SFT")
-LOOKUPS = "Look-ups: RL from three warm-ups, and what the curriculum does"
+LOOKUPS, CURRICULUM = "Look-ups: RL from three warm-ups", "Look-ups: what the curriculum does"
 # {title: (study, {column: (evaluation, part, name, figure)})}
 SHORT, LONG = ("by_length", "0-80", "accuracy"), ("by_length", "80-200", "accuracy")
 TABLES = {
@@ -44,6 +45,10 @@ TABLES = {
         "short documents": ("lookups", *SHORT), "long documents": ("lookups", *LONG),
         "long, one of 8 right": ("lookups", "by_length", "80-200", "pass@8"),
         "closed book": ("closed_book", "all", "", "accuracy")}),
+    CURRICULUM: ("curriculum", {
+        "short documents": ("curriculum", *SHORT), "long documents": ("curriculum", *LONG),
+        "long, one of 8 right": ("curriculum", "by_length", "80-200", "pass@8"),
+        "closed book": ("curriculum_closed_book", "all", "", "accuracy")}),
     "Rule, or rule and judge": ("judge", {
         "short: by the rule": ("by_rule", *SHORT), "by rule and judge": ("by_judge", *SHORT),
         "either word": ("by_either", *SHORT), "long: by the rule": ("by_rule", *LONG),
@@ -78,15 +83,16 @@ def equal(directory: Path, run: Path, seed: str, unit: str) -> int:
     return min(rows, key=lambda row: abs(row[unit] - spent))["step"]
 
 
-def seeds_of(directory: Path) -> list[str]:
-    """The seeds of all runs. Every kind must have the same ones."""
+def seeds_of(directory: Path, study: str) -> list[str]:
+    """The seeds of a study: those of the kinds that no other study has. All its kinds must have them."""
     seeds = {}                                                         # {kind: its seeds}
     for path in directory.glob("*-*/metrics.jsonl"):
         kind, _, seed = path.parent.name.rpartition("-")
         seeds.setdefault(kind, set()).add(seed)
-    all_seeds = set().union(*seeds.values())
-    kinds = {kind for study in STUDIES.values() for kind, _ in study.values()}
-    for kind in sorted(kinds):
+    kinds = {name: {kind for kind, _ in rows.values()} for name, rows in STUDIES.items()}
+    shared = set().union(*(others for name, others in kinds.items() if name != study))
+    all_seeds = set().union(*(seeds.get(kind, set()) for kind in kinds[study] - shared))
+    for kind in sorted(kinds[study]):
         missing = sorted(all_seeds - seeds.get(kind, set()))
         if missing:
             raise FileNotFoundError(f"{directory}/{kind}-{missing[0]} is not there, though other runs of this seed "
@@ -122,16 +128,19 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
 
 
-def tables(directory: Path, seeds: list[str]) -> str:
+def tables(directory: Path, seeds_by_study: dict[str, list[str]]) -> str:
     """All tables as Markdown."""
-    parts = [f"{len(seeds)} seeds; mean ± standard deviation."]
+    parts = ["Mean ± standard deviation over the seeds."]
     for title, (study, columns) in TABLES.items():
-        rows = []
+        rows, seeds = [], seeds_by_study[study]
         for name in STUDIES[study]:
             cells = [[cell(directory, seed, study, name, column) for seed in seeds] for column in columns.values()]
             rows.append([name, *map(spread, cells)])
-        parts.append(f"### {title}\n\n{markdown(['accuracy, %', *columns], rows)}")
-    runs = {name: [trained(directory, kind, seed) for seed in seeds] for name, kind in DYNAMICS.items()}
+        parts.append(f"### {title} ({len(seeds)} seeds)\n\n{markdown(['accuracy, %', *columns], rows)}")
+    runs = {}
+    for name, kind in DYNAMICS.items():
+        study = "curriculum" if name in STUDIES["curriculum"] else "lookups"
+        runs[name] = [trained(directory, kind, seed) for seed in seeds_by_study[study]]
     rows = []
     for name, (measure, digits) in WHILE_TRAINING.items():
         rows.append([name, *(spread([measure(run) for run in group], digits) for group in runs.values())])
@@ -189,7 +198,7 @@ WHILE_TRAINING = {
     "quotes per answer, last 20 steps": (lambda rows: mean(values(rows[-20:], "patterns/grounding")), 2)}
 
 
-def picture(directory: Path, seeds: list[str], path: Path) -> Path:
+def picture(directory: Path, seeds_by_study: dict[str, list[str]], path: Path) -> Path:
     """What RL adds to each warm-up, what phases change, and what is forgotten meanwhile."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -199,9 +208,11 @@ def picture(directory: Path, seeds: list[str], path: Path) -> Path:
     columns = TABLES[LOOKUPS][1]
     for axes, column, title in ((before_after, "long documents", "long documents: what RL adds"),
                                 (facts, "closed book", "facts of the warm-up: what is left")):
-        pairs(axes, {name: [cell(directory, seed, "lookups", name, columns[column]) for seed in seeds]
+        pairs(axes, {name: [cell(directory, seed, "lookups", name, columns[column])
+                            for seed in seeds_by_study["lookups"]]
                      for start in STARTS for name in (start, f"RL from {start}")})
         axes.set(title=title, ylabel="held-out accuracy, %" if axes is before_after else "closed-book accuracy, %")
+    seeds = seeds_by_study["curriculum"]
     kinds = {"phases": "RL from base", "one stage": "RL from base in one stage, equal tokens"}
     groups = {name: [series.cumulated(series.read_metrics(directory / f"{DYNAMICS[run]}-{seed}" / "metrics.jsonl"))
                      for seed in seeds] for name, run in kinds.items()}
@@ -236,7 +247,7 @@ def main(argv: list[str]) -> None:
     if args.models:
         say(" ".join(dict.fromkeys(models(args.directory, *args.models).values())))
         return
-    seeds = seeds_of(args.directory)
+    seeds = {study: seeds_of(args.directory, study) for study in STUDIES}
     publish(args.directory, tables(args.directory, seeds),
             lambda: picture(args.directory, seeds, args.directory / "ablations.png"))
 

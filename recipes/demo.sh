@@ -18,11 +18,11 @@ trap '[ $? = 0 ] || echo "stopped. The same command resumes it. To start anew: r
 flags=(--runs-dir "$runs" --seed "$seed")
 last() { printf '%s\n' "$runs/$1"/checkpoints/step_* | tail -n 1; }
 
-echo "== 1. SFT warm-up of assets/nano-base: short documents, until held-out accuracy stops rising (1 minute)"
+echo "== 1. SFT warm-up of assets/nano-base: short documents, until about half of the answers are right"
 $python train_sft.py --name sft "${flags[@]}"
 
 echo "== 2. RL: phase I on short documents, phase II on long ones and the hard examples of phase I (1 minute)"
-$python train_rl.py --name rl --model "$(last sft)" "${flags[@]}"
+$python train_rl.py --name rl --model "$(last sft)" "${flags[@]}" --measure-kl
 
 minutes=$(awk -F'"seconds": ' '{ split($2, words, ","); if ($2) printf "%.2f", words[1] / 60 }' "$(last rl)/state.json")
 echo "== 3. Control: SFT instead of RL, for as long as RL took ($minutes minutes)"
@@ -31,5 +31,5 @@ $python train_sft.py --name control --model "$(last sft)" "${flags[@]}" --minute
 
 echo "== 4. Held-out accuracy, sampled at the training temperature, by document length"
 $python eval.py --toy-examples 400 --out "$runs/eval" --model assets/nano-base "$(last sft)" \
-    "$runs"/rl/checkpoints/step_000030 "$(last rl)" "$(last control)"
+    "$runs"/rl/checkpoints/step_000040 "$(last rl)" "$(last control)"
 echo "to draw it: $python -m tools.plot $runs"

@@ -51,7 +51,7 @@ def write_results(directory, study, evaluation, seed):
 def test_one_stage_is_looked_at_where_it_had_used_as_much(directory):
     """20 steps of 100,000 tokens are 25 of 80,000, between two checkpoints (the first is taken); 20 seconds are 10
     steps of 2."""
-    found = ablations.models(directory, "lookups", "1")
+    found = ablations.models(directory, "curriculum", "1")
     assert found["RL from base in one stage, equal tokens"] == directory / "single-1/checkpoints/step_000020"
     assert found["RL from base in one stage, equal time"] == directory / "single-1/checkpoints/step_000010"
     assert found["base"] == directory / "base-1/checkpoints/step_000020"
@@ -85,6 +85,23 @@ def test_what_is_missing_is_named(directory, capsys):
     assert "base-0 has no checkpoint" in capsys.readouterr().err
 
 
+def test_a_study_may_have_more_seeds_than_another(directory, capsys):
+    for kind in ("no_retro", "single", "rl_base", "base"):
+        shutil.copytree(directory / f"{kind}-1", directory / f"{kind}-2")
+    for evaluation in ("curriculum", "curriculum_closed_book"):
+        write_results(directory, "curriculum", evaluation, "2")
+    assert ablations.main([str(directory)]) == 0
+    table = (directory / "table.md").read_text()
+    assert f"### {ablations.LOOKUPS} (2 seeds)" in table and f"### {ablations.CURRICULUM} (3 seeds)" in table
+    # rows 2 of both studies: 0.2, 0.22 and 0.2, 0.22, 0.24
+    assert "| long SFT | 21.0 ± 1.4 |" in table
+    assert "| RL from base, no retrospective sampling | 22.0 ± 2.0 |" in table
+    shutil.rmtree(directory / "rl_base-2")
+    capsys.readouterr()
+    assert ablations.main([str(directory)]) == 66
+    assert "rl_base-2 is not there, though other runs of this seed are" in capsys.readouterr().err
+
+
 def test_another_model_than_was_evaluated_is_refused(directory, capsys):
     (directory / "hybrid-0/checkpoints/step_000099").mkdir()
     assert ablations.main([str(directory)]) == 65
@@ -93,7 +110,7 @@ def test_another_model_than_was_evaluated_is_refused(directory, capsys):
 
 def test_too_short_a_run_cannot_be_compared(directory, capsys):
     write_run(directory / "rl_base-0", (60,), "rl_base")
-    assert ablations.main([str(directory), "--models", "lookups", "0"]) == 65
+    assert ablations.main([str(directory), "--models", "curriculum", "0"]) == 65
     assert "give it more steps" in capsys.readouterr().err
 
 

@@ -137,8 +137,8 @@ def test_the_ablations_differ_in_what_they_are_about(tmp_path):
                                       ("short", "long", {"data"})):
             a, b = runs[f"{one}-{seed}"], runs[f"{other}-{seed}"]
             assert {name for name in a if a[name] != b[name]} == differing | {"name"}
-    assert len(evaluations) == 12 and {cfg.model for cfg in evaluations} == {("model-a", "model-b")}
-    assert Counter(bool(cfg.judge) for cfg in evaluations) == {False: 10, True: 2}
+    assert len(evaluations) == 16 and {cfg.model for cfg in evaluations} == {("model-a", "model-b")}
+    assert Counter(bool(cfg.judge) for cfg in evaluations) == {False: 14, True: 2}
 
 
 def test_the_real_experiment_differs_in_what_it_is_about(tmp_path):
