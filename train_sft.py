@@ -36,7 +36,7 @@ class Config(Settings, Rows):
     toy_pages: int = 0                  # pages of the toy task's plain text
     max_prompt_tokens: int = 20000      # longer prompts are dropped and counted, never cut
     # optimisation
-    steps: int = free(110, least=1)     # the most optimizer steps. So few leave RL of the toy task much to teach
+    steps: int = free(115, least=1)     # the most optimizer steps. So few leave RL of the toy task much to teach
     minutes: float = 0.0                # stop after this many minutes. 0: no limit
     batch_size: int = fixed(32, least=1)  # examples per step
     learning_rate: float = 1e-3         # peak
