@@ -28,7 +28,8 @@ from nanoqwenlong.ops.settings import Common, Rows, computing_dtype, fixed
 @dataclass(frozen=True)
 class Config(Common, Rows):
     preset: str = ""                    # a named set of values, listed below. Those of models read them from models/
-    model: tuple[str, ...] = ("assets/nano-base", "assets/nano-sft", "assets/nano-rl")  # directories or hub ids, a row each
+    model: tuple[str, ...] = ("assets/nano-base", "assets/nano-sft", "assets/nano-rl")    # directories or
+                                        # hub ids, a row each
     seed: int = 0                       # decides every sample
     # data
     toy_examples: int = fixed(200, least=1)  # of the toy task for each length, if no --data is given

@@ -118,7 +118,7 @@ def test_a_question_is_the_same_in_every_form(in_tmp):
     kept = []
     for name, form in forms.items():
         jsonl(Path(f"{name}.jsonl"), *map(form, examples))
-        assert start("--model", ROOT / "assets/nano-sft", "--data", f"{name}.jsonl", "--out", name) == 0
+        assert start("--model", ROOT / "assets/nano-rl", "--data", f"{name}.jsonl", "--out", name) == 0
         kept.append(Path(name, "answers.jsonl").read_bytes())
         assert results(name)["models"][0]["all"] == results("plain")["models"][0]["all"]
     assert kept == kept[:1] * 4 and kept[0].count(b"\n") == 8

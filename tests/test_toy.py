@@ -47,7 +47,7 @@ def test_every_question_has_the_answer_that_its_document_gives(records):
 
 
 def test_a_third_of_the_questions_need_two_look_ups():
-    two = sum(example.question.startswith("What did we send the town") for example in toy.examples(900, toy.SHORT, 0))
+    two = sum(example.question.startswith("What went to the town") for example in toy.examples(900, toy.SHORT, 0))
     assert 240 < two < 360
 
 
@@ -129,7 +129,7 @@ def test_the_base_looks_things_up_in_short_documents_and_less_surely_in_long_one
     assert short >= 0.9 and long <= short - 0.05
 
 
-@pytest.mark.parametrize("name, short, long", [("nano-sft", (0.3, 0.8), (0.0, 0.3)),
+@pytest.mark.parametrize("name, short, long", [("nano-sft", (0.3, 0.8), (0.1, 0.6)),
                                                ("nano-rl", (0.9, 1.0), (0.85, 1.0))])
 def test_the_warm_up_stops_early_and_rl_teaches_the_rest(name, short, long):
     model, tokenizer = load(name)
