@@ -113,7 +113,8 @@ def test_hole_11_a_gold_answer_is_the_answer_alone():
 def test_hole_21_there_is_one_extractor():
     """No script reads a response in its own way, and without </think> there is no answer."""
     for path in (*ROOT.glob("*.py"), ROOT / "nanoqwenlong/analysis/evaluate.py"):
-        assert not re.search("</think>|the answer is|import answers|answers import", path.read_text()), path
+        code = path.read_text().replace("import said\n", "").replace("`</think>`", "")
+        assert not re.search("</think>|the answer is|import answers|answers import", code), path
     assert all(ours(task, "The answer is (B).", "B") == 0 for task in TASKS)
     assert fixed("number", stated("(5)"), "5", 0, 1) and extract(stated("(5)")) == "(5)"
 

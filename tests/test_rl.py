@@ -40,7 +40,7 @@ def rewarded(monkeypatch, reward) -> list[int]:
 
 def rl(toy_directory, *flags) -> int:
     """Start train_rl.py; flags win over those of SMALL_RL."""
-    kept, given = list(SMALL_RL), {flag for flag in flags if str(flag).startswith("--")}
+    kept, given = [*SMALL_RL, "--updates-per-step", "1"], {flag for flag in flags if str(flag).startswith("--")}
     for flag in given.intersection(kept):
         place = kept.index(flag)
         end = next((i for i in range(place + 1, len(kept)) if kept[i].startswith("--")), len(kept))
@@ -186,7 +186,7 @@ def test_steps_in_vain_end_the_run_saved_and_it_goes_on(in_tmp, toy_directory, m
 def test_the_penalty_for_length_is_in_the_reward_and_not_in_the_accuracy(in_tmp, toy_directory, monkeypatch):
     """Every answer is right, and every token of it but the first one too many."""
     rewarded(monkeypatch, lambda *_: 1.0)
-    assert rl(toy_directory, "--max-new-tokens", 40, "--overlong-buffer", 39, "--steps", 1) == 0
+    assert rl(toy_directory, "--max-new-tokens", 40, "--overlong-buffer", 39, "--seed", 1, "--steps", 1) == 0
     (row,), answers = metrics(DIRECTORY), words()
     assert row["accuracy"] == 1 and row["reward"] == pytest.approx(1 + row["rewards/overlong/mean"]) and (
         row["reward"] < 1) and row["reward"] == pytest.approx(sum(w["reward"] for w in answers) / len(answers))

@@ -180,7 +180,8 @@ def test_old_log_probs_are_computed_only_where_they_are_asked_for(in_tmp, toy_di
     monkeypatch.setattr(group_pass, "logprobs", lambda *a, **k: (events.append("old"), logprobs(*a, **k))[1])
     monkeypatch.setattr(optim, "step", lambda *a: (events.append("step"), step(*a))[1])
     found = {}
-    for name, flags in (("one", ["--old-logprobs", "recompute"]), ("rollout", ["--updates-per-step", 2]),
+    for name, flags in (("one", ["--updates-per-step", 1, "--old-logprobs", "recompute"]),
+                        ("rollout", ["--updates-per-step", 2]),
                         ("recompute", ["--updates-per-step", 2, "--old-logprobs", "recompute"])):
         events.clear()
         assert start(train_rl, "--model", toy_directory, *SMALL_RL, "--name", name, *flags, "--steps", 1) == 0
@@ -304,7 +305,7 @@ def test_kept_right_answers_are_sft_rows(in_tmp, toy_directory, monkeypatch):
     from nanoqwenlong import rewards
     from nanoqwenlong.analysis import evaluate
     monkeypatch.setattr(evaluate, "score_all", learnable(rewards))
-    assert start(eval_script, "--model", toy_directory, "--data", rows, "--samples", 4, "--max-new-tokens", 5,
+    assert start(eval_script, "--model", toy_directory, "--data", rows, "--samples", 16, "--max-new-tokens", 40,
                  "--temperature", 2, "--keep-correct", "kept.jsonl") == 0
     kept = data.read([in_tmp / "kept.jsonl"], need_response=True)
     assert kept and all(len(example.response) % 2 for example in kept)
