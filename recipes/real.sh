@@ -24,7 +24,7 @@ sft() {   # sft NAME MODEL FILE FLAGS...
 }
 rl() {   # rl NAME FLAGS...: from the warm-up of the same seed
     run "$1" train_rl.py --model "$(last "warm-${1##*-}")" --data "$data/rl_one.jsonl" "$data/rl_three.jsonl" \
-        --prompts-per-step 8 --group-size 8 --temperature 0.7 --max-new-tokens 44 --learning-rate 2e-5 \
+        --prompts-per-step 8 --group-size 8 --updates-per-step 1 --temperature 0.7 --max-new-tokens 44 \
         --save-every 5 --keep 1 --resume "$resume" "${@:2}" $flags
 }
 phased() { rl "$@" --phase-lengths 200 520 --phase-steps $phase_steps; }
