@@ -34,7 +34,7 @@ for_seeds '$python -m recipes.toy_files $runs/data-SEED --seed SEED' | both
 $python -m recipes.toy_judge "$runs/judge-0" 8000
 { echo 'judge_model'
   for_seeds 'sft facts-SEED assets/nano-base closed_book 120'; } | both
-for_seeds 'sft base-SEED $(last facts-SEED) base 200' | both
+for_seeds 'sft base-SEED $(last facts-SEED) base 140' | both
 seeds=$some
 for_seeds 'sft short-SEED $(last base-SEED) sft_short 60
            sft long-SEED $(last base-SEED) sft_long 60' | both
