@@ -245,7 +245,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--models", nargs=2, metavar=("STUDY", "SEED"), help="only print these checkpoints")
     args = parser.parse_args(argv)
     if args.models:
-        say(" ".join(dict.fromkeys(models(args.directory, *args.models).values())))
+        say(" ".join(map(str, dict.fromkeys(models(args.directory, *args.models).values()))))
         return
     seeds = {study: seeds_of(args.directory, study) for study in STUDIES}
     publish(args.directory, tables(args.directory, seeds),

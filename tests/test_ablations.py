@@ -48,13 +48,15 @@ def write_results(directory, study, evaluation, seed):
     path.write_text(json.dumps({"settings": {}, "models": models}))
 
 
-def test_one_stage_is_looked_at_where_it_had_used_as_much(directory):
+def test_one_stage_is_looked_at_where_it_had_used_as_much(directory, capsys):
     """20 steps of 100,000 tokens are 25 of 80,000, between two checkpoints (the first is taken); 20 seconds are 10
     steps of 2."""
     found = ablations.models(directory, "curriculum", "1")
     assert found["RL from base in one stage, equal tokens"] == directory / "single-1/checkpoints/step_000020"
     assert found["RL from base in one stage, equal time"] == directory / "single-1/checkpoints/step_000010"
     assert found["base"] == directory / "base-1/checkpoints/step_000020"
+    assert ablations.main([str(directory), "--models", "curriculum", "1"]) == 0
+    assert capsys.readouterr().out.split() == list(map(str, found.values()))
 
 
 def test_a_cell_is_mean_and_standard_deviation_over_the_seeds(directory, capsys):
