@@ -665,6 +665,32 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(in_tmp):
     check_resharding(in_tmp, list(WORLDS))
 
 
+def test_state_of_an_optimizer_that_was_not_fused(tmp_path):
+    """Older versions used torch's foreach AdamW. Its step is a tensor on the CPU wherever the weights are; the fused
+    one needs it beside them. Both go on to the same weights, up to float32's rounding."""
+    model, fused = trained(1)
+    groups = [{name: group[name] for name in ("params", "weight_decay")} for group in fused.param_groups]
+    plain = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), foreach=True)
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    plain.step()
+    assert {state["step"].device.type for state in plain.state.values()} == {"cpu"}
+    checkpoint.save(tmp_path / "step_000001", model, TOKENIZER, plain, {"step": 1})
+    resumed = Qwen.from_pretrained(tmp_path / "step_000001")
+    optimizer = optim.adamw(resumed, 1e-2, 0.1)
+    checkpoint.load_optimizer(tmp_path / "step_000001", resumed, optimizer)
+    for parameter, twin in zip(model.parameters(), resumed.parameters(), strict=True):
+        twin.grad = gradients[parameter]
+    plain.step()
+    optimizer.step()
+    for parameter, twin in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert (parameter - twin).abs().max() <= 4 * torch.finfo(torch.float32).eps * parameter.abs().max()
+        assert optimizer.state[twin].get("step") == plain.state[parameter].get("step")
+    elsewhere = Qwen.from_pretrained(tmp_path / "step_000001").to("meta")
+    optimizer = optim.adamw(elsewhere, 1e-2, 0.1)
+    checkpoint.load_optimizer(tmp_path / "step_000001", elsewhere, optimizer)
+    assert {value.device.type for state in optimizer.state.values() for value in state.values()} == {"meta"}
+
+
 def split_by_hand(path: Path) -> None:
     """One rank's optimizer file becomes those of two, cut after the third row."""
     whole = load_file(path / "optimizer-00000-of-00001.safetensors")

@@ -89,7 +89,8 @@ def assert_equal_gradients(a: dict, b: dict, bar: float = 1e-12, floor: float = 
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("kind, tied", [("qwen2", True), ("qwen3", False), ("qwen3_moe", False)])
+@pytest.mark.parametrize("kind, tied", [("qwen2", True), ("qwen3", False), ("qwen3_moe", False), ("llama", True),
+                                        ("llama3", False)])
 def test_values_and_gradients_equal_plain_autograd(kind, tied, temperature):
     model = tiny_qwen(kind, seed=2, tie_word_embeddings=tied)
     values, expected = oracle(model, STEM, BRANCHES, temperature)
@@ -137,9 +138,9 @@ def test_gradients_are_added_to_what_is_there(model):
 
 
 def test_a_family_of_any_size_equals_its_twin_that_repeats_the_stem():
-    """1 to 8 answers, lengths from one token on; both families, tied or not, with and without checkpointing."""
+    """1 to 8 answers, lengths from one token on; all families, tied or not, with and without checkpointing."""
     rng = random.Random(3)
-    for kind, tied in [*itertools.product(("qwen2", "qwen3"), (True, False)), ("qwen3_moe", False)]:
+    for kind, tied in [*itertools.product(("qwen2", "qwen3"), (True, False)), ("qwen3_moe", False), ("llama3", True)]:
         model = tiny_qwen(kind, seed=4, tie_word_embeddings=tied)
         for G in range(1, 9):
             branches = [branch(rng.choice((1, 1, 2, 5, 12)), rng.randrange(10**6)) for _ in range(G)]

@@ -101,6 +101,14 @@ def mixture(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Path:
+    """Llama 3's rope leaves one of three frequencies, mixes one, lowers one."""
+    rope = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 256}
+    return uneven_model(tmp_path_factory.mktemp("llama"), "llama", 4, tie_word_embeddings=True, rope_parameters=rope)
+
+
+@pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> Path:
     """Two questions about each of five documents, one about each of four others."""
     path, lines = tmp_path_factory.mktemp("rows") / "rows.jsonl", []
@@ -360,6 +368,13 @@ def test_two_ranks_refill_and_reweight_as_one(world, tied, tmp_path):
 def test_two_ranks_fine_tune_as_one(sft_alone, sft_pair):
     assert_same_run(sft_pair, sft_alone)
     assert [row["step"] for row in metrics(sft_alone) if "eval/acc" in row] == [2, 4, 5]
+
+
+def test_two_ranks_fine_tune_a_llama_as_one(world, llama, rows, tmp_path):
+    for size in (1, 2):
+        assert world(size).call(train, script="sft", argv=argv(
+            "sft", llama, tmp_path, str(size), "--dtype", "float64", "--steps", 2, data=rows)) == [[0, ""]] * size
+    assert_same_run(tmp_path / "2", tmp_path / "1")
 
 
 def evaluated(argv: list[str]) -> list:
