@@ -1,15 +1,26 @@
 """What a model computes in: a lone process that computes in bfloat16 and keeps its weights in float32."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from kernels import grpo_loss
 from ranks import ranks
 from test_checkpoint import in_tmp, outcome, small
 from test_run import at_step, exit_json, resume, send, sft
+from test_scripts import start, write_rows
 from tiny_qwen import random_ids, tiny_qwen
 
-from nanoqwenlong import errors, group_pass, optim, parallel
-from nanoqwenlong.ops import precision
+import eval as eval_script
+import train_sft
+from nanoqwenlong import data, errors, group_pass, optim, parallel, toy
+from nanoqwenlong.analysis import evaluate
+from nanoqwenlong.generate import Generator
+from nanoqwenlong.model import Qwen
+from nanoqwenlong.ops import checkpoint, precision
 from nanoqwenlong.pretrained.config import ModelConfig
+from nanoqwenlong.pretrained.tokenizer import Tokenizer
 from nanoqwenlong.pretrained.weights import read_json, write_json
 from nanoqwenlong.records import Branch
 
@@ -71,6 +82,53 @@ def test_steps_too_small_for_bfloat16_add_up(kind, tied):
     assert torch.equal(mixed.logits(ids), plain.to(BF16).logits(ids))
 
 
+def written_out(model, stem, advantages, old, ref) -> list[torch.Tensor]:
+    """The gradients of GRPO's loss with a KL, of whole sequences, as its formula says."""
+    loss = 0
+    for branch, a, o, r in zip(BRANCHES, advantages, old, ref):
+        logits = model.logits(torch.tensor(stem + branch.input_ids))[len(stem):]
+        logprob = logits.log_softmax(-1).gather(-1, torch.tensor(branch.target_ids)[:, None])[:, 0]
+        ratio, d = (logprob - o).exp(), r - logprob
+        policy = torch.minimum(ratio * a, ratio.clamp(0.8, 1.28) * a)
+        loss += (0.5 * (d.exp() - d - 1) - policy).sum() / 27
+    loss.backward()
+    return [parameter.grad.double() for parameter in model.parameters()]
+
+
+def distance(one, other) -> float:
+    return sum(float((a - b).square().sum()) for a, b in zip(one, other, strict=True)) ** 0.5
+
+
+@pytest.mark.parametrize("kind, changes", [("qwen2", {"tie_word_embeddings": True}), ("qwen3", {}), ("llama3", {}),
+                                           ("qwen3_moe", {"num_experts_per_tok": 5})])
+def test_an_update_is_as_near_to_float64_as_bfloat16_allows(kind, changes):
+    """The error of the gradient is at most twice that of a plain bfloat16 model and autograd, which rounds as often.
+    Ratios are within the clipping range, or outside, by much more than rounding. All experts take part, because
+    rounding may choose others. AdamW's first step is the rate times the sign of each gradient."""
+    mixed, plain, exact = (tiny_qwen(kind, torch.float32, initializer_range=0.1, **changes) for _ in range(3))
+    parallel.compute_in(mixed, BF16)
+    stem, advantages = tuple(random_ids(20)), torch.tensor([1.0, -0.5, -0.5])
+    now = torch.stack(group_pass.logprobs(exact.double(), stem, BRANCHES))
+    old, ref = now + 0.6 * (torch.randint(3, (2, 3, 9), generator=torch.Generator().manual_seed(0)) - 1)
+    gradients = written_out(exact, stem, advantages.double(), old, ref)
+    bar = 2 * distance(written_out(plain.to(BF16), stem, advantages, old.float(), ref.float()), gradients)
+
+    def loss(rows, logprobs, entropy):
+        per_token = [values[list(rows)].flatten().float() for values in (old, advantages[:, None].expand(3, 9), ref)]
+        weights = torch.full_like(logprobs, 1 / 27)
+        return grpo_loss(logprobs, *per_token[:2], weights, ref_logprobs=per_token[2], kl_coef=0.5)[0]
+    group_pass.backward(mixed, stem, BRANCHES, loss, max_tokens=18)
+    rounded = [parameter.grad.double() for parameter in mixed.parameters()]
+    assert distance(rounded, gradients) <= bar <= 0.2 * distance(gradients, [0 * each for each in gradients])
+    before, num_clear = [parameter.detach().clone() for parameter in mixed.parameters()], 0
+    optim.step(optim.adamw(mixed, 1e-3, 0.0), list(mixed.parameters()), 1e-3, 1e9)
+    for weight, start, gradient, other in zip(mixed.parameters(), before, gradients, rounded, strict=True):
+        clear = gradient.abs() > 1e-4 + (gradient - other).abs()               # rounding has not changed these signs
+        assert (weight - start + 1e-3 * gradient.sign())[clear].abs().le(1e-6).all()
+        num_clear += int(clear.sum())
+    assert num_clear > 0.8 * sum(map(torch.count_nonzero, gradients))
+
+
 def test_what_is_not_float32_or_is_computed_in_float32_has_no_copies():
     for dtype in (torch.float32, torch.float64):
         model = parallel.compute_in(tiny_qwen("qwen3", dtype), dtype)
@@ -85,6 +143,26 @@ def test_a_bfloat16_run_resumes_to_the_same_bits(in_tmp, small, monkeypatch):
         assert sft(small, *flags) == errors.STOPPED
     assert resume(exit_json()) == 0
     assert outcome(in_tmp / "runs/sft") == outcome(in_tmp / "runs/undisturbed")
+
+
+def test_eval_in_bfloat16_asks_the_model_as_its_training_run_computes(in_tmp, toy_directory):
+    """Weights in float32, some of which bfloat16 would not hold. In float32 some answers are others."""
+    examples, tokenizer = toy.examples(12, toy.SHORT, 0, "heldout"), Tokenizer(toy_directory)
+    assert start(train_sft, "--model", toy_directory, "--data", write_rows(Path("rows.jsonl"), examples), "--steps", 2,
+                 "--batch-size", 6, "--dtype", "bfloat16", "--learning-rate", 1e-3, "--eval-every", 0) == 0
+    trained = checkpoint.all_of(Path("runs/sft/checkpoints"))[-1]
+    for dtype in ("bfloat16", "float32"):
+        assert start(eval_script, "--model", trained, "--data", "rows.jsonl", "--dtype", dtype, "--max-new-tokens", 8,
+                     "--temperature", 1, "--samples", 2, "--out", dtype) == 0
+    model = parallel.compute_in(Qwen.from_pretrained(trained), BF16)
+    asked, _ = data.tokenize(data.read(["rows.jsonl"]), tokenizer, 1000)
+    answers = evaluate.answer_examples(Generator(model).sample, tokenizer, asked, 2, temperature=1.0, max_new_tokens=8)
+    texts = {dtype: [[answer["text"] for answer in json.loads(line)["answers"]]
+                     for line in Path(dtype, "answers.jsonl").read_text().splitlines()]
+             for dtype in ("bfloat16", "float32")}
+    assert texts["bfloat16"] == [[answer.text for answer in each] for each in answers] != texts["float32"]
+    assert read_json(Path("bfloat16/settings.json"))["dtype"] == "bfloat16"
+    assert any((p != p.bfloat16()).any() for p in Qwen.from_pretrained(trained).parameters())
 
 
 # Which dtype a run computes in, if nobody has decided

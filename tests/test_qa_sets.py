@@ -154,6 +154,7 @@ def test_only_unanswerable_questions_are_an_error(row, tmp_path):
 @pytest.mark.parametrize("row, kept", [
     (HOTPOT, "Scott Derrickson\nScott Derrickson is a director."), (TWO_WIKI, "Scott Derrickson\nScott"),
     (HOTPOT_HF, "Scott Derrickson\nScott"), (CTXS, "Physics\nIt went to Wilhelm Röntgen."),
+    ({**CTXS, "ctxs": [CTXS["ctxs"][0], {**CTXS["ctxs"][1], "isgold": False}]}, "Physics\nIt went"),
     (MUSIQUE, "Diego Maradona\nHe came in 1982."), (SQUAD, "Super Bowl 50\nThe Broncos won."), (KILT, "Prize\nR")])
 def test_a_document_of_one_paragraph_is_the_one_that_is_needed(row, kept):
     document = formats.parse(row, max_paragraphs=1).document
