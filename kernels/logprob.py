@@ -217,7 +217,8 @@ def block_sizes(N: int, V: int, whole_rows: bool, chunk: int | None = None) -> t
 
 
 def _slices(total: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, total)) for start in range(0, total, size or 1)]
+    size = max(1, size)
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
 def _block(buffer: Tensor, shape: tuple[int, int]) -> Tensor:

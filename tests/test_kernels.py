@@ -6,7 +6,7 @@ import sys
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from kernels import grpo_loss, linear_logits, linear_logprob, logprob
 
 F64 = torch.float64
@@ -47,10 +47,10 @@ def test_logprob_entropy_and_gradients_equal_log_softmax(N, chunk, temperature):
 
 
 @pytest.mark.parametrize("dtype", [F64, torch.bfloat16])
-@pytest.mark.parametrize("logits, tall", [(1, 1), (50, 7), (200, 7), (600, 33), (61 * 33 - 1, 20), (61 * 33, 1)])
+@pytest.mark.parametrize("logits, tall", [(50, 7), (200, 7), (600, 33), (61 * 33 - 1, 20), (61 * 33, 1)])
 def test_blocks_of_some_positions_and_some_words_equal_log_softmax(logits, tall, dtype, monkeypatch):
-    """Down to blocks of one logit. In each, some targets are among the words and others are not. Narrow weights are
-    widened three rows at a time. Twice backward: the second time no block is ready."""
+    """In each block some targets are among the words and others are not. Narrow weights are widened three rows at a
+    time. Twice backward: the second time no block is ready."""
     monkeypatch.setattr(logprob, "BLOCK_LOGITS", logits)
     monkeypatch.setattr(logprob, "TALL", tall)
     monkeypatch.setattr(logprob, "IN_CACHE", 96)
@@ -63,6 +63,40 @@ def test_blocks_of_some_positions_and_some_words_equal_log_softmax(logits, tall,
     values, _ = linear_logprob(h, w, targets, 0.6)
     once = torch.autograd.grad(values.sum(), (h, w), retain_graph=True)
     assert all(map(torch.equal, once, torch.autograd.grad(values.sum(), (h, w))))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 25), st.integers(1, 5), st.integers(1, 320), st.integers(1, 14),
+       st.integers(2, 40), st.sampled_from([F64, torch.float32, torch.bfloat16]), st.sampled_from([1.0, 0.6, 1.7]),
+       st.sampled_from([None, 1, 5, 99]), st.data())
+@example(2, 1, 1, 1, 1, 2, F64, 1.0, None, None)
+@example(12, 25, 5, 1, 1, 2, torch.bfloat16, 0.6, None, None)
+@example(12, 25, 5, 320, 14, 40, torch.float32, 1.7, None, None)
+def test_blocks_of_any_size_of_a_tied_weight_equal_log_softmax(N, V, C, logits, tall, in_cache, dtype, temperature,
+                                                               chunk, data):
+    """The hidden states are rows of the head, which holds a gradient already. Many targets are the first or last word
+    of a block. Values are as exact as the products. Gradients in bfloat16 are rounded three times: as the head's, as
+    the hidden states', and as their sum."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("BLOCK_LOGITS", logits), ("TALL", min(tall, logits)), ("IN_CACHE", in_cache)):
+            patch.setattr(logprob, name, value)
+        chunk = chunk and min(chunk, logits)
+        _, v = logprob.block_sizes(N, V, whole_rows=False, chunk=chunk)
+        borders = sorted({word for start in range(0, V, v) for word in (start - 1, start, V - 1) if word >= 0})
+        draw = data.draw if data else lambda strategy: [borders[place % len(borders)] for place in range(N)]
+        word = st.one_of(st.sampled_from(borders), st.integers(0, V - 1))
+        targets, ids = (torch.tensor(draw(st.lists(word, min_size=N, max_size=N))) for _ in range(2))
+        start = torch.randn(V, C, generator=torch.Generator().manual_seed(V), dtype=F64).to(dtype)
+        tied, exact = start.clone().requires_grad_(), start.to(F64, copy=True).requires_grad_()
+        tied.grad, exact.grad = start.clone(), start.double()
+        logprobs = (exact[ids] @ exact.T / temperature).log_softmax(-1)
+        wanted = backward(logprobs.gather(-1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1), exact,
+                          exact)[:3]
+        results = backward(*linear_logprob(tied[ids], tied, targets, temperature, chunk=chunk), tied, tied)[:3]
+    largest = max(1.0, float((exact[ids] @ exact.T / temperature).detach().abs().max()))
+    eps = torch.finfo(logprob.wide(dtype)).eps
+    for a, b, rounding in zip(results, wanted, (eps, eps, max(eps, 3 * torch.finfo(dtype).eps / 2)), strict=True):
+        assert (a - b).abs().max() <= (64 * eps * largest + rounding) * max(1.0, largest * N, float(b.abs().max()))
 
 
 @pytest.mark.parametrize("N, V", [(1, 10), (312, 49_152), (4096, 151_936), (16_384, 1000), (16_384, 151_936)])

@@ -31,7 +31,7 @@ LOGPROB = "kernels/logprob.py"
 DYNAMICS, GROUPED = "nanoqwenlong/analysis/step_metrics.py", "kernels/grouped_linear.py"
 COPIED = ("nanoqwenlong", "kernels", "tests", "tools", "docs", "pyproject.toml", *(path.name for path in ROOT.glob("*.py")))
 SECONDS = 600
-A, B, C, D, E, F, G, H, I, J, K, L, M = "ABCDEFGHIJKLM"           # the tests that look, in this order
+A, B, C, D, E, F, G, H, I, J, K, L, M, N = "ABCDEFGHIJKLMN"       # the tests that look, in this order
 MUTANTS = {
     # Rope
     "rotation the other way": (ROPE, "torch.cat([-b, a], dim=-1)", "torch.cat([b, -a], dim=-1)", A),
@@ -271,6 +271,8 @@ MUTANTS = {
     "a given dtype questioned": (RUN, 'if settings["dtype"] == "auto" and', "if", H),
     "auto recorded": (RUN, 'settings["dtype"] = str(self.dtype).removeprefix("torch.")', "pass", H),
     "weights in bfloat16": (RUN, "torch.promote_types(self.dtype, torch.float32)", "self.dtype", H),
+    "KL to the checkpoint": (BUILD, "return Qwen.from_pretrained(cfg.model, run.dtype",
+                             "return Qwen.from_pretrained(run.source or cfg.model, run.dtype", N),
     "a step on another device": (CHECKPOINT, "torch.as_tensor(piece[...]).to(parameter.device)",
                                  "torch.as_tensor(piece[...])", M),
     # Blocks of the head
@@ -294,6 +296,7 @@ MUTANTS = {
     "what is ready stays so": (LOGPROB, "            is_ready = False\n", "            pass\n", I),
     "blocks forwards": (LOGPROB, "reversed(list(product(ctx.positions, ctx.words)))",
                         "list(product(ctx.positions, ctx.words))", I),
+    "pieces of no row": (LOGPROB, "    size = max(1, size)\n", "", I),
     # What became of answers
     "truncated, although right": (EVALUATE, "if score.reward == 1:",
                                   'if score.reward == 1 and answer.finish_reason != "length":', J),
@@ -347,7 +350,8 @@ EQUIVALENT = {
 TESTS = {A: "test_model.py", B: "test_yarn.py", C: "test_mixture.py", D: "test_grouped_linear.py",
          E: "test_template.py", F: "test_tokenizer.py", G: "test_qa_sets.py", H: "test_precision.py",
          I: "test_kernels.py", J: "test_tables.py", K: "test_doctor.py", L: "test_weights.py",
-         M: "test_checkpoint.py::test_state_of_an_optimizer_that_was_not_fused"}
+         M: "test_checkpoint.py::test_state_of_an_optimizer_that_was_not_fused",
+         N: "test_kill.py::test_a_mixture_in_bfloat16_with_a_reference_goes_on_to_the_same_end"}
 
 
 @pytest.fixture(scope="module")
