@@ -29,7 +29,8 @@ RUN, DIRECTORY, CHECKPOINT = (f"nanoqwenlong/ops/{name}.py" for name in ("run", 
 EVALUATE, TABLES, DOCTOR = (f"nanoqwenlong/analysis/{name}.py" for name in ("evaluate", "tables", "doctor"))
 LOGPROB = "kernels/logprob.py"
 DYNAMICS, GROUPED = "nanoqwenlong/analysis/step_metrics.py", "kernels/grouped_linear.py"
-COPIED = ("nanoqwenlong", "kernels", "tests", "tools", "docs", "pyproject.toml", *(path.name for path in ROOT.glob("*.py")))
+COPIED = ("nanoqwenlong", "kernels", "tests", "tools", "docs", "pyproject.toml",
+          *(path.name for path in ROOT.glob("*.py")))
 SECONDS = 600
 A, B, C, D, E, F, G, H, I, J, K, L, M, N = "ABCDEFGHIJKLMN"       # the tests that look, in this order
 MUTANTS = {

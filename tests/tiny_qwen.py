@@ -16,7 +16,8 @@ def tiny_config(kind: str = "qwen3", **changes) -> ModelConfig:
     rope = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 128}
     return ModelConfig.from_json({
-        "model_type": "llama" if kind == "llama3" else kind, "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "model_type": "llama" if kind == "llama3" else kind, "vocab_size": VOCAB, "hidden_size": 32,
+        "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "rope_theta": 1e4, "rms_norm_eps": 1e-6,
         "max_position_embeddings": 4096, "initializer_range": 0.25, "tie_word_embeddings": False,
         **(experts if kind == "qwen3_moe" else {}), **({"rope_parameters": rope} if kind == "llama3" else {}),
