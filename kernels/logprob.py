@@ -19,7 +19,6 @@ Legend: N positions, C hidden size, V vocabulary, a block has n positions and v 
 entropy, top and log_sum.
 """
 
-import math
 from collections.abc import Iterator
 from itertools import product
 
@@ -164,7 +163,7 @@ class LinearLogprob(torch.autograd.Function):
         ctx.scale, ctx.gradient = 1 / temperature, gradient
         h, targets = as_multiplied(hidden), targets.contiguous()
         ctx.positions, ctx.words = _slices(len(h), n), _slices(len(weight), v)
-        ctx.size = min(n, len(h)) * min(v, len(weight))                        # of the largest block
+        ctx.size = min(n, len(h)), min(v, len(weight))                         # of the largest block
         ctx.logits = torch.empty(ctx.size, dtype=wide(h.dtype), device=h.device)
         rows = ctx.logits.new_empty(4, len(h))
         for piece in ctx.positions:
@@ -192,10 +191,10 @@ class LinearLogprob(torch.autograd.Function):
         dh = empty(h.shape) if ctx.needs_input_grad[0] else None
         dw = empty(weight.shape) if ctx.needs_input_grad[1] else None
         for piece, words in reversed(list(product(ctx.positions, ctx.words))):
-            w, shape = weight[words], (piece.stop - piece.start, words.stop - words.start)
-            logits, dz = _block(buffer, shape), _block(dz_buffer, shape)
+            x, w = h[piece], weight[words]
+            logits, dz = buffer[:len(x), :len(w)], dz_buffer[:len(x), :len(w)]
             if not is_ready:
-                _logits(h[piece], w, ctx.scale, buffer)
+                _logits(x, w, ctx.scale, buffer)
             is_ready = False
             d_entropies = None if d_entropy is None else d_entropy[piece].contiguous()
             ctx.gradient(logits, targets[piece] - words.start, rows[:, piece], d_logprob[piece], d_entropies, out=dz)
@@ -204,7 +203,7 @@ class LinearLogprob(torch.autograd.Function):
                     add = words.stop < len(weight) or some.start > 0
                     multiply(dz[:, some], wider, ctx.scale, out=dh[piece], add=add)
             if dw is not None:
-                multiply(dz.T, h[piece], ctx.scale, out=dw[words], add=piece.stop < len(h))
+                multiply(dz.T, x, ctx.scale, out=dw[words], add=piece.stop < len(h))
         return dh, dw, None, None, None, None, None, None
 
 
@@ -221,13 +220,9 @@ def _slices(total: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def _block(buffer: Tensor, shape: tuple[int, int]) -> Tensor:
-    return buffer[:math.prod(shape)].view(shape)
-
-
 def _logits(h: Tensor, weight: Tensor, scale: float, buffer: Tensor) -> Tensor:
-    """scale h weight^T (n, v), in the buffer."""
-    logits = _block(buffer, (len(h), len(weight)))
+    """scale h weight^T (n, v), in the first rows and columns of the buffer."""
+    logits = buffer[:len(h), :len(weight)]
     for words, wider in widened(weight):
         multiply(h, wider.T, scale, out=logits[:, words])
     return logits
@@ -255,12 +250,7 @@ def widened(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
 def linear_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """hidden (N, C), weight (V, C) -> logits (N, V) for the sampler, in float32 at least, as exact as the trainer's.
     Without gradient."""
-    dtype = wide(hidden.dtype)
-    if hidden.dtype == dtype:
-        return torch.nn.functional.linear(hidden, weight)
-    if hidden.is_cuda:
-        return torch.mm(hidden, weight.T, out_dtype=dtype)
-    logits = hidden.new_empty(len(hidden) * len(weight), dtype=dtype)
+    logits = hidden.new_empty(len(hidden), len(weight), dtype=wide(hidden.dtype))
     return _logits(as_multiplied(hidden), weight, 1.0, logits)
 
 

@@ -72,24 +72,18 @@ def num_hosts() -> int:
     return len(set(gather(socket.gethostname())))
 
 
-def gather_flat(tensor: Tensor) -> list[Tensor]:
-    """The one-dimensional CPU tensors of all ranks, in their order. They may differ in length, not in dtype."""
-    if size() == 1:
-        return [tensor]
-    lengths = torch.zeros(size(), dtype=torch.int64)
-    lengths[rank()] = len(tensor)
-    dist.all_reduce(lengths)
-    longest = int(lengths.max())
-    padded = [tensor.new_empty(longest) for _ in range(size())]
-    dist.all_gather(padded, torch.cat([tensor, tensor.new_zeros(longest - len(tensor))]))
-    return [row[:length] for row, length in zip(padded, lengths.tolist())]
-
-
 def gather(value) -> list:
     """The values of all ranks, in their order. A value is anything that JSON can hold."""
     if size() == 1:
         return [value]
-    rows = gather_flat(torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8))
+    text = json.dumps(value).encode()
+    lengths = torch.zeros(size(), dtype=torch.int64)
+    lengths[rank()] = len(text)
+    dist.all_reduce(lengths)
+    longest = int(lengths.max())
+    padded = torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8)       # JSON may end with spaces
+    rows = [torch.empty_like(padded) for _ in range(size())]
+    dist.all_gather(rows, padded)
     return [json.loads(row.numpy().tobytes()) for row in rows]
 
 
