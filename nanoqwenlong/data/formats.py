@@ -1,6 +1,5 @@
 """All forms of a row (docs/data.md). A new one is a line of the table FORMATS and a function from row to Example.
-If a document consists of paragraphs, another function gives them, and the first one finds the document in "context".
-"""
+Another function gives the paragraphs of a document that has some. They are joined into "context" before it is read."""
 
 import re
 from collections import Counter, namedtuple

@@ -172,12 +172,6 @@ class Tokenizer:
         """"document" and "question", in the order of the prompt template."""
         return sorted(FIELDS, key=lambda name: self.prompt_template.index(f"{{{name}}}"))
 
-    def prompt(self, document_ids: Sequence[int], question_ids: Sequence[int]) -> list[int]:
-        """The ids of a question about a document, open for the answer."""
-        ids = {"document": document_ids, "question": question_ids}
-        (first, second), (before, between, after) = self.prompt_fields, self.prompt_pieces
-        return [*before, *ids[first], *between, *ids[second], *after]
-
     def chat(self, messages: Messages) -> list[int]:
         """The ids of a chat, open for the answer. Contents are plain text. Raises ModelError for a template that
         rewrites one: R1-Distill's and Qwen3's cut what an assistant said before its `</think>`."""
