@@ -250,7 +250,12 @@ def widened(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
 def linear_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """hidden (N, C), weight (V, C) -> logits (N, V) for the sampler, in float32 at least, as exact as the trainer's.
     Without gradient."""
-    logits = hidden.new_empty(len(hidden), len(weight), dtype=wide(hidden.dtype))
+    dtype = wide(hidden.dtype)
+    if hidden.dtype == dtype:
+        return torch.nn.functional.linear(hidden, weight)
+    if hidden.is_cuda:
+        return torch.mm(hidden, weight.T, out_dtype=dtype)
+    logits = hidden.new_empty(len(hidden), len(weight), dtype=dtype)
     return _logits(as_multiplied(hidden), weight, 1.0, logits)
 
 

@@ -4,7 +4,6 @@ from dataclasses import FrozenInstanceError, dataclass, replace
 from typing import Literal
 
 import pytest
-from conftest import ROOT
 
 import eval as eval_script
 import sample
@@ -13,7 +12,7 @@ import train_sft
 from nanoqwenlong.errors import ConfigError, DataError, ModelError, OutOfBlocks
 from nanoqwenlong.ops import exits, flags
 from nanoqwenlong.ops.flags import parse
-from nanoqwenlong.ops.settings import FORMER, Settings, fixed, free, free_names
+from nanoqwenlong.ops.settings import Settings, fixed, free, free_names
 
 
 @dataclass(frozen=True)
@@ -170,17 +169,6 @@ def test_numbers_that_should_rise(numbers):
 @pytest.mark.parametrize("value, words", [((20000, 60000), ["20000", "60000"]), (True, []), (False, ["False"])])
 def test_the_words_of_one_flag(value, words):
     assert flags.flag_words("phase_lengths", value) == ["--phase-lengths", *words]
-
-
-@pytest.mark.parametrize("name", FORMER)
-def test_a_former_flag_says_what_to_do_instead(name):
-    with pytest.raises(ConfigError) as error:
-        parse(Short, [f"--{name.replace('_', '-')}", "1"])
-    assert str(error.value).endswith(f"is no longer a flag; {FORMER[name]} instead")
-    if "constant" in FORMER[name]:
-        constant, path = FORMER[name].removeprefix("change the constant ").split(" in ")
-        assert constant in (ROOT / path).read_text()
-    assert all(name not in script.Config.__dataclass_fields__ for script in (train_rl, train_sft, eval_script, sample))
 
 
 @pytest.mark.parametrize("script", [train_rl, train_sft, eval_script, sample], ids=lambda script: script.__name__)

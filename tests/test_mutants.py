@@ -23,7 +23,7 @@ ROPE, MIXTURE = "nanoqwenlong/pretrained/rope.py", "nanoqwenlong/pretrained/mixt
 TEMPLATE, TOKENIZER = "nanoqwenlong/pretrained/template.py", "nanoqwenlong/pretrained/tokenizer.py"
 PROMPT, FILES = "nanoqwenlong/data/prompt.py", "nanoqwenlong/data/files.py"
 BUILD, EVAL = "nanoqwenlong/build.py", "eval.py"
-PASSAGES, FORMS, SQUAD = (f"nanoqwenlong/data/{name}.py" for name in ("passages", "formats", "squad"))
+PASSAGES, FORMS = "nanoqwenlong/data/passages.py", "nanoqwenlong/data/formats.py"
 PARALLEL, OPTIM, PRECISION = "nanoqwenlong/parallel.py", "nanoqwenlong/optim.py", "nanoqwenlong/ops/precision.py"
 RUN, DIRECTORY, CHECKPOINT = (f"nanoqwenlong/ops/{name}.py" for name in ("run", "directory", "checkpoint"))
 EVALUATE, TABLES, DOCTOR = (f"nanoqwenlong/analysis/{name}.py" for name in ("evaluate", "tables", "doctor"))
@@ -249,7 +249,7 @@ MUTANTS = {
                                        "not 0 < len(paragraphs) < max_paragraphs", G),
     "documents of one text not counted": (FORMS, "not 0 < len(paragraphs) <= max_paragraphs",
                                           "not len(paragraphs) <= max_paragraphs", G),
-    "a row for an article": (SQUAD, 'f"data[{i}].paragraphs[{j}].qas[{k}]"', 'f"data[{i}].paragraphs[{j}]"', G),
+    "a row for an article": (FILES, 'f"data[{i}].paragraphs[{j}].qas[{k}]"', 'f"data[{i}].paragraphs[{j}]"', G),
     # Copies in bfloat16
     "copies never renewed": (OPTIM, "optimizer.register_step_post_hook(", "(lambda hook: 0)(", H),
     "copies of their own for tied weights": (PARALLEL, "copies[weight] if weight in copies else weight.to(dtype)",

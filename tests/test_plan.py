@@ -339,10 +339,9 @@ def test_the_tool_ends_in_a_sentence(tmp_path, capsys):
     assert {code: tool.main(argv) for code, argv in wrong.items()} == {code: code for code in wrong}
     assert tool.main(["--preset", "qwen3-4b", "--gpus", "0"]) == tool.main(["--gpu", "8"]) == 78
     assert len(capsys.readouterr().err.splitlines()) == 5
-    for old, new in (("--recompute", "--old-logprobs recompute"), ("--reference", "--measure-kl"),
-                     ("--cut", "--top-p 0.95"), ("--block-size", "the constant block_size")):
+    for old in ("--recompute", "--reference", "--cut", "--block-size"):
         assert tool.main([old]) == 78
-        assert f"{old} is no longer a flag; " in (error := capsys.readouterr().err) and new in error
+        assert f"unknown flag {old}; did you mean --" in capsys.readouterr().err
     assert tool.main(["--preset", "qwen2.5-7b", "--gpu-memory", "500"]) == 0
     assert "stretch the window by YaRN" in capsys.readouterr().out
 

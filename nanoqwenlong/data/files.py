@@ -15,8 +15,8 @@ from pathlib import Path
 from ..errors import ConfigError, DataError
 from ..records import Example
 from ..reward.tasks import TASKS
-from . import formats, squad
-from .fields import ID_FIELDS, Unanswerable, WrongForm, check, require, without_nulls
+from . import formats
+from .fields import ID_FIELDS, Unanswerable, WrongForm, at, check, require, without_nulls
 
 SHOWN = 20                                                     # bad rows that an error lists before "and N more"
 Rows = Iterator[tuple[int | str, Callable[[], dict]]]          # place of a row, and a function that gives its fields
@@ -95,13 +95,32 @@ def _report(path: Path, num_rows: int, problems: Sequence[tuple[str, DataError, 
 
 
 def _questions(rows: Rows) -> Rows:
-    """The rows, but an object that is a whole set of SQuAD's form is replaced by its questions."""
+    """The rows. But SQuAD, XQuAD and others are released as one object of articles: it is replaced by its questions."""
     for number, load in rows:
         try:
             row = load()
-            yield from squad.rows(row) if squad.is_file(row) else [(number, partial(dict, row))]
+            yield from _of_articles(row) if _has_articles(row) else [(number, partial(dict, row))]
         except DataError:
             yield number, load                                 # raises again
+
+
+def _has_articles(content: dict) -> bool:
+    articles = content.get("data")
+    return isinstance(articles, list) and all(
+        isinstance(each, dict) and isinstance(each.get("paragraphs"), list) for each in articles)
+
+
+def _of_articles(content: dict) -> Rows:
+    for i, article in enumerate(content["data"]):
+        for j, paragraph in enumerate(article["paragraphs"]):
+            qas = paragraph.get("qas") if isinstance(paragraph, dict) else None
+            for k, question in enumerate(qas if isinstance(qas, list) else [None]):
+                yield f"data[{i}].paragraphs[{j}].qas[{k}]", partial(_question, article, paragraph, question)
+
+
+def _question(article: dict, paragraph: dict, question) -> dict:
+    at(check(question, dict, "qas"), "question")
+    return without_nulls({"title": article.get("title"), "context": paragraph.get("context"), **question})
 
 
 def _check_kind(path: Path, head: bytes, kinds: Sequence[tuple[bytes, str]]) -> None:

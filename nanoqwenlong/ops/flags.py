@@ -16,7 +16,6 @@ from dataclasses import asdict, fields, is_dataclass
 
 from ..errors import BAD_CONFIG, ConfigError
 from .console import say, tell
-from .settings import FORMER
 
 
 def flag_of(name: str) -> str:
@@ -66,8 +65,6 @@ def split_flags(argv: list[str], known) -> dict[str, list[str]]:
         if word.startswith("--"):
             flag, has_value, value = word[2:].partition("=")
             name = flag.replace("-", "_")
-            if name in FORMER and name not in known:
-                raise ConfigError(f"--{flag} is no longer a flag; {FORMER[name]} instead")
             if name not in known:
                 nearest, = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
                 raise ConfigError(f"unknown flag --{flag}; did you mean {flag_of(nearest)}?")

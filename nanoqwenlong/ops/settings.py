@@ -69,15 +69,3 @@ def computing_dtype(config):
 
 def free_names(config) -> set[str]:
     return {each.name for each in fields(config) if each.metadata.get("free")}
-
-
-# Former flags, and what to do instead.
-FORMER = {
-    "recompute": "give --old-logprobs recompute", "reference": "give --measure-kl", "cut": "give --top-p 0.95",
-    "block_size": "change the constant block_size in nanoqwenlong/generate.py",
-    "judge_concurrency": "change the constant concurrency in nanoqwenlong/reward/judge_server.py",
-    "max_unscorable": "change the constant MAX_UNSCORABLE in nanoqwenlong/analysis/doctor.py",
-    "max_idle_steps": "change the constant MAX_IDLE_STEPS in nanoqwenlong/analysis/doctor.py",
-    "min_reward_std": "change the constant MIN_STD in nanoqwenlong/advantages.py",
-    "retro_floor": "change the constant floor in nanoqwenlong/curriculum.py",
-    "show_every": "change the constant SHOW_EVERY in train_rl.py"}
