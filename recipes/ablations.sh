@@ -21,7 +21,9 @@ judge_model() {
 }
 judged() { run "$1" train_rl.py --model "$(last "other_words-${1##*-}")" --phase-steps 20 60 "${@:2}"; }
 tasks() { run "$1" "$2" --task qa f1 pairwise "${@:3}"; }
-mixed() { tasks "$1" train_rl.py --model "$(last "three_tasks-${1##*-}")" --phase-steps 1 100 "${@:2}"; }
+mixed() {
+    tasks "$1" train_rl.py --model "$(last "three_tasks-${1##*-}")" --phase-steps 1 100 --updates-per-step 1 "${@:2}"
+}
 evaluate() {   # evaluate NAME STUDY FLAGS...: all checkpoints of a study, of one seed
     local models && models=$("$python" -m recipes.ablations "$runs" --models "$2" "${1##*-}")
     try "eval_$1" "$python" eval.py --out "$runs/eval_$1" --model $models "${@:3}"

@@ -16,7 +16,7 @@ $python train_sft.py "${flags[@]}" --name sft --toy-examples 6000 --steps 500 --
 echo "== 2. RL on long documents from this warm-up, once with each"
 for advantages in grpo tmn_reweight; do
     $python train_rl.py "${flags[@]}" --name "$advantages" --model "$(last sft)" --advantages "$advantages" \
-        --phase-lengths 80 200 --phase-steps 1 120
+        --phase-lengths 80 200 --phase-steps 1 120 --updates-per-step 1
 done
 
 echo "== 3. Held-out reward by length and by task"
