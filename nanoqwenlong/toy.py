@@ -5,7 +5,7 @@
     qa        Which town did we show Tom?                        Oslo
               What did we send Rome?                             salt
               What went to the town that we showed Tom?      tea
-    f1        What did we send Rome, Oslo and Lima?              salt, tea, wool          (in any order)
+    f1        List what we sent Rome, Oslo and Lima.             salt, tea, wool          (in any order)
     pairwise  Order the towns that we showed Tom, Ann and Bob.   Bern, Lima, Oslo         (alphabetical)
     <think> We showed Tom Oslo. We sent Oslo tea.</think> Therefore, the answer is tea.   (a worked response)
 
@@ -64,7 +64,7 @@ def ask(rng: random.Random, shown: dict, received: dict, task: str) -> tuple[str
         names, items = f"{', '.join(keys[:-1])} and {keys[-1]}", [records[key] for key in keys]
         quotes = "".join(sentence.format(key, records[key]) for key in keys)
         if task == "f1":
-            return f"What did we send {names}?", quotes, "\n".join(items)
+            return f"List what we sent {names}.", quotes, "\n".join(items)
         return f"Order the towns that we showed {names}.", quotes, "\n".join(sorted(items))
     kind = rng.choice(["shown", "received", "both"])
     if kind == "shown":
