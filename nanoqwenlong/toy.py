@@ -4,7 +4,7 @@
 
     qa        Which town did we show Tom?                        Oslo
               What did we send Rome?                             salt
-              What went to the town that we showed Tom?      tea
+              What went to the town that we showed Tom?          tea
     f1        List what we sent Rome, Oslo and Lima.             salt, tea, wool          (in any order)
     pairwise  Order the towns that we showed Tom, Ann and Bob.   Bern, Lima, Oslo         (alphabetical)
     <think> We showed Tom Oslo. We sent Oslo tea.</think> Therefore, the answer is tea.   (a worked response)
