@@ -35,7 +35,7 @@ MAIN = ("base", "warm", "sft", "rl")
 RL = ("rl", "no_retro", "single")
 COMPARED = (("rl", "warm"), ("sft", "warm"), ("rl", "sft"), ("rl", "worked"), ("rl", "phase_one"), ("rl", "single"),
             ("rl", "no_retro"))
-DATA = ("sft", "rl_one", "rl_three", *PARTS)
+DATA = ("sft", "rl_one", "rl_three")
 CHUNK = 10                      # steps between two looks at the tokens that the run in one stage has used
 # SmolLM2-135M in float32, on one core of a server processor with AVX-512 that does nothing else
 SECONDS = {"warm-up step": 16, "step of phase I": 45, "step of phase II": 70, "answer": 1.6}
@@ -55,9 +55,11 @@ class Question(NamedTuple):
 
 # 1. Before and between the runs
 
-def expectation(data: Path, steps: list[int], seeds: list[str], jobs: int) -> str:
-    """The rows of each file and the expected hours, in one text. Raises FileNotFoundError for a missing file."""
+def expectation(data: Path, held: Path, steps: list[int], seeds: list[str], jobs: int) -> str:
+    """The rows of each file and the expected hours, in one text. The held-out files are in `held`. Raises
+    FileNotFoundError for a missing file."""
     rows = {name: len(read_data([data / f"{name}.jsonl"])) for name in DATA}
+    rows |= {name: len(read_data([held / f"{name}.jsonl"])) for name in PARTS}
     warmup_steps, *phases = steps
     rl = phases[0] * SECONDS["step of phase I"] + sum(phases[1:]) * SECONDS["step of phase II"]
     answers = sum(rows[name] for name in PARTS) * SECONDS["answer"]
@@ -297,7 +299,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--part", choices=PARTS, default="held_nq_one", help="the questions to show with --read")
     parser.add_argument("--number", type=int, default=20, help="how many of each kind to show with --read")
     for_recipe = parser.add_argument_group("for recipes/real.sh")
-    for_recipe.add_argument("--expect", type=Path, metavar="DATA", help="print the rows and the expected hours")
+    for_recipe.add_argument("--expect", type=Path, nargs=2, metavar=("DATA", "HELD"),
+                            help="print the rows and the expected hours")
     for_recipe.add_argument("--steps", type=int, nargs="+", help="of the warm-up, and of each phase")
     for_recipe.add_argument("--seeds", nargs="+")
     for_recipe.add_argument("--jobs", type=int, help="runs at a time")
@@ -307,7 +310,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     directory = args.directory
     if args.expect:
-        say(expectation(args.expect, args.steps, args.seeds, args.jobs))
+        say(expectation(*args.expect, args.steps, args.seeds, args.jobs))
     elif args.minutes:
         say(f"{minutes_of(directory / args.minutes):.2f}")
     elif args.equal_tokens:

@@ -145,7 +145,7 @@ def test_hours_are_those_of_the_counts(tmp_path, monkeypatch, capsys):
     """Steps of an hour in every stage, answers in no time: 3 warm-up, 2 + 4 of RL, the same of SFT and of controls."""
     monkeypatch.setattr(real, "SECONDS", {"warm-up step": 3600, "step of phase I": 3600, "step of phase II": 3600,
                                           "answer": 0})
-    words = [str(tmp_path / "runs"), "--expect", str(tmp_path), "--steps", "3", "2", "4"]
+    words = [str(tmp_path / "runs"), "--expect", str(tmp_path), str(tmp_path), "--steps", "3", "2", "4"]
     write_data(tmp_path, 2)
     for seeds, jobs, hours in (("01", 2, 21), ("0", 2, 21), ("0", 1, 27), ("012", 2, 36)):
         assert real.main([*words, "--seeds", *seeds, "--jobs", str(jobs)]) == 0
@@ -160,7 +160,7 @@ def test_hours_are_those_of_the_counts(tmp_path, monkeypatch, capsys):
 
 def write_data(directory: Path, number: int) -> None:
     """The files of recipes/real_data.py with toy documents of its lengths: up to 200 tokens, to 520, and longer."""
-    for place, name in enumerate(real.DATA):
+    for place, name in enumerate((*real.DATA, *real.PARTS)):
         split = "heldout" if name.startswith("held") else "train"
         examples = toy.examples(number, toy.SHORT, place, split)
         times = {"one": 0, "three": 2, "long": 4}.get(name.rpartition("_")[2], 0)

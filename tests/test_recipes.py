@@ -145,14 +145,20 @@ def test_the_real_experiment_differs_in_what_it_is_about(tmp_path):
     """Both seeds of the main run and of SFT instead, the first seed of the other controls, every model evaluated."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data/control.jsonl").write_text("{}\n")
-    done, calls = commands(tmp_path, "real.sh", "owner/name", str(tmp_path / "data"), SEEDS="3 4")
+    parts = ("nq_one", "nq_three", "nq_long", "xquad_one", "xquad_three")
+    for part in parts:
+        (tmp_path / f"data/held_{part}.jsonl").write_text("{}\n" * 9)
+    done, calls = commands(tmp_path, "real.sh", "owner/name", str(tmp_path / "data"), SEEDS="3 4",
+                           QUESTIONS="1 2 3 4 50")
     assert done.returncode == 0, done.stderr
+    held = [tmp_path / f"runs/real/held/held_{part}.jsonl" for part in parts]
+    assert [len(path.read_text().splitlines()) for path in held] == [1, 2, 3, 4, 9]
     runs, evaluated = {}, {}
     for words in calls:
         if words[1] == "eval.py":
             cfg = flags.parse(eval_script.Config, words[2:])
             (evaluated[Path(cfg.out).name],) = cfg.model
-            assert (cfg.temperature, len(cfg.data)) == (0, 5)
+            assert (cfg.temperature, list(cfg.data)) == (0, [f"runs/real/held/{path.name}" for path in held])
         elif words[1] in SCRIPTS:
             cfg = flags.parse(SCRIPTS[words[1]].Config, words[2:])
             assert f"-{cfg.seed}" == cfg.name[-2:]
@@ -166,6 +172,7 @@ def test_the_real_experiment_differs_in_what_it_is_about(tmp_path):
         a, b = runs[one], runs[other]
         assert {name for name in a if a[name] != b[name]} == differing | {"name"}, (one, other)
     assert runs["sft-3"]["minutes"] == 1.5 and runs["rl-3"]["phase_lengths"] == (200, 520)
+    assert runs["rl-3"]["learning_rate"] <= runs["sft-3"]["learning_rate"] < 1e-3     # the default is the toy's
     assert evaluated.pop("base") == runs["warm-3"]["model"] == "owner/name"
     assert {name: model.removeprefix("runs/real/") for name, model in evaluated.items()} == {
         **{name: f"{name}/checkpoints/step_000007" for name in runs},
