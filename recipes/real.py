@@ -37,8 +37,8 @@ COMPARED = (("rl", "warm"), ("sft", "warm"), ("rl", "sft"), ("rl", "worked"), ("
             ("rl", "no_retro"))
 DATA = ("sft", "rl_one", "rl_three")
 CHUNK = 10                      # steps between two looks at the tokens that the run in one stage has used
-# SmolLM2-135M in float32, on one core of a server processor with AVX-512 that does nothing else
-SECONDS = {"warm-up step": 16, "step of phase I": 45, "step of phase II": 70, "answer": 1.6}
+# SmolLM2-135M in float32, on one core of a server processor with AVX2
+SECONDS = {"warm-up step": 31, "step of phase I": 52, "step of phase II": 55, "answer": 1.3}
 
 
 class Question(NamedTuple):

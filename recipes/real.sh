@@ -4,8 +4,8 @@
 #
 #     bash recipes/real.sh MODEL DATA      a Hugging Face directory or hub id, and the folder of recipes/real_data.py
 #
-# Variables: SEEDS="0 1", WARMUP_STEPS=50, PHASE_STEPS="60 60", QUESTIONS="200 200 50 100 50" (how many of each held-out
-# file, in the order below; not set: all), RUNS=runs/real, JOBS=2 (runs at a time), RESUME=changed (after an edit of the
+# Variables: SEEDS="0 1", WARMUP_STEPS=50, PHASE_STEPS="26 14", QUESTIONS="200 150 30 60 30" (how many of each held-out
+# file, in the order below, or "all"), RUNS=runs/real, JOBS=2 (runs at a time), RESUME=changed (after an edit of the
 # code), and FLAGS for all scripts, for example "--threads 2". The controls of section 5 have the first seed only.
 set -euo pipefail
 [ $# = 2 ] || { sed -n '1s/.*/usage:/p; 2,/^[^#]/s/^#\( \|$\)//p' "$0" >&2; exit 78; }
@@ -13,16 +13,17 @@ if [ -d "$1" ]; then model=$(realpath "$1"); else model=$1; fi
 data=$(realpath "$2")
 cd "$(dirname "$0")/.."
 export model data python=${PYTHON:-python} runs=${RUNS:-runs/real} flags=${FLAGS:-} JOBS=${JOBS:-2}
-export resume=${RESUME:-auto} warmup_steps=${WARMUP_STEPS:-50} phase_steps=${PHASE_STEPS:-60 60}
+export resume=${RESUME:-auto} warmup_steps=${WARMUP_STEPS:-50} phase_steps=${PHASE_STEPS:-26 14}
 seeds=${SEEDS:-0 1} first=${seeds%% *}
 mkdir -p "$runs/eval"
 . recipes/runs.bash
 
 export held=$data
-if [ "${QUESTIONS:-}" ]; then
+questions=${QUESTIONS:-200 150 30 60 30}
+if [ "$questions" != all ]; then
     export held=$runs/held
     mkdir -p "$held"
-    read -ra numbers <<< "$QUESTIONS"
+    read -ra numbers <<< "$questions"
     for part in nq_one nq_three nq_long xquad_one xquad_three; do
         head -n "${numbers[0]:?QUESTIONS needs five numbers}" "$data/held_$part.jsonl" > "$held/held_$part.jsonl"
         numbers=("${numbers[@]:1}")

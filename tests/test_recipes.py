@@ -176,7 +176,7 @@ def test_the_real_experiment_differs_in_what_it_is_about(tmp_path):
     assert evaluated.pop("base") == runs["warm-3"]["model"] == "owner/name"
     assert {name: model.removeprefix("runs/real/") for name, model in evaluated.items()} == {
         **{name: f"{name}/checkpoints/step_000007" for name in runs},
-        **{f"phase_one-{seed}": f"rl-{seed}/checkpoints/step_000060" for seed in (3, 4)}}
+        **{f"phase_one-{seed}": f"rl-{seed}/checkpoints/step_000026" for seed in (3, 4)}}
 
 
 @pytest.mark.parametrize("variables, files, ranks", [
