@@ -27,7 +27,6 @@ from .exercise import Exercise
 
 SECONDS = 90                            # for everything
 CASES_PER_LAW, FRESH_CASES, PROBES = 60, 40, 25
-TOLERANCE = 1e-9
 SHOWN = 1500                            # characters of a test's output
 QUIET = dict(database=None, deadline=None, report_multiple_bugs=False, print_blob=False,
              suppress_health_check=list(hypothesis.HealthCheck),
@@ -263,7 +262,7 @@ def same(a, b) -> bool:
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, float) or isinstance(b, float):
         return isinstance(a, int | float) and isinstance(b, int | float) and (
-            a == b or math.isnan(a) and math.isnan(b) or math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE))
+            a == b or math.isnan(a) and math.isnan(b) or math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12))
     return type(a) is type(b) and a == b
 
 
