@@ -232,7 +232,7 @@ def load(source: str, file: str) -> ModuleType:
     name = stubs.module_of(file)
     module = ModuleType(name)
     module.__package__, module.__file__ = name.rpartition(".")[0], file
-    usual = sys.modules.get(name)
+    usual = importlib.import_module(name)
     sys.modules[name] = module                                                 # dataclasses look it up
     try:
         exec(compile(source, file, "exec"), module.__dict__)

@@ -4,8 +4,8 @@ and nothing gives a solution away. Also what careless or hostile students do, an
 import ast
 import json
 import re
+import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -109,3 +109,113 @@ def test_the_whole_check_passes_correct_solutions_and_is_quick(exercise):
         report = check.check(exercise, text)
         assert report.passed, "\n".join(report.lines)
         assert report.calls > 50 and report.seconds < 60                       # 20 s on a quiet core
+
+
+# Careless and hostile students
+
+FIRST = exercises()[1]
+BODY = "        rewards = torch.as_tensor(rewards, dtype=torch.float64)\n"       # the first line of our solution
+HOSTILE = {
+    "a syntax error": ("def of(", "def of((", "line 33: this is not valid Python"),
+    "a function that is gone": ("def group_advantages", "def group_advantage", "there is no function group_advantages"),
+    "sys.exit": (BODY, "        import sys; sys.exit(0)\n", "ended the process with code"),
+    "os._exit": (BODY, "        import os; os._exit(0)\n", "ended the process with code 0"),
+    "an endless loop": (BODY, "        while True: pass\n", "did not finish in 4 seconds"),
+    "ten gigabytes": (BODY, "        x = torch.zeros(10 * 2 ** 30, dtype=torch.uint8)\n", "line 34: "),
+    "a recursion": (BODY, "        return cls.of(rewards)\n", "RecursionError"),
+    "garbage": (BODY, "        import os; os.write(1, b'\\xff\\x00{}'); return 'passed'\n", "AttributeError"),
+    "garbage in every pipe": (BODY, "        import os; [os.write(n, b'\"passed\"\\n') for n in range(3, 30) if not "
+                              "os.system('true') and os.path.exists(f'/proc/self/fd/{n}')]\n", ""),
+    "ours by import": (BODY, "        import nanoqwenlong.advantages as ours; return ours.GroupStats.of(rewards)\n",
+                       "RecursionError"),
+    "an error on import": ("import torch\n", "import torch\nraise OSError('no')\n", "OSError"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_code_does_not_pass_and_the_reason_is_given(kind, monkeypatch):
+    old, new, said = HOSTILE[kind]
+    text = ours(FIRST)
+    assert text.count(old) == 1
+    monkeypatch.setattr(check, "SECONDS", 4)
+    report = check.check(FIRST, text.replace(old, new))
+    assert not report.passed and report.reason, report
+    assert said in "\n".join(report.lines)
+
+
+def test_edited_tests_and_edited_sources_in_the_students_folder_change_nothing(tmp_path, monkeypatch):
+    """The student's folder is never imported, although it is the current one."""
+    workspace, _ = Workspace.start(tmp_path)
+    (tmp_path / "nanoqwenlong").mkdir()
+    (tmp_path / "nanoqwenlong/__init__.py").write_text("raise SystemExit(0)")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_grpo.py").write_text("def test_all(): pass")
+    (tmp_path / "torch.py").write_text("raise SystemExit(0)")
+    monkeypatch.chdir(tmp_path)
+    assert not check.check(FIRST, workspace.text(FIRST)).passed
+
+
+# The folder
+
+def test_a_second_start_loses_nothing(tmp_path, capsys):
+    folder = tmp_path / "Übung 1"
+    assert main(["start", str(folder)]) == 0
+    mine = folder / FIRST.file
+    mine.write_text("# mine\n", encoding="utf-8")
+    (folder / ALL[-1].file).unlink()
+    assert main(["start", str(folder)]) == 0
+    assert mine.read_text(encoding="utf-8") == "# mine\n"
+    assert (folder / ALL[-1].file).read_text(encoding="utf-8") == stub(ALL[-1])
+    assert main(["start", str(ROOT / "runs")]) == 78 and "lies in the project" in capsys.readouterr().err
+    assert main(["status", "--dir", str(tmp_path)]) == 78 and "is not a folder of the course" in capsys.readouterr().err
+
+
+def test_from_the_first_stub_to_the_solution(tmp_path, capsys):
+    """The commands in the order of a student who fails, asks for hints, and passes, with Windows line endings."""
+    words = ["--dir", str(tmp_path)]
+
+    def course(*more) -> tuple[int, str]:
+        code = main([more[0], *words, *more[1:]])
+        return code, capsys.readouterr().out
+
+    main(["start", str(tmp_path)])
+    capsys.readouterr()
+    assert course("status")[1].count("not started") == len(ALL)
+    assert course("check")[0] == 1                                             # nothing was started
+    assert course("show", "1")[1].startswith("# 1. Group advantages")
+    assert course("hint", "1")[1].count("\n1. ") == 0 and "2. " in course("hint", "1")[1]
+    code, text = course("check", "1")
+    assert code == 1 and f"{FIRST.file}, line" in text and "NotImplementedError" in text
+    assert course("solution", "1")[0] == 1
+    solved = other(FIRST).replace("another solution", "Lösung").replace("\n", "\r\n")
+    (tmp_path / FIRST.file).write_bytes(b"\xef\xbb\xbf" + solved.encode())
+    code, text = course("check")
+    assert code == 0 and "passed. Your functions were called" in text
+    assert "+        scored = ~rewards.isnan()" in course("solution", "1")[1]
+    assert re.search(r"1  core +Group advantages +passed, 2 hints", course("status")[1])
+    (tmp_path / FIRST.file).write_text(solved + "\n# more\n")
+    assert "changed since it passed" in course("status")[1]
+    assert course("solution", "1", "--give-up")[0] == 0 and "gave up" in course("status")[1]
+
+
+def test_the_launcher_runs_the_course_from_the_students_folder(tmp_path):
+    main(["start", str(tmp_path / "a b")])
+    done = subprocess.run([sys.executable, "-m", "course", "status"], cwd=tmp_path / "a b", capture_output=True,
+                          text=True)
+    assert done.returncode == 0 and "Group advantages" in done.stdout, done.stderr
+
+
+def test_a_teacher_grades_folders_in_every_state(tmp_path, capsys):
+    folders = {"passed": ours(FIRST), "not passed": ours(FIRST).replace("(count - 1)", "count"),
+               "not started": stub(FIRST), "missing": None}
+    for name, text in folders.items():
+        Workspace.start(tmp_path / name)
+        (tmp_path / name / FIRST.file).unlink()
+        if text is not None:
+            (tmp_path / name / FIRST.file).write_text(text, encoding="utf-8")
+    capsys.readouterr()
+    assert main(["grade", "--json", *(str(tmp_path / name) for name in folders)]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    first = [row for row in rows if row["exercise"] == 1]
+    assert [row["result"] for row in first] == list(folders) and len(rows) == len(folders) * len(ALL)
+    assert first[1]["reason"] == "With scale, the squares of a group's advantages sum to G - 1"
