@@ -58,9 +58,12 @@ class Workspace:
                 pass
         return cls(directory), new
 
+    def path(self, exercise: Exercise) -> Path:
+        return self.directory / exercise.file
+
     def text(self, exercise: Exercise) -> str:
         """The student's file, with Unix line endings."""
-        path = self.directory / exercise.file
+        path = self.path(exercise)
         try:
             return path.read_text(encoding="utf-8-sig")
         except FileNotFoundError:

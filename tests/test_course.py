@@ -14,6 +14,8 @@ from course.__main__ import main
 from course.exercise import exercises
 from course.workspace import Workspace, stub
 
+from nanoqwenlong.errors import DataError
+
 ALL = list(exercises().values())
 by_name = pytest.mark.parametrize("exercise", ALL, ids=[each.file for each in ALL])
 
@@ -219,3 +221,36 @@ def test_a_teacher_grades_folders_in_every_state(tmp_path, capsys):
     first = [row for row in rows if row["exercise"] == 1]
     assert [row["result"] for row in first] == list(folders) and len(rows) == len(folders) * len(ALL)
     assert first[1]["reason"] == "With scale, the squares of a group's advantages sum to G - 1"
+
+
+# The notebook
+
+def run_notebook(directory, chosen) -> str:
+    """Write the notebook of some exercises and run it. Returns what its cells printed."""
+    import nbformat
+    from course.notebook import write_notebook
+    from nbclient import NotebookClient
+    path = directory / "course.ipynb"
+    write_notebook(path, chosen)
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(directory)}}
+                   ).execute()
+    return "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))
+
+
+def test_the_notebook_checks_what_is_in_its_cells_and_replaces_nothing(tmp_path, monkeypatch, capsys):
+    printed = run_notebook(tmp_path, [FIRST])
+    assert "== 1. Group advantages" in printed and "NotImplementedError: exercise 1" in printed
+    assert main(["notebook", str(tmp_path / "course.ipynb")]) == 78 and "exists" in capsys.readouterr().err
+    from course.notebook import save_and_check
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / FIRST.file).write_text("# written in an editor\n")
+    with pytest.raises(DataError, match="changed outside"):
+        save_and_check("1", stub(FIRST))
+    assert (tmp_path / FIRST.file).read_text() == "# written in an editor\n"
+
+
+@pytest.mark.full
+def test_the_whole_notebook_runs(tmp_path):
+    printed = run_notebook(tmp_path, ALL)
+    assert printed.count("not passed yet") == len(ALL)
