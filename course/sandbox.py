@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,16 +32,9 @@ class Outcome(NamedTuple):
     printed: str                        # its output
 
 
-def copy_project(to: Path, names: Collection[str] = ()) -> Path:
-    """A copy of the project, or of the files and directories in `names`, without what runs have written."""
-    for source in ROOT.iterdir() if not names else [ROOT / name for name in names]:
-        if source.name.startswith(".") or source.name in ("runs", "build"):
-            continue
-        if source.is_dir():
-            shutil.copytree(source, to / source.name, ignore=NOT_COPIED, dirs_exist_ok=True)
-        else:
-            shutil.copy(source, to / source.name)
-    return to
+def copy_project(to: Path) -> Path:
+    """A copy of the project, without what runs have written."""
+    return Path(shutil.copytree(ROOT, to, ignore=NOT_COPIED, dirs_exist_ok=True))
 
 
 def move_into(copy: Path) -> None:

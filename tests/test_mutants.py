@@ -4,17 +4,12 @@ Each mutant runs in a forked child, in a copy of the project with that one chang
 (torch, transformers) stays, what is ours is imported anew.
 """
 
-import gc
-import os
-import shutil
-import signal
-import sys
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, random_hf
+from course import sandbox
 
 MODEL, ARCHITECTURE = "nanoqwenlong/model.py", "nanoqwenlong/pretrained/config.py"
 CUDA_STEP = "nanoqwenlong/engine/cuda_step.py"
@@ -29,8 +24,6 @@ RUN, DIRECTORY, CHECKPOINT = (f"nanoqwenlong/ops/{name}.py" for name in ("run", 
 EVALUATE, TABLES, DOCTOR = (f"nanoqwenlong/analysis/{name}.py" for name in ("evaluate", "tables", "doctor"))
 LOGPROB = "kernels/logprob.py"
 DYNAMICS, GROUPED = "nanoqwenlong/analysis/step_metrics.py", "kernels/grouped_linear.py"
-COPIED = ("nanoqwenlong", "kernels", "tests", "tools", "docs", "pyproject.toml",
-          *(path.name for path in ROOT.glob("*.py")))
 SECONDS = 600
 A, B, C, D, E, F, G, H, I, J, K, L, M, N = "ABCDEFGHIJKLMN"       # the tests that look, in this order
 MUTANTS = {
@@ -358,12 +351,7 @@ TESTS = {A: "test_model.py", B: "test_yarn.py", C: "test_mixture.py", D: "test_g
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
     """A copy of the project, and what the children need from elsewhere imported."""
-    directory = tmp_path_factory.mktemp("mutants")
-    for name in COPIED:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, directory / name)
-    for path in directory.rglob("__pycache__"):
-        shutil.rmtree(path)
+    directory = sandbox.copy_project(tmp_path_factory.mktemp("mutants"))
     for kind in ("qwen2", "qwen3", "qwen3_moe", "llama"):
         hf = random_hf(kind)
         hf(torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
@@ -373,32 +361,13 @@ def tree(tmp_path_factory) -> Path:
 
 def run_tests(tree: Path, names: str) -> tuple[int, list[str]]:
     """pytest's exit code in a child that works in the copy, and the tests that failed."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os.dup2(os.open(tree / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-            os.dup2(1, 2)
-            sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)
-            gc.freeze()
-            signal.alarm(SECONDS)
-            os.chdir(tree)
-            os.environ.pop("PYTEST_XDIST_WORKER", None)
-            os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-            for name, module in list(sys.modules.items()):
-                path = getattr(module, "__file__", None) or ""
-                if path.startswith(str(ROOT)) and "site-packages" not in path:
-                    del sys.modules[name]
-            sys.path[:] = [str(tree), *(path for path in sys.path if not Path(path or ".").resolve() in (
-                ROOT, ROOT / "tests"))]
-            os._exit(pytest.main(["-x", "-c", "pyproject.toml", "-p", "no:cacheprovider", "--assert=plain", *[
-                f"tests/{file}" for name, file in TESTS.items() if name in names]]))
-        except BaseException:
-            traceback.print_exc()
-            os._exit(99)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    said = (tree / "said.txt").read_text()
-    failed = [line for line in said.splitlines() if line.startswith("FAILED")]
-    assert code == pytest.ExitCode.OK or code == pytest.ExitCode.TESTS_FAILED and failed, f"{code}: {said[-3000:]}"
+    arguments = ["-x", "-c", "pyproject.toml", "-p", "no:cacheprovider", "--assert=plain"]
+    arguments += [f"tests/{file}" for name, file in TESTS.items() if name in names]
+    outcome = sandbox.run(lambda send: send(pytest.main(arguments)), tree, SECONDS, gigabytes=16)
+    assert not outcome.ended, f"{outcome.ended}: {outcome.printed[-3000:]}"
+    (code,) = outcome.events
+    failed = [line for line in outcome.printed.splitlines() if line.startswith("FAILED")]
+    assert code == pytest.ExitCode.OK or code == pytest.ExitCode.TESTS_FAILED and failed, outcome.printed[-3000:]
     return code, failed
 
 
@@ -419,7 +388,6 @@ def test_mutant_is_killed(name, tree):
     file, old, new, tests = MUTANTS[name]
     text = (ROOT / file).read_text()
     (tree / file).write_text(text.replace(old, new))
-    os.utime(tree / file, (0, 1 + list(MUTANTS).index(name)))                  # or Python takes another one's bytecode
     try:
         code, failed = run_tests(tree, tests)
     finally:
