@@ -151,7 +151,7 @@ def demo(args) -> int:
 
 
 def grade(args) -> int:
-    """One line for each student and exercise. The exit code says whether all could be graded, not whether all passed."""
+    """One line for each student and exercise. Exit code 0 says that all could be graded, not that all passed."""
     for directory in args.folders:
         workspace = Workspace(directory)
         for each in exercises().values():

@@ -148,7 +148,9 @@ def transplant(source: str, student: str, file: str, names: Sequence[str], stude
             raise DataError(f"{student_file}: there is no function {name}: write it again, or remove the file and "
                             "run `python -m course start` to get a new stub")
         indent = " " * old.node.col_offset
-        moved = [(indent + their_lines[line - 1][new.node.col_offset:], line) for line in range(new.first, new.last + 1)]
+        moved = []
+        for line in range(new.first, new.last + 1):
+            moved.append((indent + their_lines[line - 1][new.node.col_offset:], line))
         moved.insert(new.node.lineno - new.first, (f"{indent}@__counted__", None))
         for helper in methods_of_their_own(ours, theirs, name):
             moved += [("", None), *((their_lines[line - 1], line) for line in range(first_line(helper),

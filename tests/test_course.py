@@ -1,5 +1,5 @@
-"""The course. Every exercise: the stub fails, two correct solutions pass, each wrong one is rejected by a law and named,
-and nothing gives a solution away. Also what careless or hostile students do, and what teachers need."""
+"""The course. Every exercise: the stub fails, two correct solutions pass, each wrong one is rejected by a law and
+named, and nothing gives a solution away. Also what careless or hostile students do, and what teachers need."""
 
 import ast
 import json

@@ -40,7 +40,7 @@ def shifted(m, rewards, scale, shift, **_):
 
 
 def scaled(m, rewards, **_):
-    """With scale, rewards that are four times as large give the same advantages; without it, four times as large ones"""
+    """Rewards that are four times as large give the same advantages with scale, and four times as large ones without"""
     larger = [[4 * value for value in group] for group in rewards]
     few_digits = dict(rtol=0, atol=1e-4)                                       # the eps beside the std
     assert torch.allclose(answer(m, larger, True), answer(m, rewards, True), **few_digits)
