@@ -126,9 +126,8 @@ class Place(NamedTuple):
         for frame in traceback.extract_tb(error.__traceback__):
             if frame.filename.endswith(self.exercise.checks.FILE) and self.theirs.origin[frame.lineno - 1]:
                 where = f"{self.exercise.file}, line {self.theirs.origin[frame.lineno - 1]}: "
-        text = str(error).strip() or "failed"
         kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
-        return where + kind + text.splitlines()[0]
+        return (where + kind + str(error).strip()).partition("\n")[0]
 
 
 def sentence_of(law: Callable) -> str:
@@ -141,7 +140,7 @@ def try_law(module: ModuleType, checks: ModuleType, law: Callable, place: Place)
 
     def look(case):
         last.update(case=case)
-        law(module, **case)
+        call(law, module, case)
 
     try:
         search = hypothesis.settings(max_examples=CASES_PER_LAW, derandomize=True, **QUIET)
@@ -151,12 +150,18 @@ def try_law(module: ModuleType, checks: ModuleType, law: Callable, place: Place)
         return explanation(place.of(error), last.get("case", {}), module, checks, law)
 
 
+def call(function: Callable, module: ModuleType, case: dict):
+    """function(module, ...) with those values of the case that it has parameters for."""
+    names = inspect.signature(function).parameters
+    return function(module, **{name: value for name, value in case.items() if name in names})
+
+
 def explanation(why: str, case: dict, module: ModuleType, checks: ModuleType, look: Callable | None = None) -> str:
     """Why a case failed, the values of the case that `look` uses, and the student's result."""
     used = inspect.signature(look or checks.answer).parameters
     lines = [f"with {name} = {shown(value)}" for name, value in case.items() if name in used]
     result = outcome_of(module, checks, case)
-    return "\n".join([why, *lines, f"your result: {shown(result)}"])
+    return "\n".join(filter(None, [why, *lines, f"your result: {shown(result)}"]))
 
 
 def compare(module: ModuleType, checks: ModuleType, cases: list, place: Place) -> str:
@@ -211,7 +216,7 @@ def with_answers(checks: ModuleType, module: ModuleType, number: int, seed: int 
 def outcome_of(module: ModuleType, checks: ModuleType, case: dict):
     """The result for a case, or which error was raised."""
     try:
-        return plain(checks.answer(module, **case))
+        return plain(call(checks.answer, module, case))
     except Exception as error:
         return f"raises {type(error).__name__}: {error}".splitlines()[0]
 

@@ -5,8 +5,9 @@ course/exercises has a title as its docstring, and these names:
 
     FILE    the file of the project, WRITE: the functions and methods of it that the student writes
     CASES   a hypothesis strategy for random inputs: dictionaries of plain data
-    answer(m, **case)           the result of the functions in module m for one case: nested lists, numbers, tensors
-    LAWS    functions law(m, **case), which raise AssertionError. The docstring is the law in one sentence
+    answer(m, ...)   the result of the functions in module m for a case: nested lists, numbers, tensors. Its parameters
+            are named like the case's keys. It need not have all of them
+    LAWS    functions law(m, ...), likewise, which raise AssertionError. The docstring is the law in one sentence
     WRONG   typical wrong solutions: (what is wrong, old text, new text) changes the old text of FILE
     TESTS   arguments of pytest: the project's own tests of these functions
     TRAIN   arguments of train_rl.py for a short run with the functions, or None

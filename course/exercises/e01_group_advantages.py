@@ -22,7 +22,7 @@ CASES = st.fixed_dictionaries({
     "shift": st.sampled_from([-2.0, 0.5, 3.0])})
 
 
-def answer(m, rewards, scale, unscorable=False, **_):
+def answer(m, rewards, scale, unscorable=False):
     rewards = torch.tensor(rewards, dtype=torch.float64)
     if unscorable:
         rewards[0, 0] = torch.nan
@@ -33,13 +33,13 @@ def close(a, b):
     return torch.allclose(a, b, rtol=0, atol=1e-9)
 
 
-def shifted(m, rewards, scale, shift, **_):
+def shifted(m, rewards, scale, shift):
     """Adding the same number to all rewards of a group changes nothing"""
     moved = [[value + shift for value in group] for group in rewards]
     assert close(answer(m, rewards, scale), answer(m, moved, scale))
 
 
-def scaled(m, rewards, **_):
+def scaled(m, rewards):
     """Rewards that are four times as large give the same advantages with scale, and four times as large ones without"""
     larger = [[4 * value for value in group] for group in rewards]
     few_digits = dict(rtol=0, atol=1e-4)                                       # the eps beside the std
@@ -47,27 +47,27 @@ def scaled(m, rewards, **_):
     assert close(answer(m, larger, False), 4 * answer(m, rewards, False))
 
 
-def sums_to_zero(m, rewards, scale, unscorable, **_):
+def sums_to_zero(m, rewards, scale, unscorable):
     """The advantages of a group sum to zero, also if one answer could not be scored"""
     total = answer(m, rewards, scale, unscorable).sum(-1)
     assert close(total, torch.zeros_like(total))
 
 
-def equal_rewards(m, rewards, scale, **_):
+def equal_rewards(m, rewards, scale):
     """If all rewards of a group are equal, its advantages are exactly zero"""
     G = len(rewards[0])
     for value in (0.1, 0.7, 1 / 3):
         assert not answer(m, [[value] * G], scale).any(), f"{G} rewards of {value}"
 
 
-def alone(m, rewards, scale, unscorable, **_):
+def alone(m, rewards, scale, unscorable):
     """Each group is treated by itself: other groups in the batch change nothing"""
     together = answer(m, rewards, scale, unscorable)
     for row, group in enumerate(rewards):
         assert close(answer(m, [group], scale, unscorable and row == 0)[0], together[row])
 
 
-def unit_variance(m, rewards, **_):
+def unit_variance(m, rewards):
     """With scale, the squares of a group's advantages sum to G - 1"""
     result = answer(m, rewards, True)
     for row, group in enumerate(rewards):
@@ -75,7 +75,7 @@ def unit_variance(m, rewards, **_):
             assert abs(result[row].square().sum() - (len(group) - 1)) < 1e-3
 
 
-def not_scored(m, rewards, scale, unscorable, **_):
+def not_scored(m, rewards, scale, unscorable):
     """An answer that could not be scored has advantage 0, and the others are as if it did not exist"""
     if unscorable:
         result = answer(m, rewards, scale, True)[0]
