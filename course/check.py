@@ -26,7 +26,7 @@ from . import sandbox, stubs
 from .exercise import Exercise
 
 SECONDS = 90                            # for everything
-CASES_PER_LAW, FRESH_CASES, PROBES = 60, 40, 25
+CASES_PER_LAW, FRESH_CASES, PROBES = 60, 40, 60
 SHOWN = 1500                            # characters of a test's output
 QUIET = dict(database=None, deadline=None, report_multiple_bugs=False, print_blob=False,
              suppress_health_check=list(hypothesis.HealthCheck),

@@ -61,7 +61,8 @@ def rare_success_counts_more(m, rewards):
     assert close(weighted / plain, torch.stack([e, 1 / e, 1 / e, 1 / e, e, 1 / e, 1 / e, 1 / e]).view(2, 4))
 
 
-LAWS = (scale_of_a_task, one_prompt_is_grpo, groups_keep_their_spread, unit_variance, agreeing_groups_do_not_count, rare_success_counts_more)
+LAWS = (scale_of_a_task, one_prompt_is_grpo, groups_keep_their_spread, unit_variance, agreeing_groups_do_not_count,
+        rare_success_counts_more)
 WRONG = (
     ("every group is divided by its own std, as in GRPO", "group.centred / (task_std + EPS)\n    if",
      "group.centred / (group.std + EPS)\n    if"),
