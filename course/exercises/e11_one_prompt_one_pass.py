@@ -16,10 +16,12 @@ CASES = st.fixed_dictionaries({"stem": st.integers(0, 4), "lengths": st.lists(st
 
 @cache
 def model(m):
-    """A random toy model in float64."""
+    """A tiny random model in float64."""
     from nanoqwenlong import toy
     from nanoqwenlong.model import Qwen
-    return Qwen.random(toy.config(), seed=1).double()
+    from nanoqwenlong.pretrained.config import ModelConfig
+    tiny = {**toy.CONFIG, "hidden_size": 32, "intermediate_size": 48, "vocab_size": 50, "eos_token_id": 0}
+    return Qwen.random(ModelConfig.from_json(tiny, "tiny"), 1).double()
 
 
 def family(m, stem, lengths, seed):
@@ -62,7 +64,8 @@ def equals_repeated_prompts(m, stem, lengths, max_tokens, seed):
     net.zero_grad()
     for branch in branches:
         log_p = net.logits(torch.tensor([*prompt, *branch.input_ids]))[stem:].log_softmax(-1)
-        loss((), log_p.gather(-1, torch.tensor(branch.target_ids)[:, None]), -(log_p.exp() * log_p).sum(-1)).backward()
+        logprobs = log_p.gather(-1, torch.tensor(branch.target_ids)[:, None])[:, 0]
+        loss((), logprobs, -(log_p.exp() * log_p).sum(-1)).backward()
     theirs = torch.cat([p.grad.flatten() for p in net.parameters()])
     assert (ours - theirs).abs().max() < 1e-12 * max(1.0, theirs.abs().max().item())
 
@@ -89,6 +92,8 @@ LAWS = (equals_repeated_prompts, the_stem_runs_once, gradients_are_added)
 WRONG = (
     ("the stem is detached and never runs backward", "if edges:\n        torch", "if False:\n        torch"),
     ("only the last micro-batch reaches the stem: the leaves' gradients are overwritten",
-     "        scalar.backward()\n", "        for leaf in leaves:\n            leaf.grad = None\n        scalar.backward()\n"),
-    ("every micro-batch trains on all micro-batches' mean, not on their sum", "scalar.backward()",
-     "(scalar / max(1, len(rows))).backward()"))
+     "        scalar.backward()\n",
+     "        for leaf in leaves:\n            leaf.grad = None\n        scalar.backward()\n"),
+    ("each micro-batch is divided by the number of its branches", "scalar.backward()",
+     "(scalar / max(1, len(rows))).backward()"),
+    ("the keys and values of the stem are no leaves of their own", "[x.detach() for x in pair]", "[x for x in pair]"))
