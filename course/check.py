@@ -122,12 +122,15 @@ class Place(NamedTuple):
     theirs: stubs.Transplant
 
     def of(self, error: BaseException) -> str:
-        where = ""
+        where, text = "", str(error).strip()
         for frame in traceback.extract_tb(error.__traceback__):
             if frame.filename.endswith(self.exercise.checks.FILE) and self.theirs.origin[frame.lineno - 1]:
                 where = f"{self.exercise.file}, line {self.theirs.origin[frame.lineno - 1]}: "
-        kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
-        return (where + kind + str(error).strip()).partition("\n")[0]
+        if isinstance(error, AssertionError):
+            text = text or frame.line.replace("assert ", "this should hold: ", 1)
+        else:
+            text = f"{type(error).__name__}: {text}"
+        return (where + text).partition("\n")[0]
 
 
 def sentence_of(law: Callable) -> str:

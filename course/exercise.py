@@ -1,7 +1,7 @@
 """The sixteen exercises: what to write, and how it is checked.
 
-Exercise 1 is course/exercises/e01_group_advantages.py, and docs/course/01_group_advantages.md explains it. A module of
-course/exercises has a title as its docstring, and these names:
+docs/course/01_group_advantages.md explains exercise 1, and tests/exercises/e01_group_advantages.py checks it. Such a
+file has a title as its docstring, and these names:
 
     FILE    the file of the project, WRITE: the functions and methods of it that the student writes
     CASES   a hypothesis strategy for random inputs: dictionaries of plain data
@@ -15,10 +15,9 @@ course/exercises has a title as its docstring, and these names:
 It must not import the project at its top: m is another copy of it.
 """
 
-import importlib
+import importlib.util
 import re
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -26,14 +25,13 @@ from nanoqwenlong.errors import DataError
 
 from .sandbox import ROOT
 
-HERE = Path(__file__).resolve().parent
 CORE = 10                               # the first exercises are the core of the course
 
 
 class Exercise(NamedTuple):
     number: int
     name: str                           # group_advantages
-    checks: ModuleType                  # course.exercises.e01_group_advantages
+    checks: ModuleType                  # tests/exercises/e01_group_advantages.py
 
     @property
     def title(self) -> str:
@@ -61,9 +59,12 @@ class Exercise(NamedTuple):
 def exercises() -> dict[int, Exercise]:
     """All of them, by number."""
     result = {}
-    for path in sorted((HERE / "exercises").glob("e[0-9][0-9]_*.py")):
+    for path in sorted((ROOT / "tests/exercises").glob("e[0-9][0-9]_*.py")):
         number, name = int(path.stem[1:3]), path.stem[4:]
-        result[number] = Exercise(number, name, importlib.import_module(f"course.exercises.{path.stem}"))
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        checks = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(checks)
+        result[number] = Exercise(number, name, checks)
     return result
 
 

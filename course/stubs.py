@@ -87,8 +87,8 @@ def cut(source: str, file: str, names: Sequence[str], number: int, title: str, k
     tree, lines = ast.parse(source), source.splitlines()
     stub = f'raise NotImplementedError("exercise {number}")'
     if not keep_bodies:
-        for name in reversed(names):
-            function = find(tree, name)
+        functions = [find(tree, name) for name in names]
+        for function in sorted(functions, key=lambda each: -each.first):       # from below: line numbers above stay
             lines[body_start(function.node) - 1:function.last] = [" " * (function.node.col_offset + 4) + stub]
     text = "\n".join(lines)
     parts = [HEADER.format(number=number, title=title, file=file) + "\n".join(imports(tree, file, names))]

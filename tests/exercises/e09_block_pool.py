@@ -12,7 +12,7 @@ CASES = st.fixed_dictionaries({"steps": st.lists(step, max_size=40), "num_blocks
 
 
 def run(m, steps, num_blocks, after=lambda pool, tables: None):
-    """Random operations on a pool with blocks of two tokens. Returns what each gave, the pool and all (table, tokens)."""
+    """Operations on a pool with blocks of two tokens. Returns what each gave, the pool, and all (table, tokens)."""
     pool, tables, results = m.BlockPool(num_blocks, 2), [], []
     for kind, number in [("allocate", 3), ("fork", 0), *steps]:
         place = number % max(1, len(tables))

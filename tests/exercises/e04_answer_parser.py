@@ -15,7 +15,8 @@ CASES = st.fixed_dictionaries({"text": text, "before": text, "word": word, "othe
 
 def answer(m, text, before, word):
     said = [m.said(each) for each in (text, text + "</think>" + before, "</think>" + text)]
-    texts = [f"{text} The answer is {word}{before}", f"\\boxed{{{word}{before}", f"<answer>{word}</answer>{text}"]
+    texts = [f"\\boxed{{{{{word}}} {word}}}", f"{text} The answer is {word}{before}", f"\\boxed{{{word}{before}",
+             f"<answer>{word}</answer>{text}"]
     return said, [[m._after_marker(each), m.final(each)] for each in texts]
 
 

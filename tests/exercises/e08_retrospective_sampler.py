@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import strategies as st
 
 FILE = "nanoqwenlong/curriculum.py"
-WRITE = ("RetrospectiveSampler.hard_examples", "RetrospectiveSampler.draw")
+WRITE = ("RetrospectiveSampler.difficulty", "RetrospectiveSampler.hard_examples", "RetrospectiveSampler.draw")
 TESTS = ["tests/test_curriculum.py", "-k", "not largest and not 10000"]
 TRAIN = "--toy-examples 8 --phase-steps 2 2 --prompts-per-step 4 --group-size 4 --max-new-tokens 8 --retro-fraction 0.5"
 
@@ -16,8 +16,8 @@ CASES = st.fixed_dictionaries({"own": st.integers(2, 6), "rewards": st.lists(rew
 
 
 def sampler(m, own, rewards, fraction, seed=0):
-    """Phase 1 has the examples a0, a1, ... with these mean rewards, and "a new" that was never seen. Phase 2 has b0, b1,
-    ..., phase 3 has c0."""
+    """Phase 1 has a0, a1, ... with these mean rewards, and "a new" that was never seen. Phase 2 has b0, b1, ..., and
+    phase 3 has c0."""
     lengths = {"a new": 10} | {f"a{i}": 10 for i in range(len(rewards))}
     lengths |= {f"b{i}": 20 for i in range(own)} | {"c0": 30}
     made = m.RetrospectiveSampler(lengths, m.phases((10, 20, 30), (1, 1, 1)), fraction=fraction, seed=seed)
@@ -54,6 +54,8 @@ def harder_ones_come_more_often(m, own):
     made = sampler(m, own, [0.125, 0.5], 0.5)
     came = Counter(made.draw(made.phases[1], 2)[1] for _ in range(400))
     assert 270 < came["a0"] < 365, f"{came['a0']} of 400 draws took the harder one, 320 are expected"
+    made.record("a0", 0.0)
+    assert made.difficulty("a0") == 16, "the weight of an example that nobody solved is 1 / floor"
 
 
 def state_decides(m, own, rewards, fraction, n, seed):
@@ -76,6 +78,8 @@ LAWS = (counts, only_hard_ones_return, harder_ones_come_more_often, state_decide
 WRONG = (
     ("the difficulty is the mean reward itself, so easy ones come more often", "list(map(self.difficulty, hard))",
      "[self.mean_rewards[key] + 1e-9 for key in hard]"),
+    ("the difficulty has no floor, so an example that nobody solved has an infinite weight",
+     "max(self.mean_rewards[example_id], self.floor)", "self.mean_rewards[example_id]"),
     ("an example can be drawn twice for one batch", "hard.remove(example_id)", "pass"),
     ("examples that were never seen count as hard", ".get(example_id, math.inf)", ".get(example_id, 0.0)"),
     ("the examples of the phase itself and of later ones can return", "for number in range(1, phase.number):",

@@ -14,8 +14,9 @@ CASES = st.fixed_dictionaries({
 
 
 def answer(m, logits, u, temperature, top_p):
-    """Token and log-prob of one draw."""
-    return m.draw(torch.tensor([logits], dtype=torch.float64), torch.tensor([u], dtype=torch.float64), temperature, top_p)
+    """Tokens and log-probs of two rows: the logits with u, and in reverse order with 1 - u."""
+    rows = torch.tensor([logits, logits[::-1]], dtype=torch.float64)
+    return m.draw(rows, torch.tensor([u, 1 - u], dtype=torch.float64).clamp(max=0.999), temperature, top_p)
 
 
 def frequencies(m, logits, temperature, top_p, N=4000):
@@ -41,7 +42,7 @@ def top_p_keeps_the_crossing_token(m, logits, top_p):
 
 
 def logprobs_are_the_trainers(m, logits, u, temperature, top_p):
-    """The log-prob is that of log_softmax(logits / temperature) over the whole vocabulary, also with top_p and greedy"""
+    """The log-prob is that of log_softmax(logits / temperature) over all words, also with top_p and greedy"""
     ids, logprobs = answer(m, logits, u, temperature, top_p)
     expected = (torch.tensor(logits, dtype=torch.float64) / (temperature or 1.0)).log_softmax(-1)
     assert abs(logprobs[0] - expected[ids[0]]) < 1e-12
@@ -49,14 +50,14 @@ def logprobs_are_the_trainers(m, logits, u, temperature, top_p):
 
 def greedy(m, logits, u, top_p):
     """Temperature 0 takes the most likely token, the first one if there are several"""
-    assert answer(m, logits, u, 0.0, top_p)[0].item() == logits.index(max(logits))
+    assert answer(m, logits, u, 0.0, top_p)[0][0] == logits.index(max(logits))
 
 
 def company_is_irrelevant(m, logits, u, temperature, top_p):
     """A row's token depends on its own logits and its own u, not on the other rows"""
-    rows = torch.tensor([logits[::-1], logits], dtype=torch.float64)
-    ids, _ = m.draw(rows, torch.tensor([1 - u, u], dtype=torch.float64).clamp(max=0.999), temperature, top_p)
-    assert ids[1] == answer(m, logits, u, temperature, top_p)[0][0]
+    together = answer(m, logits, u, temperature, top_p)[0]
+    turned = answer(m, logits[::-1], min(1 - u, 0.999), temperature, top_p)[0]
+    assert together[0] == turned[1] and together[1] == turned[0]
 
 
 LAWS = (follows_the_policy, top_p_keeps_the_crossing_token, logprobs_are_the_trainers, greedy, company_is_irrelevant)

@@ -19,7 +19,8 @@ def skipped(rows):
             usual = max(usual, number)
     bad = 0
     for row in rows[-WINDOW:]:
-        numbers = [row[key] for key in ("loss", "grad_norm", "reward", "entropy", "kl") if isinstance(row.get(key), float)]
+        numbers = [row.get(key) for key in ("loss", "grad_norm", "reward", "entropy", "kl")]
+        numbers = [number for number in numbers if isinstance(number, float)]
         if any(math.isnan(number) or abs(number) >= 1e300 for number in numbers):
             bad += 1
         elif mean([row], "updates") < min(usual, mean([row], "sampling/informative")):

@@ -4,6 +4,10 @@ import random
 
 
 class RetrospectiveSampler:
+    def difficulty(self, example_id):
+        reward = self.mean_rewards[example_id]
+        return 1 / reward if reward > self.floor else 1 / self.floor
+
     def hard_examples(self, phase):
         earlier = [key for number, keys in self.members.items() if number < phase.number for key in keys]
         return [key for key in earlier if key in self.mean_rewards and self.mean_rewards[key] <= self.hard_below]
