@@ -85,12 +85,15 @@ def help_of(module: str) -> str:
 
 
 def check_module(name: str, argv: list[str]) -> None:
-    """`python -m tools.x` or `python -m bench.x`: the module exists, and so do its flags."""
+    """`python -m tools.x`, `python -m bench.x` or `python -m course x`: the module exists, and so do its flags."""
+    name = "course.__main__" if name == "course" else name
     path = ROOT / (name.replace(".", "/") + ".py")
     assert path.is_file(), f"there is no {name}"
     if re.search(r"^class Config", source(path), re.MULTILINE):
         check_flags(importlib.import_module(name), argv)
         return
+    if name == "course.__main__":
+        assert f"python -m course {argv[0]} " in help_of(name), argv
     for flag in re.findall(r"--[\w-]+", " ".join(argv)):
         assert re.search(rf"{flag}\b", help_of(name)), f"{name} has no {flag}"
 
@@ -146,7 +149,7 @@ def check(command: str) -> None:
         elif module == "pip":
             check_install(argv)
         else:
-            assert module.startswith(("tools.", "bench.")), f"what is {module}?"
+            assert module.startswith(("tools.", "bench.", "recipes.")) or module == "course", f"what is {module}?"
             check_module(module, argv)
     else:
         assert program in PLAIN_COMMANDS, f"{program} is no program of ours; say {NEEDS_GPU!r} if it does"
@@ -169,7 +172,8 @@ def test_cheap_commands_run(command, code):
 
 @pytest.mark.parametrize("command", [
     "python train_rl.py --no-such-flag 1", "python train_rl.py --learning-rate fast", "python trane.py",
-    "python -m tools.nothing", "python -m tools.plot runs/a --colour", "make nothing", "bash recipes/nothing.sh",
+    "python -m tools.nothing", "python -m course nothing", "python -m tools.plot runs/a --colour", "make nothing",
+    "bash recipes/nothing.sh",
     "python -m pytest tests/test_nothing.py", "python -m pytest tests/test_grpo.py -k no_such_test",
     "python -m pytest tests/test_grpo.py::test_nothing", 'pip install ".[nothing]"', "node server.js",
     "python sample.py --document examples/nothing.txt"])
@@ -192,7 +196,7 @@ def test_links_lead_somewhere(page):
         path, _, heading = target.partition("#")
         linked = page.parent / path if path else page
         assert linked.exists(), target
-        if heading:
+        if heading and linked.suffix == ".md":
             titles = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
             anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
             assert heading in anchors, target
