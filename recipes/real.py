@@ -149,7 +149,7 @@ def paired(ours: dict, theirs: dict, part: str) -> str:
 
     The interval is 1.96 standard errors of the mean over questions."""
     differences = [[one.earned - other.earned for one, other in zip(ours[seed][part], theirs[seed][part], strict=True)]
-                   for seed in sorted(ours.keys() & theirs.keys()) if part in ours[seed]]
+                   for seed in sorted(ours.keys() & theirs.keys()) if part in ours[seed] and part in theirs[seed]]
     if not differences:
         return ""
     means = [100 * mean(each) for each in zip(*differences)]                   # one for each question

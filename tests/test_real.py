@@ -103,6 +103,11 @@ def test_seeds_count_as_answers_and_differences_are_paired(directory, capsys):
     assert training["reward, last 10 steps of phase II"][1] == "0.350 ± 0.000"
 
 
+def test_a_model_may_have_answered_fewer_parts():
+    question = real.Question(None, None, type("Score", (), {"reward": 1.0}))
+    assert real.paired({"0": {"held_nq_one": [question]}}, {"0": {}}, "held_nq_one") == ""
+
+
 def test_answers_are_shown_before_and_after(directory, capsys):
     assert real.main([str(directory), "--read", "warm-0", "rl-0", "--number", "2"]) == 0
     text = capsys.readouterr().out
