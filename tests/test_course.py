@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from course import check, stubs
 from course.__main__ import main
-from course.exercise import exercises
+from course.exercise import CORE, exercises
 from course.workspace import Workspace, stub
 
 from nanoqwenlong.errors import DataError
@@ -46,6 +46,12 @@ def broken_law(exercise, module, place) -> str:
     return ""
 
 
+# Those beyond the core take longer: their wrong solutions are tried in the full suite
+core_first = pytest.mark.parametrize("exercise", [
+    pytest.param(each, marks=[pytest.mark.full] if each.number > CORE else []) for each in ALL],
+    ids=[each.file for each in ALL])
+
+
 # Every exercise
 
 @by_name
@@ -55,7 +61,7 @@ def test_the_stub_breaks_a_law_and_our_solution_does_not(exercise, monkeypatch):
     assert broken_law(exercise, *module_with(exercise, ours(exercise))) == ""
 
 
-@by_name
+@core_first
 def test_every_wrong_solution_is_rejected_by_the_laws_and_named(exercise):
     names = [name for name, *_ in exercise.checks.WRONG]
     assert len(names) >= 3 and len(set(names)) == len(names)
