@@ -37,7 +37,7 @@ def grpo_loss_plain(logprobs, old_logprobs, advantages, weights, ref_logprobs, e
     if ref_logprobs is not None:
         d = torch.where(used, ref_logprobs - logprobs, 0.0)
         d = d.clamp(-20, 20)
-        kl = d.exp() - d - 1
+        kl = d.expm1() - d                                     # exp(d) - d - 1 could round to below 0
     per_token = torch.where(used, policy + kl_coef * kl, 0.0)
     loss = (weights * per_token).sum()
     entropy = torch.zeros_like(ratio) if entropy is None else torch.where(used, entropy, 0.0)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from course import check, stubs
+from course import check, sandbox, stubs
 from course.__main__ import main
 from course.exercise import CORE, exercises
 from course.workspace import Workspace, stub
@@ -108,6 +108,17 @@ def test_the_page_of_an_exercise_has_its_parts(exercise):
     for heading in ("## The idea", "## Where", "## Think about it"):
         assert heading in page
     assert all(name in page for name in exercise.checks.WRITE) and exercise.checks.FILE in page
+
+
+@pytest.mark.full
+@by_name
+def test_the_short_training_run_trains(exercise, tmp_path):
+    """With all rewards 0 it could not fail."""
+    if exercise.checks.TRAIN:
+        copy = sandbox.copy_project(tmp_path)
+        outcome = sandbox.run(lambda send: send(check.train(exercise.checks.TRAIN)), copy, 60)
+        assert not outcome.ended, outcome.printed
+        assert any(grad_norm > 1e-3 for _, _, grad_norm in outcome.events[0]), outcome.events
 
 
 @pytest.mark.full
