@@ -125,13 +125,14 @@ def status(args) -> None:
 
 
 def demo(args) -> int:
-    """The student's functions in a copy of the project, and the demo there. Its runs are in the student's folder."""
+    """The demo, in a copy of the project with the student's functions. Other functions have their own runs."""
     workspace = Workspace.open(args.dir)
     wanted = ("passed", "changed since it passed", "not passed") if args.unchecked else ("passed",)
     chosen = [each for each in exercises().values() if workspace.state(each) in wanted]
     if not chosen:
         raise ConfigError("no exercise has passed yet: `python -m course status` lists them")
-    project, runs = workspace.directory / "demo" / "project", workspace.directory / "demo" / "runs"
+    project = workspace.directory / "demo" / "project"
+    runs = workspace.directory / "demo" / ("runs-" + digest("".join(map(workspace.text, chosen))))
     shutil.rmtree(project, ignore_errors=True)
     sandbox.copy_project(project)
     for each in chosen:
@@ -143,11 +144,8 @@ def demo(args) -> int:
     (project / "runs").symlink_to(runs.resolve())
     say("your code trains this model: " + ", ".join(f"{each.number} ({each.title})" for each in chosen))
     environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(project)}
-    code = subprocess.run(["bash", str(project / "recipes/demo.sh")], env=environment).returncode
-    if code == 0:
-        code = subprocess.run([sys.executable, "-m", "tools.plot", "runs/demo-0"], cwd=project,
-                              env=environment).returncode
-    return code
+    script = 'bash recipes/demo.sh && "$PYTHON" -m tools.plot runs/demo-0 && "$PYTHON" -m tools.doctor runs/demo-0/rl'
+    return subprocess.run(["bash", "-c", script], cwd=project, env=environment).returncode
 
 
 def grade(args) -> int:

@@ -12,7 +12,7 @@ from conftest import ROOT
 from course import check, sandbox, stubs
 from course.__main__ import main
 from course.exercise import CORE, exercises
-from course.workspace import Workspace, stub
+from course.workspace import Workspace, digest, stub
 
 from nanoqwenlong.errors import DataError
 
@@ -222,6 +222,28 @@ def test_the_launcher_runs_the_course_from_the_students_folder(tmp_path):
     done = subprocess.run([sys.executable, "-m", "course", "status"], cwd=tmp_path / "a b", capture_output=True,
                           text=True)
     assert done.returncode == 0 and "Group advantages" in done.stdout, done.stderr
+
+
+def test_the_demo_runs_what_has_passed_and_other_functions_have_other_runs(tmp_path, monkeypatch, capsys):
+    words, seen = ["demo", "--dir", str(tmp_path)], []
+
+    def run(command, cwd, env):
+        source = (cwd / FIRST.checks.FILE).read_text(encoding="utf-8")
+        seen.append((source, (cwd / "runs").resolve(), env["PYTHONPATH"] == str(cwd)))
+        return subprocess.CompletedProcess(command, 0)
+
+    workspace, _ = Workspace.start(tmp_path)
+    assert main(words) == 78 and "no exercise has passed yet" in capsys.readouterr().err
+    monkeypatch.setattr(subprocess, "run", run)
+    for text in (ours(FIRST), other(FIRST), ours(FIRST)):
+        (tmp_path / FIRST.file).write_text(text, encoding="utf-8")
+        workspace.record(FIRST, passed=digest(text))
+        assert main(words) == 0
+    (tmp_path / ALL[1].file).write_text(ours(ALL[1]) + "\n# not checked\n", encoding="utf-8")
+    assert main([*words, "--unchecked"]) == 0
+    sources, runs, imported = zip(*seen)
+    assert sources[0] == sources[2] != sources[1] and all("CALLS" in text for text in sources) and all(imported)
+    assert runs[0] == runs[2] and len(set(runs)) == 3 and all(path.parent == tmp_path / "demo" for path in runs)
 
 
 def test_a_teacher_grades_folders_in_every_state(tmp_path, capsys):
