@@ -1,15 +1,16 @@
-"""Another solution: with names for the steps."""
+"""Another solution: with open and functions of os."""
 
 import os
 
 
 def _seal(partial, final, files):
-    manifest = partial.joinpath("manifest.json")
-    manifest.write_text(manifest_text(files), encoding="utf-8")
-    for written in (manifest, partial):
-        sync(written)
+    with open(partial / "manifest.json", "w", encoding="utf-8") as manifest:
+        manifest.write(manifest_text(files))
+        manifest.flush()
+        os.fsync(manifest.fileno())
+    sync(partial)
     _remove(final)
-    partial.rename(final)
+    os.replace(partial, final)
     checkpoints = final.parent
     for names in (checkpoints, checkpoints.parent):
         sync(names)
@@ -20,5 +21,5 @@ def _remove(directory):
         return
     grave = directory.parent / (".removed-" + directory.name)
     _delete(grave)
-    directory.rename(grave)
+    os.rename(directory, grave)
     _delete(grave)
