@@ -211,7 +211,7 @@ def test_from_the_first_stub_to_the_solution(tmp_path, capsys):
     code, text = course("check")
     assert code == 0 and "passed. Your functions were called" in text
     assert "+        scored = ~rewards.isnan()" in course("solution", "1")[1]
-    assert re.search(r"1  core +Group advantages +passed, 2 hints", course("status")[1])
+    assert re.search(r"1  core +Group advantages +passed, hints: 2", course("status")[1])
     (tmp_path / FIRST.file).write_text(solved + "\n# more\n")
     assert "changed since it passed" in course("status")[1]
     assert course("solution", "1", "--give-up")[0] == 0 and "gave up" in course("status")[1]
