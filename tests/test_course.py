@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT
@@ -13,6 +14,7 @@ from course import check, sandbox, stubs
 from course.__main__ import main
 from course.exercise import CORE, exercises
 from course.workspace import Workspace, digest, stub
+from tqdm import tqdm
 
 from nanoqwenlong.errors import DataError
 
@@ -160,6 +162,21 @@ def test_hostile_code_does_not_pass_and_the_reason_is_given(kind, monkeypatch):
     report = check.check(FIRST, text.replace(old, new))
     assert not report.passed and report.reason, report
     assert said in "\n".join(report.lines)
+
+
+def test_a_child_that_is_killed_cannot_keep_the_lock_of_the_console(tmp_path):
+    locks = tqdm.get_lock().locks                          # the console prints with tqdm, which takes them
+
+    def job(send):
+        tqdm.get_lock().acquire()
+        send("it has the lock")
+        time.sleep(60)
+
+    outcome = sandbox.run(job, tmp_path, 5)
+    assert outcome.events == ["it has the lock"] and outcome.ended.startswith("it did not finish in 5 seconds")
+    for lock in locks:
+        assert lock.acquire(timeout=1)
+        lock.release()
 
 
 def test_edited_tests_and_edited_sources_in_the_students_folder_change_nothing(tmp_path, monkeypatch):
