@@ -140,7 +140,7 @@ def sentence_of(law: Callable) -> str:
 
 def try_law(module: ModuleType, checks: ModuleType, law: Callable, place: Place) -> str:
     """'' if the law holds for random cases. Otherwise the smallest case for which it does not, and why."""
-    last, answer = {}, checks.answer
+    last, answer = dict(case={}, call={}, result=[]), checks.answer
 
     def look(case):
         last.update(case=case, call={}, result=[])
