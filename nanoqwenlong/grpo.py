@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 
 import torch
 from kernels import grpo_loss
@@ -87,8 +88,37 @@ def token_weights(rollouts: Mapping, loss: str, max_new_tokens: int) -> dict:
     return weights
 
 
+# What --correction takes. Sampler and trainer round differently, so they give a token different probabilities. A row
+# gives the factor of a token's loss from x, the trainer's probability over the sampler's, from the advantage, and from
+# the change, the probability now minus the sampler's.
+CORRECTIONS: dict[str, Callable] = {
+    "none": lambda x, advantages, change: torch.ones_like(x),
+    "tis": lambda x, advantages, change: x.clamp(max=2.0),
+    "mis": lambda x, advantages, change: x * (x >= 0.5) * (x <= 5.0),
+    "dppo": lambda x, advantages, change: x * (change * advantages.sign() <= 0.2),
+}
+
+
+def off_policy_factors(sampled: Tensor, old: Tensor, new: Tensor, advantages: Tensor, lengths: Sequence[int],
+                       correction: str = "none", max_drift: float = inf) -> Tensor:
+    """What each token's loss is multiplied by, because another policy sampled it: (N,), without a gradient.
+
+    Args:
+        sampled, old, new: (N,) the log-probs of the sampler, of the trainer before any update, and of the policy now.
+        lengths: tokens of each answer. They add up to N.
+        correction: a name in CORRECTIONS. tis: truncated importance sampling. mis: masked (IcePop, arXiv 2510.18855).
+            dppo: arXiv 2602.04879, the total variation of a binary choice.
+        max_drift: an answer with A < 0 gets 0 if the mean of old - new over its tokens is above this (DeepSeek-V3.2,
+            arXiv 2512.02556).
+    """
+    x = (old - sampled).clamp(-20, 20).exp()
+    factors = CORRECTIONS[correction](x, advantages, new.exp() - sampled.exp())
+    drifts = [answer.mean().expand_as(answer) for answer in (old - new).split(list(lengths))]
+    return factors.masked_fill((advantages < 0) & (torch.cat(drifts) > max_drift), 0.0)
+
+
 def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs=None, ref_logprobs=None, slices=(),
-               entropy_coef=0.0, **objective) -> Callable:
+               entropy_coef=0.0, correction="none", max_drift=inf, **objective) -> Callable:
     """The `loss(rows, logprobs, entropy)` of one group's answers, as group_pass.backward calls it.
 
     Args:
@@ -98,6 +128,7 @@ def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs=No
         old_logprobs, ref_logprobs: for each answer, the log-probs of its tokens. Without old_logprobs this is the
             first update on these answers: the ratio is 1, but its gradient is not 0.
         entropy_coef: weight of the mean entropy, which is subtracted from the loss.
+        correction, max_drift: of off_policy_factors.
         objective: clip_low, clip_high, dual_clip, kl_coef of kernels.grpo_loss.
     """
     completions = rollout.group.completions
@@ -125,8 +156,13 @@ def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs=No
         weight = spread(weights)
         advantages = spread(rollout.advantages)
 
+        factors = off_policy_factors(sampled, old, logprobs.detach(), advantages,
+                                     [len(completions[row].ids) for row in rows], correction, max_drift)
+
+        counted = weight != 0
+
         # 2. The loss of these tokens
-        value, counts = grpo_loss(logprobs, old, advantages, weight,
+        value, counts = grpo_loss(logprobs, old, advantages, torch.where(counted, weight * factors, 0.0),
                                   ref_logprobs=ref, entropy=entropy, **objective)
         if entropy_coef:
             bonus = (weight * entropy).sum()
@@ -134,6 +170,8 @@ def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs=No
 
         # 3. Report. One transfer from the device for all numbers
         gap = (old - sampled).abs().max()
+        counts["factors"] = factors[counted].sum()
+        counts["masked"] = (counted & (factors == 0)).sum()
         numbers = [gap, value.detach(), *counts.values()]
         gap, *numbers = torch.stack(numbers).tolist()
         for suffix in ("", *slices):
