@@ -54,8 +54,7 @@ def hint(args) -> None:
     for number, text in enumerate(hints[:shown], start=1):
         say(f"{number}. {text}")
     workspace.record(chosen, hints=shown)
-    if shown < len(hints):
-        say("(the same command shows one more)")
+    say(f"(hint {shown} of {len(hints)}{': the same command shows one more' if shown < len(hints) else ''})")
 
 
 def check(args) -> int:
@@ -71,7 +70,7 @@ def check(args) -> int:
 
 
 def run_check(workspace: Workspace, chosen: Exercise) -> bool:
-    say(f"== {chosen.number}. {chosen.title}")
+    say(f"== {chosen.number}. {chosen.title} (up to 20 seconds)")
     text = workspace.text(chosen)
     report = checker.check(chosen, text)
     say("\n".join(report.lines))
@@ -117,7 +116,7 @@ def status(args) -> None:
         entry = progress.get(str(each.number), {})
         notes = [workspace.state(each)]
         if entry.get("hints"):
-            notes.append(f"{entry['hints']} hints")
+            notes.append(f"hints: {entry['hints']}")
         if entry.get("gave_up"):
             notes.append("gave up")
         core = "core     " if each.number <= CORE else "extension"

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
+from unittest.mock import patch
 
 import hypothesis
 import torch
@@ -139,18 +140,25 @@ def sentence_of(law: Callable) -> str:
 
 def try_law(module: ModuleType, checks: ModuleType, law: Callable, place: Place) -> str:
     """'' if the law holds for random cases. Otherwise the smallest case for which it does not, and why."""
-    last = {}
+    last, answer = {}, checks.answer
 
     def look(case):
-        last.update(case=case)
+        last.update(case=case, call={}, result=[])
         call(law, module, case)
+
+    def noted(*values, **named):
+        last.update(call=dict(inspect.signature(answer).bind(*values, **named).arguments), result=["an error"])
+        last["result"] = [answer(*values, **named)]
+        return last["result"][0]
 
     try:
         search = hypothesis.settings(max_examples=CASES_PER_LAW, derandomize=True, **QUIET)
-        search(hypothesis.given(checks.CASES)(look))()
+        with patch.object(checks, "answer", noted):
+            search(hypothesis.given(checks.CASES)(look))()
         return ""
     except Exception as error:
-        return explanation(place.of(error), last.get("case", {}), module, checks, law)
+        case = {name: value for name, value in last["case"].items() if name in inspect.signature(law).parameters}
+        return explanation(place.of(error), case, last["call"], *last["result"])
 
 
 def call(function: Callable, module: ModuleType, case: dict):
@@ -159,19 +167,19 @@ def call(function: Callable, module: ModuleType, case: dict):
     return function(module, **{name: value for name, value in case.items() if name in names})
 
 
-def explanation(why: str, case: dict, module: ModuleType, checks: ModuleType, look: Callable | None = None) -> str:
-    """Why a case failed, the values of the case that `look` uses, and the student's result."""
-    used = inspect.signature(look or checks.answer).parameters
-    lines = [f"with {name} = {shown(value)}" for name, value in case.items() if name in used]
-    result = outcome_of(module, checks, case)
-    return "\n".join(filter(None, [why, *lines, f"your result: {shown(result)}"]))
+def explanation(why: str, case: dict, call: dict, *result) -> str:
+    """Why a case failed, and the call at which it was noticed, with the student's result."""
+    lines = [f"with {name} = {shown(value)}" for name, value in case.items()]
+    lines += [f"called with {name} = {shown(value)}" for name, value in call.items() if name != "m"
+              and (name not in case or case[name] is not value)]
+    return "\n".join([why, *lines, *(f"your result: {shown(value)}" for value in result)])
 
 
 def compare(module: ModuleType, checks: ModuleType, cases: list, place: Place) -> str:
     for case, expected in cases:
         got = outcome_of(module, checks, case)
         if not same(got, expected):
-            return explanation(f"ours gives {shown(expected)}", case, module, checks)
+            return explanation(f"ours gives {shown(expected)}", case, {}, got)
     return ""
 
 

@@ -7,8 +7,7 @@
 
     python course/micro_grpo.py --seed 0        prints a table after about 2 minutes on one core
 
-Each part names the file that does it properly. Shapes: P prompts with G answers each, B = P * G rows of up to T tokens,
-answers of up to N tokens, V words.
+Each part names the file that does it properly. Shapes: P prompts, G answers each, B = P * G, T or N tokens, V words.
 """
 
 import argparse

@@ -14,11 +14,14 @@ import select
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_COPIED = shutil.ignore_patterns("__pycache__", ".*", "runs", "*.egg-info", "build")
@@ -55,6 +58,8 @@ def run(job: Callable[[Callable], None], copy: Path, seconds: float, gigabytes: 
     child = os.fork()
     if child == 0:
         os.close(reader)
+        signal.alarm(int(seconds) + 10)                                        # if the parent is killed meanwhile
+        tqdm.set_lock(threading.RLock())                                       # else a killed child could keep ours
         _child(job, copy, writer, end, gigabytes)
     os.close(writer)
     data, in_time = _read(reader, time.monotonic() + seconds)
@@ -73,7 +78,7 @@ def run(job: Callable[[Callable], None], copy: Path, seconds: float, gigabytes: 
     if events and events[-1] == end:
         return Outcome(events[:-1], "", printed)
     if not in_time:
-        return Outcome(events, f"it did not finish in {seconds:.0f} seconds", printed)
+        return Outcome(events, f"it did not finish in {seconds:.0f} seconds (is the machine busy?)", printed)
     return Outcome(events, f"it ended the process with code {status}", printed)
 
 

@@ -12,17 +12,6 @@ from .exercise import Exercise, exercises
 from .sandbox import ROOT
 
 PROGRESS, LAUNCHER = "progress.json", "course.py"
-LAUNCH = '''"""Runs the course from this folder: python -m course --help"""
-
-import os
-import runpy
-import sys
-
-PROJECT = os.environ.get("NANOQWENLONG", {root!r})      # where nanoqwenlong is
-
-sys.path.insert(0, PROJECT)
-runpy.run_module("course", run_name="__main__", alter_sys=True)
-'''
 
 
 class Workspace:
@@ -45,8 +34,9 @@ class Workspace:
             raise ConfigError(f"{directory} lies in the project: choose a folder outside of it")
         directory.mkdir(parents=True, exist_ok=True)
         texts = {each.file: stub(each) for each in exercises().values()}
-        texts[LAUNCHER] = LAUNCH.format(root=str(ROOT))
-        texts["AGENTS.md"] = (ROOT / "docs/course/AGENTS.md").read_text(encoding="utf-8")
+        for name, given in ((LAUNCHER, "launcher.py"), ("AGENTS.md", "AGENTS.md")):
+            text = (ROOT / "docs/course" / given).read_text(encoding="utf-8")
+            texts[name] = text.replace('"where the project is"', repr(str(ROOT)))
         texts[PROGRESS] = "{}\n"
         new = []
         for name, text in texts.items():

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT
@@ -13,6 +14,7 @@ from course import check, sandbox, stubs
 from course.__main__ import main
 from course.exercise import CORE, exercises
 from course.workspace import Workspace, digest, stub
+from tqdm import tqdm
 
 from nanoqwenlong.errors import DataError
 
@@ -46,10 +48,10 @@ def broken_law(exercise, module, place) -> str:
     return ""
 
 
-# Those beyond the core take longer: their wrong solutions are tried in the full suite
-core_first = pytest.mark.parametrize("exercise", [
-    pytest.param(each, marks=[pytest.mark.full] if each.number > CORE else []) for each in ALL],
-    ids=[each.file for each in ALL])
+# The full suite tries as many cases as the check of a student's file, also for the exercises beyond the core
+few_or_all_cases = pytest.mark.parametrize("exercise, cases", [
+    *(pytest.param(each, 20, id=each.file) for each in ALL[:CORE]),
+    *(pytest.param(each, 60, id=f"{each.file}-all", marks=pytest.mark.full) for each in ALL)])
 
 
 # Every exercise
@@ -61,8 +63,10 @@ def test_the_stub_breaks_a_law_and_our_solution_does_not(exercise, monkeypatch):
     assert broken_law(exercise, *module_with(exercise, ours(exercise))) == ""
 
 
-@core_first
-def test_every_wrong_solution_is_rejected_by_the_laws_and_named(exercise):
+@few_or_all_cases
+def test_every_wrong_solution_is_rejected_by_the_laws_and_named(exercise, cases, monkeypatch):
+    assert check.CASES_PER_LAW == 60
+    monkeypatch.setattr(check, "CASES_PER_LAW", cases)
     names = [name for name, *_ in exercise.checks.WRONG]
     assert len(names) >= 3 and len(set(names)) == len(names)
     for name, old, new in exercise.checks.WRONG:
@@ -162,6 +166,21 @@ def test_hostile_code_does_not_pass_and_the_reason_is_given(kind, monkeypatch):
     assert said in "\n".join(report.lines)
 
 
+def test_a_child_that_is_killed_cannot_keep_the_lock_of_the_console(tmp_path):
+    locks = tqdm.get_lock().locks                          # the console prints with tqdm, which takes them
+
+    def job(send):
+        tqdm.get_lock().acquire()
+        send("it has the lock")
+        time.sleep(60)
+
+    outcome = sandbox.run(job, tmp_path, 2)
+    assert outcome.events == ["it has the lock"] and outcome.ended.startswith("it did not finish in 2 seconds")
+    for lock in locks:
+        assert lock.acquire(timeout=1)
+        lock.release()
+
+
 def test_edited_tests_and_edited_sources_in_the_students_folder_change_nothing(tmp_path, monkeypatch):
     """The student's folder is never imported, although it is the current one."""
     workspace, _ = Workspace.start(tmp_path)
@@ -211,7 +230,7 @@ def test_from_the_first_stub_to_the_solution(tmp_path, capsys):
     code, text = course("check")
     assert code == 0 and "passed. Your functions were called" in text
     assert "+        scored = ~rewards.isnan()" in course("solution", "1")[1]
-    assert re.search(r"1  core +Group advantages +passed, 2 hints", course("status")[1])
+    assert re.search(r"1  core +Group advantages +passed, hints: 2", course("status")[1])
     (tmp_path / FIRST.file).write_text(solved + "\n# more\n")
     assert "changed since it passed" in course("status")[1]
     assert course("solution", "1", "--give-up")[0] == 0 and "gave up" in course("status")[1]
@@ -247,19 +266,20 @@ def test_the_demo_runs_what_has_passed_and_other_functions_have_other_runs(tmp_p
 
 
 def test_a_teacher_grades_folders_in_every_state(tmp_path, capsys):
-    folders = {"passed": ours(FIRST), "not passed": ours(FIRST).replace("(count - 1)", "count"),
-               "not started": stub(FIRST), "missing": None}
+    ranked = ALL[4]                                            # its check is quick
+    folders = {"passed": ours(ranked), "not passed": ours(ranked).replace("side[:len(g)]", "side"),
+               "not started": stub(ranked), "missing": None}
     for name, text in folders.items():
         Workspace.start(tmp_path / name)
-        (tmp_path / name / FIRST.file).unlink()
+        (tmp_path / name / ranked.file).unlink()
         if text is not None:
-            (tmp_path / name / FIRST.file).write_text(text, encoding="utf-8")
+            (tmp_path / name / ranked.file).write_text(text, encoding="utf-8")
     capsys.readouterr()
     assert main(["grade", "--json", *(str(tmp_path / name) for name in folders)]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    first = [row for row in rows if row["exercise"] == 1]
-    assert [row["result"] for row in first] == list(folders) and len(rows) == len(folders) * len(ALL)
-    assert first[1]["reason"] == "With scale, the squares of a group's advantages sum to G - 1"
+    found = [row for row in rows if row["exercise"] == ranked.number]
+    assert [row["result"] for row in found] == list(folders) and len(rows) == len(folders) * len(ALL)
+    assert found[1]["reason"] == "For k gold items, NDCG does not look beyond the first k places of the answer"
 
 
 # The notebook

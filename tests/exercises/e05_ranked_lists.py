@@ -57,11 +57,20 @@ def added_items_cost(m, gold):
     assert first[0] < 1 and first[1] < 1 and last[1] < 1
 
 
-LAWS = (bounds, a_swap_never_helps, repeating_never_helps, early_places_count_more, pairs_by_hand, added_items_cost)
+def late_items_earn_nothing(m, gold):
+    """For k gold items, NDCG does not look beyond the first k places of the answer"""
+    assert answer(m, [*(["wool"] * len(gold)), *gold], gold)[0] == 0
+
+
+LAWS = (bounds, a_swap_never_helps, repeating_never_helps, early_places_count_more, pairs_by_hand, added_items_cost,
+        late_items_earn_nothing)
 WRONG = (
     ("the ideal has the length of the answer instead of all gold items", "dcg(a) / dcg(g) if g else 0.0",
      "dcg(a) / max(dcg(g[:len(a)]), 1e-9) if g else 0.0"),
     ("the discount of the first place is log2(1) = 0, replaced by 1", "log2(place + 2)", "max(1, log2(place + 1))"),
+    ("the gain of an item is 2^worth - 1 instead of its worth", "worth.get(item, 0) / log2",
+     "(2 ** worth.get(item, 0) - 1) / log2"),
+    ("all places of the answer count instead of the first k", "enumerate(side[:len(g)])", "enumerate(side)"),
     ("all gold items are worth the same", "{item: len(g) - place for", "{item: 1 for"),
     ("pairs with items that are not gold ones are not counted", "comb(len(set(a) | set(g)), 2)", "comb(len(g), 2)"),
     ("pairs in the wrong order are counted", "num_right += bisect(before, place[item])",

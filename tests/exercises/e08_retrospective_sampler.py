@@ -38,7 +38,9 @@ def counts(m, own, rewards, fraction, n, seed):
     """A batch has the reserved number of hard examples, or all if there are fewer, and the rest are the phase's own"""
     num_hard = min(int(fraction * n + 0.5), sum(value <= 0.5 for value in rewards))
     for batch in answer(m, own, rewards, fraction, n, seed):
-        assert Counter(key[0] for key in batch) == Counter(b=min(n - num_hard, own), a=num_hard)
+        came = Counter("phase 1" if key[0] == "a" else "own" for key in batch)
+        assert came == Counter({"own": min(n - num_hard, own), "phase 1": num_hard}), (
+            f"{batch} has {dict(came)} for n = {n}, {min(n - num_hard, own)} own and {num_hard} hard ones are expected")
         assert len(set(batch)) == len(batch), "an example came twice in one batch"
 
 
@@ -74,12 +76,14 @@ def solved_ones_stay_away(m, own, n):
     assert "a0" not in made.draw(made.phases[1], n)
 
 
-LAWS = (counts, only_hard_ones_return, harder_ones_come_more_often, state_decides, solved_ones_stay_away)
+LAWS = (only_hard_ones_return, counts, harder_ones_come_more_often, state_decides, solved_ones_stay_away)
 WRONG = (
     ("the difficulty is the mean reward itself, so easy ones come more often", "list(map(self.difficulty, hard))",
      "[self.mean_rewards[key] + 1e-9 for key in hard]"),
     ("the difficulty has no floor, so an example that nobody solved has an infinite weight",
      "max(self.mean_rewards[example_id], self.floor)", "self.mean_rewards[example_id]"),
+    ("reserved places stay empty if there are too few hard examples", "phase.number, n - len(chosen))",
+     "phase.number, n - self.num_reserved(n))"),
     ("an example can be drawn twice for one batch", "hard.remove(example_id)", "pass"),
     ("examples that were never seen count as hard", ".get(example_id, math.inf)", ".get(example_id, 0.0)"),
     ("the examples of the phase itself and of later ones can return", "for number in range(1, phase.number):",
