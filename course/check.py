@@ -147,7 +147,7 @@ def try_law(module: ModuleType, checks: ModuleType, law: Callable, place: Place)
         call(law, module, case)
 
     def noted(*values, **named):
-        last.update(call=dict(inspect.signature(answer).bind(*values, **named).arguments), result=["an error"])
+        last.update(call=dict(inspect.signature(answer).bind(*values, **named).arguments), result=[])
         last["result"] = [answer(*values, **named)]
         return last["result"][0]
 

@@ -27,8 +27,8 @@ HEADER = '''"""Exercise {number}: {title}
 Read first:  python -m course show {number}
 Check with:  python -m course check {number}
 
-The check puts the functions below into {file}, in place of ours. Everything else in that file is there
-for you to use. You may add imports, functions and constants.
+The check puts the functions below into {file}, in place of ours.
+Everything else in that file is there for you to use. You may add imports, functions and constants.
 """
 
 '''
