@@ -71,8 +71,8 @@ class Config(Settings, Rows):
     updates_per_step: int = fixed(2, least=1)  # optimizer steps per rollout
     old_logprobs: Literal["rollout", "recompute"] = "rollout"  # used from the second update on: the sampler's, or
                                         # computed again before the first update
-    correction: Literal["auto", "none", "tis", "mis", "dppo"] = "auto"  # for what sampler and trainer differ in, as in
-                                        # grpo.CORRECTIONS. auto: tis if the model computes in bfloat16, else none
+    correction: Literal["auto", "none", "tis", "mis", "dppo"] = "auto"  # for what sampler and trainer differ in:
+                                        # correction.py. auto: tis if the model computes in bfloat16, else none
     max_drift: float = 0.0              # an answer worse than its group is left out of later updates if its tokens'
                                         # log-probs fell by more than this on average. 0: none is
     clip_low: float = 0.2

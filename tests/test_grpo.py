@@ -18,9 +18,10 @@ from nanoqwenlong.advantages import (
     tmn_advantages,
     with_advantages,
 )
+from nanoqwenlong.correction import CORRECTIONS, off_policy_factors
 from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.generate import Generator
-from nanoqwenlong.grpo import CORRECTIONS, group_loss, num_refills, off_policy_factors, overlong_penalty, token_weights
+from nanoqwenlong.grpo import group_loss, num_refills, overlong_penalty, token_weights
 from nanoqwenlong.records import Completion, Example, Group, Rollout, Score
 
 NAN = float("nan")
