@@ -127,23 +127,27 @@ def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs=No
         ref = per_token(ref_logprobs) if ref_logprobs else None
         weight = spread(weights)
         advantages = spread(rollout.advantages)
-
-        factors = off_policy_factors(sampled, old, logprobs.detach(), advantages,
-                                     [len(completions[row].ids) for row in rows], correction, max_drift)
-
         counted = weight != 0
 
-        # 2. The loss of these tokens
-        value, counts = grpo_loss(logprobs, old, advantages, torch.where(counted, weight * factors, 0.0),
+        # 2. Correct for the difference between this policy and the one that sampled
+        answer_lengths = [rollout.group.lengths[row] for row in rows]
+        new = logprobs.detach()
+        factors = off_policy_factors(sampled, old, new, advantages,
+                                     answer_lengths, correction, max_drift)
+        corrected = torch.where(counted, weight * factors, 0.0)
+
+        # 3. The loss of these tokens
+        value, counts = grpo_loss(logprobs, old, advantages, corrected,
                                   ref_logprobs=ref, entropy=entropy, **objective)
         if entropy_coef:
             bonus = (weight * entropy).sum()
             value = value - entropy_coef * bonus
 
-        # 3. Report. One transfer from the device for all numbers
+        # 4. Report. One transfer from the device for all numbers
         gap = (old - sampled).abs().max()
         counts["factors"] = factors[counted].sum()
-        counts["masked"] = (counted & (factors == 0)).sum()
+        masked = counted & (factors == 0)
+        counts["masked"] = masked.sum()
         numbers = [gap, value.detach(), *counts.values()]
         gap, *numbers = torch.stack(numbers).tolist()
         for suffix in ("", *slices):
