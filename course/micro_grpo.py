@@ -5,7 +5,7 @@
     RL phase I      answers questions about short documents, and learns from rewards alone
     RL phase II     the same with long documents, and with the short ones that are still hard
 
-    python course/micro_grpo.py --seed 0        prints a table after about 2 minutes on one core
+    python course/micro_grpo.py --seed 0        prints a table after 2 to 3 minutes on one core
 
 Each part names the file that does it properly. Shapes: P prompts, G answers each, B = P * G, T or N tokens, V words.
 """
