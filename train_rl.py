@@ -71,6 +71,10 @@ class Config(Settings, Rows):
     updates_per_step: int = fixed(2, least=1)  # optimizer steps per rollout
     old_logprobs: Literal["rollout", "recompute"] = "rollout"  # used from the second update on: the sampler's, or
                                         # computed again before the first update
+    correction: Literal["auto", "none", "tis", "mis", "dppo"] = "auto"  # for what sampler and trainer differ in:
+                                        # correction.py. auto: tis if the model computes in bfloat16, else none
+    max_drift: float = 0.0              # an answer worse than its group is left out of later updates if its tokens'
+                                        # log-probs fell by more than this on average. 0: none is
     clip_low: float = 0.2
     clip_high: float = 0.28
     dual_clip: float = 0.0              # upper bound of the ratio for tokens of bad answers (GoLongRL: 3). 0: no bound
@@ -139,7 +143,9 @@ def train(cfg: Config, run: Run) -> None:
                     eos_ids=tokenizer.eos_ids)
     scoring = dict(temperature=cfg.temperature, max_tokens=cfg.max_tokens)
     group_loss = partial(grpo.group_loss, clip_low=cfg.clip_low, clip_high=cfg.clip_high, kl_coef=cfg.kl_coef,
-                         dual_clip=cfg.dual_clip or math.inf, entropy_coef=cfg.entropy_coef)
+                         dual_clip=cfg.dual_clip or math.inf, entropy_coef=cfg.entropy_coef,
+                         correction=cfg.correction.replace("auto", "tis" if run.dtype.itemsize < 4 else "none"),
+                         max_drift=cfg.max_drift or math.inf)
     states = {"sampler": sampler, "math": verifier} | ({"judge": judge} if judge else {})
     run.begin(model, tokenizer, optimizer, **states)
     say(plan.words(plan.of_run(cfg, model.config, sampler.largest_draw(cfg.prompts_per_step), longest_prompt,

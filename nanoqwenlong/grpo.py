@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 
 import torch
 from kernels import grpo_loss
 
+from .correction import off_policy_factors
 from .errors import choose
 from .records import Rollout
 
@@ -88,7 +90,7 @@ def token_weights(rollouts: Mapping, loss: str, max_new_tokens: int) -> dict:
 
 
 def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs=None, ref_logprobs=None, slices=(),
-               entropy_coef=0.0, **objective) -> Callable:
+               entropy_coef=0.0, correction="none", max_drift=inf, **objective) -> Callable:
     """The `loss(rows, logprobs, entropy)` of one group's answers, as group_pass.backward calls it.
 
     Args:
@@ -98,6 +100,7 @@ def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs=No
         old_logprobs, ref_logprobs: for each answer, the log-probs of its tokens. Without old_logprobs this is the
             first update on these answers: the ratio is 1, but its gradient is not 0.
         entropy_coef: weight of the mean entropy, which is subtracted from the loss.
+        correction, max_drift: of off_policy_factors.
         objective: clip_low, clip_high, dual_clip, kl_coef of kernels.grpo_loss.
     """
     completions = rollout.group.completions
@@ -124,16 +127,27 @@ def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs=No
         ref = per_token(ref_logprobs) if ref_logprobs else None
         weight = spread(weights)
         advantages = spread(rollout.advantages)
+        counted = weight != 0
 
-        # 2. The loss of these tokens
-        value, counts = grpo_loss(logprobs, old, advantages, weight,
+        # 2. Correct for the difference between this policy and the one that sampled
+        answer_lengths = [rollout.group.lengths[row] for row in rows]
+        new = logprobs.detach()
+        factors = off_policy_factors(sampled, old, new, advantages,
+                                     answer_lengths, correction, max_drift)
+        corrected = torch.where(counted, weight * factors, 0.0)
+
+        # 3. The loss of these tokens
+        value, counts = grpo_loss(logprobs, old, advantages, corrected,
                                   ref_logprobs=ref, entropy=entropy, **objective)
         if entropy_coef:
             bonus = (weight * entropy).sum()
             value = value - entropy_coef * bonus
 
-        # 3. Report. One transfer from the device for all numbers
+        # 4. Report. One transfer from the device for all numbers
         gap = (old - sampled).abs().max()
+        counts["factors"] = factors[counted].sum()
+        masked = counted & (factors == 0)
+        counts["masked"] = masked.sum()
         numbers = [gap, value.detach(), *counts.values()]
         gap, *numbers = torch.stack(numbers).tolist()
         for suffix in ("", *slices):

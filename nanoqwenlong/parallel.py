@@ -37,6 +37,7 @@ def start(device: str, timeout_minutes: float) -> str:
     if on_gpu and size() > 1:
         device = f"cuda:{dist.get_node_local_rank(fallback_rank=rank())}"
     require_device(device)
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False          # sums in float32
     return device
 
 

@@ -18,6 +18,7 @@ from nanoqwenlong.advantages import (
     tmn_advantages,
     with_advantages,
 )
+from nanoqwenlong.correction import CORRECTIONS, off_policy_factors
 from nanoqwenlong.errors import ConfigError
 from nanoqwenlong.generate import Generator
 from nanoqwenlong.grpo import group_loss, num_refills, overlong_penalty, token_weights
@@ -359,6 +360,65 @@ def test_each_papers_denominator_and_the_entropy_bonus(model, groups, kind, entr
         for name in expected:
             assert (found[name] - expected[name]).abs().max() <= 1e-12 * expected[name].abs().max(), name
         assert abs(sums["loss"] - values["loss"]) <= 1e-12
+
+
+# For what sampler and trainer differ in
+
+@pytest.mark.parametrize("correction, sampler, trainer, now, advantage, factor", [
+    ("none", 0.1, 0.9, 0.9, 1, 1),
+    ("tis", 0.2, 0.3, 0.3, 1, 1.5), ("tis", 0.1, 0.3, 0.3, 1, 2), ("tis", 0.1, 0.3, 0.3, -1, 2),
+    ("tis", 0.8, 0.2, 0.2, 1, 0.25),
+    ("mis", 0.1, 0.3, 0.3, 1, 3), ("mis", 0.1, 0.6, 0.6, 1, 0), ("mis", 0.5, 0.2, 0.2, -1, 0),
+    ("mis", 0.4, 0.3, 0.3, -1, 0.75),
+    ("dppo", 0.1, 0.1, 0.29, 1, 1), ("dppo", 0.1, 0.1, 0.31, 1, 0), ("dppo", 0.1, 0.1, 0.9, -1, 1),
+    ("dppo", 0.5, 0.4, 0.31, -1, 0.8), ("dppo", 0.5, 0.4, 0.29, -1, 0), ("dppo", 0.5, 0.4, 0.1, 1, 0.8),
+    ("dppo", 0.01, 0.09, 0.09, 1, 9), ("dppo", 0.01, 0.3, 0.3, 1, 0)])
+def test_known_factors(correction, sampler, trainer, now, advantage, factor):
+    """The probabilities of one token: the sampler's, the trainer's before any update, and the one now."""
+    logs = torch.tensor([[sampler], [trainer], [now]], dtype=torch.float64).log()
+    found = off_policy_factors(*logs, torch.tensor([advantage]), [1], correction)
+    assert abs(found.item() - factor) <= 1e-12
+
+
+def test_bad_answers_that_drifted_are_left_out_as_a_whole():
+    old = torch.zeros(7, dtype=torch.float64)
+    new = -torch.tensor([0.9, 0.3, 0.6, 0.2, 0.2, 2.0, 2.0]).double()         # the means: 0.6, 0.2, 2
+    advantages = torch.tensor([-1.0, -1, -1, -1, -1, 1, 1]).double()
+    factors = off_policy_factors(old, old, new, advantages, [3, 2, 2], max_drift=0.5)
+    assert factors.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert off_policy_factors(old, old, new, advantages, [3, 2, 2]).tolist() == [1] * 7
+
+
+def test_the_factors_are_finite_for_any_log_probs():
+    sampled, old = torch.tensor([[-800.0, 0.0, -math.inf, -1.0], [0.0, -800.0, -1.0, -math.inf]])
+    for correction in CORRECTIONS:
+        assert off_policy_factors(sampled, old, old, torch.ones(4), [4], correction).isfinite().all()
+
+
+@pytest.mark.parametrize("correction", list(CORRECTIONS))
+def test_a_corrected_step_is_the_sum_of_its_tokens(model, groups, correction):
+    """The first update: -A factor grad log p of each token, over all tokens of the step. In any micro-batches."""
+    groups, advantages = [off_policy(group) for group in groups], group_advantages(REWARDS)
+    total, factors = 0.0, []
+    for group, row in zip(groups, advantages.tolist()):
+        for answer, advantage in zip(group.completions, row):
+            logits = model.logits(torch.tensor(group.prompt_ids + answer.ids))[len(group.prompt_ids) - 1:-1]
+            table = (logits / TEMPERATURE).log_softmax(-1)
+            for position, (token, sampled) in enumerate(zip(answer.ids, answer.logprobs)):
+                p, q = math.exp(table[position, token].item()), math.exp(sampled)
+                bad = p - q > 0.2 if advantage > 0 else p - q < -0.2
+                factors.append({"none": 1, "tis": min(p / q, 2), "mis": p / q if 0.5 <= p / q <= 5 else 0,
+                                "dppo": 0 if bad else p / q}[correction])
+                total = total - advantage * factors[-1] * table[position, token] / sum(g.num_tokens for g in groups)
+    model.zero_grad()
+    total.backward()
+    expected = gradient(model)
+    for max_tokens in (1, 40, 10**6):
+        found, sums = step(model, groups, advantages, True, max_tokens, correction=correction)
+        for name in expected:
+            assert (found[name] - expected[name]).abs().max() <= 1e-11 * expected[name].abs().max(), name
+        assert abs(sums["factors"] - sum(factors)) <= 1e-10 and sums["masked"] == factors.count(0)
+        assert sums["num_tokens"] + sums["masked"] == len(factors)
 
 
 @pytest.mark.parametrize("kind", ["dapo", "grpo", "dr_grpo"])

@@ -724,7 +724,8 @@ def test_reinforcement_learning_skips_an_update_too(in_tmp, toy_directory, monke
 # Too little memory
 
 MEMORY = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), MemoryError(),
-          RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried ...")]
+          RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+          RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")]
 
 
 def raising(error):
@@ -733,7 +734,7 @@ def raising(error):
     return fail
 
 
-@pytest.mark.parametrize("error", MEMORY, ids=["cuda", "python", "torch"])
+@pytest.mark.parametrize("error", MEMORY, ids=["cuda", "python", "torch", "cublas"])
 def test_too_little_memory_names_the_part_and_a_flag_that_helps(in_tmp, small, expected, monkeypatch, capsys, error):
     """The test follows each advice until there is no more."""
     assert sft(small, "--steps", 2) == 0

@@ -74,7 +74,7 @@ def budgets() -> list[tuple[str, float, float]]:
         ("reading list, tokens per code line", listed.tokens / listed.code_lines, 10),
         ("reading list, comprehensions per 100 code lines", 100 * listed.comprehensions / listed.code_lines, 6),
         ("docstrings, semicolons per 1,000 words", semicolons([*library, *kernels, *scripts]), 3),
-        ("nanoqwenlong, kernels, tools and scripts, lines", sum(lines.values()), 10_914),
+        ("nanoqwenlong, kernels, tools and scripts, lines", sum(lines.values()), 11_214),
         ("course, lines", sum(size_of(path).lines for path in ROOT.glob("course/**/*.py")), 1300)]
 
 

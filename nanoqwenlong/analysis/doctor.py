@@ -177,7 +177,8 @@ RULES = (                               # (name, check, sentence). For each name
      "--old-logprobs recompute"),
     ("rollout gap large", gap(0.2), "sampler and trainer differ by up to {0:.2g} in a token's log-prob (a ratio of "
      "{1:.2g}) before any update. bfloat16 rounds that much. Such a token was sampled with another probability than "
-     "the update assumes, so its gradient is biased; if the reward stalls or falls, try --dtype float32"),
+     "the update assumes, so without --correction its gradient is biased; if the reward stalls or falls, try "
+     "--correction mis, or --dtype float32"),
     ("groups all alike", alike, "in {0:.0%} of the groups all answers earned the same, so they teach nothing; {1}"))
 EXPLAINED_BY = {"nothing parsed": {"answers cut off"},
                 "groups all alike": {"answers cut off", "nothing parsed", "judge failing", "entropy collapsing"}}

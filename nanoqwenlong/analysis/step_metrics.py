@@ -130,6 +130,9 @@ def update_values(updates: Sequence[tuple[Counter, float]], learning_rate: float
     if with_kl:
         values["kl_trained"] = total["kl"] / num_tokens
     values |= {f"clip_ratio/{name}_mean": total[f"clipped_{name}"] / num_tokens for name in ("low", "high", "dual")}
+    num_weighed = total["num_tokens"] + total["masked"]
+    values |= {"correction/mean": total["factors"] / max(1, num_weighed),
+               "correction/masked": total["masked"] / max(1, num_weighed)}
     values |= {"updates": len(updates), "grad_norm": mean([norm for _, norm in updates] or [0.0]),
                "learning_rate": learning_rate, "rollout_gap": max([sums["gap"] for sums, _ in updates], default=0.0)}
     for suffix in [name.removeprefix("num_tokens") for name in total if name.startswith("num_tokens_by_")]:

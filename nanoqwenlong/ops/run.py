@@ -12,6 +12,7 @@ exit.json says how the last start ended. The same command resumes a run to the s
 import inspect
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -32,6 +33,9 @@ from .directory import Directory
 from .log import Log, progress
 from .precision import bfloat16_pays
 from .settings import computing_dtype
+
+# RuntimeErrors of torch on a CPU and of cuBLAS
+OUT_OF_MEMORY = re.compile("can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class Run:
@@ -237,8 +241,7 @@ class Run:
     def __exit__(self, kind, error, traceback) -> None:
         self.signal, self.unsaved = self.signal or "over", False               # from now on signals change nothing
         raised, error = error, parallel.lost_ranks(error) or error
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-                isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or OUT_OF_MEMORY.search(str(error)):
             error = errors.OutOfMemory(exits.memory_sentence(self.config, self.step, self.part_name, self.longest))
         try:
             if self.directory and self.directory.begun:
