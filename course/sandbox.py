@@ -58,9 +58,7 @@ def run(job: Callable[[Callable], None], copy: Path, seconds: float, gigabytes: 
     child = os.fork()
     if child == 0:
         os.close(reader)
-        signal.alarm(int(seconds) + 10)                                        # if the parent is killed meanwhile
-        tqdm.set_lock(threading.RLock())                                       # else a killed child could keep ours
-        _child(job, copy, writer, end, gigabytes)
+        _child(job, copy, writer, end, seconds, gigabytes)
     os.close(writer)
     data, in_time = _read(reader, time.monotonic() + seconds)
     try:
@@ -95,11 +93,13 @@ def _read(reader: int, deadline: float) -> tuple[bytes, bool]:
     return data, False
 
 
-def _child(job, copy: Path, writer: int, end: str, gigabytes: float) -> None:
+def _child(job, copy: Path, writer: int, end: str, seconds: float, gigabytes: float) -> None:
     """Set the limits, call the job, and never return."""
     code = 99
     try:
         os.setsid()
+        signal.alarm(int(seconds) + 10)                                        # if the parent is killed meanwhile
+        tqdm.set_lock(threading.RLock())                                       # else a killed child could keep ours
         output = os.open(copy / "printed.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)

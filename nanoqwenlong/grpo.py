@@ -120,8 +120,8 @@ def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs=No
             return chosen.repeat_interleave(lengths)
 
         # 1. Collect what each token needs
-        lengths = torch.tensor(rollout.group.lengths)[list(rows)]
-        lengths = lengths.to(logprobs.device)
+        answer_lengths = [len(completions[row].ids) for row in rows]
+        lengths = torch.tensor(answer_lengths, device=logprobs.device)
         sampled = per_token([answer.logprobs for answer in completions])
         old = per_token(old_logprobs) if old_logprobs else logprobs.detach()
         ref = per_token(ref_logprobs) if ref_logprobs else None
@@ -130,7 +130,6 @@ def group_loss(rollout: Rollout, weights: Tensor, sums: Counter, old_logprobs=No
         counted = weight != 0
 
         # 2. Correct for the difference between this policy and the one that sampled
-        answer_lengths = [rollout.group.lengths[row] for row in rows]
         new = logprobs.detach()
         factors = off_policy_factors(sampled, old, new, advantages,
                                      answer_lengths, correction, max_drift)

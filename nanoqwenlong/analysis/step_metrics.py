@@ -112,7 +112,7 @@ def kl_values(reference, rollouts: Sequence[Rollout], slices: Sequence[tuple[str
         for answer, ref in zip(completions, ref_logprobs):
             sampled = torch.tensor(answer.logprobs, dtype=torch.float64)
             d = (ref.double().cpu() - sampled).clamp(-20, 20)
-            k3 = float((d.exp() - d - 1).sum())
+            k3 = float((d.expm1() - d).sum())
             for suffix in ("", *slices[row]):
                 sums.update({f"kl{suffix}": k3, f"tokens{suffix}": len(answer.ids)})
     sums = parallel.reduce(sums)

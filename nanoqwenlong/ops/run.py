@@ -241,7 +241,8 @@ class Run:
     def __exit__(self, kind, error, traceback) -> None:
         self.signal, self.unsaved = self.signal or "over", False               # from now on signals change nothing
         raised, error = error, parallel.lost_ranks(error) or error
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or OUT_OF_MEMORY.search(str(error)):
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+                isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))):
             error = errors.OutOfMemory(exits.memory_sentence(self.config, self.step, self.part_name, self.longest))
         try:
             if self.directory and self.directory.begun:
