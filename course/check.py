@@ -29,6 +29,7 @@ from .exercise import Exercise
 SECONDS = 90                            # for everything
 CASES_PER_LAW, FRESH_CASES, PROBES = 60, 40, 60
 SHOWN = 1500                            # characters of a test's output
+SHORT_RUN = "--toy-examples 8 --phase-steps 1 1 --prompts-per-step 4 --group-size 4 --dtype float64 --name short"
 QUIET = dict(database=None, deadline=None, report_multiple_bugs=False, print_blob=False,
              suppress_health_check=list(hypothesis.HealthCheck),
              phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink])
@@ -55,7 +56,7 @@ def check(exercise: Exercise, text: str, seed: int | None = None) -> Report:
         copy = sandbox.copy_project(Path(directory))
         (copy / checks.FILE).write_text(theirs.text, encoding="utf-8")
         report = summary(sandbox.run(lambda send: job(send, exercise, theirs, fresh), copy, SECONDS))
-        if report.passed and checks.TRAIN:
+        if report.passed and checks.TRAIN is not None:
             report = with_training(report, exercise, theirs, copy)
     return report._replace(seconds=time.monotonic() - started)
 
@@ -104,7 +105,7 @@ def job(send: Callable, exercise: Exercise, theirs: stubs.Transplant, fresh: lis
     checks, place = exercise.checks, Place(exercise, theirs)
     module = importlib.import_module(stubs.module_of(checks.FILE))
     todo = [(sentence_of(law), lambda law=law: try_law(module, checks, law, place)) for law in checks.LAWS]
-    todo.append(("the results are ours, on fresh random inputs", lambda: compare(module, checks, fresh, place)))
+    todo.append(("the results are ours, on fresh random inputs", lambda: compare(module, checks, fresh)))
     todo.append(("the project's own tests pass", lambda: own_tests(checks.TESTS)))
     for sentence, work in todo:
         send({"begun": sentence, "calls": len(module.CALLS)})
@@ -175,7 +176,7 @@ def explanation(why: str, case: dict, call: dict, *result) -> str:
     return "\n".join([why, *lines, *(f"your result: {shown(value)}" for value in result)])
 
 
-def compare(module: ModuleType, checks: ModuleType, cases: list, place: Place) -> str:
+def compare(module: ModuleType, checks: ModuleType, cases: list) -> str:
     for case, expected in cases:
         got = outcome_of(module, checks, case)
         if not same(got, expected):
@@ -198,12 +199,12 @@ def own_tests(arguments: list[str]) -> str:
 
 
 def train(arguments: str) -> list:
-    """Runs train_rl.py in this process, in float64. Returns reward, loss and gradient norm of each step."""
+    """Runs train_rl.py in this process, SHORT_RUN with more arguments. Returns reward, loss, grad_norm of each step."""
     import train_rl
     from nanoqwenlong.ops import flags
-    words = [*arguments.split(), "--dtype", "float64", "--runs-dir", tempfile.mkdtemp(dir="."), "--name", "short"]
+    words = [*SHORT_RUN.split(), *arguments.split(), "--runs-dir", tempfile.mkdtemp(dir=".")]
     train_rl.main(flags.parse(train_rl.Config, words))
-    rows = [json.loads(line) for line in Path(words[-3], "short/metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(words[-1], "short/metrics.jsonl").read_text().splitlines()]
     return [[row[key] for key in ("reward", "loss", "grad_norm")] for row in rows]
 
 

@@ -10,7 +10,7 @@ file has a title as its docstring, and these names:
     LAWS    functions law(m, ...), likewise, which raise AssertionError. The docstring is the law in one sentence
     WRONG   typical wrong solutions: (what is wrong, old text, new text) changes the old text of FILE
     TESTS   arguments of pytest: the project's own tests of these functions
-    TRAIN   arguments of train_rl.py for a short run with the functions, or None
+    TRAIN   more arguments of train_rl.py for check.SHORT_RUN with the functions. None: there is no such run
 
 It must not import the project at its top: m is another copy of it.
 """

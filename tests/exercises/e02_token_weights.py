@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 FILE = "nanoqwenlong/grpo.py"
 WRITE = ("token_weights",)
 TESTS = ["tests/test_grpo.py", "-k", "denominator or unscorable_answer or add_up"]
-TRAIN = "--toy-examples 8 --phase-steps 1 1 --prompts-per-step 4 --group-size 4"
+TRAIN = ""
 
 answers = st.lists(st.tuples(st.integers(1, 9), st.sampled_from([0.0, 1.0, None])), min_size=2, max_size=4)
 CASES = st.fixed_dictionaries({"groups": st.lists(answers, min_size=1, max_size=4),

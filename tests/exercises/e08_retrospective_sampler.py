@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 FILE = "nanoqwenlong/curriculum.py"
 WRITE = ("RetrospectiveSampler.difficulty", "RetrospectiveSampler.hard_examples", "RetrospectiveSampler.draw")
 TESTS = ["tests/test_curriculum.py", "-k", "not largest and not 10000"]
-TRAIN = "--toy-examples 8 --phase-steps 1 1 --prompts-per-step 4 --group-size 4 --retro-fraction 0.5"
+TRAIN = "--retro-fraction 0.5"
 
 reward = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
 CASES = st.fixed_dictionaries({"own": st.integers(2, 6), "rewards": st.lists(reward, min_size=1, max_size=6),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 FILE = "nanoqwenlong/group_pass.py"
 WRITE = ("backward",)
 TESTS = ["tests/test_group_pass.py", "-k", "order_of or microbatch or stem_runs_once or no_branches or where_the_stem"]
-TRAIN = "--toy-examples 8 --phase-steps 1 1 --prompts-per-step 4 --group-size 4"
+TRAIN = ""
 
 lengths = st.lists(st.integers(1, 4), min_size=1, max_size=3)
 CASES = st.fixed_dictionaries({"stem": st.integers(0, 4), "lengths": lengths, "seed": st.integers(0, 99),

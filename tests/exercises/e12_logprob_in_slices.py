@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 FILE = "kernels/logprob.py"
 WRITE = ("statistics_plain", "gradient_plain", "merge")
 TESTS = ["tests/test_kernels.py", "-k", "blocks_of or known_answers or linear_logprob_passes"]
-TRAIN = "--toy-examples 8 --phase-steps 1 1 --prompts-per-step 4 --group-size 4 --temperature 0.9"
+TRAIN = "--temperature 0.9"
 
 cuts = st.lists(st.integers(2, 8), max_size=2, unique=True)
 CASES = st.fixed_dictionaries({"seed": st.integers(0, 999), "cuts": cuts, "size": st.sampled_from([1.0, 800.0]),

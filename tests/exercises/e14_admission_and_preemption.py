@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 FILE = "nanoqwenlong/engine/schedule.py"
 WRITE = ("Schedule.admit", "Schedule._make_room", "Schedule._preempt")
 TESTS = ["tests/test_schedule.py", "-k", "not random_schedules"]
-TRAIN = "--toy-examples 8 --phase-steps 1 1 --prompts-per-step 4 --group-size 4 --kv-blocks 24"
+TRAIN = "--kv-blocks 24"
 
 prompt = st.tuples(st.integers(1, 6), st.lists(st.integers(1, 6), min_size=1, max_size=3))
 CASES = st.fixed_dictionaries({"prompts": st.lists(prompt, min_size=1, max_size=3), "spare": st.integers(0, 6),
